@@ -1,0 +1,169 @@
+"""Data sets by name: which layout a name has, where it lies below the data root, how many images are published.
+
+One module per layout (`imagefolder`, `stl10`, ...), each with `read(root, split) -> ImageSplit`. Paths never enter an
+identity; the manifest hash over (name, size, label) does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from PIL import Image
+
+from core.errors import DataError, nearest
+from core.images import decode_rgb, open_rgb, read_bytes
+
+
+class ImageSource(Protocol):
+    """Where the pixels of a split come from."""
+
+    def __len__(self) -> int: ...
+    def name(self, index: int) -> str: ...
+    def size(self, index: int) -> int: ...
+    def pil(self, index: int) -> Image.Image: ...
+    def rgb(self, index: int) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files below a folder."""
+
+    root: Path
+    paths: tuple[str, ...]  # relative to root, with forward slashes
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """The path relative to the root."""
+        return self.paths[index]
+
+    def size(self, index: int) -> int:
+        """Bytes on disk."""
+        return (self.root / self.paths[index]).stat().st_size
+
+    def pil(self, index: int) -> Image.Image:
+        """Pillow image in mode RGB, for evaluation. Raises CorruptImage."""
+        path = self.root / self.paths[index]
+        return open_rgb(read_bytes(path), str(path))
+
+    def rgb(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8, decoded fast, for pretraining. Raises CorruptImage."""
+        path = self.root / self.paths[index]
+        return decode_rgb(read_bytes(path), str(path))
+
+
+@dataclass(frozen=True)
+class ImageSplit:
+    """One split of a labelled (or unlabelled) image data set."""
+
+    dataset: str
+    split: str
+    source: ImageSource
+    labels: np.ndarray | None  # (N,) int64
+    classes: tuple[str, ...]
+    _manifest: list[str] = field(default_factory=list, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def manifest_sha256(self) -> str:
+        """SHA-256 over the sorted (name, size, label) of all items: cheap, and blind to where the data lie."""
+        if not self._manifest:
+            labels = self.labels if self.labels is not None else [-1] * len(self)
+            rows = sorted(f"{self.source.name(i)}\t{self.source.size(i)}\t{labels[i]}" for i in range(len(self)))
+            self._manifest.append(hashlib.sha256("\n".join(rows).encode()).hexdigest())
+        return self._manifest[0]
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a data set by its name."""
+
+    layout: str
+    train: str
+    test: str
+    counts: Mapping[str, int]  # published numbers of images and classes
+    source: str
+
+
+KNOWN: dict[str, DatasetInfo] = {
+    "imagenet": DatasetInfo(
+        "imagefolder",
+        "train",
+        "val",
+        {"train": 1_281_167, "val": 50_000, "classes": 1000},
+        "ILSVRC 2012, https://image-net.org",
+    ),
+    "imagenet100": DatasetInfo(
+        "imagefolder", "train", "val", {"val": 5_000, "classes": 100}, "100 classes of ILSVRC 2012, by class list"
+    ),
+    "stl10": DatasetInfo(
+        "stl10",
+        "train",
+        "test",
+        {"train": 5_000, "test": 8_000, "unlabeled": 100_000, "classes": 10},
+        "STL-10 binary files, https://cs.stanford.edu/~acoates/stl10",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class DataPlaces:
+    """Where data sets lie: `<root>/<name>` unless given by name."""
+
+    root: Path | None = None
+    named: Mapping[str, Path] = field(default_factory=dict)
+
+    def of(self, name: str) -> Path | None:
+        """The folder of a data set, or None when nothing was said of it."""
+        if name in self.named:
+            return Path(self.named[name])
+        return Path(self.root) / name if self.root is not None else None
+
+
+def info(name: str) -> DatasetInfo:
+    """What is known of a data set; DataError with the nearest name otherwise."""
+    if name not in KNOWN:
+        raise DataError(f"unknown data set '{name}'{nearest(name, KNOWN)}")
+    return KNOWN[name]
+
+
+def missing(name: str, places: DataPlaces) -> str | None:
+    """Why the data set cannot be read, or None."""
+    root = places.of(name)
+    if root is None:
+        return f"no place given for '{name}': use --data-root DIR or --data {name}=DIR"
+    if not root.is_dir():
+        return f"no folder {root} ({info(name).source})"
+    return None
+
+
+def load(name: str, split: Literal["train", "test"] | str, places: DataPlaces) -> ImageSplit:
+    """The split of a data set; `train` and `test` are the ones its protocols use, any other is the layout's own name.
+
+    Raises:
+        DataError: absent, half there or empty.
+    """
+    known = info(name)
+    reason = missing(name, places)
+    if reason:
+        raise DataError(reason)
+    layout = importlib.import_module(f"core.datasets.{known.layout}")
+    own_name = {"train": known.train, "test": known.test}.get(split, split)
+    return layout.read(places.of(name), own_name, dataset=name)
+
+
+def is_published(name: str, splits: Mapping[str, ImageSplit]) -> bool:
+    """Whether the splits have exactly the published numbers of images and classes."""
+    counts = info(name).counts
+    by_own_name = {split.split: split for split in splits.values()}
+    return all(len(split) == counts.get(own, len(split)) for own, split in by_own_name.items()) and all(
+        len(split.classes) == counts["classes"] for split in by_own_name.values()
+    )

@@ -1,0 +1,75 @@
+"""STL-10's binary files: `<root>/stl10_binary/{train,test,unlabeled}_X.bin`, labels in `*_y.bin`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from core.datasets import ImageSplit
+from core.errors import DataError
+
+_BYTES = 3 * 96 * 96
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    array: np.ndarray  # (N, 3, 96, 96) uint8, columns first, memory-mapped
+    split: str
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def name(self, index: int) -> str:
+        return f"{self.split}/{index}"
+
+    def size(self, index: int) -> int:
+        return _BYTES
+
+    def rgb(self, index: int) -> np.ndarray:
+        return np.ascontiguousarray(self.array[index].transpose(2, 1, 0))  # stored column by column
+
+    def pil(self, index: int) -> Image.Image:
+        return Image.fromarray(self.rgb(index))
+
+
+def read(root: Path, split: str, *, dataset: str = "stl10") -> ImageSplit:
+    """`train`, `test`, `unlabeled`, or `train+unlabeled` (what STL-10's own protocol pretrains on).
+
+    Raises:
+        DataError: a file is missing or its size is not a whole number of images.
+    """
+    if split == "train+unlabeled":
+        parts = [_pixels(Path(root), part) for part in ("train", "unlabeled")]
+        return ImageSplit(dataset, split, _Pixels(np.concatenate(parts), split), None, _classes(Path(root)))
+    array = _pixels(Path(root), split)
+    labels = None
+    if split != "unlabeled":
+        file = _binary(Path(root)) / f"{split}_y.bin"
+        if not file.exists() or file.stat().st_size != len(array):
+            raise DataError(f"{file}: expected {len(array)} labels, one byte each")
+        labels = np.fromfile(file, np.uint8).astype(np.int64) - 1
+        if labels.min() < 0 or labels.max() > 9:
+            raise DataError(f"{file}: labels outside 1 to 10")
+    return ImageSplit(dataset, split, _Pixels(array, split), labels, _classes(Path(root)))
+
+
+def _binary(root: Path) -> Path:
+    return root / "stl10_binary" if (root / "stl10_binary").is_dir() else root
+
+
+def _pixels(root: Path, split: str) -> np.ndarray:
+    file = _binary(root) / f"{split}_X.bin"
+    if not file.exists():
+        raise DataError(f"{file}: no such file")
+    size = file.stat().st_size
+    if size == 0 or size % _BYTES:
+        raise DataError(f"{file}: {size} bytes is not a whole number of 96x96 images ({_BYTES} bytes each): cut short?")
+    return np.memmap(file, np.uint8, "r").reshape(-1, 3, 96, 96)
+
+
+def _classes(root: Path) -> tuple[str, ...]:
+    file = _binary(root) / "class_names.txt"
+    return tuple(file.read_text().split()) if file.exists() else tuple(str(i) for i in range(1, 11))

@@ -1,0 +1,137 @@
+"""Ranks, differentiable all-reduce and synchronised BatchNorm. The only file that sets up torch.distributed."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def rank() -> int:
+    """This process's number in the job, 0 outside a job."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of processes in the job, 1 outside a job."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and speaks."""
+    return rank() == 0
+
+
+def init() -> torch.device:
+    """Join the job that torchrun's environment describes (NCCL on GPUs, gloo on CPUs); return this process's device."""
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo")
+    return device
+
+
+def shutdown() -> None:
+    """Leave the job, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all processes of the job."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+class _AllReduceSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401 (autograd's context)
+        total = x.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ANN401 (autograd's context)
+        # Every rank's loss depends on every rank's x, so the gradient of x sums over ranks. DDP divides by the number
+        # of ranks afterwards: together, the gradient of the mean of the ranks' losses.
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """Sum of `x` over all ranks; differentiable, the backward pass sums over ranks too. The identity outside a job."""
+    return _AllReduceSum.apply(x) if world_size() > 1 else x
+
+
+def any_rank(flags: Tensor) -> Tensor:
+    """Element-wise: is the flag set on any rank? Every rank gets the same answer, so all act at the same step."""
+    flags = flags.float()
+    if world_size() > 1:
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return flags > 0
+
+
+class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm over the global batch by a differentiable all-reduce, on any device.
+
+    `torch.nn.SyncBatchNorm` raises on the CPU. Centres before it squares (raw second moments cancel in float32); the
+    running variance is the unbiased one of the global batch, as in a single process.
+    """
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.dim() < 2:
+            raise ValueError(f"expected at least 2 dimensions, got {x.dim()}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, ...) of this rank -> the same shape, normalised by the statistics of all ranks."""
+        self._check_input_dim(x)
+        if not self.training or world_size() == 1:
+            use_batch = self.training or self.running_mean is None
+            if self.training and self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+            momentum = self.momentum if self.momentum is not None else 0.0
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, use_batch, momentum, self.eps
+            )
+        axes = [0, *range(2, x.dim())]
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        sums = torch.cat([x.sum(axes), x.new_tensor([x.numel() / x.shape[1]])])
+        sums = all_reduce_sum(sums)
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
+        centred = x - mean.view(shape)
+        variance = all_reduce_sum(centred.pow(2).sum(axes)) / count
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            unbiased = variance * (count / (count - 1))
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        x = centred * (variance + self.eps).rsqrt().view(shape)
+        return x * self.weight.view(shape) + self.bias.view(shape) if self.affine else x
+
+
+def synchronise_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
+    """Replace every BatchNorm by one over the global batch; weights and buffers stay. The module itself in a job of one."""
+    if world_size() == 1:
+        return module
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    for name, child in module.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            norm = GlobalBatchNorm(
+                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
+            )
+            norm.to(next(child.buffers()).device, next(child.buffers()).dtype)
+            norm.load_state_dict(child.state_dict())
+            norm.train(child.training)
+            setattr(module, name, norm)
+        else:
+            synchronise_batchnorm(child, device)
+    return module

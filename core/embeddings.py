@@ -1,0 +1,113 @@
+"""Pure functions of embeddings: kNN votes, alignment, uniformity, spread. All shapes are (N, D) unless said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def std_per_dimension(x_ND: Tensor) -> Tensor:
+    """Mean over dimensions of the standard deviation of the L2-normalised rows, times sqrt(D).
+
+    1 means spread as evenly as on a sphere, 0 means collapsed (SimSiam, section 4.1, has the same monitor as 1/sqrt(D)).
+    """
+    x = F.normalize(x_ND.float(), dim=1)
+    return x.std(dim=0).mean() * x.shape[1] ** 0.5
+
+
+def effective_rank(x_ND: Tensor) -> Tensor:
+    """exp(entropy of the normalised singular values) of the centred rows (Roy and Vetterli, 2007); between 1 and D."""
+    x = x_ND.float() - x_ND.float().mean(dim=0)
+    values = torch.linalg.svdvals(x)
+    p = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
+    return torch.exp(-(p * torch.log(p.clamp_min(1e-12))).sum())
+
+
+def alignment(a_ND: Tensor, b_ND: Tensor) -> Tensor:
+    """Mean squared distance of positive pairs, L2-normalised (Wang and Isola 2020; MSBReg Table 12)."""
+    return (F.normalize(a_ND.float(), dim=1) - F.normalize(b_ND.float(), dim=1)).pow(2).sum(dim=1).mean()
+
+
+def uniformity(x_ND: Tensor, t: float = 2.0) -> Tensor:
+    """log mean exp(-t d^2) over pairs of different rows, L2-normalised (Wang and Isola 2020)."""
+    return torch.pdist(F.normalize(x_ND.float(), dim=1)).pow(2).mul(-t).exp().mean().log()
+
+
+def neighbours(
+    query_ND: Tensor, bank_MD: Tensor, k: int, *, metric: Literal["cosine", "euclidean"], chunk: int = 4096
+) -> tuple[Tensor, Tensor]:
+    """The `k` nearest bank rows of every query, nearest first, never holding more than (queries, chunk) similarities.
+
+    Returns:
+        similarity (N, k): cosine, or minus the squared Euclidean distance; index (N, k) into the bank.
+    """
+    if not 1 <= k <= len(bank_MD):
+        raise ValueError(f"k must be between 1 and the bank's {len(bank_MD)} rows, not {k}")
+    query, bank = query_ND.float(), bank_MD.float()
+    if metric == "cosine":
+        query, bank = F.normalize(query, dim=1), F.normalize(bank, dim=1)
+    best = query.new_full((len(query), 0), 0.0)
+    index = torch.empty((len(query), 0), dtype=torch.long, device=query.device)
+    for start in range(0, len(bank), chunk):
+        part = bank[start : start + chunk]
+        similarity = query @ part.T
+        if metric == "euclidean":
+            similarity = 2 * similarity - query.pow(2).sum(1, keepdim=True) - part.pow(2).sum(1)
+        best = torch.cat([best, similarity], dim=1)
+        columns = torch.arange(start, start + len(part), device=query.device).expand(len(query), -1)
+        index = torch.cat([index, columns], dim=1)
+        best, order = best.topk(min(k, best.shape[1]), dim=1)
+        index = index.gather(1, order)
+    return best, index
+
+
+def knn_scores(
+    similarity_NK: Tensor,
+    labels_NK: Tensor,
+    *,
+    k: int,
+    classes: int,
+    temperature: float | None,
+) -> Tensor:
+    """Class scores (N, classes) from sorted neighbours.
+
+    `temperature` T: every neighbour votes exp(similarity / T) (NPID, lemniscate test.py); None: one vote each. Ties go to
+    the class whose neighbour is nearest, so that the answer does not depend on the order of the class names.
+    """
+    votes = torch.ones_like(similarity_NK[:, :k])
+    if temperature is not None:
+        # Relative to the nearest neighbour: the same argmax, and exp cannot overflow at a small T.
+        votes = ((similarity_NK[:, :k] - similarity_NK[:, :1]) / temperature).exp()
+    votes = votes.double()
+    nearest_first = torch.arange(k, 0, -1, device=votes.device, dtype=votes.dtype) * 1e-9
+    scores = torch.zeros(len(votes), classes, dtype=votes.dtype, device=votes.device)
+    scores.scatter_add_(1, labels_NK[:, :k], votes)
+    bonus = torch.zeros_like(scores).scatter_reduce_(
+        1, labels_NK[:, :k], nearest_first.expand_as(votes), reduce="amax", include_self=True
+    )
+    return scores + bonus
+
+
+def knn_accuracy(
+    query_ND: Tensor,
+    query_labels: Tensor,
+    bank_MD: Tensor,
+    bank_labels: Tensor,
+    *,
+    ks: Sequence[int],
+    classes: int,
+    temperature: float | None = 0.07,
+    metric: Literal["cosine", "euclidean"] = "cosine",
+) -> dict[int, float]:
+    """Top-1 accuracy in percent for every k; all queries are counted once."""
+    correct = dict.fromkeys(ks, 0)
+    for rows in torch.arange(len(query_ND)).split(1024):
+        similarity, index = neighbours(query_ND[rows], bank_MD, max(ks), metric=metric)
+        for k in ks:
+            scores = knn_scores(similarity, bank_labels[index], k=k, classes=classes, temperature=temperature)
+            correct[k] += int((scores.argmax(dim=1) == query_labels[rows]).sum())
+    return {k: 100.0 * n / len(query_ND) for k, n in correct.items()}

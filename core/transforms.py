@@ -1,0 +1,31 @@
+"""The evaluation transform: torchvision on Pillow images, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as TF
+
+Resize = Literal["shorter", "squash"]
+
+
+def evaluation_view(image: Image.Image, size: int, *, resize: int | None = None) -> np.ndarray:
+    """Shorter side to `resize` (256/224 of the size unless given), bilinear, centre crop: (size, size, 3) uint8."""
+    image = TF.resize(image, [resize or resize_side(size)], InterpolationMode.BILINEAR)
+    return np.asarray(TF.center_crop(image, [size, size]))
+
+
+def resize_side(size: int) -> int:
+    """256 for 224, in proportion otherwise."""
+    return round(size * 256 / 224)
+
+
+def evaluation_batch(images: Sequence[Image.Image], size: int, *, resize: int | None = None) -> Tensor:
+    """(N, size, size, 3) uint8."""
+    return torch.from_numpy(np.stack([evaluation_view(image, size, resize=resize) for image in images]))

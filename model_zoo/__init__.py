@@ -1,0 +1,1 @@
+"""What a backbone is, how a file becomes one, how one leaves."""

@@ -1,0 +1,79 @@
+"""The only place that builds a ResNet: torchvision's, with the fields of an Architecture applied."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from model_zoo.backbone import Architecture
+
+LAYERS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
+}
+
+
+class Trunk(ResNet):
+    """torchvision's ResNet without a head; initialised exactly as torchvision initialises it."""
+
+    def __init__(self, arch: Architecture) -> None:
+        block, layers = LAYERS[arch.name]
+        super().__init__(block, list(layers))
+        del self.fc
+        if arch.width != 1:
+            self.inplanes = 64
+            planes = [round(64 * arch.width) * 2**i for i in range(4)]
+            self.layer1 = self._make_layer(block, planes[0], layers[0])
+            for i in (1, 2, 3):
+                setattr(self, f"layer{i + 1}", self._make_layer(block, planes[i], layers[i], stride=2))
+        if arch.stem != "7x7":
+            self.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+        if arch.width != 1 or arch.stem != "7x7":
+            for module in self.modules():  # torchvision's initialisation for what was made anew
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if arch.stem == "3x3-nopool":
+            self.maxpool = nn.Identity()
+        elif arch.pool_padding == "end":
+            self.maxpool = nn.Sequential(nn.ConstantPad2d((0, 1, 0, 1), -torch.inf), nn.MaxPool2d(3, 2))
+        if arch.stride_in_1x1:
+            for block_module in self.modules():
+                if isinstance(block_module, Bottleneck) and block_module.stride != 1:
+                    block_module.conv1.stride, block_module.conv2.stride = block_module.conv2.stride, (1, 1)
+
+    def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(N, 3, H, W) -> C2, C3, C4, C5 at strides 4, 8, 16, 32 (7x7 stem)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        c2 = self.layer1(x)
+        c3 = self.layer2(c2)
+        c4 = self.layer3(c3)
+        return c2, c3, c4, self.layer4(c4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> globally average-pooled features (N, C)."""
+        return torch.flatten(self.avgpool(self.stages(x)[-1]), 1)
+
+
+def build(arch: Architecture, seed: int | None = None) -> Trunk:
+    """A freshly initialised trunk; with a `seed`, always the same one, without touching the global generator."""
+    if seed is None:
+        return Trunk(arch)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Trunk(arch)
+
+
+def feature_dim(arch: Architecture) -> int:
+    """C of the pooled features."""
+    block, _ = LAYERS[arch.name]
+    return round(64 * arch.width) * 8 * block.expansion
+
+
+def expected_shapes(arch: Architecture) -> dict[str, torch.Size]:
+    """Name and shape of every tensor of the architecture, without allocating it."""
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in Trunk(arch).state_dict().items()}

@@ -1,0 +1,106 @@
+"""Atomic checkpoints and exact resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from core.artifacts import atomic_save, atomic_write_text, load_torch
+from core.errors import CheckpointError
+from core.progress import say
+from pretrain.config import PretrainConfig
+
+
+def save(
+    path: Path,
+    *,
+    step: int,
+    online: nn.Module,
+    target: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    config: PretrainConfig,
+    corrupt: list[str],
+) -> None:
+    """Everything that the next step depends on; `step` steps are done."""
+    payload = {
+        "kind": "backbench-pretrain-1",
+        "step": step,
+        "online": online.state_dict(),
+        "target": target.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+        "config": config.model_dump(mode="json"),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "corrupt": corrupt,
+    }
+    atomic_save(path, payload)
+
+
+def restore(
+    path: Path,
+    *,
+    online: nn.Module,
+    target: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    config: PretrainConfig,
+) -> dict[str, Any]:
+    """Load a checkpoint into the modules; returns it.
+
+    Raises:
+        CheckpointError: unreadable, not ours, or of a run with another configuration (the differing keys are named).
+    """
+    saved = load_torch(path)
+    if not isinstance(saved, dict) or saved.get("kind") != "backbench-pretrain-1":
+        raise CheckpointError(f"{path}: not a checkpoint of a pretraining run")
+    changed = _differences(saved["config"], config.model_dump(mode="json"))
+    if changed:
+        raise CheckpointError(
+            f"{path}: the run was started with another configuration ({'; '.join(changed)}); "
+            "resume with the same one, or start anew in another --out"
+        )
+    online.load_state_dict(saved["online"])
+    target.load_state_dict(saved["target"])
+    optimizer.load_state_dict(saved["optimizer"])
+    scaler.load_state_dict(saved["scaler"])
+    for key, now in (("threads", torch.get_num_threads()), ("torch", str(torch.__version__))):
+        if saved[key] != now:
+            say(f"resuming with {key} {now}, started with {saved[key]}: results agree, but not bit for bit")
+    return saved
+
+
+# May change between sessions of one run: they do not enter the weights (a thread count does, and is announced).
+_FREE = {f"run.{key}" for key in ("threads", "log_every", "checkpoint_every", "knn_every", "knn_images", "rank_every")}
+_FREE |= {"data.root", "data.workers", "data.max_corrupt"}
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    changed = []
+    for key in sorted(old.keys() | new.keys()):
+        name, before, after = f"{prefix}{key}", old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            changed += _differences(before, after, f"{name}.")
+        elif before != after and name not in _FREE:
+            changed.append(f"{name}: {before} then, {after} now")
+    return changed
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Drop the lines of steps that were done after the checkpoint, and a last line cut by the kill."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if record["step"] < step:
+            kept.append(line)
+    atomic_write_text(path, "".join(f"{line}\n" for line in kept))

@@ -1,0 +1,144 @@
+"""The fields of a pretraining recipe. Defaults are the paper's (section 7) where it states one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from core.config import Config, build, read_mapping
+from core.errors import ConfigError, nearest
+
+RECIPES = Path(__file__).resolve().parent.parent / "configs" / "pretrain"
+
+Positive = Annotated[int, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class MethodConfig(Config):
+    """Which losses, with which weights (section 4.5's lambda_s 4e-3 and lambda_b 0.5)."""
+
+    name: Literal["msbreg", "byol"] = "msbreg"
+    views: Annotated[int, Field(ge=2)] = 4  # K
+    lambda_s: NonNegative = 4e-3
+    lambda_b: NonNegative = 0.5
+    normalize: bool = False  # of the predictions in the singular value loss; eq. 5 prints them raw
+
+
+class ModelConfig(Config):
+    """The backbone and its heads (section 7.2); 0 means the paper's size for this backbone."""
+
+    backbone: Literal["resnet18", "resnet34", "resnet50"] = "resnet50"
+    stem: Literal["7x7", "3x3", "3x3-nopool"] = "7x7"
+    hidden: Annotated[int, Field(ge=0)] = 0
+    outputs: Annotated[int, Field(ge=0)] = 0
+    norm: Literal["batch", "layer", "group", "group_ws"] = "batch"
+
+    def head_sizes(self) -> tuple[int, int]:
+        """(hidden, outputs): 512 / 128 for ResNet-18 and 34, 2048 / 256 for ResNet-50."""
+        hidden, outputs = (2048, 256) if self.backbone == "resnet50" else (512, 128)
+        return self.hidden or hidden, self.outputs or outputs
+
+
+class DataConfig(Config):
+    """What is trained on."""
+
+    name: Literal["demo", "imagenet", "imagenet100", "stl10", "imagefolder"] = "imagenet"
+    root: str | None = None  # the data set's own folder; the demo needs none
+    split: str = "train"
+    size: Positive = 224  # pixels of a view
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    workers: Annotated[int, Field(ge=0)] = 8
+    max_corrupt: Annotated[int, Field(ge=0)] = 50  # unreadable images replaced by their neighbours before it stops
+
+
+class ViewsConfig(Config):
+    """Table 9. `byol` gives every second view BYOL's other distribution (blur 0.1, solarise 0.2; the first: 1, 0)."""
+
+    preset: Literal["table9", "byol"] = "table9"
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: Probability = 0.5
+    jitter: Probability = 0.8
+    brightness: NonNegative = 0.4
+    contrast: NonNegative = 0.4
+    saturation: NonNegative = 0.2
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    grayscale: Probability = 0.2
+    blur: Probability = 1.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_kernel: Annotated[int, Field(ge=0)] = 0  # 0: 23 at 224 px, scaled with the size
+    solarize: Probability = 0.2
+
+
+class OptimConfig(Config):
+    """LARS, linear warm-up and cosine decay per step (section 7.1)."""
+
+    base_lr: Annotated[float, Field(gt=0)] = 0.15
+    batch: Positive = 512  # images of the global batch
+    epochs: Annotated[float, Field(gt=0)] = 300.0
+    warmup_epochs: NonNegative = 10.0
+    momentum: Probability = 0.9
+    weight_decay: NonNegative = 1e-5
+    trust_coefficient: Annotated[float, Field(gt=0)] = 1e-3
+    tau_base: Probability = 0.99  # BYOL: 0.99 at 300 epochs and fewer, 0.996 at 1000
+
+
+class RunConfig(Config):
+    """How it is run: nothing here changes the method."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    channels_last: bool = True
+    views_per_pass: Annotated[int, Field(ge=0)] = 0  # 0: all K in one pass; fewer accumulates gradients over views
+    float64: bool = False  # for proofs of equality
+    threads: Annotated[int, Field(ge=0)] = 0  # 0: torch's own choice
+    log_every: Positive = 50  # steps
+    checkpoint_every: Positive = 500  # steps
+    rank_every: Positive = 50  # steps between effective ranks (an SVD of the batch)
+    knn_every: NonNegative = 10.0  # epochs between online 20-NN accuracies; 0: never
+    knn_images: Positive = 5000  # at most, of the *training* split, four fifths of them as the bank
+
+
+class PretrainConfig(Config):
+    """A whole recipe."""
+
+    method: MethodConfig = MethodConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    views: ViewsConfig = ViewsConfig()
+    optim: OptimConfig = OptimConfig()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> PretrainConfig:
+        if self.run.views_per_pass and self.method.views % self.run.views_per_pass:
+            raise ValueError(
+                f"run.views_per_pass {self.run.views_per_pass} must divide method.views {self.method.views}"
+            )
+        if self.optim.batch < 2:
+            raise ValueError("optim.batch must be at least 2: BatchNorm and the covariance need two images")
+        if self.optim.warmup_epochs >= self.optim.epochs:
+            raise ValueError("optim.warmup_epochs must be less than optim.epochs")
+        return self
+
+    def peak_lr(self) -> float:
+        """`base_lr x batch / 256 x K` (section 7.1)."""
+        return self.optim.base_lr * self.optim.batch / 256 * self.method.views
+
+
+def load(file: str | None, overrides: list[str]) -> PretrainConfig:
+    """A recipe by name or by path, with overrides; the demo when no name is given.
+
+    Raises:
+        ConfigError: no such recipe (the nearest is named), or a field that does not fit.
+    """
+    path = Path(file) if file is not None else RECIPES / "demo.yaml"
+    if not path.exists():
+        path = RECIPES / f"{file}.yaml"
+    if not path.exists():
+        raise ConfigError(f"no recipe '{file}'{nearest(str(file), [p.stem for p in RECIPES.glob('*.yaml')])}")
+    return build(PretrainConfig, read_mapping(path), overrides, where=path.name)

@@ -1,0 +1,131 @@
+"""Which images a step takes on which rank, and their views as one uint8 batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from core import datasets
+from core.datasets import DataPlaces, ImageSplit, demo, imagefolder
+from core.distributed import rank, world_size
+from core.errors import DataError
+from core.images import CorruptImage
+from pretrain.config import DataConfig, PretrainConfig
+from pretrain.views import make_views
+
+
+def open_split(config: DataConfig) -> ImageSplit:
+    """The split that a recipe trains on.
+
+    Raises:
+        DataError: no folder given, absent, half there or empty.
+    """
+    if config.name == "demo":
+        return imagefolder.read(demo.root() / "imagenet", config.split, dataset="demo")
+    if config.root is None:
+        raise DataError(f"data.root is not set: where is '{config.name}'? Give data.root=DIR")
+    root = Path(config.root)
+    if not root.is_dir():
+        raise DataError(f"data.root: no folder {root}")
+    if config.name == "imagefolder":
+        return imagefolder.read(root, config.split, dataset=root.name)
+    return datasets.load(config.name, config.split, DataPlaces(named={config.name: root}))
+
+
+class EpochSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, sample index) of this rank, from a given step on.
+
+    An epoch's order is a permutation seeded by (seed, epoch); a global batch is a run of it, a rank takes its own slice
+    of that run. The incomplete last batch of an epoch is left out (its images come in other epochs).
+    """
+
+    def __init__(self, length: int, batch: int, seed: int, start: int, stop: int) -> None:
+        self.length, self.batch, self.seed, self.start, self.stop = length, batch, seed, start, stop
+        if batch % world_size():
+            raise DataError(f"optim.batch {batch} does not divide among {world_size()} processes")
+        if length < batch:
+            raise DataError(f"only {length} images, fewer than one batch of {batch}: lower optim.batch")
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        per_epoch, local = self.length // self.batch, self.batch // world_size()
+        order, order_epoch = np.empty(0, np.int64), -1
+        for step in range(self.start, self.stop):
+            epoch, position = divmod(step, per_epoch)
+            if epoch != order_epoch:
+                order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
+                order_epoch = epoch
+            first = position * self.batch + rank() * local
+            yield [(epoch, int(i)) for i in order[first : first + local]]
+
+
+class Views(Dataset):
+    """(epoch, index) -> (K, S, S, 3) uint8 views and the names of images that had to be replaced."""
+
+    def __init__(self, split: ImageSplit, config: PretrainConfig) -> None:
+        self.split, self.config = split, config
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
+        epoch, index = key
+        c = self.config
+        pixels, corrupt = self._decode(index)
+        views = make_views(
+            pixels, c.views, views=c.method.views, size=c.data.size, seed=c.run.seed, epoch=epoch, index=index
+        )
+        return views, corrupt
+
+    def _decode(self, index: int) -> tuple[np.ndarray, list[str]]:
+        """The image, or the next one that can be read: with what was passed over."""
+        corrupt: list[str] = []
+        for offset in range(len(self.split)):
+            try:
+                return self.split.source.rgb((index + offset) % len(self.split)), corrupt
+            except CorruptImage as error:
+                corrupt.append(str(error))
+                if len(corrupt) > self.config.data.max_corrupt:
+                    break
+        raise DataError(f"{len(corrupt)} unreadable images in a row, the first: {corrupt[0]}")
+
+
+def _collate(items: list[tuple[np.ndarray, list[str]]]) -> tuple[Tensor, list[str]]:
+    """(B, K, S, S, 3) uint8 and the names of unreadable images."""
+    return torch.from_numpy(np.stack([views for views, _ in items])), [name for _, names in items for name in names]
+
+
+def _worker(_number: int) -> None:
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+def make_loader(split: ImageSplit, config: PretrainConfig, *, start: int, stop: int, pin: bool) -> DataLoader:
+    """Batches for steps `start` to `stop`, in order, independent of the number of workers."""
+    sampler = EpochSampler(len(split), config.optim.batch, config.run.seed, start, stop)
+    workers = config.data.workers
+    return DataLoader(
+        Views(split, config),
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin,
+        worker_init_fn=_worker,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def to_device(views_BKSS3: Tensor, config: DataConfig, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(B, K, S, S, 3) uint8 -> normalised (K, B, 3, S, S) on the device; channels stay last in memory."""
+    views = views_BKSS3.to(device, non_blocking=True).permute(1, 0, 2, 3, 4).contiguous().to(dtype)
+    mean = torch.tensor(config.mean, dtype=dtype, device=device) * 255
+    std = torch.tensor(config.std, dtype=dtype, device=device) * 255
+    return views.sub_(mean).div_(std).permute(0, 1, 4, 2, 3)

@@ -1,0 +1,76 @@
+"""MSBReg's three losses as pure functions of tensors (paper section 3.2).
+
+Legend: K views, B images (of this rank), D dimensions. `p` are the online network's predictions, `z` the target
+network's projections, both raw: the functions normalise. Each is a sum over views once the targets are known, so
+gradients may be accumulated over views; over samples they may not (the singular value loss couples all samples).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from core.distributed import all_reduce_sum
+
+
+def centroid_loss(p: Tensor, z: Tensor) -> Tensor:
+    """Multiview centroid loss (eq. 3): mean over views of `|| p^_j - (1/K) sum_l z^_l ||^2`.
+
+    The centroid is not re-normalised and the view's own target belongs to it; its gradient equals that of the mean over
+    all K x K pairs. `z` is detached.
+
+    Args:
+        p: (V, B, D) raw predictions; V views of the K, or all of them.
+        z: (K, B, D) raw target projections of all views.
+
+    Returns:
+        Scalar, averaged over V and B; between 0 and 4.
+    """
+    centroid_BD = F.normalize(z.detach(), dim=-1).mean(dim=0)
+    return (F.normalize(p, dim=-1) - centroid_BD).pow(2).sum(dim=-1).mean()
+
+
+def brownian_loss(p: Tensor, noise: Tensor) -> Tensor:
+    """Brownian diffusive loss (eq. 4): `(1/K) sum_j <n^, p^_j>`, one noise vector per image, shared by its views.
+
+    Args:
+        p: (V, B, D) raw predictions.
+        noise: (B, D) standard normal, drawn anew every step; normalised here.
+
+    Returns:
+        Scalar, averaged over V and B; between -1 and 1.
+    """
+    return (F.normalize(p, dim=-1) * F.normalize(noise, dim=-1)).sum(dim=-1).mean()
+
+
+def singular_value_loss(p: Tensor, normalize: bool = False) -> Tensor:
+    """Singular value loss (eq. 5-7): mean over views of `|| S_j - I ||_F^2`, S_j the covariance over the global batch.
+
+    No SVD: the squared Frobenius norm is the sum over singular values of `(sigma - 1)^2`. Under a job of several
+    ranks the mean and then the centred scatter are summed over all ranks (the backward pass too). Computed in float32
+    at least: raw second moments would cancel just when the embeddings collapse.
+
+    Args:
+        p: (V, B, D) raw predictions; eq. 5 prints them un-normalised.
+        normalize: L2-normalise first, as the paper's text once says.
+
+    Returns:
+        Scalar, averaged over V.
+
+    Raises:
+        ValueError: fewer than 2 samples in the global batch.
+    """
+    with torch.autocast(p.device.type, enabled=False):
+        p = p if p.dtype == torch.float64 else p.float()
+        if normalize:
+            p = F.normalize(p, dim=-1)
+        views, samples, dimensions = p.shape
+        n = float(all_reduce_sum(p.new_tensor(float(samples))))
+        if n < 2:
+            raise ValueError("the singular value loss needs a batch of at least 2 images")
+        mean = all_reduce_sum(p.sum(dim=1)) / n  # (V, D)
+        centred = p - mean[:, None]
+        covariance = all_reduce_sum(centred.transpose(1, 2) @ centred) / (n - 1)  # (V, D, D)
+        identity = torch.eye(dimensions, dtype=p.dtype, device=p.device)
+        return (covariance - identity).pow(2).sum(dim=(1, 2)).mean()

@@ -1,0 +1,72 @@
+"""BYOL's two networks: online (backbone, projector, predictor) and target (a moving average of the first two)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NormName = Literal["batch", "layer", "group", "group_ws"]
+
+
+class WeightStandardizedLinear(nn.Linear):
+    """Linear layer whose rows are standardised before use (Qiao et al. 2020; BYOL without batch statistics)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in) -> (N, out)."""
+        weight = self.weight - self.weight.mean(dim=1, keepdim=True)
+        weight = weight / (self.weight.std(dim=1, keepdim=True) * self.weight.shape[1] ** 0.5 + 1e-5)
+        return F.linear(x, weight, self.bias)
+
+
+def mlp(inputs: int, hidden: int, outputs: int, norm: NormName) -> nn.Sequential:
+    """Two-layer head: linear, norm, ReLU, linear (MSBReg section 7.2)."""
+    norms: dict[str, nn.Module] = {
+        "batch": nn.BatchNorm1d(hidden),
+        "layer": nn.LayerNorm(hidden),
+        "group": nn.GroupNorm(min(16, hidden), hidden),
+        "group_ws": nn.GroupNorm(min(16, hidden), hidden),
+    }
+    linear = WeightStandardizedLinear if norm == "group_ws" else nn.Linear
+    return nn.Sequential(linear(inputs, hidden), norms[norm], nn.ReLU(inplace=True), linear(hidden, outputs))
+
+
+class Online(nn.Module):
+    """Backbone, projector and predictor; every view is its own forward pass, so BatchNorm statistics are per view."""
+
+    def __init__(self, backbone: nn.Module, features: int, hidden: int, outputs: int, norm: NormName) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = mlp(features, hidden, outputs, norm)
+        self.predictor = mlp(outputs, hidden, outputs, norm)
+
+    def forward(self, views_VBCHW: Tensor) -> Tensor:
+        """(V, B, 3, H, W) -> raw predictions (V, B, D). All views in one call: DDP wants one forward per backward."""
+        return torch.stack([self.predictor(self.projector(self.backbone(view))) for view in views_VBCHW])
+
+
+class Target(nn.Module):
+    """Moving average of the online backbone and projector; train mode, its own running statistics, no gradient."""
+
+    def __init__(self, online: Online) -> None:
+        super().__init__()
+        # A copy of the online network: nothing is left for a bias correction to correct.
+        self.backbone = copy.deepcopy(online.backbone)
+        self.projector = copy.deepcopy(online.projector)
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, views_KBCHW: Tensor) -> Tensor:
+        """(K, B, 3, H, W) -> raw projections (K, B, D)."""
+        return torch.stack([self.projector(self.backbone(view)) for view in views_KBCHW])
+
+    @torch.no_grad()
+    def follow(self, online: Online, tau: float) -> None:
+        """`xi <- tau xi + (1 - tau) theta` over the parameters (section 3.1); buffers are the target's own."""
+        pairs = [(self.backbone, online.backbone), (self.projector, online.projector)]
+        mine = [p for target, _ in pairs for p in target.parameters()]
+        theirs = [p.detach() for _, source in pairs for p in source.parameters()]
+        torch._foreach_lerp_(mine, theirs, 1 - tau)

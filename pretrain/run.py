@@ -1,0 +1,61 @@
+"""Pretrain a backbone: `python pretrain/run.py`, or under torchrun. No arguments: the demo recipe."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from core.errors import run_cli
+
+_RECIPES = Path(__file__).resolve().parent.parent / "configs" / "pretrain"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, load the recipe, train. Returns the exit code."""
+    recipes = ", ".join(sorted(path.stem for path in _RECIPES.glob("*.yaml")))
+    parser = argparse.ArgumentParser(
+        prog="pretrain/run.py",
+        description="Pretrain with MSBReg. Writes model.pth, last.ckpt, metrics.jsonl, config.yaml, tensorboard/.",
+        epilog=f"recipes: {recipes}",
+    )
+    parser.add_argument("--config", metavar="RECIPE", help="a recipe's name or a YAML file (default: demo)")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="the run's folder (default: runs/<recipe>)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the folder from its last checkpoint")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and its steps; train nothing")
+    parser.add_argument("override", nargs="*", metavar="key=value", help="fields of the recipe, e.g. optim.epochs=100")
+    args = parser.parse_intermixed_args(argv)
+
+    from pretrain.config import load  # after --help has answered
+
+    config = load(args.config, args.override)
+    out = args.out or Path("runs") / Path(args.config or "demo").stem
+
+    from core import distributed
+    from core.config import dump
+    from core.progress import say
+    from pretrain import train
+
+    if args.dry_run:
+        from pretrain.data import open_split
+
+        plan = train.plan_steps(config, len(open_split(config.data)))
+        print(dump(config) + f"# {plan.total} steps, {plan.per_epoch} an epoch, peak rate {config.peak_lr():g} -> {out}")
+        return 0
+    try:
+        path = train.train(config, out, resume=args.resume)
+    except KeyboardInterrupt:
+        if (out / "last.ckpt").exists():
+            say(f"stopped; continue with the same command and --resume (checkpoint: {out / 'last.ckpt'})")
+        raise
+    finally:
+        distributed.shutdown()
+    say(f"done: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)

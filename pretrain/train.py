@@ -1,0 +1,375 @@
+"""The pretraining loop, from configuration to `model.pth`. Read `train`; what it calls is below it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from timm.optim import Lars
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from core import distributed, schedules
+from core.artifacts import atomic_write_text, make_folder, writing
+from core.config import dump
+from core.datasets import ImageSplit
+from core.embeddings import effective_rank, knn_accuracy, std_per_dimension
+from core.errors import BackbenchError
+from core.progress import duration, say
+from model_zoo import backbone as zoo
+from model_zoo.backbone import Architecture, InputSpec
+from model_zoo.resnet import build, feature_dim
+from pretrain import checkpoint, collapse, methods
+from pretrain.config import PretrainConfig
+from pretrain.data import make_loader, open_split, to_device
+from pretrain.networks import Online, Target
+
+
+class NonFiniteLoss(BackbenchError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe's numbers in steps."""
+
+    per_epoch: int
+    total: int
+    warmup: int
+
+
+def plan_steps(config: PretrainConfig, images: int) -> Plan:
+    """Steps per epoch, in all, and of warm-up. The incomplete last batch of an epoch does not count."""
+    per_epoch = max(1, images // config.optim.batch)
+    total = max(1, round(config.optim.epochs * per_epoch))
+    return Plan(per_epoch, total, min(round(config.optim.warmup_epochs * per_epoch), total - 1))
+
+
+def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
+    """Pretrain and return the path of `model.pth`.
+
+    Raises:
+        BackbenchError: the folder holds a run already, is in use, or cannot be written; the data are unusable; NaN.
+    """
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    device = distributed.init()
+    with _claim(out, resume), _stop_on_signal() as stop_asked:
+        split = open_split(config.data)
+        plan = plan_steps(config, len(split))
+        online, target, optimizer, scaler = build_all(config, device)
+        state: dict[str, Any] = {"step": 0, "corrupt": []}
+        if resume and (out / "last.ckpt").exists():
+            modules = {"online": online, "target": target, "optimizer": optimizer, "scaler": scaler}
+            state = checkpoint.restore(out / "last.ckpt", **modules, config=config)
+        write_config(config, out)
+        log = Log(out, config, plan, start=state["step"])
+        forward = _distributed(online, device)
+        loader = make_loader(split, config, start=state["step"], stop=plan.total, pin=device.type == "cuda")
+        corrupt: list[str] = list(state["corrupt"])
+
+        def save(step: int) -> None:
+            if distributed.is_main():
+                modules = {"online": online, "target": target, "optimizer": optimizer, "scaler": scaler}
+                checkpoint.save(out / "last.ckpt", step=step, **modules, config=config, corrupt=corrupt)
+
+        for step, (batch, unreadable) in enumerate(loader, start=state["step"]):
+            corrupt += _count_corrupt(unreadable, corrupt, config.data.max_corrupt)
+            lr = schedules.lr_at(step, total=plan.total, warmup=plan.warmup, peak=config.peak_lr())
+            tau = schedules.tau_at(step, total=plan.total, base=config.optim.tau_base)
+            views = to_device(batch, config.data, device, _dtype(config))
+            p, parts = train_step(forward, target, optimizer, scaler, views, config, step=step, lr=lr)
+            failed, stop = distributed.any_rank(
+                torch.stack([~torch.isfinite(parts["loss"]), torch.tensor(bool(stop_asked), device=device)])
+            ).tolist()
+            if failed:
+                raise NonFiniteLoss(_nan_message(step, lr, out))
+            target.follow(online, tau)
+            log.step(step, parts, p, {"lr": lr, "tau": tau, "corrupt": len(corrupt)})
+            done = step + 1
+            if log.due_knn(done):
+                log.knn(step, online_knn(online.backbone, split, config, device))
+            if done == plan.total or done % config.run.checkpoint_every == 0 or stop:
+                save(done)
+            if stop:
+                raise KeyboardInterrupt
+        distributed.barrier()
+        log.close()
+        return export(online, config, out)
+
+
+def train_step(
+    forward: nn.Module,
+    target: Target,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    views: Tensor,
+    config: PretrainConfig,
+    *,
+    step: int,
+    lr: float,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One optimiser step over (K, B, 3, S, S) views: the first group of views' predictions, the losses' values.
+
+    The optimiser is not stepped when the loss is not finite on this rank: the weights are still those of the last step.
+    """
+    compute = methods.losses(config.method.name)
+    group = config.run.views_per_pass or config.method.views
+    noise = global_noise(config, step, views)
+    autocast = torch.autocast(views.device.type, **_autocast(config))
+    with autocast:
+        z = target(views)
+    optimizer.zero_grad(set_to_none=True)
+    sums: dict[str, Tensor] = {}
+    first_p = views  # replaced in the loop
+    for first in range(0, len(views), group):
+        last = first + group >= len(views)
+        no_sync = contextlib.nullcontext() if last or not hasattr(forward, "no_sync") else forward.no_sync()
+        with no_sync:
+            with autocast:
+                p = forward(views[first : first + group])
+            loss, parts = compute(_full(p), _full(z), noise, config.method, first=first)
+            share = group / len(views)  # every loss is a mean over views: exact to accumulate
+            scaler.scale(loss * share).backward()
+        for name, value in {"loss": loss, **parts}.items():
+            sums[name] = sums.get(name, 0) + value.detach() * share
+        first_p = p.detach() if first == 0 else first_p
+    for settings in optimizer.param_groups:
+        settings["lr"] = lr
+    if bool(torch.isfinite(sums["loss"])):
+        scaler.step(optimizer)
+        scaler.update()
+    return first_p, sums
+
+
+def global_noise(config: PretrainConfig, step: int, views: Tensor) -> Tensor:
+    """This rank's rows of the global batch's standard normal (B, D): seeded by (seed, step), whatever the ranks."""
+    _, outputs = config.model.head_sizes()
+    local = views.shape[1]
+    seed = int(torch.tensor([config.run.seed, step], dtype=torch.int64).mul(torch.tensor([1_000_003, 1])).sum())
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(config.optim.batch, outputs, generator=generator, dtype=torch.float64)
+    mine = noise[distributed.rank() * local : (distributed.rank() + 1) * local]
+    return mine.to(views.device, _dtype(config))
+
+
+def build_all(
+    config: PretrainConfig, device: torch.device
+) -> tuple[Online, Target, torch.optim.Optimizer, torch.amp.GradScaler]:
+    """Both networks, the optimiser and the loss scaler, initialised from the recipe's seed."""
+    arch = architecture(config)
+    hidden, outputs = config.model.head_sizes()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        online = Online(build(arch), feature_dim(arch), hidden, outputs, config.model.norm)
+    online = distributed.synchronise_batchnorm(online, device).to(device, _dtype(config))
+    if config.run.channels_last:
+        online = online.to(memory_format=torch.channels_last)
+    target = Target(online).train()
+    groups = schedules.parameter_groups(online, config.optim.weight_decay)
+    optimizer = Lars(
+        groups, lr=0.0, momentum=config.optim.momentum, trust_coeff=config.optim.trust_coefficient, nesterov=False
+    )
+    return online, target, optimizer, torch.amp.GradScaler(device.type, enabled=config.run.amp == "fp16")
+
+
+def architecture(config: PretrainConfig) -> Architecture:
+    """The backbone of a recipe."""
+    return Architecture(name=config.model.backbone, stem=config.model.stem)
+
+
+def export(online: Online, config: PretrainConfig, out: Path) -> Path:
+    """Write `model.pth` from the online backbone."""
+    path = out / "model.pth"
+    if distributed.is_main():
+        spec = InputSpec(size=config.data.size, mean=config.data.mean, std=config.data.std)
+        zoo.save(path, online.backbone.state_dict(), architecture(config), spec)
+    distributed.barrier()
+    return path
+
+
+@torch.no_grad()
+def online_knn(backbone: nn.Module, split: ImageSplit, config: PretrainConfig, device: torch.device) -> float | None:
+    """20-NN accuracy within the *training* split (four fifths the bank), in percent; None without labels. A monitor."""
+    from core.transforms import evaluation_batch  # Pillow transforms: not needed by a step
+
+    if split.labels is None or not distributed.is_main():
+        return None
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[: config.run.knn_images]
+    backbone.eval()
+    features = []
+    for rows in order.split(128):
+        images = evaluation_batch([split.source.pil(int(i)) for i in rows], config.data.size)
+        views = to_device(images[:, None], config.data, device, _dtype(config))[0]
+        with torch.autocast(device.type, **_autocast(config)):
+            features.append(backbone(views).float())
+    backbone.train()
+    labels = torch.from_numpy(split.labels)[order].to(device)
+    x, cut = torch.cat(features), len(order) * 4 // 5
+    if cut < 20:
+        return None
+    return knn_accuracy(x[cut:], labels[cut:], x[:cut], labels[:cut], ks=[20], classes=len(split.classes))[20]
+
+
+class Log:
+    """`metrics.jsonl`, TensorBoard and the lines on the terminal; nothing off rank 0."""
+
+    def __init__(self, out: Path, config: PretrainConfig, plan: Plan, *, start: int) -> None:
+        self.config, self.plan, self.main = config, plan, distributed.is_main()
+        self.started, self.last_time, self.last_step, self.first = time.monotonic(), time.monotonic(), start, start
+        self.knn_steps = round(config.run.knn_every * plan.per_epoch)
+        self.announced = False
+        if not self.main:
+            return
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        checkpoint.cut_metrics(out / "metrics.jsonl", start)
+        self.file = (out / "metrics.jsonl").open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=start)
+        effective = config.peak_lr()
+        say(
+            f"{config.method.name} on {config.model.backbone}: {plan.total} steps of {config.optim.batch} images x "
+            f"{config.method.views} views, peak rate {effective:g} (base {config.optim.base_lr:g})"
+            + (f", resumed after step {start}" if start else "")
+        )
+
+    def step(self, step: int, parts: dict[str, Tensor], p: Tensor, extra: dict[str, float]) -> None:
+        """Record a step when it is due: losses, spread of the first view's predictions, rates, speed."""
+        done = step + 1
+        if done % self.config.run.log_every and done != self.plan.total:
+            return
+        values = {name: float(value) for name, value in parts.items()} | extra
+        values["std"] = float(std_per_dimension(p[0]))
+        if done % self.config.run.rank_every == 0 or done == self.plan.total:
+            values["effective_rank"] = float(effective_rank(p[0]))
+        if not self.main:
+            return
+        now = time.monotonic()
+        speed = (done - self.last_step) * self.config.optim.batch / (now - self.last_time)
+        left = (self.plan.total - done) * (now - self.started) / (done - self.first)
+        self.last_time, self.last_step = now, done
+        self._write(step, values | {"images_per_s": speed, "base_lr": self.config.optim.base_lr})
+        shown = "  ".join(f"{name} {values[name]:.3f}" for name in (*parts, "std"))
+        say(f"step {done}/{self.plan.total}  {shown}  {speed:.1f} images/s  {duration(left)} left")
+        message = collapse.verdict(values)
+        if message and done > self.plan.warmup and not self.announced:
+            say(message)
+        self.announced = message is not None and done > self.plan.warmup
+
+    def due_knn(self, done: int) -> bool:
+        """Whether the online kNN is to be measured after `done` steps; never when it is switched off."""
+        return bool(self.knn_steps) and (done % self.knn_steps == 0 or done == self.plan.total)
+
+    def knn(self, step: int, accuracy: float | None) -> None:
+        """Record an online kNN accuracy."""
+        if self.main and accuracy is not None:
+            self._write(step, {"online_knn20": accuracy})
+            say(f"step {step + 1}/{self.plan.total}  online 20-NN {accuracy:.1f}% (within the training split)")
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        epoch = (step + 1) / self.plan.per_epoch
+        with writing(Path(self.file.name)):
+            self.file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **values}) + "\n")
+            self.file.flush()
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Finish the files."""
+        if self.main:
+            self.file.close()
+            self.board.close()
+
+
+@contextlib.contextmanager
+def _claim(out: Path, resume: bool) -> Iterator[None]:
+    """Take the run's folder for this process (rank 0): two runs in one folder are an error, so is a finished one."""
+    if not distributed.is_main():
+        yield
+        return
+    make_folder(out)
+    with writing(out):
+        lock = FileLock(str(out / ".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise BackbenchError(f"{out}: another process is training in this folder; give another --out") from None
+    try:
+        if not resume and any((out / name).exists() for name in ("last.ckpt", "model.pth", "metrics.jsonl")):
+            raise BackbenchError(f"{out}: holds a run already; continue it with --resume, or give another --out")
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _stop_on_signal() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM ask for a checkpoint at the end of the step; a second SIGINT stops at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _frame: object) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+        say("stopping after this step, with a checkpoint (again: at once)")
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: whoever runs us handles signals
+        before = {}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _distributed(online: Online, device: torch.device) -> nn.Module:
+    if distributed.world_size() == 1:
+        return online
+    devices = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(online, device_ids=devices, broadcast_buffers=False)
+
+
+def _count_corrupt(unreadable: list[str], before: list[str], limit: int) -> list[str]:
+    for message in unreadable:
+        say(f"passed over: {message}")
+    if len(before) + len(unreadable) > limit:
+        raise BackbenchError(
+            f"{len(before) + len(unreadable)} unreadable images, more than data.max_corrupt={limit}; the last: {unreadable[-1]}"
+        )
+    return unreadable
+
+
+def _nan_message(step: int, lr: float, out: Path) -> str:
+    good = out / "last.ckpt"
+    last = f"the last good checkpoint is {good} (continue it with --resume)" if good.exists() else "no checkpoint yet"
+    return f"the loss is not finite at step {step}, learning rate {lr:g}; {last}; lower optim.base_lr"
+
+
+def _dtype(config: PretrainConfig) -> torch.dtype:
+    return torch.float64 if config.run.float64 else torch.float32
+
+
+def _autocast(config: PretrainConfig) -> dict[str, Any]:
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.run.amp)
+    return {"dtype": dtype or torch.bfloat16, "enabled": dtype is not None}
+
+
+def _full(x: Tensor) -> Tensor:
+    """Losses in float32 at least, whatever autocast made of the network."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def write_config(config: PretrainConfig, out: Path) -> None:
+    """The resolved `config.yaml`, from rank 0."""
+    if distributed.is_main():
+        atomic_write_text(out / "config.yaml", dump(config))
