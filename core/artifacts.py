@@ -155,7 +155,7 @@ _TENSORS = {
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 (the pickle protocol's own signature)
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _TENSORS or (module == "torch" and name.endswith("Storage") and name.isalnum()):
             return super().find_class(module, name)
         if (module, name) in _HARMLESS or module.startswith("numpy.dtypes"):
@@ -171,7 +171,7 @@ def _restricted_pickle() -> ModuleType:
     return module
 
 
-def load_torch(path: Path) -> Any:  # noqa: ANN401 (a checkpoint is anything)
+def load_torch(path: Path) -> Any:
     """What `torch.save` wrote, on the CPU, without running code from the file.
 
     First `weights_only=True`; a file that holds more goes through an unpickler that resolves tensors, turns a fixed list
@@ -190,7 +190,9 @@ def load_torch(path: Path) -> Any:  # noqa: ANN401 (a checkpoint is anything)
     if not head:
         raise CheckpointError(f"{path}: the file is empty")
     if head.lstrip().startswith(b"<"):
-        raise CheckpointError(f"{path}: is a web page, not a checkpoint (a download that ended at a login or error page?)")
+        raise CheckpointError(
+            f"{path}: is a web page, not a checkpoint (a download that ended at a login or error page?)"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as safe_error:

@@ -57,7 +57,7 @@ def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode, deep: b
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
 
 
-def parse_yaml(text: str, *, where: str = "configuration") -> Any:  # noqa: ANN401 (a YAML document is anything)
+def parse_yaml(text: str, *, where: str = "configuration") -> Any:
     """A YAML document as plain Python values.
 
     Raises:
@@ -108,7 +108,7 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
 
 
-def digest(values: Any) -> str:  # noqa: ANN401 (any JSON value)
+def digest(values: Any) -> str:
     """SHA-256 of the canonical JSON of plain values or of a configuration: identity, independent of key order."""
     if isinstance(values, BaseModel):
         values = values.model_dump(mode="json")
@@ -142,11 +142,11 @@ def dotted_keys(model: type[Config], prefix: str = "") -> list[str]:
     return keys
 
 
-def _is_model(kind: Any) -> bool:  # noqa: ANN401 (an annotation is any object)
+def _is_model(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
-def _plain_type(annotation: Any) -> Any:  # noqa: ANN401 (an annotation is any object)
+def _plain_type(annotation: Any) -> Any:
     """`X` for `X | None` and `Annotated[X, ...]`; `str` for a Literal of words."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:

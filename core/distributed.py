@@ -51,13 +51,13 @@ def barrier() -> None:
 
 class _AllReduceSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401 (autograd's context)
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         total = x.detach().clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ANN401 (autograd's context)
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         # Every rank's loss depends on every rank's x, so the gradient of x sums over ranks. DDP divides by the number
         # of ranks afterwards: together, the gradient of the mean of the ranks' losses.
         total = gradient.clone(memory_format=torch.contiguous_format)

@@ -18,7 +18,7 @@ Resize = Literal["shorter", "squash"]
 def evaluation_view(image: Image.Image, size: int, *, resize: int | None = None) -> np.ndarray:
     """Shorter side to `resize` (256/224 of the size unless given), bilinear, centre crop: (size, size, 3) uint8."""
     image = TF.resize(image, [resize or resize_side(size)], InterpolationMode.BILINEAR)
-    return np.asarray(TF.center_crop(image, [size, size]))
+    return np.array(TF.center_crop(image, [size, size]))
 
 
 def resize_side(size: int) -> int:

@@ -105,4 +105,3 @@ def architecture_fields(arch: Architecture) -> str:
     usual = Architecture(name=arch.name)
     other = {k: v for k, v in arch.model_dump(mode="json").items() if v != getattr(usual, k)}
     return arch.name + (f" ({', '.join(f'{k}={v}' for k, v in other.items())})" if other else "")
-

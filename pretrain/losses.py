@@ -65,7 +65,7 @@ def singular_value_loss(p: Tensor, normalize: bool = False) -> Tensor:
         p = p if p.dtype == torch.float64 else p.float()
         if normalize:
             p = F.normalize(p, dim=-1)
-        views, samples, dimensions = p.shape
+        _, samples, dimensions = p.shape
         n = float(all_reduce_sum(p.new_tensor(float(samples))))
         if n < 2:
             raise ValueError("the singular value loss needs a batch of at least 2 images")

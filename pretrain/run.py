@@ -43,7 +43,9 @@ def main(argv: list[str] | None = None) -> int:
         from pretrain.data import open_split
 
         plan = train.plan_steps(config, len(open_split(config.data)))
-        print(dump(config) + f"# {plan.total} steps, {plan.per_epoch} an epoch, peak rate {config.peak_lr():g} -> {out}")
+        print(
+            dump(config) + f"# {plan.total} steps, {plan.per_epoch} an epoch, peak rate {config.peak_lr():g} -> {out}"
+        )
         return 0
     try:
         path = train.train(config, out, resume=args.resume)

@@ -54,9 +54,7 @@ def draw(config: ViewsConfig, height: int, width: int, view: int, rng: np.random
     return ViewParameters(box, flip, jitter, grayscale, sigma, rng.random() < solarize)
 
 
-def _crop_box(
-    config: ViewsConfig, height: int, width: int, rng: np.random.Generator
-) -> tuple[int, int, int, int]:
+def _crop_box(config: ViewsConfig, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """torchvision's RandomResizedCrop.get_params: ten tries, then the largest central crop of an allowed ratio."""
     low, high = math.log(config.ratio[0]), math.log(config.ratio[1])
     for _ in range(10):

@@ -60,6 +60,33 @@ class Files:
 
 
 @dataclass(frozen=True)
+class Subset:
+    """Some images of another source, in a given order."""
+
+    source: ImageSource
+    chosen: np.ndarray  # (N,) indices into the source
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def name(self, index: int) -> str:
+        """The name in the whole source."""
+        return self.source.name(int(self.chosen[index]))
+
+    def size(self, index: int) -> int:
+        """Bytes on disk."""
+        return self.source.size(int(self.chosen[index]))
+
+    def pil(self, index: int) -> Image.Image:
+        """Pillow image in mode RGB. Raises CorruptImage."""
+        return self.source.pil(int(self.chosen[index]))
+
+    def rgb(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8. Raises CorruptImage."""
+        return self.source.rgb(int(self.chosen[index]))
+
+
+@dataclass(frozen=True)
 class ImageSplit:
     """One split of a labelled (or unlabelled) image data set."""
 

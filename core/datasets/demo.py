@@ -128,7 +128,9 @@ def outline(label: int, rng: np.random.Generator) -> np.ndarray:
         "gear": lambda: 0.85 + 0.15 * np.sign(np.cos(8 * t)),
         "leaf": lambda: 0.55 + 0.45 * np.abs(np.cos(t)) ** 1.5,
         "arch": lambda: np.where(np.sin(t) > 0, 1.0, 0.8 / np.maximum(np.abs(np.sin(t)), np.abs(np.cos(t)))),
-        "brick": lambda: np.minimum(1 / np.maximum(np.abs(np.cos(t)), 1e-3), 0.55 / np.maximum(np.abs(np.sin(t)), 1e-3)),
+        "brick": lambda: np.minimum(
+            1 / np.maximum(np.abs(np.cos(t)), 1e-3), 0.55 / np.maximum(np.abs(np.sin(t)), 1e-3)
+        ),
         "tile": lambda: 0.85 / np.maximum(np.abs(np.cos(t)), np.abs(np.sin(t))),
         "kite": lambda: 1 / (np.abs(np.cos(t)) + np.abs(np.sin(t))),
         "cross": lambda: np.where(np.abs(np.sin(2 * t)) < 0.75, 1.0, 0.5),
@@ -175,9 +177,7 @@ def _ground(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
     return canvas
 
 
-def _paint(
-    canvas: np.ndarray, label: int, centre: np.ndarray, size: float, rng: np.random.Generator
-) -> np.ndarray:
+def _paint(canvas: np.ndarray, label: int, centre: np.ndarray, size: float, rng: np.random.Generator) -> np.ndarray:
     """Draw one object onto the canvas; returns its polygon in pixels."""
     polygon = outline(label, rng) * size * rng.uniform(0.85, 1.15, size=2) + centre
     mask = np.zeros(canvas.shape, np.uint8)

@@ -22,9 +22,7 @@ def cross_view_loss(p: Tensor, z: Tensor, first: int = 0) -> Tensor:
     """Mean over pairs i != j of `|| p^_i - z^_j ||^2`; p (V, B, D) are views `first` on of the K views in z (K, B, D)."""
     p, z = F.normalize(p, dim=-1), F.normalize(z.detach(), dim=-1)
     distance_VK = 2 - 2 * torch.einsum("vbd,kbd->vk", p, z) / p.shape[1]
-    other = torch.ones_like(distance_VK).scatter_(
-        1, torch.arange(first, first + len(p), device=p.device)[:, None], 0.0
-    )
+    other = torch.ones_like(distance_VK).scatter_(1, torch.arange(first, first + len(p), device=p.device)[:, None], 0.0)
     return (distance_VK * other).sum() / other.sum()
 
 

@@ -1,0 +1,1 @@
+"""Runs every transfer protocol, keeps one honest record per number, renders the tables."""

@@ -1,0 +1,1 @@
+"""One module per way to start the cells' processes: `run(commands, jobs) -> exit codes`."""

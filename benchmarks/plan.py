@@ -1,0 +1,127 @@
+"""Suite x backbones -> cells: which configuration each resolves to, and which cannot run, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from core.config import Config, build, digest, read_mapping
+from core.datasets import DataPlaces, demo
+from core.errors import ConfigError, nearest
+from transfer import tasks
+from transfer.protocol import Task, TaskConfig
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+Profile = Literal["full", "smoke"]
+
+
+class Suite(Config):
+    """`configs/suites/<name>.yaml`: a list of cells."""
+
+    cells: tuple[str, ...]
+    seeds: int = 1
+    data: Literal["demo"] | None = None  # where the data lie when nothing else is said
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell with its configuration resolved."""
+
+    name: str
+    task_name: str
+    config: TaskConfig
+
+    @property
+    def task(self) -> Task:
+        """The task's module."""
+        return tasks.get(self.task_name)
+
+    @property
+    def config_sha256(self) -> str:
+        """Identity of the resolved configuration."""
+        return digest(self.config)
+
+
+def cell_names() -> list[str]:
+    """Every cell there is."""
+    return sorted(path.stem for path in (CONFIGS / "tasks").glob("*.yaml"))
+
+
+def suite_names() -> list[str]:
+    """Every suite there is."""
+    return sorted(path.stem for path in (CONFIGS / "suites").glob("*.yaml"))
+
+
+def load_suite(name: str) -> Suite:
+    """A suite by name; ConfigError with the nearest name otherwise."""
+    if name not in suite_names():
+        raise ConfigError(f"unknown suite '{name}'{nearest(name, suite_names())}")
+    return build(Suite, read_mapping(CONFIGS / "suites" / f"{name}.yaml"), where=f"suite {name}")
+
+
+def load_cell(name: str, overrides: Sequence[str] = (), profile: Profile = "full") -> Cell:
+    """A cell with preset, its own fields, the rehearsal's (`smoke`) and `field=value` overrides, in that order.
+
+    Raises:
+        ConfigError: unknown cell, task, preset or field, with the nearest name; a value out of range.
+    """
+    if name not in cell_names():
+        raise ConfigError(f"unknown cell '{name}'{nearest(name, cell_names())}")
+    values: dict[str, Any] = read_mapping(CONFIGS / "tasks" / f"{name}.yaml")
+    task_name = values.pop("task", None)
+    if not isinstance(task_name, str):
+        raise ConfigError(f"cell {name}: key 'task' is missing")
+    task = tasks.get(task_name)
+    preset = next((o.partition("=")[2] for o in reversed(overrides) if o.startswith("preset=")), values.get("preset"))
+    fields = tasks.preset_fields(task, preset) if preset else {}
+    config = build(task.Config, {**fields, **values}, overrides, where=f"cell {name}")
+    if profile == "smoke":
+        rehearsal = task.smoke(config)
+        merged = config.model_dump(mode="json")
+        data = {**merged["data"], "expect": "any", **rehearsal.pop("data", {})}
+        config = build(task.Config, {**merged, **rehearsal, "data": data}, where=f"cell {name} (smoke)")
+    return Cell(name, task_name, config)
+
+
+def split_overrides(overrides: Sequence[str], cells: Sequence[str]) -> dict[str, list[str]]:
+    """`<cell>.<field>=value` by cell.
+
+    Raises:
+        ConfigError: not of that form, or a cell that is not planned.
+    """
+    by_cell: dict[str, list[str]] = {name: [] for name in cells}
+    for override in overrides:
+        name, dot, rest = override.partition(".")
+        if not dot or "=" not in rest:
+            raise ConfigError(f"'{override}' is not of the form <cell>.<field>=<value>")
+        if name not in by_cell:
+            known = cell_names()
+            why = "is not among the cells of this run" if name in known else f"is no cell{nearest(name, known)}"
+            raise ConfigError(f"'{override}': '{name}' {why}")
+        by_cell[name].append(rest)
+    return by_cell
+
+
+def places_of(suite: Suite, data_root: Path | None, named: dict[str, Path]) -> DataPlaces:
+    """Where the data lie: as said on the command line, else the demo's data root for the demo suite."""
+    if data_root is None and suite.data == "demo":
+        data_root = demo.root()
+    return DataPlaces(data_root, named)
+
+
+def parse_places(pairs: Sequence[str]) -> dict[str, Path]:
+    """`name=PATH` pairs of `--data`."""
+    from core.datasets import info
+
+    named = {}
+    for pair in pairs:
+        name, equals, path = pair.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"--data {pair}: expected name=PATH")
+        info(name)  # refuses unknown names
+        named[name] = Path(path).expanduser()
+    return named

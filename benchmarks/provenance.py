@@ -1,0 +1,64 @@
+"""Commit, versions, device, memory: what a reader needs to trust or repeat a number."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.result import Provenance
+
+_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "opencv-python-headless")
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+@functools.cache
+def commit() -> tuple[str, bool]:
+    """(commit of the checkout, whether it has uncommitted changes); ("unknown", True) outside git."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=_ROOT, capture_output=True, text=True, check=True)
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=_ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown", True
+    return head.stdout.strip(), bool(status.stdout.strip())
+
+
+@functools.cache
+def packages() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def collect(device: torch.device, wall_s: float) -> Provenance:
+    """Provenance of a number just made by this process."""
+    revision, dirty = commit()
+    cuda = device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated(device) if cuda else _peak_rss()
+    return Provenance(
+        commit=revision,
+        dirty=dirty,
+        packages=packages(),
+        device=torch.cuda.get_device_name(device) if cuda else f"cpu ({platform.machine()})",
+        wall_s=round(wall_s, 2),
+        peak_memory=int(peak),
+        argv=[Path(sys.argv[0]).name, *sys.argv[1:]],
+        threads=torch.get_num_threads(),
+    )
+
+
+def _peak_rss() -> int:
+    """Peak resident memory in bytes; Linux counts in KiB, macOS in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,66 @@
+"""One self-contained HTML page: tables, a plot per cell, pretraining curves, the literature apart, provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from benchmarks.report import plots, render
+from benchmarks.report.table import Table
+from benchmarks.result import Result
+
+
+def page(table: Table, results: Sequence[Result], *, suite: str, curves: Mapping[str, Path] | None = None) -> str:
+    """The page's text. `curves`: a run's name and its `metrics.jsonl`."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    drawn = {name: plots.pretraining_plot(path) for name, path in (curves or {}).items()}
+    return environment.get_template("page.html.j2").render(
+        suite=suite,
+        is_demo=any(column.is_demo for column in table.columns),
+        is_smoke=any(column.profile == "smoke" for column in table.columns),
+        sections=_sections(table),
+        absent=table.absent,
+        curves={name: svg for name, svg in drawn.items() if svg},
+        literature=render.literature(table),
+        comparable=any(column.is_published for column in table.columns),
+        results=[r for r in results if r.status == "ok"],
+    )
+
+
+def _sections(table: Table) -> list[dict[str, object]]:
+    """A section per data set: heading, table cells, plots."""
+    sections = []
+    for data in dict.fromkeys(column.data for column in table.columns):
+        columns = [column for column in render.shown(table) if column.data == data]
+        rows = [row for row in table.rows if any(column in row.values for column in columns)]
+        best = {c: _best([row.values[c].mean for row in rows if c in row.values], c.higher_is_better) for c in columns}
+        sections.append(
+            {
+                "data": data,
+                "published": columns[0].is_published,
+                "headings": [render.heading(column) for column in columns],
+                "rows": [
+                    {
+                        "label": render.label(row),
+                        "random": row.name.startswith("random:"),
+                        "cells": [
+                            (render.number(row.values[c], c), row.values[c].mean == best[c])
+                            if c in row.values
+                            else ("–", False)
+                            for c in columns
+                        ],
+                    }
+                    for row in rows
+                ],
+                "plots": [(render.heading(c), plots.cell_plot(table, c)) for c in columns if c.primary],
+            }
+        )
+    return sections
+
+
+def _best(means: list[float], higher: bool) -> float:
+    return max(means) if higher else min(means)

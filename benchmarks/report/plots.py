@@ -1,0 +1,81 @@
+"""Plots as SVG text for the page: one per cell, and the pretraining curves."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from benchmarks.report.table import Column, Table
+
+_INK, _OURS, _RANDOM = "#333333", "#1f6f8b", "#b0b0b0"
+
+
+def cell_plot(table: Table, column: Column) -> str:
+    """A cell's headline metric: one bar per backbone, a dot per number it is the mean of."""
+    rows = [row for row in table.rows if column in row.values]
+    figure, axes = plt.subplots(figsize=(6.4, 0.55 * len(rows) + 0.9))
+    for y, row in enumerate(rows):
+        value = row.values[column]
+        colour = _RANDOM if row.name.startswith("random:") else _OURS
+        axes.barh(y, value.mean, color=colour, height=0.6)
+        axes.plot(value.numbers, [y] * len(value.numbers), "o", color=_INK, markersize=4, alpha=0.8)
+    axes.set_yticks(range(len(rows)), [row.name for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{column.metric} ({column.unit})" if column.unit else column.metric)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.margins(x=0.1)
+    return _svg(figure)
+
+
+_CURVES = (
+    ("losses", ("loss", "centroid", "brownian", "cross_view")),
+    ("spread of the predictions (1: even, 0: collapsed)", ("std",)),
+    ("effective rank", ("effective_rank",)),
+    ("online 20-NN on the training split (%)", ("online_knn20",)),
+)
+
+
+def pretraining_plot(metrics: Path) -> str | None:
+    """Curves of a run's `metrics.jsonl`; None when it holds none."""
+    records = []
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:  # a line cut short by a kill
+            continue
+    present = [
+        (title, [n for n in names if any(n in r for r in records)])
+        for title, names in _CURVES
+        if any(name in record for record in records for name in names)
+    ]
+    if not present:
+        return None
+    figure, all_axes = plt.subplots(1, len(present), figsize=(3.4 * len(present), 2.6), squeeze=False)
+    for axes, (title, names) in zip(all_axes[0], present, strict=True):
+        for name in names:
+            points = [(r["epoch"], r[name]) for r in records if name in r]
+            axes.plot(*zip(*points, strict=True), label=name, marker="o" if len(points) < 10 else None, markersize=3)
+        axes.set_title(title, fontsize=8)
+        axes.set_xlabel("epoch", fontsize=8)
+        axes.tick_params(labelsize=7)
+        if len(names) > 1:
+            axes.legend(fontsize=7)
+    figure.tight_layout()
+    return _svg(figure)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    with plt.rc_context({"svg.hashsalt": "backbench"}):  # the same figure gives the same text
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+    return re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)

@@ -1,0 +1,124 @@
+"""Records into one table: a row per backbone name, a column per (cell, configuration, metric)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from benchmarks.result import Result
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number's place: what was measured, on which data."""
+
+    cell: str
+    config8: str
+    metric: str
+    unit: str
+    higher_is_better: bool
+    primary: bool
+    data: str  # e.g. "ImageNet layout, 3000/1000 images"; the data set's name when the images are the published ones
+    is_published: bool
+    is_demo: bool
+    profile: str
+
+
+@dataclass(frozen=True)
+class Value:
+    """Mean and spread of a row's numbers for a column."""
+
+    mean: float
+    spread: float | None  # standard deviation; None of a single number
+    numbers: tuple[float, ...]  # one per backbone (mean over its seeds), or one per seed of a single backbone
+    over: str  # what they differ in: "backbones", "seeds" or "" for one number
+
+
+@dataclass(frozen=True)
+class Row:
+    """A backbone's name with its numbers."""
+
+    name: str
+    arch: str
+    backbones: int
+    values: dict[Column, Value]
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A cell without a number, and why."""
+
+    name: str
+    cell: str
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """All that the renderers need."""
+
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    absent: tuple[Absent, ...]
+
+
+def gather(results: Iterable[Result]) -> Table:
+    """Group records; every number is counted once."""
+    results = list(results)
+    by_name: dict[str, dict[Column, dict[str, list[float]]]] = {}
+    archs: dict[str, str] = {}
+    for result in results:
+        if result.status != "ok":
+            continue
+        archs.setdefault(result.backbone.name, str(result.backbone.arch.get("name", "")))
+        for name, metric in result.metrics.items():
+            column = _column(result, name, metric.unit, metric.higher_is_better)
+            numbers = by_name.setdefault(result.backbone.name, {}).setdefault(column, {})
+            numbers.setdefault(result.backbone.weights_sha256, []).append(metric.value)
+    columns = sorted(
+        {column for row in by_name.values() for column in row},
+        key=lambda c: (c.cell, c.config8, not c.primary, _natural(c.metric)),
+    )
+    rows = []
+    for name in sorted(by_name, key=lambda n: (n.startswith("random:"), n)):
+        values = {column: _value(numbers) for column, numbers in by_name[name].items()}
+        backbones = {sha for numbers in by_name[name].values() for sha in numbers}
+        rows.append(Row(name, archs[name], len(backbones), values))
+    absent = sorted(
+        {(r.backbone.name, r.cell, r.status, r.reason or "no reason recorded") for r in results if r.status != "ok"}
+    )
+    return Table(tuple(rows), tuple(columns), tuple(Absent(*item) for item in absent))
+
+
+def _column(result: Result, metric: str, unit: str, higher: bool) -> Column:
+    data = result.data
+    assert data is not None, "an ok record has data"
+    if data.is_published:
+        label = data.name
+    else:
+        what = "demo scenes" if data.is_demo else f"{data.name} layout"
+        label = f"{what}, {data.counts['train']}/{data.counts['test']} images"
+    primary = metric == result.primary
+    sha = result.task.config_sha256[:8]
+    return Column(
+        result.cell, sha, metric, unit, higher, primary, label, data.is_published, data.is_demo, result.profile
+    )
+
+
+def _value(numbers: dict[str, list[float]]) -> Value:
+    """Over backbones where there are several (each by the mean of its seeds), else over the seeds of the one."""
+    if len(numbers) > 1:
+        each, over = [statistics.fmean(seeds) for seeds in numbers.values()], "backbones"
+    else:
+        each = next(iter(numbers.values()))
+        over = "seeds" if len(each) > 1 else ""
+    spread = statistics.stdev(each) if len(each) > 1 else None
+    return Value(statistics.fmean(each), spread, tuple(each), over)
+
+
+def _natural(name: str) -> tuple[object, ...]:
+    """`top1_k5` before `top1_k20`."""
+    digits = "".join(c if c.isdigit() else " " for c in name).split()
+    return (name.rstrip("0123456789"), int(digits[-1]) if digits else 0, name)

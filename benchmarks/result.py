@@ -1,0 +1,151 @@
+"""The record: one JSON per (backbone, cell, seed). Its schema version, reading, migrating, writing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from core.artifacts import atomic_write_text
+from core.config import digest
+from core.errors import BackbenchError
+
+SCHEMA = 1
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MetricRecord(_Strict):
+    """One number; percent unless the unit says otherwise."""
+
+    value: Annotated[float, Field(allow_inf_nan=False)]
+    unit: str
+    higher_is_better: bool
+
+
+class BackboneRecord(_Strict):
+    """Which backbone."""
+
+    name: str
+    weights_sha256: str
+    format: str
+    arch: dict[str, Any]
+    input: dict[str, Any]
+
+
+class TaskRecord(_Strict):
+    """Which protocol, with the whole resolved configuration."""
+
+    name: str
+    version: int
+    config: dict[str, Any]
+    config_sha256: str
+    tuned: dict[str, Any] = {}  # what was chosen, and on which split
+    notes: list[str] = []
+
+
+class DataRecord(_Strict):
+    """Which data."""
+
+    name: str
+    train: str
+    test: str
+    counts: dict[str, int]
+    manifest_sha256: str
+    is_published: bool
+    is_demo: bool = False
+
+
+class Provenance(_Strict):
+    """Where and how the number was made."""
+
+    commit: str
+    dirty: bool
+    packages: dict[str, str]
+    device: str
+    wall_s: float
+    peak_memory: int  # bytes
+    argv: list[str]
+    threads: int
+
+
+class Result(_Strict):
+    """A record. `skipped` and `failed` ones carry a reason and no metrics."""
+
+    schema_version: Annotated[int, Field(alias="schema")] = SCHEMA
+    status: Literal["ok", "failed", "skipped"]
+    reason: str | None = None
+    profile: Literal["full", "smoke"]
+    suite: str
+    seed: int
+    backbone: BackboneRecord
+    cell: str
+    task: TaskRecord
+    data: DataRecord | None = None
+    metrics: dict[str, MetricRecord] = {}
+    primary: str | None = None
+    provenance: Provenance | None = None
+    error: str | None = None
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    def identity(self) -> str:
+        """Equal for two records that must hold the same number: weights, task, configuration, data, seed, profile."""
+        return digest(
+            {
+                "weights": self.backbone.weights_sha256,
+                "arch": self.backbone.arch,
+                "input": self.backbone.input,
+                "cell": self.cell,
+                "task": [self.task.name, self.task.version, self.task.config_sha256],
+                "manifest": self.data.manifest_sha256 if self.data else None,
+                "profile": self.profile,
+                "seed": self.seed,
+            }
+        )
+
+
+def folder(out: Path, backbone_name: str, weights_sha256: str, cell: str, config_sha256: str) -> Path:
+    """`<out>/<backbone>-<weights8>/<cell>-<config8>`."""
+    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in backbone_name)
+    return Path(out) / f"{safe}-{weights_sha256[:8]}" / f"{cell}-{config_sha256[:8]}"
+
+
+def write(out: Path, result: Result) -> Path:
+    """Write a record atomically to its place; returns the path."""
+    place = folder(out, result.backbone.name, result.backbone.weights_sha256, result.cell, result.task.config_sha256)
+    path = place / f"seed{result.seed}.json"
+    atomic_write_text(path, json.dumps(result.model_dump(mode="json", by_alias=True), indent=1) + "\n")
+    return path
+
+
+def read(path: Path) -> Result:
+    """A record of any schema version.
+
+    Raises:
+        BackbenchError: not JSON, not a record, or of a newer version than this program knows.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BackbenchError(f"{path}: not a readable result file ({error})") from None
+    version = values.get("schema") if isinstance(values, dict) else None
+    if not isinstance(version, int):
+        raise BackbenchError(f"{path}: not a result file (no 'schema')")
+    if version > SCHEMA:
+        raise BackbenchError(f"{path}: schema {version} is newer than this program's {SCHEMA}: update backbench")
+    try:
+        return Result.model_validate(values)
+    except ValidationError as error:
+        raise BackbenchError(f"{path}: does not fit schema {version}: {error.errors()[0]['loc']}") from None
+
+
+def read_all(out: Path) -> Iterator[Result]:
+    """Every record below a folder, in path order."""
+    for path in sorted(Path(out).glob("*/*/seed*.json")):
+        yield read(path)

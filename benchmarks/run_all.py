@@ -1,0 +1,183 @@
+"""Every transfer protocol for a checkpoint, beside baselines: plan, one process per cell, report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from core.errors import BackbenchError, ConfigError, run_cli
+
+if TYPE_CHECKING:
+    from core.datasets import DataPlaces
+    from model_zoo.backbone import Backbone
+
+_RUN_ONE = Path(__file__).resolve().parent / "run_one.py"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A backbone as `run_one` is told of it."""
+
+    ckpt: str  # [NAME=]FILE or random:<architecture>
+    like: str | None
+    shown: str
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="benchmarks/run_all.py",
+        description="Measure what a checkpoint transfers to. Without data it runs the embedded demo suite, and says so.",
+        epilog="Results already there are reused only when weights, protocol, data and seed are identical.",
+    )
+    p.add_argument("--ckpt", action="append", default=[], metavar="[NAME=]FILE", help="may be given several times; "
+                   "checkpoints of one NAME are one row, with mean and spread")  # fmt: skip
+    p.add_argument("--suite", help="demo or paper (default: paper when data are given, else demo)")
+    p.add_argument("--tasks", metavar="a,b", help="only these cells")
+    p.add_argument("--profile", choices=["full", "smoke"], default="full", help="smoke: a few steps of every cell")
+    p.add_argument("--data-root", type=Path, metavar="DIR", help="folder that holds the data sets by name")
+    p.add_argument("--data", action="append", default=[], metavar="name=PATH", help="one data set elsewhere")
+    p.add_argument("--baselines", default="", metavar="a,b", help="random: the same architecture, anew for each seed")
+    p.add_argument("--seeds", type=int, metavar="N", help="of the evaluation (default: the suite's)")
+    p.add_argument("--out", type=Path, default=Path("results"), metavar="DIR")
+    p.add_argument("--jobs", type=int, default=0, metavar="N", help="cells at a time (default: one per GPU, or 1)")
+    p.add_argument("--dry-run", action="store_true", help="say what would run, and why not the rest")
+    p.add_argument("override", nargs="*", metavar="cell.field=value")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 1 when a cell failed or every cell was skipped."""
+    args = parser().parse_intermixed_args(argv)
+    if not args.ckpt and not args.baselines:
+        raise BackbenchError("nothing to measure: give --ckpt FILE (or --baselines random:resnet50)")
+    if args.seeds is not None and args.seeds < 1:
+        raise BackbenchError("--seeds must be at least 1")
+
+    from benchmarks import plan
+    from core.progress import say
+
+    suite_name = args.suite or ("paper" if args.data or args.data_root else "demo")
+    suite = plan.load_suite(suite_name)
+    wanted = [name.strip() for name in args.tasks.split(",")] if args.tasks else list(suite.cells)
+    for name in wanted:
+        plan.load_cell(name)  # refuses unknown names before anything is read
+    own = [o for o in suite.overrides if o.partition(".")[0] in wanted]
+    overrides = plan.split_overrides([*own, *args.override], wanted)
+    cells = [plan.load_cell(name, overrides[name], args.profile) for name in wanted]
+    named = plan.parse_places(args.data)
+    if args.suite is None and suite_name == "demo":
+        say("no data given: running the demo suite on rendered scenes; use --data-root DIR for the real protocols")
+    subjects = find_subjects(args.ckpt, args.baselines)
+    places = plan.places_of(suite, args.data_root, named)
+    seeds = args.seeds or suite.seeds
+    skipped = {cell.name: reason for cell in cells if (reason := cell.task.missing(cell.config, places))}
+    for subject in subjects:
+        for cell in cells:
+            say(f"{'skip' if cell.name in skipped else 'run '}  {subject.shown:<28} {cell.name}"
+                + (f": {skipped[cell.name]}" if cell.name in skipped else ""))  # fmt: skip
+    if args.dry_run:
+        return 0
+    from benchmarks import report
+
+    codes = launch(subjects, [c.name for c in cells], overrides, suite_name, seeds, places, args)
+    path = report.write(args.out, suite=suite_name, curves=curves_of(args.ckpt))
+    print(report.text(args.out))
+    print(f"report: {path}")
+    if len(skipped) == len(cells):
+        say("every cell was skipped: no data")
+    return 1 if any(codes) or len(skipped) == len(cells) else 0
+
+
+def curves_of(ckpts: list[str]) -> dict[str, Path]:
+    """`metrics.jsonl` beside each checkpoint that has one: the run that made it."""
+    from benchmarks.run_one import split_name
+    from model_zoo.load import default_name
+
+    found = {}
+    for ckpt in ckpts:
+        name, path = split_name(ckpt)
+        metrics = Path(path).parent / "metrics.jsonl"
+        if metrics.exists():
+            shown = name or default_name(Path(path))
+            found[shown if shown not in found else f"{shown} ({path})"] = metrics
+    return found
+
+
+def find_subjects(ckpts: list[str], baselines: str) -> list[Subject]:
+    """Load every checkpoint once, so that a bad one stops before any cell runs; `random` follows their architectures."""
+    from benchmarks.run_one import split_name
+    from model_zoo.backbone import architecture_fields
+    from model_zoo.load import load
+
+    subjects, loaded = [], []
+    for ckpt in ckpts:
+        name, path = split_name(ckpt)
+        backbone = load(path, name=name)
+        for note in backbone.notes:
+            print(f"{backbone.name}: {note}", file=sys.stderr)
+        loaded.append((backbone, path))
+        subjects.append(Subject(ckpt, None, f"{backbone.name} ({architecture_fields(backbone.arch)})"))
+    for baseline in filter(None, (b.strip() for b in baselines.split(","))):
+        if baseline == "random":
+            subjects += _random_like(loaded)
+        elif baseline.startswith("random:"):
+            load(baseline)
+            subjects.append(Subject(baseline, None, baseline))
+        else:
+            raise ConfigError(f"unknown baseline '{baseline}'; known: random, random:<architecture>")
+    return subjects
+
+
+def _random_like(loaded: list[tuple[Backbone, str]]) -> list[Subject]:
+    """One random baseline per architecture and input among the checkpoints."""
+    if not loaded:
+        raise ConfigError("--baselines random needs a --ckpt whose architecture it takes; or name it: random:resnet50")
+    found = {}
+    for backbone, path in loaded:
+        key = (backbone.arch.model_dump_json(), backbone.input.model_dump_json())
+        name = f"random:{backbone.arch.name}"
+        found.setdefault(key, Subject(name, None if path.startswith("random:") else path, name))
+    return list(found.values())
+
+
+def launch(
+    subjects: list[Subject],
+    cells: list[str],
+    overrides: dict[str, list[str]],
+    suite: str,
+    seeds: int,
+    places: DataPlaces,
+    args: argparse.Namespace,
+) -> list[int]:
+    """One process per (backbone, cell)."""
+    import torch
+
+    from benchmarks.launchers import local
+
+    commands = []
+    for subject in subjects:
+        for cell in cells:
+            command = [sys.executable, str(_RUN_ONE), "--ckpt", subject.ckpt, "--cell", cell, "--out", str(args.out)]
+            command += ["--suite", suite, "--profile", args.profile, "--seeds", str(seeds)]
+            command += ["--like", subject.like] if subject.like else []
+            command += ["--data-root", str(places.root)] if places.root else []
+            for name, path in places.named.items():
+                command += ["--data", f"{name}={path}"]
+            commands.append([*command, *overrides[cell]])
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    try:
+        return local.run(commands, jobs=args.jobs or max(1, gpus), gpus=gpus)
+    except KeyboardInterrupt:
+        print(f"stopped; finished results are kept in {args.out}: the same command goes on from there", file=sys.stderr)
+        raise
+
+
+if __name__ == "__main__":
+    run_cli(main)

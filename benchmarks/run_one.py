@@ -1,0 +1,218 @@
+"""One (backbone, cell), all its seeds, one JSON each. The only path that makes a number."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from core.errors import BackbenchError, run_cli
+
+if TYPE_CHECKING:
+    from benchmarks.plan import Cell
+    from benchmarks.result import DataRecord, Result
+    from core.datasets import DataPlaces, ImageSplit
+    from model_zoo.backbone import Backbone
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; `run_all` builds one of these for each cell."""
+    p = argparse.ArgumentParser(prog="benchmarks/run_one.py", description=__doc__)
+    p.add_argument("--ckpt", required=True, metavar="[NAME=]FILE", help="a checkpoint, or random:resnet50")
+    p.add_argument(
+        "--like", type=Path, metavar="FILE", help="take a random backbone's architecture and input from here"
+    )
+    p.add_argument("--cell", required=True)
+    p.add_argument("--out", type=Path, default=Path("results"))
+    p.add_argument("--suite", default="none", help="the suite's name in the record")
+    p.add_argument("--profile", choices=["full", "smoke"], default="full")
+    p.add_argument("--seeds", type=int, default=1, metavar="N")
+    p.add_argument("--data-root", type=Path, metavar="DIR")
+    p.add_argument("--data", action="append", default=[], metavar="name=PATH")
+    p.add_argument("--workers", type=int, default=None, help="processes that decode images")
+    p.add_argument("override", nargs="*", metavar="field=value", help="fields of the cell")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run every seed that has no identical result yet. Exit code 1 when one failed."""
+    args = parser().parse_intermixed_args(argv)
+    if args.seeds < 1:
+        raise BackbenchError("--seeds must be at least 1")
+
+    from benchmarks.plan import load_cell, parse_places
+    from core.datasets import DataPlaces
+
+    cell = load_cell(args.cell, args.override, args.profile)
+    places = DataPlaces(args.data_root, parse_places(args.data))
+    failed = 0
+    for seed, backbone in backbones(args.ckpt, args.like, args.seeds, cell):
+        failed += not run_seed(backbone, cell, seed, places, args)
+    return 1 if failed else 0
+
+
+def backbones(ckpt: str, like: Path | None, seeds: int, cell: Cell) -> list[tuple[int, Backbone]]:
+    """(seed, backbone) pairs: a random backbone anew for each seed, a fixed one once where the task draws nothing."""
+    from model_zoo.load import load
+
+    name, path = split_name(ckpt)
+    if path.startswith("random:"):
+        template = load(like) if like else None
+        return [(seed, load(path, name=name, seed=seed, like=template)) for seed in range(seeds)]
+    backbone = load(path, name=name)
+    return [(seed, backbone) for seed in range(1 if cell.task.deterministic(cell.config) else seeds)]
+
+
+def split_name(ckpt: str) -> tuple[str | None, str]:
+    """`name=path` or `path`; a path that exists is never split."""
+    name, equals, path = ckpt.partition("=")
+    return (name, path) if equals and not Path(ckpt).exists() else (None, ckpt)
+
+
+def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args: argparse.Namespace) -> bool:
+    """Make one record unless an identical one is there; under a lock. Returns whether the record is fit to use."""
+    from filelock import FileLock
+
+    from benchmarks import result
+    from core.artifacts import make_folder
+    from core.progress import say
+
+    place = result.folder(args.out, backbone.name, backbone.weights_sha256, cell.name, cell.config_sha256)
+    make_folder(place)
+    label = f"{backbone.name} {cell.name} seed {seed}"
+    with FileLock(str(place / ".lock")):
+        reason = cell.task.missing(cell.config, places)
+        if reason:
+            result.write(args.out, blank(backbone, cell, seed, args, status="skipped", reason=reason))
+            say(f"skipped {label}: {reason}")
+            return True
+        try:
+            splits = cell.task.splits(cell.config, places)
+            data = describe_data(cell, splits, places)
+        except BackbenchError as error:
+            result.write(args.out, blank(backbone, cell, seed, args, status="failed", reason=str(error)))
+            say(f"FAILED {label}: {error}")
+            return False
+        planned = blank(backbone, cell, seed, args, status="ok", data=data)
+        if is_reusable(place / f"seed{seed}.json", planned):
+            say(f"kept {label}: an identical result is there")
+            return True
+        done = measure(planned, backbone, cell, splits, args)
+        path = result.write(args.out, done)
+        if done.status == "failed":
+            say(f"FAILED {label}: {done.reason}")
+            return False
+        headline = done.metrics[done.primary or ""]
+        say(f"{label}: {done.primary} {headline.value:.2f}{headline.unit}  ({path})")
+        return True
+
+
+def is_reusable(path: Path, planned: Result) -> bool:
+    """Whether the stored record is whole, fit to use and equal in everything that decides the number."""
+    from benchmarks import result
+
+    if not path.exists():
+        return False
+    try:
+        stored = result.read(path)
+    except BackbenchError:
+        return False  # cut short or of another kind: made anew
+    return stored.status == "ok" and stored.identity() == planned.identity()
+
+
+def measure(
+    planned: Result, backbone: Backbone, cell: Cell, splits: dict[str, ImageSplit], args: argparse.Namespace
+) -> Result:
+    """Run the task; a failure becomes a record, and does not end the other seeds."""
+    import os
+
+    import torch
+
+    from benchmarks import provenance
+    from benchmarks.result import MetricRecord
+    from core.distributed import init
+    from transfer.protocol import RunContext
+
+    device = init()
+    torch.manual_seed(planned.seed)
+    workers = args.workers if args.workers is not None else max(1, (os.cpu_count() or 2) // 2)
+    cache = args.out / ".features"
+    ctx = RunContext(splits=splits, seed=planned.seed, device=device, cache=cache, workers=workers)
+    start = time.monotonic()
+    try:
+        metrics = cell.task.run(backbone, cell.config, ctx)
+        records = {
+            name: MetricRecord(value=m.value, unit=m.unit, higher_is_better=m.higher_is_better)
+            for name, m in metrics.items()
+        }
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        text = None if isinstance(error, BackbenchError) else traceback.format_exc()
+        fields = {"status": "failed", "reason": reason, "error": text}
+        return planned.model_copy(update=fields | {"provenance": provenance.collect(device, time.monotonic() - start)})
+    task = planned.task.model_copy(update={"tuned": ctx.tuned, "notes": ctx.notes})
+    return planned.model_copy(
+        update={
+            "task": task,
+            "metrics": records,
+            "primary": cell.task.primary(cell.config),
+            "provenance": provenance.collect(device, time.monotonic() - start),
+        }
+    )
+
+
+def blank(
+    backbone: Backbone,
+    cell: Cell,
+    seed: int,
+    args: argparse.Namespace,
+    *,
+    status: str,
+    reason: str | None = None,
+    data: DataRecord | None = None,
+) -> Result:
+    """A record without a number."""
+    from benchmarks.result import BackboneRecord, Result, TaskRecord
+
+    config = cell.config.model_dump(mode="json")
+    task = TaskRecord(name=cell.task_name, version=cell.task.version, config=config, config_sha256=cell.config_sha256)
+    return Result(
+        status=status,  # type: ignore[arg-type]
+        reason=reason,
+        profile=args.profile,
+        suite=args.suite,
+        seed=seed,
+        backbone=BackboneRecord(**backbone.record()),
+        cell=cell.name,
+        task=task,
+        data=data,
+    )
+
+
+def describe_data(cell: Cell, splits: dict[str, ImageSplit], places: DataPlaces) -> DataRecord:
+    """The record's `data`."""
+    from benchmarks.result import DataRecord
+    from core.config import digest
+    from core.datasets import demo, is_published
+
+    name = cell.config.data.name
+    train, test = splits["train"], splits["test"]
+    return DataRecord(
+        name=name,
+        train=train.split,
+        test=test.split,
+        counts={"train": len(train), "test": len(test), "classes": len(train.classes)},
+        manifest_sha256=digest({role: split.manifest_sha256() for role, split in splits.items()}),
+        is_published=is_published(name, splits),
+        is_demo=demo.is_demo(places.of(name) or Path()),
+    )
+
+
+if __name__ == "__main__":
+    run_cli(main)

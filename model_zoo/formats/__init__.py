@@ -1,0 +1,74 @@
+"""One module per checkpoint layout: container, unwrapping and key scheme.
+
+Each has `matches(obj) -> bool`, `extract(obj) -> Extracted` and `example(state) -> obj` (the documented layout built
+around a backbone's tensors, for the contract tests). A module says nothing of the method: several methods share a layout.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+_CANONICAL = re.compile(
+    r"^(?P<prefix>.*?)(?P<name>(?:conv1|bn1)\.\w+|layer[1-4]\.\d+\.(?:(?:conv|bn)[123]|downsample\.[01])\.\w+)$"
+)
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What a layout found in a file."""
+
+    state: Mapping[str, Tensor]  # torchvision names
+    dropped: tuple[str, ...] = ()  # by the layout's explicit list
+    leftover: tuple[str, ...] = ()  # neither backbone nor on the list: load() refuses these
+    arch: Mapping[str, Any] = field(default_factory=dict)  # fields that the file itself states
+    input: Mapping[str, Any] = field(default_factory=dict)
+
+
+def modules() -> dict[str, ModuleType]:
+    """Every layout there is, by name."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return {name: importlib.import_module(f"model_zoo.formats.{name}") for name in names}
+
+
+def tensor_dicts(obj: Any) -> list[tuple[str, Mapping[str, Tensor]]]:
+    """Dictionaries of tensors: the object itself, then what lies under the usual keys, with the key."""
+    found = []
+    for key, value in (("", obj), *((k, obj.get(k)) for k in ("state_dict", "model") if isinstance(obj, Mapping))):
+        if isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values()):
+            found.append((key, {str(k): v for k, v in value.items() if isinstance(v, Tensor)}))
+    return found
+
+
+def prefixes(keys: Iterable[str]) -> dict[str, list[str]]:
+    """Canonical ResNet names found, by what stands before them."""
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        match = _CANONICAL.match(key)
+        if match:
+            found.setdefault(match["prefix"], []).append(match["name"])
+    return found
+
+
+def take(tensors: Mapping[str, Tensor], prefix: str, drop: Iterable[str]) -> Extracted:
+    """The canonical names under `prefix`; the rest is dropped where it fits a pattern of `drop`, else left over."""
+    state: dict[str, Tensor] = {}
+    dropped, leftover = [], []
+    patterns = tuple(drop)
+    for key, tensor in tensors.items():
+        match = _CANONICAL.match(key)
+        if match and match["prefix"] == prefix:
+            state[match["name"]] = tensor
+        elif any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns):
+            dropped.append(key)
+        else:
+            leftover.append(key)
+    return Extracted(state, tuple(dropped), tuple(leftover))

@@ -1,0 +1,38 @@
+"""Ours: {"format": "backbench-1", "arch", "input", "state_dict"} with torchvision names and no head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from core.errors import CheckpointError
+from model_zoo.backbone import FORMAT, Architecture, InputSpec
+from model_zoo.formats import Extracted, take
+
+
+def matches(obj: Any) -> bool:
+    """Whether the file says it is ours, whatever the version."""
+    return isinstance(obj, Mapping) and str(obj.get("format", "")).startswith("backbench-")
+
+
+def extract(obj: Any) -> Extracted:
+    """The tensors with the architecture and input that the file states."""
+    if obj["format"] != FORMAT:
+        raise CheckpointError(f"format '{obj['format']}' is not known to this version, which reads '{FORMAT}'")
+    absent = [key for key in ("arch", "input", "state_dict") if not isinstance(obj.get(key), Mapping)]
+    if absent:
+        raise CheckpointError(f"says it is '{FORMAT}' but has no '{absent[0]}'")
+    found = take(obj["state_dict"], "", ())
+    return Extracted(found.state, found.dropped, found.leftover, arch=obj["arch"], input=obj["input"])
+
+
+def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:
+    """A file of this layout."""
+    return {
+        "format": FORMAT,
+        "arch": arch.model_dump(mode="json"),
+        "input": InputSpec().model_dump(mode="json"),
+        "state_dict": dict(state),
+    }

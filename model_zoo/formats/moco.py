@@ -1,0 +1,44 @@
+"""MoCo v1 and v2, PCL, AdCo, ReSim: `state_dict` with `module.encoder_q.`, its momentum twin `encoder_k` and a queue.
+
+The query encoder is the one that transfers (facebookresearch/moco, main_lincls.py); the twin, the queue and the head
+`fc` are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model_zoo.backbone import Architecture
+from model_zoo.formats import Extracted, prefixes, take, tensor_dicts
+
+_PREFIXES = ("module.encoder_q.", "encoder_q.")
+
+
+def _query(tensors: Mapping[str, Tensor]) -> str | None:
+    found = [prefix for prefix in prefixes(tensors) if prefix in _PREFIXES]
+    return found[0] if len(found) == 1 else None
+
+
+def matches(obj: Any) -> bool:
+    """Whether there is a query encoder."""
+    return any(_query(tensors) for _, tensors in tensor_dicts(obj))
+
+
+def extract(obj: Any) -> Extracted:
+    """The query encoder's tensors."""
+    tensors = next(tensors for _, tensors in tensor_dicts(obj) if _query(tensors))
+    prefix = _query(tensors) or ""
+    outer = prefix.removesuffix("encoder_q.")
+    return take(tensors, prefix, (f"{prefix}fc.*", f"{outer}encoder_k.*", f"{outer}queue", f"{outer}queue_ptr"))
+
+
+def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:
+    """A file of this layout."""
+    tensors = {f"module.encoder_q.{name}": tensor for name, tensor in state.items()}
+    twin = {f"module.encoder_k.{name}": torch.zeros_like(tensor) for name, tensor in state.items()}
+    extra = {"module.encoder_q.fc.0.weight": torch.zeros(8, 8), "module.queue": torch.zeros(8, 16)}
+    return {"epoch": 200, "arch": arch.name, "state_dict": {**tensors, **twin, **extra}}

@@ -1,0 +1,47 @@
+"""A ResNet under one wrapper's prefix: DistributedDataParallel's `module.`, a trainer's `backbone.` or `encoder.`.
+
+Flat, or under `state_dict` or `model`; heads beside the backbone are dropped by the list below. Read in the code of SwAV
+(`module.`), Barlow Twins and VICReg (`module.backbone.`), mmselfsup and solo-learn (`backbone.`), SimSiam and PixPro
+(`module.encoder.`). A momentum twin (`momentum_backbone.`, `encoder_k.`, ...) makes it another layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model_zoo.backbone import Architecture
+from model_zoo.formats import Extracted, prefixes, take, tensor_dicts
+
+PREFIXES = ("module.", "backbone.", "encoder.", "module.backbone.", "module.encoder.")
+_HEADS = ("fc", "head", "heads", "neck", "projector", "projection_head", "predictor", "prototypes", "classifier", "bn")
+
+
+def _only_prefix(tensors: Mapping[str, Tensor]) -> str | None:
+    found = list(prefixes(tensors))
+    return found[0] if len(found) == 1 and found[0] in PREFIXES else None
+
+
+def matches(obj: Any) -> bool:
+    """Whether all ResNet names stand under one known prefix."""
+    if isinstance(obj, Mapping) and "format" in obj:
+        return False
+    return any(_only_prefix(tensors) for _, tensors in tensor_dicts(obj))
+
+
+def extract(obj: Any) -> Extracted:
+    """The tensors under the prefix."""
+    tensors = next(tensors for _, tensors in tensor_dicts(obj) if _only_prefix(tensors))
+    prefix = _only_prefix(tensors) or ""
+    outer = "module." if prefix.startswith("module.") else ""
+    drop = [f"{start}{head}{end}" for start in {outer, prefix} for head in _HEADS for end in (".*", "[0-9].*")]
+    return take(tensors, prefix, drop)
+
+
+def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:
+    """A file of this layout, as Barlow Twins writes it."""
+    tensors = {f"module.backbone.{name}": tensor for name, tensor in state.items()}
+    return {"epoch": 1, "model": {**tensors, "module.projector.0.weight": torch.zeros(8, 8)}}

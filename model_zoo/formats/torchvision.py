@@ -1,0 +1,33 @@
+"""torchvision's and timm's ResNet: bare names, a classifier `fc`; flat, or under `state_dict` or `model`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model_zoo.backbone import Architecture
+from model_zoo.formats import Extracted, prefixes, take, tensor_dicts
+
+_DROP = ("fc.weight", "fc.bias")
+
+
+def matches(obj: Any) -> bool:
+    """Whether bare ResNet names are the only ones."""
+    if isinstance(obj, Mapping) and "format" in obj:
+        return False
+    return any(list(prefixes(tensors)) == [""] for _, tensors in tensor_dicts(obj))
+
+
+def extract(obj: Any) -> Extracted:
+    """The tensors without the classifier."""
+    tensors = next(tensors for _, tensors in tensor_dicts(obj) if list(prefixes(tensors)) == [""])
+    return take(tensors, "", _DROP)
+
+
+def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:
+    """A file of this layout."""
+    channels = next(reversed([t for n, t in state.items() if n.endswith("running_mean")])).shape[0]
+    return {**state, "fc.weight": torch.zeros(1000, channels), "fc.bias": torch.zeros(1000)}

@@ -1,0 +1,207 @@
+"""`load(path or name) -> Backbone`: exactly one layout matches, every tensor is there and sound, nothing is left over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.artifacts import load_torch
+from core.config import build as build_config
+from core.config import read_mapping
+from core.errors import CheckpointError, ConfigError, nearest
+from model_zoo import formats
+from model_zoo.backbone import Architecture, Backbone, InputSpec
+from model_zoo.formats import Extracted
+from model_zoo.resnet import LAYERS, build, expected_shapes
+
+UNKNOWABLE = (
+    "channel order, stride placement and padding cannot be told from weights; RGB and torchvision's conventions assumed"
+)
+_SHOWN = 5  # names in an error
+_GENERIC = {"model", "checkpoint", "last", "latest", "final", "backbone", "ckpt", "best", "weights"}
+
+
+def load(source: str | Path, *, name: str | None = None, seed: int = 0, like: Backbone | None = None) -> Backbone:
+    """Read a backbone from a checkpoint file, or make `random:<architecture>` anew for a seed.
+
+    Args:
+        source: a path, or `random:resnet50`.
+        name: what to call it in tables; from the path unless given.
+        seed: of a random backbone.
+        like: a backbone whose architecture and input a random one takes.
+
+    Raises:
+        CheckpointError: one sentence that says what was found and what is wrong with it.
+    """
+    if str(source).startswith("random:"):
+        return _random(str(source), name, seed, like)
+    path = Path(source)
+    try:
+        return _from_file(path, name)
+    except CheckpointError as error:
+        text = str(error)
+        raise CheckpointError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+
+
+def default_name(path: Path) -> str:
+    """The file's stem, or its folder's name where the stem says nothing (`runs/photos/model.pth` -> `photos`)."""
+    stem = path.name.split(".")[0]
+    return path.resolve().parent.name if stem.lower() in _GENERIC else stem
+
+
+def _random(source: str, name: str | None, seed: int, like: Backbone | None) -> Backbone:
+    wanted = source.removeprefix("random:")
+    if wanted not in LAYERS:
+        raise CheckpointError(f"{source}: unknown architecture{nearest(wanted, LAYERS)}")
+    arch = like.arch if like is not None and like.arch.name == wanted else Architecture(name=wanted)  # type: ignore[arg-type]
+    spec = like.input if like is not None else InputSpec()
+    state = build(arch, seed).state_dict()
+    return Backbone(name or source, arch, state, spec, source, "random", (f"initialised with seed {seed}",))
+
+
+def _from_file(path: Path, name: str | None) -> Backbone:
+    obj = read_container(path)
+    layout, found = recognise(obj)
+    side = _sidecar(path)
+    stated = {**found.arch, **side.get("arch", {})}
+    try:
+        arch = build_config(Architecture, {**infer_architecture(found.state, stated), **stated}, where="arch")
+        spec = build_config(InputSpec, {**found.input, **side.get("input", {})}, where="input")
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    state = check(found, arch)
+    notes = (
+        [f"dropped {len(found.dropped)} tensors by the layout's list: {_some(found.dropped)}"] if found.dropped else []
+    )
+    if layout != "backbench" and not side:
+        notes.append(UNKNOWABLE)
+    return Backbone(name or default_name(path), arch, state, spec, str(path), layout, tuple(notes))
+
+
+def read_container(path: Path) -> Any:
+    """A torch file or safetensors, without running anything."""
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"not a readable safetensors file ({error})") from None
+    return load_torch(path)
+
+
+def recognise(obj: Any) -> tuple[str, Extracted]:
+    """The one layout that matches, and what it found."""
+    known = formats.modules()
+    matching = [name for name, module in known.items() if module.matches(obj)]
+    if len(matching) == 1:
+        return matching[0], known[matching[0]].extract(obj)
+    if matching:
+        raise CheckpointError(
+            f"more than one layout matches ({', '.join(matching)}); state which by converting it first"
+        )
+    raise CheckpointError(f"no known layout: {_describe(obj)}; known layouts: {', '.join(known)}")
+
+
+def _describe(obj: Any) -> str:
+    """What was seen, for someone who wonders why their file is not recognised."""
+    if not isinstance(obj, Mapping):
+        return f"the file holds a {type(obj).__name__}, not a dictionary of tensors"
+    dicts = formats.tensor_dicts(obj)
+    if not dicts:
+        return f"no tensors under its keys {_some([str(k) for k in obj])}"
+    where, tensors = max(dicts, key=lambda item: len(item[1]))
+    below = f" under '{where}'" if where else ""
+    found = formats.prefixes(tensors)
+    if found:
+        counts = ", ".join(f"'{prefix}' ({len(names)} tensors)" for prefix, names in sorted(found.items()))
+        return f"ResNet tensors{below} stand after the unknown prefix {counts}"
+    return f"{len(tensors)} tensors{below}, none named as in a ResNet: {_some(list(tensors))}"
+
+
+def infer_architecture(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Name, width and stem from the tensors' names and shapes; what a file states is not inferred.
+
+    Raises:
+        CheckpointError: not one of the architectures known.
+    """
+    if "name" in stated:
+        return {}
+    blocks = []
+    for layer in range(1, 5):
+        numbers = {int(key.split(".")[1]) for key in state if key.startswith(f"layer{layer}.")}
+        blocks.append(max(numbers) + 1 if numbers else 0)
+    bottleneck = any(key.endswith(".conv3.weight") for key in state)
+    names = [n for n, (b, layers) in LAYERS.items() if list(layers) == blocks and (b.expansion == 4) == bottleneck]
+    if not names:
+        kind = "bottleneck" if bottleneck else "basic"
+        raise CheckpointError(f"{kind} blocks {blocks} per stage are no ResNet known here ({', '.join(LAYERS)})")
+    inferred: dict[str, Any] = {"name": names[0]}
+    planes = state.get("layer1.0.conv1.weight")
+    if planes is not None and planes.ndim == 4 and planes.shape[0] != 64:
+        inferred["width"] = planes.shape[0] / 64
+    stem = state.get("conv1.weight")
+    if stem is not None and stem.ndim == 4:
+        if stem.shape[1] != 3:
+            raise CheckpointError(f"conv1 takes {stem.shape[1]} channels, not RGB (Sobel, LAB or grey input?)")
+        if stem.shape[2] == 3 and "stem" not in stated:
+            raise CheckpointError(
+                "conv1 is 3x3, and weights cannot tell whether the max-pool follows: write `arch: {name: "
+                f"{names[0]}, stem: 3x3}}` (or 3x3-nopool) into a file beside it, named as the checkpoint plus .yaml"
+            )
+    return inferred
+
+
+def check(found: Extracted, arch: Architecture) -> dict[str, Tensor]:
+    """The state in float32, once it is whole: names, shapes, finite values, positive variances, nothing left over.
+
+    Raises:
+        CheckpointError: names the first tensors that are wrong.
+    """
+    expected = expected_shapes(arch)
+    counters = {name for name in expected if name.endswith("num_batches_tracked")}
+    missing = [name for name in expected if name not in found.state and name not in counters]
+    if missing:
+        raise CheckpointError(f"{len(missing)} of {len(expected) - len(counters)} tensors missing: {_some(missing)}")
+    surplus = [name for name in found.state if name not in expected] + list(found.leftover)
+    if surplus:
+        raise CheckpointError(f"{len(surplus)} tensors left over that {arch.name} does not have: {_some(surplus)}")
+    state: dict[str, Tensor] = {}
+    for name, shape in expected.items():
+        if name in counters:
+            state[name] = torch.as_tensor(found.state.get(name, 0)).to(torch.int64).reshape(())
+            continue
+        tensor = found.state[name]
+        if tensor.shape != shape:
+            raise CheckpointError(f"'{name}' has shape {tuple(tensor.shape)}, {arch.name} needs {tuple(shape)}")
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"'{name}' holds {tensor.dtype}, not floating-point numbers")
+        tensor = tensor.detach().to(torch.float32).contiguous()
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"'{name}' holds NaN or infinite values")
+        if name.endswith("running_var") and not bool((tensor > 0).all()):
+            raise CheckpointError(f"'{name}' has {int((tensor <= 0).sum())} variances that are not positive")
+        state[name] = tensor
+    return state
+
+
+def _sidecar(path: Path) -> dict[str, Any]:
+    """`<checkpoint>.yaml` beside the file: `arch` and `input` fields that weights cannot tell."""
+    side = path.with_name(path.name + ".yaml")
+    if not side.exists():
+        return {}
+    values = read_mapping(side)
+    unknown = set(values) - {"arch", "input"}
+    if unknown:
+        raise CheckpointError(f"{side.name}: unknown key '{min(unknown)}'; known: arch, input")
+    return values
+
+
+def _some(names: list[str] | tuple[str, ...]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

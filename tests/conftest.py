@@ -1,0 +1,52 @@
+"""Fixtures for all tests, and the `quick` mark for every test that is not slow."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "slow" not in item.keywords:
+            item.add_marker(pytest.mark.quick)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of small real data sets, where there is one."""
+    place = os.environ.get("BACKBENCH_REAL_DATA")
+    if not place:
+        pytest.skip("BACKBENCH_REAL_DATA is not set: no real data here")
+    return Path(place)
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """`train` and `val` with 3 classes of 8 and 4 images, 40x48 pixels; a class has its own brightness."""
+    return make_image_folder(tmp_path / "images")
+
+
+def make_image_folder(root: Path, *, train: int = 8, val: int = 4, classes: int = 3) -> Path:
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        for label in range(classes):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 120, (40, 48, 3)) + 60 * label
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.jpg")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)

@@ -1,0 +1,1 @@
+"""Transfer protocols: one module per task. Never imports `pretrain`."""

@@ -1,0 +1,96 @@
+"""What a task is, what it is given, what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Protocol
+
+import torch
+from pydantic import Field
+
+from core import datasets
+from core.config import Config
+from core.datasets import DataPlaces, ImageSplit
+from core.errors import DataError
+from model_zoo.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of a result."""
+
+    value: float
+    unit: str = "%"
+    higher_is_better: bool = True
+
+
+class DataSpec(Config):
+    """Which data a cell uses, and how strictly they must be the published ones."""
+
+    name: str = "imagenet"
+    expect: Literal["published", "any"] = "published"
+    limit: Annotated[int, Field(ge=0)] = 0  # images per split at most, the first ones of a seeded order; 0: all
+
+
+class TaskConfig(Config):
+    """Fields that every task's configuration has."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    data: DataSpec = DataSpec()
+    preset: str = "default"
+
+
+@dataclass
+class RunContext:
+    """Where a task finds its data and leaves what it has to say beside its metrics."""
+
+    splits: Mapping[str, ImageSplit]
+    seed: int
+    device: torch.device
+    cache: Path
+    workers: int = 0
+    tuned: dict[str, Any] = field(default_factory=dict)  # what was chosen, and on which split
+    notes: list[str] = field(default_factory=list)
+
+
+class Task(Protocol):
+    """What a module `transfer/tasks/<name>.py` offers; the module itself satisfies it."""
+
+    version: int  # raised whenever the same configuration would give another number
+    Config: type[TaskConfig]
+
+    def primary(self, config: TaskConfig) -> str: ...  # the headline metric's name
+    def deterministic(self, config: TaskConfig) -> bool: ...  # one seed says all
+    def smoke(self, config: TaskConfig) -> dict[str, Any]: ...  # fields of a dress rehearsal: a few steps
+    def missing(self, config: TaskConfig, places: DataPlaces) -> str | None: ...  # a reason, not an exception
+    def splits(self, config: TaskConfig, places: DataPlaces) -> dict[str, ImageSplit]: ...
+    def run(self, backbone: Backbone, config: TaskConfig, ctx: RunContext) -> dict[str, Metric]: ...
+
+
+def labelled_splits(spec: DataSpec, places: DataPlaces) -> dict[str, ImageSplit]:
+    """Train and test split of a labelled data set.
+
+    Raises:
+        DataError: half there, or not the published images while `expect` says so.
+    """
+    found = {role: datasets.load(spec.name, role, places) for role in ("train", "test")}
+    if spec.expect == "published" and not datasets.is_published(spec.name, found):
+        have = ", ".join(f"{split.split} {len(split)}" for split in found.values())
+        want = ", ".join(f"{k} {v}" for k, v in datasets.info(spec.name).counts.items())
+        raise DataError(
+            f"'{spec.name}' has {have}, {len(found['train'].classes)} classes; published: {want}. Half a data set? "
+            "If it is meant to be another one, set <cell>.data.expect=any: its numbers are then not called the published ones"
+        )
+    return {role: limited(split, spec.limit) for role, split in found.items()}
+
+
+def limited(split: ImageSplit, limit: int) -> ImageSplit:
+    """At most `limit` images in a fixed random order, every class as likely as it is."""
+    if not limit or limit >= len(split):
+        return split
+    chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:limit].sort().values.numpy()
+    labels = split.labels[chosen] if split.labels is not None else None
+    return ImageSplit(split.dataset, split.split, datasets.Subset(split.source, chosen), labels, split.classes)

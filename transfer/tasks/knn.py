@@ -1,0 +1,98 @@
+"""k-nearest-neighbour classification of frozen features (MSBReg section 8.3, Tables 1 and 4).
+
+Preset `npid`: L2-normalised pooled features, weights exp(cosine / 0.07) (zhirongw/lemniscate test.py), k up to 200.
+Preset `wmse`: Table 1's 5-NN, unnormalised features, Euclidean distance, majority vote (htdt/self-supervised).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from core import datasets
+from core.datasets import DataPlaces, ImageSplit
+from core.embeddings import knn_scores, neighbours
+from core.errors import DataError
+from core.progress import track
+from model_zoo.backbone import Backbone
+from transfer.features import extract
+from transfer.protocol import Metric, RunContext, TaskConfig, labelled_splits
+
+version = 1
+
+
+class Config(TaskConfig):
+    """Fields of the cell."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "npid": {"k": [10, 20, 100, 200], "metric": "cosine", "temperature": 0.07, "headline_k": 20},
+        "wmse": {"k": [5], "metric": "euclidean", "temperature": None, "headline_k": 5, "extra_columns": False},
+    }
+
+    preset: str = "npid"
+    k: tuple[Annotated[int, Field(gt=0)], ...] = (10, 20, 100, 200)
+    headline_k: Annotated[int, Field(gt=0)] = 20
+    metric: Literal["cosine", "euclidean"] = "cosine"
+    temperature: Annotated[float, Field(gt=0)] | None = 0.07  # none: one vote each
+    extra_columns: bool = True  # also T = 0.1 and the unweighted majority
+    size: Annotated[int, Field(ge=16)] | None = None  # pixels of the centre crop; none: the backbone's
+    resize: Annotated[int, Field(ge=16)] | None = None  # of the shorter side; none: 256/224 of the size
+    chunk: Annotated[int, Field(gt=0)] = 65536  # bank rows compared at a time: bounds the memory
+
+
+def primary(config: Config) -> str:
+    """Headline metric."""
+    return f"top1_k{config.headline_k}"
+
+
+def deterministic(config: Config) -> bool:
+    """Always: nothing is drawn."""
+    return True
+
+
+def smoke(config: Config) -> dict[str, Any]:
+    """A few images."""
+    return {
+        "data": {"limit": 256},
+        "k": [k for k in config.k if k <= 20] or [1],
+        "headline_k": min(config.headline_k, 20),
+    }
+
+
+def missing(config: Config, places: DataPlaces) -> str | None:
+    """Why the data cannot be read, or None."""
+    return datasets.missing(config.data.name, places)
+
+
+def splits(config: Config, places: DataPlaces) -> dict[str, ImageSplit]:
+    """The bank (`train`) and the queries (`test`)."""
+    return labelled_splits(config.data, places)
+
+
+def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:
+    """`top1_k<k>` for every k; with extra columns `top1_k<k>_T0.1` and `top1_k<k>_majority`."""
+    train, test = ctx.splits["train"], ctx.splits["test"]
+    if config.headline_k not in config.k:
+        raise DataError(f"headline_k {config.headline_k} is not among k {list(config.k)}")
+    if max(config.k) > len(train):
+        raise DataError(f"k={max(config.k)} is more than the {len(train)} training images: set k to less")
+    bank = extract(backbone, train, ctx, size=config.size, resize=config.resize).to(ctx.device)
+    query = extract(backbone, test, ctx, size=config.size, resize=config.resize).to(ctx.device)
+    bank_labels = torch.as_tensor(train.labels, device=ctx.device)
+    votes: dict[str, float | None] = {"": config.temperature}
+    if config.extra_columns:
+        votes |= {"_T0.1": 0.1, "_majority": None}
+    correct = {(k, name): 0 for k in config.k for name in votes}
+    parts = torch.arange(len(query)).split(512)
+    for rows in track(parts, total=len(parts), label="neighbours"):
+        similarity, index = neighbours(query[rows], bank, max(config.k), metric=config.metric, chunk=config.chunk)
+        truth = torch.as_tensor(test.labels[rows.numpy()], device=ctx.device)
+        for k, name in correct:
+            scores = knn_scores(
+                similarity, bank_labels[index], k=k, classes=len(train.classes), temperature=votes[name]
+            )
+            correct[k, name] += int((scores.argmax(dim=1) == truth).sum())
+    return {f"top1_k{k}{name}": Metric(100.0 * n / len(query)) for (k, name), n in correct.items()}
