@@ -124,7 +124,7 @@ def train_step(
     compute = methods.losses(config.method.name)
     group = config.run.views_per_pass or config.method.views
     noise = global_noise(config, step, views)
-    autocast = torch.autocast(views.device.type, **_autocast(config))
+    autocast = torch.autocast(views.device.type, **autocast_fields(config))
     with autocast:
         z = target(views)
     optimizer.zero_grad(set_to_none=True)
@@ -209,7 +209,7 @@ def online_knn(backbone: nn.Module, split: ImageSplit, config: PretrainConfig, d
     for rows in order.split(128):
         images = evaluation_batch([split.source.pil(int(i)) for i in rows], config.data.size)
         views = to_device(images[:, None], config.data, device, _dtype(config))[0]
-        with torch.autocast(device.type, **_autocast(config)):
+        with torch.autocast(device.type, **autocast_fields(config)):
             features.append(backbone(views).float())
     backbone.train()
     labels = torch.from_numpy(split.labels)[order].to(device)
@@ -359,7 +359,8 @@ def _dtype(config: PretrainConfig) -> torch.dtype:
     return torch.float64 if config.run.float64 else torch.float32
 
 
-def _autocast(config: PretrainConfig) -> dict[str, Any]:
+def autocast_fields(config: PretrainConfig) -> dict[str, Any]:
+    """Arguments of `torch.autocast` for the recipe."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.run.amp)
     return {"dtype": dtype or torch.bfloat16, "enabled": dtype is not None}
 

@@ -83,7 +83,8 @@ def gather(results: Iterable[Result]) -> Table:
     )
     rows = []
     for name in sorted(by_name, key=lambda n: (n.startswith("random:"), n)):
-        values = {column: _value(numbers) for column, numbers in by_name[name].items()}
+        anew = name.startswith("random:")  # a random baseline is initialised anew for every seed
+        values = {column: _value(numbers, anew=anew) for column, numbers in by_name[name].items()}
         backbones = {sha for numbers in by_name[name].values() for sha in numbers}
         rows.append(Row(name, archs[name], len(backbones), values))
     absent = sorted(
@@ -107,10 +108,10 @@ def _column(result: Result, metric: str, unit: str, higher: bool) -> Column:
     )
 
 
-def _value(numbers: dict[str, list[float]]) -> Value:
+def _value(numbers: dict[str, list[float]], *, anew: bool) -> Value:
     """Over backbones where there are several (each by the mean of its seeds), else over the seeds of the one."""
     if len(numbers) > 1:
-        each, over = [statistics.fmean(seeds) for seeds in numbers.values()], "backbones"
+        each, over = [statistics.fmean(seeds) for seeds in numbers.values()], "seeds" if anew else "backbones"
     else:
         each = next(iter(numbers.values()))
         over = "seeds" if len(each) > 1 else ""

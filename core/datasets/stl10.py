@@ -16,11 +16,11 @@ _BYTES = 3 * 96 * 96
 
 @dataclass(frozen=True)
 class _Pixels:
-    array: np.ndarray  # (N, 3, 96, 96) uint8, columns first, memory-mapped
+    parts: tuple[np.ndarray, ...]  # (N, 3, 96, 96) uint8 each, columns first, memory-mapped
     split: str
 
     def __len__(self) -> int:
-        return len(self.array)
+        return sum(len(part) for part in self.parts)
 
     def name(self, index: int) -> str:
         return f"{self.split}/{index}"
@@ -29,7 +29,11 @@ class _Pixels:
         return _BYTES
 
     def rgb(self, index: int) -> np.ndarray:
-        return np.ascontiguousarray(self.array[index].transpose(2, 1, 0))  # stored column by column
+        for part in self.parts:
+            if index < len(part):
+                return np.ascontiguousarray(part[index].transpose(2, 1, 0))  # stored column by column
+            index -= len(part)
+        raise IndexError(index)
 
     def pil(self, index: int) -> Image.Image:
         return Image.fromarray(self.rgb(index))
@@ -42,8 +46,8 @@ def read(root: Path, split: str, *, dataset: str = "stl10") -> ImageSplit:
         DataError: a file is missing or its size is not a whole number of images.
     """
     if split == "train+unlabeled":
-        parts = [_pixels(Path(root), part) for part in ("train", "unlabeled")]
-        return ImageSplit(dataset, split, _Pixels(np.concatenate(parts), split), None, _classes(Path(root)))
+        parts = tuple(_pixels(Path(root), part) for part in ("train", "unlabeled"))
+        return ImageSplit(dataset, split, _Pixels(parts, split), None, _classes(Path(root)))
     array = _pixels(Path(root), split)
     labels = None
     if split != "unlabeled":
@@ -53,7 +57,7 @@ def read(root: Path, split: str, *, dataset: str = "stl10") -> ImageSplit:
         labels = np.fromfile(file, np.uint8).astype(np.int64) - 1
         if labels.min() < 0 or labels.max() > 9:
             raise DataError(f"{file}: labels outside 1 to 10")
-    return ImageSplit(dataset, split, _Pixels(array, split), labels, _classes(Path(root)))
+    return ImageSplit(dataset, split, _Pixels((array,), split), labels, _classes(Path(root)))
 
 
 def _binary(root: Path) -> Path:

@@ -1,0 +1,33 @@
+# make demo: install, pretrain on the embedded scenes, benchmark, report.   make test: the same environment, all tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test quick speed clean
+
+demo: $(INSTALLED)
+	$(BIN)/python pretrain/run.py --out runs/demo --resume
+	$(BIN)/python benchmarks/run_all.py --ckpt runs/demo/model.pth --suite demo --baselines random --out results/demo
+
+test: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+quick: $(INSTALLED)
+	$(BIN)/python -m pytest -m quick
+
+speed: $(INSTALLED)
+	$(BIN)/pip install -q -c constraints.txt -e '.[speed]'
+	$(BIN)/python benchmarks/speed/step.py
+	$(BIN)/python benchmarks/speed/views.py --images $(IMAGES)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs results build *.egg-info

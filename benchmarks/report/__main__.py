@@ -1,0 +1,36 @@
+"""`python -m benchmarks.report DIR` renders a folder of results anew; `--readme FILE` rewrites a README's tables."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from core.errors import BackbenchError, run_cli
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Render and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("results", nargs="?", type=Path, help="a folder that run_all wrote")
+    parser.add_argument(
+        "--readme", type=Path, metavar="FILE", help="rewrite the tables between the markers of a README"
+    )
+    parser.add_argument("--curves", action="append", default=[], metavar="NAME=metrics.jsonl")
+    args = parser.parse_args(argv)
+    if args.readme:
+        from benchmarks.report import readme
+
+        readme.write(args.readme)
+    if args.results:
+        from benchmarks import report
+
+        if not args.results.is_dir():
+            raise BackbenchError(f"{args.results}: no such folder of results")
+        curves = {name: Path(path) for name, _, path in (pair.partition("=") for pair in args.curves)}
+        print(report.text(args.results))
+        print(f"report: {report.write(args.results, curves=curves)}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)
