@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 
 demo: $(INSTALLED)
 	$(BIN)/python pretrain/run.py --out runs/demo --resume
-	$(BIN)/python benchmarks/run_all.py --ckpt runs/demo/model.pth --suite demo --baselines random --out results/demo
+	$(BIN)/python benchmarks/run_all.py --ckpt msbreg=runs/demo/model.pth --suite demo --baselines random --out results/demo
 
 test: $(INSTALLED)
 	$(BIN)/ruff check .

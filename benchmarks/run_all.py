@@ -14,19 +14,26 @@ if __name__ == "__main__":  # as a plain script: the repository's root in place 
 from core.errors import BackbenchError, ConfigError, run_cli
 
 if TYPE_CHECKING:
+    from benchmarks.plan import Cell
     from core.datasets import DataPlaces
     from model_zoo.backbone import Backbone
 
+INTERRUPTED = 130  # exit code after Ctrl-C
 _RUN_ONE = Path(__file__).resolve().parent / "run_one.py"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A backbone as `run_one` is told of it."""
+    """A backbone to measure, as `run_one` is told of it; a random baseline is one backbone per seed."""
 
     ckpt: str  # [NAME=]FILE or random:<architecture>
     like: str | None
-    shown: str
+    backbones: tuple[Backbone, ...]
+
+    @property
+    def name(self) -> str:
+        """The row it belongs to."""
+        return self.backbones[0].name
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,25 +81,30 @@ def main(argv: list[str] | None = None) -> int:
     named = plan.parse_places(args.data)
     if args.suite is None and suite_name == "demo":
         say("no data given: running the demo suite on rendered scenes; use --data-root DIR for the real protocols")
-    subjects = find_subjects(args.ckpt, args.baselines)
-    places = plan.places_of(suite, args.data_root, named)
     seeds = args.seeds or suite.seeds
+    subjects = find_subjects(args.ckpt, args.baselines, seeds)
+    places = plan.places_of(suite, args.data_root, named)
     skipped = {cell.name: reason for cell in cells if (reason := cell.task.missing(cell.config, places))}
     for subject in subjects:
         for cell in cells:
-            say(f"{'skip' if cell.name in skipped else 'run '}  {subject.shown:<28} {cell.name}"
-                + (f": {skipped[cell.name]}" if cell.name in skipped else ""))  # fmt: skip
+            reason = skipped.get(cell.name)
+            say(f"{'skip' if reason else 'run '}  {subject.name:<28} {cell.name}" + (f": {reason}" if reason else ""))
     if args.dry_run:
         return 0
+    codes = launch(subjects, [c for c in cells if c.name not in skipped], overrides, suite_name, seeds, places, args)
+    record_skipped(subjects, [c for c in cells if c.name in skipped], skipped, suite_name, args)
+    if interrupted := any(code == INTERRUPTED for code in codes):
+        say(f"stopped; finished results are kept in {args.out}: the same command goes on from there")
     from benchmarks import report
 
-    codes = launch(subjects, [c.name for c in cells], overrides, suite_name, seeds, places, args)
-    path = report.write(args.out, suite=suite_name, curves=curves_of(args.ckpt))
-    print(report.text(args.out))
+    weights = {backbone.weights_sha256 for subject in subjects for backbone in subject.backbones}
+    planned = {(sha, cell.name, cell.config_sha256) for sha in weights for cell in cells}
+    path = report.write(args.out, suite=suite_name, curves=curves_of(args.ckpt), only=planned)
+    print(report.text(args.out, only=planned))
     print(f"report: {path}")
     if len(skipped) == len(cells):
         say("every cell was skipped: no data")
-    return 1 if any(codes) or len(skipped) == len(cells) else 0
+    return INTERRUPTED if interrupted else int(any(codes) or len(skipped) == len(cells))
 
 
 def curves_of(ckpts: list[str]) -> dict[str, Path]:
@@ -110,46 +122,55 @@ def curves_of(ckpts: list[str]) -> dict[str, Path]:
     return found
 
 
-def find_subjects(ckpts: list[str], baselines: str) -> list[Subject]:
+def find_subjects(ckpts: list[str], baselines: str, seeds: int) -> list[Subject]:
     """Load every checkpoint once, so that a bad one stops before any cell runs; `random` follows their architectures."""
     from benchmarks.run_one import split_name
-    from model_zoo.backbone import architecture_fields
+    from core.progress import say
     from model_zoo.load import load
 
-    subjects, loaded = [], []
+    def random(source: str, like: str | None) -> Subject:
+        template = load(like) if like else None
+        return Subject(source, like, tuple(load(source, seed=seed, like=template) for seed in range(seeds)))
+
+    subjects = []
     for ckpt in ckpts:
         name, path = split_name(ckpt)
-        backbone = load(path, name=name)
-        for note in backbone.notes:
-            print(f"{backbone.name}: {note}", file=sys.stderr)
-        loaded.append((backbone, path))
-        subjects.append(Subject(ckpt, None, f"{backbone.name} ({architecture_fields(backbone.arch)})"))
+        subjects.append(
+            random(ckpt, None) if path.startswith("random:") else Subject(ckpt, None, (load(path, name=name),))
+        )
+        for note in subjects[-1].backbones[0].notes:
+            say(f"{subjects[-1].name}: {note}")
+    files = [subject for subject in subjects if subject.backbones[0].format != "random"]
     for baseline in filter(None, (b.strip() for b in baselines.split(","))):
         if baseline == "random":
-            subjects += _random_like(loaded)
+            if not files:
+                raise ConfigError("--baselines random follows a --ckpt; name the architecture: random:resnet50")
+            alike = {(s.backbones[0].arch.model_dump_json(), s.backbones[0].input.model_dump_json()): s for s in files}
+            for subject in alike.values():
+                subjects.append(random(f"random:{subject.backbones[0].arch.name}", split_name(subject.ckpt)[1]))
         elif baseline.startswith("random:"):
-            load(baseline)
-            subjects.append(Subject(baseline, None, baseline))
+            subjects.append(random(baseline, None))
         else:
             raise ConfigError(f"unknown baseline '{baseline}'; known: random, random:<architecture>")
     return subjects
 
 
-def _random_like(loaded: list[tuple[Backbone, str]]) -> list[Subject]:
-    """One random baseline per architecture and input among the checkpoints."""
-    if not loaded:
-        raise ConfigError("--baselines random needs a --ckpt whose architecture it takes; or name it: random:resnet50")
-    found = {}
-    for backbone, path in loaded:
-        key = (backbone.arch.model_dump_json(), backbone.input.model_dump_json())
-        name = f"random:{backbone.arch.name}"
-        found.setdefault(key, Subject(name, None if path.startswith("random:") else path, name))
-    return list(found.values())
+def record_skipped(
+    subjects: list[Subject], cells: list[Cell], reasons: dict[str, str], suite: str, args: argparse.Namespace
+) -> None:
+    """A record without a number for every cell that has no data: the report reads only records."""
+    from benchmarks import result, run_one
+
+    for subject in subjects:
+        for cell in cells:
+            args.suite = suite
+            blank = run_one.blank(subject.backbones[0], cell, 0, args, status="skipped", reason=reasons[cell.name])
+            result.write(args.out, blank)
 
 
 def launch(
     subjects: list[Subject],
-    cells: list[str],
+    cells: list[Cell],
     overrides: dict[str, list[str]],
     suite: str,
     seeds: int,
@@ -164,19 +185,24 @@ def launch(
     commands = []
     for subject in subjects:
         for cell in cells:
-            command = [sys.executable, str(_RUN_ONE), "--ckpt", subject.ckpt, "--cell", cell, "--out", str(args.out)]
+            command = [
+                sys.executable,
+                str(_RUN_ONE),
+                "--ckpt",
+                subject.ckpt,
+                "--cell",
+                cell.name,
+                "--out",
+                str(args.out),
+            ]
             command += ["--suite", suite, "--profile", args.profile, "--seeds", str(seeds)]
             command += ["--like", subject.like] if subject.like else []
             command += ["--data-root", str(places.root)] if places.root else []
             for name, path in places.named.items():
                 command += ["--data", f"{name}={path}"]
-            commands.append([*command, *overrides[cell]])
+            commands.append([*command, *overrides[cell.name]])
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    try:
-        return local.run(commands, jobs=args.jobs or max(1, gpus), gpus=gpus)
-    except KeyboardInterrupt:
-        print(f"stopped; finished results are kept in {args.out}: the same command goes on from there", file=sys.stderr)
-        raise
+    return local.run(commands, jobs=args.jobs or max(1, gpus), gpus=gpus)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,15 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return _AllReduceSum.apply(x) if world_size() > 1 else x
 
 
+def gather_rows(x_ND: Tensor) -> Tensor:
+    """Rows of all ranks, in rank order; every rank has as many. For monitors: no gradient."""
+    if world_size() == 1:
+        return x_ND
+    parts = [torch.empty_like(x_ND) for _ in range(world_size())]
+    dist.all_gather(parts, x_ND.contiguous())
+    return torch.cat(parts)
+
+
 def any_rank(flags: Tensor) -> Tensor:
     """Element-wise: is the flag set on any rank? Every rank gets the same answer, so all act at the same step."""
     flags = flags.float()

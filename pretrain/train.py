@@ -77,6 +77,8 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
         corrupt: list[str] = list(state["corrupt"])
 
         def save(step: int) -> None:
+            if not all(bool(torch.isfinite(p).all()) for p in online.parameters()):
+                raise NonFiniteLoss(_nan_message(step - 1, optimizer.param_groups[0]["lr"], out))
             if distributed.is_main():
                 modules = {"online": online, "target": target, "optimizer": optimizer, "scaler": scaler}
                 checkpoint.save(out / "last.ckpt", step=step, **modules, config=config, corrupt=corrupt)
@@ -154,8 +156,7 @@ def global_noise(config: PretrainConfig, step: int, views: Tensor) -> Tensor:
     """This rank's rows of the global batch's standard normal (B, D): seeded by (seed, step), whatever the ranks."""
     _, outputs = config.model.head_sizes()
     local = views.shape[1]
-    seed = int(torch.tensor([config.run.seed, step], dtype=torch.int64).mul(torch.tensor([1_000_003, 1])).sum())
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(config.run.seed * 1_000_003 + step)
     noise = torch.randn(config.optim.batch, outputs, generator=generator, dtype=torch.float64)
     mine = noise[distributed.rank() * local : (distributed.rank() + 1) * local]
     return mine.to(views.device, _dtype(config))
@@ -242,14 +243,16 @@ class Log:
         )
 
     def step(self, step: int, parts: dict[str, Tensor], p: Tensor, extra: dict[str, float]) -> None:
-        """Record a step when it is due: losses, spread of the first view's predictions, rates, speed."""
+        """Record a step when it is due: losses, spread of the first view's predictions over all ranks, rates, speed."""
         done = step + 1
         if done % self.config.run.log_every and done != self.plan.total:
             return
-        values = {name: float(value) for name, value in parts.items()} | extra
-        values["std"] = float(std_per_dimension(p[0]))
+        means = distributed.all_reduce_sum(torch.stack(list(parts.values()))) / distributed.world_size()
+        p_BD = distributed.gather_rows(p[0])
+        values = dict(zip(parts, means.tolist(), strict=True)) | extra
+        values["std"] = float(std_per_dimension(p_BD))
         if done % self.config.run.rank_every == 0 or done == self.plan.total:
-            values["effective_rank"] = float(effective_rank(p[0]))
+            values["effective_rank"] = float(effective_rank(p_BD))
         if not self.main:
             return
         now = time.monotonic()

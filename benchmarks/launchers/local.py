@@ -10,7 +10,10 @@ from queue import SimpleQueue
 
 
 def run(commands: Sequence[Sequence[str]], *, jobs: int, gpus: int) -> list[int]:
-    """Run every command, `jobs` at a time; returns their exit codes in order. Ctrl-C ends the running ones."""
+    """Run every command, `jobs` at a time; returns their exit codes in order.
+
+    Ctrl-C ends the running ones; they and those not started yet have exit code 130.
+    """
     slots: SimpleQueue[int] = SimpleQueue()
     for slot in range(jobs):
         slots.put(slot)
@@ -24,7 +27,8 @@ def run(commands: Sequence[Sequence[str]], *, jobs: int, gpus: int) -> list[int]
                 return 130
             process = subprocess.Popen(command, env=_environment(slot, jobs, gpus), start_new_session=True)
             running[slot] = process
-            return process.wait()
+            code = process.wait()
+            return 130 if stopped else code
         finally:
             running.pop(slot, None)
             slots.put(slot)
@@ -37,7 +41,7 @@ def run(commands: Sequence[Sequence[str]], *, jobs: int, gpus: int) -> list[int]
             stopped.append(True)
             for process in list(running.values()):
                 process.terminate()
-            raise
+            return [future.result() for future in futures]
 
 
 def _environment(slot: int, jobs: int, gpus: int) -> dict[str, str]:

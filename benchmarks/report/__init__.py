@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from benchmarks.result import Result
+
+Planned = set[tuple[str, str, str]]
 
 
-def write(out: Path, *, suite: str = "", curves: Mapping[str, Path] | None = None) -> Path:
+def write(out: Path, *, suite: str = "", curves: Mapping[str, Path] | None = None, only: Planned | None = None) -> Path:
     """Write `report.md`, `report.csv` and `report.html` from the result files below `out`; returns the page's path.
 
     Args:
         out: a folder of results.
         suite: named in the page's title.
         curves: `metrics.jsonl` files of pretraining runs, by the name to show.
+        only: (weights, cell, configuration) hashes of the records to show; all below `out` unless given.
     """
     from benchmarks.report import html, render
     from benchmarks.report.table import gather
     from benchmarks.result import read_all
     from core.artifacts import atomic_write_text
 
-    results = list(read_all(out))
+    results = list(_chosen(read_all(out), only))
     table = gather(results)
     atomic_write_text(out / "report.md", render.markdown(table) + render.literature_markdown(table))
     atomic_write_text(out / "report.csv", render.csv_text(table))
@@ -28,10 +35,16 @@ def write(out: Path, *, suite: str = "", curves: Mapping[str, Path] | None = Non
     return page
 
 
-def text(out: Path) -> str:
+def text(out: Path, *, only: Planned | None = None) -> str:
     """The table for a terminal."""
     from benchmarks.report import render
     from benchmarks.report.table import gather
     from benchmarks.result import read_all
 
-    return render.markdown(gather(list(read_all(out))))
+    return render.markdown(gather(_chosen(read_all(out), only)))
+
+
+def _chosen(results: Iterable[Result], only: Planned | None) -> Iterable[Result]:
+    for result in results:
+        if only is None or (result.backbone.weights_sha256, result.cell, result.task.config_sha256) in only:
+            yield result

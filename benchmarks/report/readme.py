@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from benchmarks.report import render
 from benchmarks.report.table import Table, gather
 from benchmarks.result import read_all
+from benchmarks.speed import sentence
 from core.artifacts import atomic_write_text
 from core.errors import BackbenchError
 
@@ -35,7 +37,17 @@ def update(readme: Path, measured_root: Path = MEASURED) -> str:
         if not end or not (measured_root / name).is_dir():
             raise BackbenchError(f"{readme}: block 'measured:{name}' has no end or no folder of results")
         made.append(f"<!-- measured:{name} -->\n{block(measured_root / name)}{end}{after}")
-    return "".join(made)
+    return _speed("".join(made), measured_root / "speed")
+
+
+def _speed(text: str, folder: Path) -> str:
+    """The `<!-- speed -->` block made anew from the figures of the speed benchmarks."""
+    before, begin, rest = text.partition("<!-- speed -->\n")
+    _, end, after = rest.partition("<!-- /speed -->")
+    if not end:
+        return text
+    lines = [f"- {sentence(json.loads(file.read_text()))}\n" for file in sorted(folder.glob("*.json"))]
+    return before + begin + "".join(lines) + end + after
 
 
 def write(readme: Path) -> None:

@@ -7,7 +7,6 @@ average. Reading and augmenting images is `views.py`'s matter.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent.parent)
 
+from benchmarks import speed
 from core.errors import run_cli
 
 
@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", default="photos_r18_cpu", help="recipe (its data are not read)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("override", nargs="*", metavar="key=value")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
     args = parser.parse_intermixed_args(argv)
 
     import torch
@@ -53,11 +54,10 @@ def main(argv: list[str] | None = None) -> int:
 
     bare(), whole()  # warm-up
     rows = [(_seconds(whole, device), _seconds(bare, device)) for _ in range(args.rounds)]
-    full, network = (statistics.median(column) for column in zip(*rows, strict=True))
-    overheads = sorted(100 * (a / b - 1) for a, b in rows)
-    print(f"{config.model.backbone}, {config.optim.batch} x {views} views of {size} px, {args.rounds} rounds, {device}")
-    print(f"  whole step {full:8.3f} s\n  network    {network:8.3f} s")
-    print(f"  overhead   {statistics.median(overheads):8.1f} %  (pairs: {overheads[0]:.1f} to {overheads[-1]:.1f})")
+    setting = f"{config.model.backbone}, {config.optim.batch} x {views} views of {size} px, {device.type}"
+    speed.report(
+        speed.Comparison("seconds per step", setting, "whole step", "network alone", rows, "times as long"), args.json
+    )
     return 0
 
 

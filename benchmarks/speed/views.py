@@ -7,7 +7,6 @@ Both sides read the same files, one process, one thread, in turn; the CPU time o
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent.parent)
 
+from benchmarks import speed
 from core.errors import BackbenchError, run_cli
 from core.images import EXTENSIONS
 
@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--views", type=int, default=4, metavar="K")
     parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
     args = parser.parse_args(argv)
     paths = sorted(p for p in args.images.rglob("*") if p.suffix.lower() in EXTENSIONS)[: args.count]
     if not paths:
@@ -41,11 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     ours, theirs = our_side(paths, args.views, args.size), lightly_side(paths, args.views, args.size)
     ours(0), theirs(0)  # warm-up: files into the page cache, code paths compiled
     rows = [(_rate(ours, r, paths, args.views), _rate(theirs, r, paths, args.views)) for r in range(1, args.rounds + 1)]
-    mine, other = (statistics.median(column) for column in zip(*rows, strict=True))
-    ratios = sorted(a / b for a, b in rows)
-    print(f"{len(paths)} images, K={args.views}, {args.size} px, {args.rounds} rounds; median views per core-second")
-    print(f"  backbench {mine:8.1f}\n  lightly   {other:8.1f}")
-    print(f"  ratio     {statistics.median(ratios):8.2f}  (pairs: {ratios[0]:.2f} to {ratios[-1]:.2f})")
+    setting = f"{len(paths)} images, K={args.views}, {args.size} px"
+    speed.report(
+        speed.Comparison("views per core-second", setting, "backbench", "lightly", rows, "times as many"), args.json
+    )
     return 0
 
 
