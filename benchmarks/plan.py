@@ -64,7 +64,7 @@ def load_suite(name: str) -> Suite:
 
 
 def load_cell(name: str, overrides: Sequence[str] = (), profile: Profile = "full") -> Cell:
-    """A cell with preset, its own fields, the rehearsal's (`smoke`) and `field=value` overrides, in that order.
+    """A cell with its preset, its own fields, the rehearsal's (`smoke`) and `field=value` overrides, the last winning.
 
     Raises:
         ConfigError: unknown cell, task, preset or field, with the nearest name; a value out of range.
@@ -83,7 +83,7 @@ def load_cell(name: str, overrides: Sequence[str] = (), profile: Profile = "full
         rehearsal = task.smoke(config)
         merged = config.model_dump(mode="json")
         data = {**merged["data"], "expect": "any", **rehearsal.pop("data", {})}
-        config = build(task.Config, {**merged, **rehearsal, "data": data}, where=f"cell {name} (smoke)")
+        config = build(task.Config, {**merged, **rehearsal, "data": data}, overrides, where=f"cell {name} (smoke)")
     return Cell(name, task_name, config)
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from core.artifacts import atomic_write_text
 from core.config import digest
 from core.errors import BackbenchError
+from core.progress import say
 
 SCHEMA = 1
 
@@ -117,9 +118,11 @@ def folder(out: Path, backbone_name: str, weights_sha256: str, cell: str, config
 
 
 def write(out: Path, result: Result) -> Path:
-    """Write a record atomically to its place; returns the path."""
+    """Write a record atomically to its place; returns the path. A number is never replaced by the lack of one."""
     place = folder(out, result.backbone.name, result.backbone.weights_sha256, result.cell, result.task.config_sha256)
     path = place / f"seed{result.seed}.json"
+    if result.status != "ok" and _has_number(path):
+        return path
     atomic_write_text(path, json.dumps(result.model_dump(mode="json", by_alias=True), indent=1) + "\n")
     return path
 
@@ -146,6 +149,16 @@ def read(path: Path) -> Result:
 
 
 def read_all(out: Path) -> Iterator[Result]:
-    """Every record below a folder, in path order."""
+    """Every record below a folder, in path order; one that cannot be read is named and left out."""
     for path in sorted(Path(out).glob("*/*/seed*.json")):
-        yield read(path)
+        try:
+            yield read(path)
+        except BackbenchError as error:
+            say(f"left out: {error}")
+
+
+def _has_number(path: Path) -> bool:
+    try:
+        return path.exists() and read(path).status == "ok"
+    except BackbenchError:
+        return False

@@ -64,8 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
     if not args.ckpt and not args.baselines:
         raise BackbenchError("nothing to measure: give --ckpt FILE (or --baselines random:resnet50)")
-    if args.seeds is not None and args.seeds < 1:
-        raise BackbenchError("--seeds must be at least 1")
+    if (args.seeds is not None and args.seeds < 1) or args.jobs < 0:
+        raise BackbenchError("--seeds must be at least 1, --jobs at least 0")
 
     from benchmarks import plan
     from core.progress import say
@@ -128,9 +128,11 @@ def find_subjects(ckpts: list[str], baselines: str, seeds: int) -> list[Subject]
     from core.progress import say
     from model_zoo.load import load
 
-    def random(source: str, like: str | None) -> Subject:
+    def random(ckpt: str, like: str | None) -> Subject:
+        name, source = split_name(ckpt)
         template = load(like) if like else None
-        return Subject(source, like, tuple(load(source, seed=seed, like=template) for seed in range(seeds)))
+        made = (load(source, name=name, seed=seed, like=template) for seed in range(seeds))
+        return Subject(ckpt, like, tuple(made))
 
     subjects = []
     for ckpt in ckpts:
@@ -147,7 +149,9 @@ def find_subjects(ckpts: list[str], baselines: str, seeds: int) -> list[Subject]
                 raise ConfigError("--baselines random follows a --ckpt; name the architecture: random:resnet50")
             alike = {(s.backbones[0].arch.model_dump_json(), s.backbones[0].input.model_dump_json()): s for s in files}
             for subject in alike.values():
-                subjects.append(random(f"random:{subject.backbones[0].arch.name}", split_name(subject.ckpt)[1]))
+                source = f"random:{subject.backbones[0].arch.name}"
+                name = f"{source} like {subject.name}=" if len(alike) > 1 else ""  # one name is one row
+                subjects.append(random(name + source, split_name(subject.ckpt)[1]))
         elif baseline.startswith("random:"):
             subjects.append(random(baseline, None))
         else:

@@ -9,6 +9,7 @@ import io
 import os
 import pickle
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -132,7 +133,10 @@ _HARMLESS = {
     ("numpy._core.multiarray", "_reconstruct"),
     ("_codecs", "encode"),
     *(("builtins", name) for name in ("list", "dict", "set", "int", "float", "complex", "bytearray", "slice", "range")),
-    *(("__builtin__", name) for name in ("list", "dict", "set", "int", "float", "complex", "bytearray", "slice")),
+    *(
+        ("__builtin__", name)
+        for name in ("list", "dict", "set", "int", "float", "complex", "bytearray", "slice", "xrange")
+    ),
     ("pathlib", "Path"),
     ("pathlib", "PosixPath"),
     ("pathlib", "PurePosixPath"),
@@ -193,6 +197,8 @@ def load_torch(path: Path) -> Any:
         raise CheckpointError(
             f"{path}: is a web page, not a checkpoint (a download that ended at a login or error page?)"
         )
+    if _is_torchscript(path):
+        raise CheckpointError(f"{path}: is a TorchScript program, which holds code; save its state_dict() instead")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as safe_error:
@@ -207,3 +213,13 @@ def load_torch(path: Path) -> Any:
                 f"{path}: not a readable torch checkpoint; truncated or another format? "
                 f"({path.stat().st_size} bytes; {type(error).__name__}: {reason})"
             ) from None
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether torch.load would hand the file over to torch.jit.load, which runs what it holds."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
+    return any(name.endswith("constants.pkl") or "/code/" in name for name in names)

@@ -31,23 +31,32 @@ C = TypeVar("C", bound=Config)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's floats and booleans (`1e-5` is a number, `no` is a word) and no duplicate keys."""
+    """YAML 1.2's floats and booleans (`1e-5` is a number, `no` is a word), no dates, no duplicate keys."""
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag not in ("tag:yaml.org,2002:bool",)]
+    first: [(tag, regexp) for tag, regexp in resolvers if tag.rpartition(":")[2] not in ("bool", "timestamp")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the words that `_Loader` would read as numbers."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+    )
 
 
 def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
     seen: set[str] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            raise ConfigError(f"a key must be a word, not {key!r} (line {key_node.start_mark.line + 1})")
         if key in seen:
             raise ConfigError(f"key '{key}' is given twice (line {key_node.start_mark.line + 1})")
         seen.add(key)
@@ -105,7 +114,7 @@ def build(model: type[C], values: dict[str, Any], overrides: Sequence[str] = (),
 
 def dump(config: Config) -> str:
     """The configuration as YAML that `build` reads back to an equal object."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=120)
 
 
 def digest(values: Any) -> str:
@@ -127,17 +136,22 @@ def _apply(model: type[Config], values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override '{path}': '{'.'.join(keys[:depth])}' has no keys below it")
         if key not in fields:
             raise ConfigError(f"unknown key '{path}'{nearest(path, dotted_keys(model))}")
-        kind = _plain_type(fields[key].annotation)
+        kind, optional = _plain_type(fields[key].annotation)
         if depth < len(keys) - 1:
             target = target.setdefault(key, {})
-    target[keys[-1]] = text if kind is str else parse_yaml(text, where=f"override '{path}'")
+            if not isinstance(target, dict):
+                raise ConfigError(f"override '{path}': '{key}' is {target!r} in the file, not a mapping of keys")
+    if optional and text in ("none", "null", "~"):
+        target[keys[-1]] = None
+    else:
+        target[keys[-1]] = text if kind is str else parse_yaml(text, where=f"override '{path}'")
 
 
 def dotted_keys(model: type[Config], prefix: str = "") -> list[str]:
     """Every key of a model, nested ones as `a.b`."""
     keys: list[str] = []
     for name, field in model.model_fields.items():
-        kind = _plain_type(field.annotation)
+        kind, _ = _plain_type(field.annotation)
         keys += dotted_keys(kind, f"{prefix}{name}.") if _is_model(kind) else [f"{prefix}{name}"]
     return keys
 
@@ -146,17 +160,18 @@ def _is_model(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
-def _plain_type(annotation: Any) -> Any:
-    """`X` for `X | None` and `Annotated[X, ...]`; `str` for a Literal of words."""
+def _plain_type(annotation: Any) -> tuple[Any, bool]:
+    """`X` for `X | None` and `Annotated[X, ...]`, `str` for a Literal of words; and whether None is allowed."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         return _plain_type(typing.get_args(annotation)[0])
     if origin in (types.UnionType, typing.Union):
         kinds = [a for a in typing.get_args(annotation) if a is not type(None)]
-        return _plain_type(kinds[0]) if len(kinds) == 1 and kinds[0] is not str else object
+        kind = _plain_type(kinds[0])[0] if len(kinds) == 1 else object
+        return kind, len(kinds) < len(typing.get_args(annotation))
     if origin is typing.Literal and all(isinstance(a, str) for a in typing.get_args(annotation)):
-        return str
-    return annotation
+        return str, False
+    return annotation, False
 
 
 def _explain(model: type[Config], error: ValidationError) -> str:

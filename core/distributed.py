@@ -32,6 +32,7 @@ def init() -> torch.device:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # every batch has the same shape
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo")
     return device
@@ -79,6 +80,15 @@ def gather_rows(x_ND: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def gather_words(words: list[str]) -> list[str]:
+    """The words of all ranks, in rank order."""
+    if world_size() == 1:
+        return words
+    parts: list[list[str]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(parts, words)
+    return [word for part in parts for word in part]
+
+
 def any_rank(flags: Tensor) -> Tensor:
     """Element-wise: is the flag set on any rank? Every rank gets the same answer, so all act at the same step."""
     flags = flags.float()
@@ -111,8 +121,9 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
             )
         axes = [0, *range(2, x.dim())]
         shape = [1, -1] + [1] * (x.dim() - 2)
-        sums = torch.cat([x.sum(axes), x.new_tensor([x.numel() / x.shape[1]])])
-        sums = all_reduce_sum(sums)
+        dtype = x.dtype  # statistics in float32 at least, as BatchNorm's own kernels keep them
+        x = x.float() if dtype in (torch.float16, torch.bfloat16) else x
+        sums = all_reduce_sum(torch.cat([x.sum(axes), x.new_tensor([x.numel() / x.shape[1]])]))
         count = sums[-1].detach()
         mean = sums[:-1] / count
         centred = x - mean.view(shape)
@@ -123,7 +134,8 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
             unbiased = variance * (count / (count - 1))
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
         x = centred * (variance + self.eps).rsqrt().view(shape)
-        return x * self.weight.view(shape) + self.bias.view(shape) if self.affine else x
+        x = x * self.weight.view(shape) + self.bias.view(shape) if self.affine else x
+        return x.to(dtype)
 
 
 def synchronise_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:

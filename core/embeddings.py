@@ -50,6 +50,8 @@ def neighbours(
     query, bank = query_ND.float(), bank_MD.float()
     if metric == "cosine":
         query, bank = F.normalize(query, dim=1), F.normalize(bank, dim=1)
+    else:  # distances do not change, and the squares below cancel less
+        query, bank = query - bank.mean(dim=0), bank - bank.mean(dim=0)
     best = query.new_full((len(query), 0), 0.0)
     index = torch.empty((len(query), 0), dtype=torch.long, device=query.device)
     for start in range(0, len(bank), chunk):

@@ -63,10 +63,11 @@ class Backbone:
 
     def build(self) -> nn.Module:
         """A fresh module: `module(x)` -> pooled features (N, C), `module.stages(x)` -> (C2, C3, C4, C5)."""
-        from model_zoo.resnet import build
+        from model_zoo.resnet import Trunk
 
-        module = build(self.arch)
-        module.load_state_dict(dict(self.state), strict=True)
+        with torch.device("meta"):  # nothing is initialised only to be overwritten
+            module = Trunk(self.arch)
+        module.load_state_dict({name: tensor.clone() for name, tensor in self.state.items()}, strict=True, assign=True)
         return module
 
     def record(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ UNKNOWABLE = (
     "channel order, stride placement and padding cannot be told from weights; RGB and torchvision's conventions assumed"
 )
 _SHOWN = 5  # names in an error
+_SUFFIXES = {".pth", ".pt", ".tar", ".ckpt", ".th", ".torch", ".pkl", ".bin", ".safetensors", ".zip", ".npy", ".npz"}
 _GENERIC = {"model", "checkpoint", "last", "latest", "final", "backbone", "ckpt", "best", "weights"}
 
 
@@ -49,7 +50,9 @@ def load(source: str | Path, *, name: str | None = None, seed: int = 0, like: Ba
 
 def default_name(path: Path) -> str:
     """The file's stem, or its folder's name where the stem says nothing (`runs/photos/model.pth` -> `photos`)."""
-    stem = path.name.split(".")[0]
+    stem = path.name
+    while Path(stem).suffix.lower() in _SUFFIXES:
+        stem = Path(stem).stem
     return path.resolve().parent.name if stem.lower() in _GENERIC else stem
 
 
@@ -174,9 +177,14 @@ def check(found: Extracted, arch: Architecture) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, shape in expected.items():
         if name in counters:
-            state[name] = torch.as_tensor(found.state.get(name, 0)).to(torch.int64).reshape(())
+            counter = torch.as_tensor(found.state.get(name, 0))
+            if counter.numel() != 1:
+                raise CheckpointError(f"'{name}' has shape {tuple(counter.shape)}, a single number is needed")
+            state[name] = counter.to(torch.int64).reshape(())
             continue
         tensor = found.state[name]
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(f"'{name}' is no tensor but a {type(tensor).__name__}")
         if tensor.shape != shape:
             raise CheckpointError(f"'{name}' has shape {tuple(tensor.shape)}, {arch.name} needs {tuple(shape)}")
         if not tensor.is_floating_point():
@@ -199,6 +207,9 @@ def _sidecar(path: Path) -> dict[str, Any]:
     unknown = set(values) - {"arch", "input"}
     if unknown:
         raise CheckpointError(f"{side.name}: unknown key '{min(unknown)}'; known: arch, input")
+    for key, fields in values.items():
+        if not isinstance(fields, dict):
+            raise CheckpointError(f"{side.name}: '{key}' must be a mapping of fields, not {fields!r}")
     return values
 
 

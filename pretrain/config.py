@@ -9,12 +9,14 @@ from pydantic import Field, model_validator
 
 from core.config import Config, build, read_mapping
 from core.errors import ConfigError, nearest
+from pretrain.networks import GROUPS
 
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "pretrain"
 
 Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+Above0 = Annotated[float, Field(gt=0)]
 
 
 class MethodConfig(Config):
@@ -48,9 +50,9 @@ class DataConfig(Config):
     name: Literal["demo", "imagenet", "imagenet100", "stl10", "imagefolder"] = "imagenet"
     root: str | None = None  # the data set's own folder; the demo needs none
     split: str = "train"
-    size: Positive = 224  # pixels of a view
+    size: Annotated[int, Field(ge=16, le=1024)] = 224  # pixels of a view
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[Above0, Above0, Above0] = (0.229, 0.224, 0.225)
     workers: Annotated[int, Field(ge=0)] = 8
     max_corrupt: Annotated[int, Field(ge=0)] = 50  # unreadable images replaced by their neighbours before it stops
 
@@ -59,8 +61,8 @@ class ViewsConfig(Config):
     """Table 9. `byol` gives every second view BYOL's other distribution (blur 0.1, solarise 0.2; the first: 1, 0)."""
 
     preset: Literal["table9", "byol"] = "table9"
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    scale: tuple[Above0, Above0] = (0.08, 1.0)
+    ratio: tuple[Above0, Above0] = (3 / 4, 4 / 3)
     flip: Probability = 0.5
     jitter: Probability = 0.8
     brightness: NonNegative = 0.4
@@ -69,21 +71,33 @@ class ViewsConfig(Config):
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
     grayscale: Probability = 0.2
     blur: Probability = 1.0
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_sigma: tuple[Above0, Above0] = (0.1, 2.0)
     blur_kernel: Annotated[int, Field(ge=0)] = 0  # 0: 23 at 224 px, scaled with the size
     solarize: Probability = 0.2
+
+    @model_validator(mode="after")
+    def _fits(self) -> ViewsConfig:
+        for name in ("scale", "ratio", "blur_sigma"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"views.{name}: the first number must not be above the second")
+        if self.scale[1] > 1:
+            raise ValueError("views.scale: a crop has at most the image's area, 1")
+        if self.blur_kernel and self.blur_kernel % 2 == 0:
+            raise ValueError("views.blur_kernel must be odd")
+        return self
 
 
 class OptimConfig(Config):
     """LARS, linear warm-up and cosine decay per step (section 7.1)."""
 
-    base_lr: Annotated[float, Field(gt=0)] = 0.15
+    base_lr: Above0 = 0.15
     batch: Positive = 512  # images of the global batch
-    epochs: Annotated[float, Field(gt=0)] = 300.0
+    epochs: Above0 = 300.0
     warmup_epochs: NonNegative = 10.0
     momentum: Probability = 0.9
     weight_decay: NonNegative = 1e-5
-    trust_coefficient: Annotated[float, Field(gt=0)] = 1e-3
+    trust_coefficient: Above0 = 1e-3
     tau_base: Probability = 0.99  # BYOL: 0.99 at 300 epochs and fewer, 0.996 at 1000
 
 
@@ -119,6 +133,11 @@ class PretrainConfig(Config):
             raise ValueError(
                 f"run.views_per_pass {self.run.views_per_pass} must divide method.views {self.method.views}"
             )
+        hidden, _ = self.model.head_sizes()
+        if self.model.norm in ("group", "group_ws") and hidden % GROUPS:
+            raise ValueError(
+                f"model.hidden {hidden} does not divide into the {GROUPS} groups of model.norm={self.model.norm}"
+            )
         if self.optim.batch < 2:
             raise ValueError("optim.batch must be at least 2: BatchNorm and the covariance need two images")
         if self.optim.warmup_epochs >= self.optim.epochs:
@@ -137,8 +156,8 @@ def load(file: str | None, overrides: list[str]) -> PretrainConfig:
         ConfigError: no such recipe (the nearest is named), or a field that does not fit.
     """
     path = Path(file) if file is not None else RECIPES / "demo.yaml"
-    if not path.exists():
+    if not path.is_file():
         path = RECIPES / f"{file}.yaml"
-    if not path.exists():
+    if not path.is_file():
         raise ConfigError(f"no recipe '{file}'{nearest(str(file), [p.stem for p in RECIPES.glob('*.yaml')])}")
     return build(PretrainConfig, read_mapping(path), overrides, where=path.name)

@@ -126,6 +126,14 @@ def make_loader(split: ImageSplit, config: PretrainConfig, *, start: int, stop: 
     )
 
 
+def batches(loader: DataLoader) -> Iterator[tuple[Tensor, list[str]]]:
+    """The loader's batches; what a worker could not do is one sentence again, not the worker's traceback."""
+    try:
+        yield from loader
+    except DataError as error:
+        raise DataError(str(error).strip().splitlines()[-1].rpartition("DataError: ")[2]) from None
+
+
 def to_device(views_BKSS3: Tensor, config: DataConfig, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(B, K, S, S, 3) uint8 -> normalised (K, B, 3, S, S) on the device; channels stay last in memory."""
     views = views_BKSS3.to(device, non_blocking=True).permute(1, 0, 2, 3, 4).contiguous().to(dtype)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 NormName = Literal["batch", "layer", "group", "group_ws"]
+GROUPS = 16  # of the group norms, as in BYOL without batch statistics
 
 
 class WeightStandardizedLinear(nn.Linear):
@@ -24,14 +25,14 @@ class WeightStandardizedLinear(nn.Linear):
 
 def mlp(inputs: int, hidden: int, outputs: int, norm: NormName) -> nn.Sequential:
     """Two-layer head: linear, norm, ReLU, linear (MSBReg section 7.2)."""
-    norms: dict[str, nn.Module] = {
-        "batch": nn.BatchNorm1d(hidden),
-        "layer": nn.LayerNorm(hidden),
-        "group": nn.GroupNorm(min(16, hidden), hidden),
-        "group_ws": nn.GroupNorm(min(16, hidden), hidden),
-    }
     linear = WeightStandardizedLinear if norm == "group_ws" else nn.Linear
-    return nn.Sequential(linear(inputs, hidden), norms[norm], nn.ReLU(inplace=True), linear(hidden, outputs))
+    return nn.Sequential(linear(inputs, hidden), _norm(norm, hidden), nn.ReLU(inplace=True), linear(hidden, outputs))
+
+
+def _norm(name: NormName, width: int) -> nn.Module:
+    if name == "batch":
+        return nn.BatchNorm1d(width)
+    return nn.LayerNorm(width) if name == "layer" else nn.GroupNorm(GROUPS, width)
 
 
 class Online(nn.Module):

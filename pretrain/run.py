@@ -40,9 +40,11 @@ def main(argv: list[str] | None = None) -> int:
     from pretrain import train
 
     if args.dry_run:
-        from pretrain.data import open_split
+        from pretrain.data import make_loader, open_split
 
-        plan = train.plan_steps(config, len(open_split(config.data)))
+        split = open_split(config.data)
+        plan = train.plan_steps(config, len(split))
+        make_loader(split, config, start=0, stop=plan.total, pin=False)  # refuses what training would refuse
         print(
             dump(config) + f"# {plan.total} steps, {plan.per_epoch} an epoch, peak rate {config.peak_lr():g} -> {out}"
         )

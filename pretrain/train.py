@@ -23,13 +23,14 @@ from core.config import dump
 from core.datasets import ImageSplit
 from core.embeddings import effective_rank, knn_accuracy, std_per_dimension
 from core.errors import BackbenchError
+from core.images import CorruptImage
 from core.progress import duration, say
 from model_zoo import backbone as zoo
 from model_zoo.backbone import Architecture, InputSpec
 from model_zoo.resnet import build, feature_dim
 from pretrain import checkpoint, collapse, methods
 from pretrain.config import PretrainConfig
-from pretrain.data import make_loader, open_split, to_device
+from pretrain.data import batches, make_loader, open_split, to_device
 from pretrain.networks import Online, Target
 
 
@@ -70,11 +71,11 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
         if resume and (out / "last.ckpt").exists():
             modules = {"online": online, "target": target, "optimizer": optimizer, "scaler": scaler}
             state = checkpoint.restore(out / "last.ckpt", **modules, config=config)
+        loader = make_loader(split, config, start=state["step"], stop=plan.total, pin=device.type == "cuda")
         write_config(config, out)
         log = Log(out, config, plan, start=state["step"])
         forward = _distributed(online, device)
-        loader = make_loader(split, config, start=state["step"], stop=plan.total, pin=device.type == "cuda")
-        corrupt: list[str] = list(state["corrupt"])
+        corrupt = list(state["corrupt"])  # distinct images that cannot be read, of all ranks
 
         def save(step: int) -> None:
             if not all(bool(torch.isfinite(p).all()) for p in online.parameters()):
@@ -83,17 +84,20 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
                 modules = {"online": online, "target": target, "optimizer": optimizer, "scaler": scaler}
                 checkpoint.save(out / "last.ckpt", step=step, **modules, config=config, corrupt=corrupt)
 
-        for step, (batch, unreadable) in enumerate(loader, start=state["step"]):
-            corrupt += _count_corrupt(unreadable, corrupt, config.data.max_corrupt)
+        for step, (batch, unreadable) in enumerate(batches(loader), start=state["step"]):
             lr = schedules.lr_at(step, total=plan.total, warmup=plan.warmup, peak=config.peak_lr())
             tau = schedules.tau_at(step, total=plan.total, base=config.optim.tau_base)
             views = to_device(batch, config.data, device, _dtype(config))
             p, parts = train_step(forward, target, optimizer, scaler, views, config, step=step, lr=lr)
-            failed, stop = distributed.any_rank(
-                torch.stack([~torch.isfinite(parts["loss"]), torch.tensor(bool(stop_asked), device=device)])
+            failed, stop, passed_over = distributed.any_rank(
+                torch.tensor(
+                    [not bool(torch.isfinite(parts["loss"])), bool(stop_asked), bool(unreadable)], device=device
+                )
             ).tolist()
             if failed:
                 raise NonFiniteLoss(_nan_message(step, lr, out))
+            if passed_over:
+                corrupt += newly_corrupt(distributed.gather_words(unreadable), corrupt, config.data.max_corrupt)
             target.follow(online, tau)
             log.step(step, parts, p, {"lr": lr, "tau": tau, "corrupt": len(corrupt)})
             done = step + 1
@@ -206,17 +210,21 @@ def online_knn(backbone: nn.Module, split: ImageSplit, config: PretrainConfig, d
         return None
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[: config.run.knn_images]
     backbone.eval()
-    features = []
-    for rows in order.split(128):
-        images = evaluation_batch([split.source.pil(int(i)) for i in rows], config.data.size)
+    features, kept = [], []
+    for rows in order.tolist():
+        with contextlib.suppress(CorruptImage):  # announced when a step comes to it
+            kept.append((rows, split.source.pil(rows)))
+    for start in range(0, len(kept), 128):
+        images = evaluation_batch([image for _, image in kept[start : start + 128]], config.data.size)
         views = to_device(images[:, None], config.data, device, _dtype(config))[0]
         with torch.autocast(device.type, **autocast_fields(config)):
             features.append(backbone(views).float())
     backbone.train()
-    labels = torch.from_numpy(split.labels)[order].to(device)
-    x, cut = torch.cat(features), len(order) * 4 // 5
+    labels = torch.from_numpy(split.labels)[[row for row, _ in kept]].to(device)
+    cut = len(kept) * 4 // 5
     if cut < 20:
         return None
+    x = torch.cat(features)
     return knn_accuracy(x[cut:], labels[cut:], x[:cut], labels[:cut], ks=[20], classes=len(split.classes))[20]
 
 
@@ -342,14 +350,16 @@ def _distributed(online: Online, device: torch.device) -> nn.Module:
     return DistributedDataParallel(online, device_ids=devices, broadcast_buffers=False)
 
 
-def _count_corrupt(unreadable: list[str], before: list[str], limit: int) -> list[str]:
-    for message in unreadable:
+def newly_corrupt(unreadable: list[str], known: list[str], limit: int) -> list[str]:
+    """Images not known as unreadable so far, each announced once; an error above the limit, on all ranks alike."""
+    new = sorted(set(unreadable) - set(known))
+    for message in new:
         say(f"passed over: {message}")
-    if len(before) + len(unreadable) > limit:
+    if len(known) + len(new) > limit:
         raise BackbenchError(
-            f"{len(before) + len(unreadable)} unreadable images, more than data.max_corrupt={limit}; the last: {unreadable[-1]}"
+            f"{len(known) + len(new)} unreadable images, more than data.max_corrupt={limit}; the last: {new[-1]}"
         )
-    return unreadable
+    return new
 
 
 def _nan_message(step: int, lr: float, out: Path) -> str:

@@ -33,16 +33,15 @@ def page(table: Table, results: Sequence[Result], *, suite: str, curves: Mapping
 
 def _sections(table: Table) -> list[dict[str, object]]:
     """A section per data set: heading, table cells, plots."""
-    sections = []
-    for data in dict.fromkeys(column.data for column in table.columns):
-        columns = [column for column in render.shown(table) if column.data == data]
+    made = []
+    for title, columns in render.sections(table):
         rows = [row for row in table.rows if any(column in row.values for column in columns)]
         best = {c: _best([row.values[c].mean for row in rows if c in row.values], c.higher_is_better) for c in columns}
-        sections.append(
+        made.append(
             {
-                "data": data,
+                "data": title,
                 "published": columns[0].is_published,
-                "headings": [render.heading(column) for column in columns],
+                "headings": [render.heading(column, table) for column in columns],
                 "rows": [
                     {
                         "label": render.label(row),
@@ -56,10 +55,10 @@ def _sections(table: Table) -> list[dict[str, object]]:
                     }
                     for row in rows
                 ],
-                "plots": [(render.heading(c), plots.cell_plot(table, c)) for c in columns if c.primary],
+                "plots": [(render.heading(c, table), plots.cell_plot(table, c)) for c in columns if c.primary],
             }
         )
-    return sections
+    return made
 
 
 def _best(means: list[float], higher: bool) -> float:

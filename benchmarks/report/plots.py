@@ -27,7 +27,7 @@ def cell_plot(table: Table, column: Column) -> str:
         colour = _RANDOM if row.name.startswith("random:") else _OURS
         axes.barh(y, value.mean, color=colour, height=0.6)
         axes.plot(value.numbers, [y] * len(value.numbers), "o", color=_INK, markersize=4, alpha=0.8)
-    axes.set_yticks(range(len(rows)), [row.name for row in rows])
+    axes.set_yticks(range(len(rows)), [row.name.replace("$", r"\$") for row in rows])
     axes.invert_yaxis()
     axes.set_xlabel(f"{column.metric} ({column.unit})" if column.unit else column.metric)
     for side in ("top", "right"):

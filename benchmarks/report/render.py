@@ -24,28 +24,44 @@ def shown(table: Table) -> tuple[Column, ...]:
     return tuple(c for c in table.columns if c.primary or c.metric in ("top5", "top1_k200", "mAP_11pt"))
 
 
-def heading(column: Column) -> str:
-    """Cell and metric, marked when the number is a demo's or a rehearsal's."""
-    marks = "".join([" DEMO" if column.is_demo else "", " REHEARSAL" if column.profile == "smoke" else ""])
+def heading(column: Column, table: Table) -> str:
+    """Cell and metric, marked when the number is a demo's or a rehearsal's; with the configuration where it is needed."""
+    alike = {
+        c.config8 for c in table.columns if (c.cell, c.metric, c.data) == (column.cell, column.metric, column.data)
+    }
+    marks = f" [{column.config8}]" if len(alike) > 1 else ""
+    marks += (" DEMO" if column.is_demo else "") + (" REHEARSAL" if column.profile == "smoke" else "")
     return f"{column.cell} {column.metric}{marks}"
 
 
+def sections(table: Table) -> list[tuple[str, list[Column]]]:
+    """Columns to show by their data: numbers of different data never share a table."""
+    keys = dict.fromkeys((column.data, column.manifest) for column in shown(table))
+    titles = [data for data, _ in keys]
+    return [
+        (
+            data if titles.count(data) == 1 else f"{data}, manifest {manifest}",
+            [column for column in shown(table) if (column.data, column.manifest) == (data, manifest)],
+        )
+        for data, manifest in keys
+    ]
+
+
 def markdown(table: Table) -> str:
-    """A section per data set: numbers of different data never share a table."""
+    """A table per data set, and what has no number."""
     if not table.rows and not table.absent:
         return "No results yet.\n"
     parts = []
-    for data in dict.fromkeys(column.data for column in table.columns):
-        columns = [column for column in shown(table) if column.data == data]
-        lines = [f"**{data}**{'' if columns[0].is_published else ' (not the published data set)'}", ""]
-        lines.append("| backbone | " + " | ".join(heading(c) for c in columns) + " |")
+    for title, columns in sections(table):
+        lines = [f"**{_plain(title)}**{'' if columns[0].is_published else ' (not the published data set)'}", ""]
+        lines.append("| backbone | " + " | ".join(heading(c, table) for c in columns) + " |")
         lines.append("|---|" + "---|" * len(columns))
         for row in table.rows:
             if any(column in row.values for column in columns):
-                lines.append(f"| {label(row)} | " + " | ".join(_cell(row, c) for c in columns) + " |")
+                lines.append(f"| {_plain(label(row))} | " + " | ".join(_cell(row, c) for c in columns) + " |")
         parts.append("\n".join(lines) + "\n")
     if table.absent:
-        lines = [f"- {a.name}, {a.cell}: {a.status}: {a.reason}" for a in table.absent]
+        lines = [f"- {_plain(a.name)}, {a.cell}: {a.status}: {_plain(a.reason)}" for a in table.absent]
         parts.append("Without a number:\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
 
@@ -53,6 +69,11 @@ def markdown(table: Table) -> str:
 def label(row: Row) -> str:
     """The row's name with its architecture."""
     return row.name if row.arch in row.name else f"{row.name} ({row.arch})"
+
+
+def _plain(text: str) -> str:
+    """Text that cannot break a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _cell(row: Row, column: Column) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from benchmarks.result import Result
+from core.config import digest
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Column:
     is_published: bool
     is_demo: bool
     profile: str
+    manifest: str  # of the data: numbers of different data are never averaged, whatever the data are called
 
 
 @dataclass(frozen=True)
@@ -67,30 +69,48 @@ class Table:
 def gather(results: Iterable[Result]) -> Table:
     """Group records; every number is counted once."""
     results = list(results)
-    by_name: dict[str, dict[Column, dict[str, list[float]]]] = {}
+    labels = _labels(results)
+    by_row: dict[str, dict[Column, dict[str, list[float]]]] = {}
     archs: dict[str, str] = {}
     for result in results:
         if result.status != "ok":
             continue
-        archs.setdefault(result.backbone.name, str(result.backbone.arch.get("name", "")))
+        row = labels[_kind(result)]
+        archs[row] = str(result.backbone.arch.get("name", ""))
         for name, metric in result.metrics.items():
             column = _column(result, name, metric.unit, metric.higher_is_better)
-            numbers = by_name.setdefault(result.backbone.name, {}).setdefault(column, {})
+            numbers = by_row.setdefault(row, {}).setdefault(column, {})
             numbers.setdefault(result.backbone.weights_sha256, []).append(metric.value)
     columns = sorted(
-        {column for row in by_name.values() for column in row},
-        key=lambda c: (c.cell, c.config8, not c.primary, _natural(c.metric)),
+        {column for row in by_row.values() for column in row},
+        key=lambda c: (c.cell, c.config8, c.data, c.manifest, not c.primary, _natural(c.metric)),
     )
     rows = []
-    for name in sorted(by_name, key=lambda n: (n.startswith("random:"), n)):
+    for name in sorted(by_row, key=lambda n: (n.startswith("random:"), n)):
         anew = name.startswith("random:")  # a random baseline is initialised anew for every seed
-        values = {column: _value(numbers, anew=anew) for column, numbers in by_name[name].items()}
-        backbones = {sha for numbers in by_name[name].values() for sha in numbers}
+        values = {column: _value(numbers, anew=anew) for column, numbers in by_row[name].items()}
+        backbones = {sha for numbers in by_row[name].values() for sha in numbers}
         rows.append(Row(name, archs[name], len(backbones), values))
     absent = sorted(
         {(r.backbone.name, r.cell, r.status, r.reason or "no reason recorded") for r in results if r.status != "ok"}
     )
     return Table(tuple(rows), tuple(columns), tuple(Absent(*item) for item in absent))
+
+
+def _kind(result: Result) -> tuple[str, str, str]:
+    """What must be alike for numbers to stand in one row: name, architecture, input."""
+    return result.backbone.name, digest(result.backbone.arch), digest(result.backbone.input)
+
+
+def _labels(results: list[Result]) -> dict[tuple[str, str, str], str]:
+    """The row of every kind of backbone: its name, and where two kinds share a name, what they differ in."""
+    kinds = {_kind(result): result.backbone for result in results}
+    labels = {}
+    for kind, backbone in kinds.items():
+        alone = sum(other[0] == kind[0] for other in kinds) == 1
+        detail = f"{backbone.arch.get('name')} {backbone.input.get('size')} px {digest([kind[1], kind[2]])[:4]}"
+        labels[kind] = backbone.name if alone else f"{backbone.name} ({detail})"
+    return labels
 
 
 def _column(result: Result, metric: str, unit: str, higher: bool) -> Column:
@@ -104,7 +124,17 @@ def _column(result: Result, metric: str, unit: str, higher: bool) -> Column:
     primary = metric == result.primary
     sha = result.task.config_sha256[:8]
     return Column(
-        result.cell, sha, metric, unit, higher, primary, label, data.is_published, data.is_demo, result.profile
+        cell=result.cell,
+        config8=sha,
+        metric=metric,
+        unit=unit,
+        higher_is_better=higher,
+        primary=primary,
+        data=label,
+        is_published=data.is_published,
+        is_demo=data.is_demo,
+        profile=result.profile,
+        manifest=data.manifest_sha256[:8],
     )
 
 

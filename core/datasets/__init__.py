@@ -45,8 +45,12 @@ class Files:
         return self.paths[index]
 
     def size(self, index: int) -> int:
-        """Bytes on disk."""
-        return (self.root / self.paths[index]).stat().st_size
+        """Bytes on disk. Raises DataError when the file is gone."""
+        path = self.root / self.paths[index]
+        try:
+            return path.stat().st_size
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
     def pil(self, index: int) -> Image.Image:
         """Pillow image in mode RGB, for evaluation. Raises CorruptImage."""
@@ -188,7 +192,9 @@ def load(name: str, split: Literal["train", "test"] | str, places: DataPlaces) -
 
 
 def is_published(name: str, splits: Mapping[str, ImageSplit]) -> bool:
-    """Whether the splits have exactly the published numbers of images and classes."""
+    """Whether the splits have exactly the published numbers of images and classes; a part of one never is."""
+    if any(isinstance(split.source, Subset) for split in splits.values()):
+        return False
     counts = info(name).counts
     by_own_name = {split.split: split for split in splits.values()}
     return all(len(split) == counts.get(own, len(split)) for own, split in by_own_name.items()) and all(

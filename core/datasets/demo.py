@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 import xml.etree.ElementTree as ET
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from PIL import Image
 from core.artifacts import make_folder, writing
 from core.progress import say
 
-VERSION = 2
+VERSION = 3
 MARKER = "DEMO.json"  # lies in the data root, names the version: a folder without it is not complete
 SEED = 20110
 SIDE = 96  # pixels of a classification scene
@@ -203,7 +204,7 @@ def _finish(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _rng(*key: str | int) -> np.random.Generator:
-    words = [SEED] + [int.from_bytes(str(k).encode(), "big") % 2**32 for k in key]
+    words = [SEED] + [zlib.crc32(str(k).encode()) for k in key]
     return np.random.default_rng(words)
 
 

@@ -54,7 +54,8 @@ def _folders(folder: Path) -> list[str]:
 
 def _images(folder: Path, name: str) -> list[str]:
     found = []
-    for parent, _, files in os.walk(folder / name):
+    for parent, folders, files in os.walk(folder / name):
+        folders[:] = [f for f in folders if not f.startswith(".")]
         relative = Path(parent).relative_to(folder).as_posix()
         found += [f"{relative}/{f}" for f in files if Path(f).suffix.lower() in EXTENSIONS and not f.startswith(".")]
     return found

@@ -10,12 +10,14 @@ import fnmatch
 import importlib
 import pkgutil
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor
+
+from core.errors import CheckpointError
 
 _CANONICAL = re.compile(
     r"^(?P<prefix>.*?)(?P<name>(?:conv1|bn1)\.\w+|layer[1-4]\.\d+\.(?:(?:conv|bn)[123]|downsample\.[01])\.\w+)$"
@@ -56,6 +58,15 @@ def prefixes(keys: Iterable[str]) -> dict[str, list[str]]:
         if match:
             found.setdefault(match["prefix"], []).append(match["name"])
     return found
+
+
+def the_one(obj: Any, wanted: Callable[[Mapping[str, Tensor]], object]) -> Mapping[str, Tensor]:
+    """The dictionary of tensors that is `wanted`; CheckpointError when a file holds several such networks."""
+    found = [(where, tensors) for where, tensors in tensor_dicts(obj) if wanted(tensors)]
+    if len(found) > 1:
+        places = " and ".join(f"'{where}'" if where else "the top" for where, _ in found)
+        raise CheckpointError(f"holds two networks of this layout, under {places}: save the one you mean on its own")
+    return found[0][1]
 
 
 def take(tensors: Mapping[str, Tensor], prefix: str, drop: Iterable[str]) -> Extracted:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model_zoo.backbone import Architecture
-from model_zoo.formats import Extracted, prefixes, take, tensor_dicts
+from model_zoo.formats import Extracted, prefixes, take, tensor_dicts, the_one
 
 _PREFIXES = ("module.encoder_q.", "encoder_q.")
 
@@ -30,7 +30,7 @@ def matches(obj: Any) -> bool:
 
 def extract(obj: Any) -> Extracted:
     """The query encoder's tensors."""
-    tensors = next(tensors for _, tensors in tensor_dicts(obj) if _query(tensors))
+    tensors = the_one(obj, _query)
     prefix = _query(tensors) or ""
     outer = prefix.removesuffix("encoder_q.")
     return take(tensors, prefix, (f"{prefix}fc.*", f"{outer}encoder_k.*", f"{outer}queue", f"{outer}queue_ptr"))

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from model_zoo.backbone import Architecture
-from model_zoo.formats import Extracted, prefixes, take, tensor_dicts
+from model_zoo.formats import Extracted, prefixes, take, tensor_dicts, the_one
 
 PREFIXES = ("module.", "backbone.", "encoder.", "module.backbone.", "module.encoder.")
 _HEADS = ("fc", "head", "heads", "neck", "projector", "projection_head", "predictor", "prototypes", "classifier", "bn")
 
 
 def _only_prefix(tensors: Mapping[str, Tensor]) -> str | None:
-    found = list(prefixes(tensors))
+    """The one prefix before ResNet names; a head may have layers of such names too (`neck.bn1`)."""
+    found = [p for p in prefixes(tensors) if not any(part in _HEADS for part in p.split("."))]
     return found[0] if len(found) == 1 and found[0] in PREFIXES else None
 
 
@@ -34,7 +35,7 @@ def matches(obj: Any) -> bool:
 
 def extract(obj: Any) -> Extracted:
     """The tensors under the prefix."""
-    tensors = next(tensors for _, tensors in tensor_dicts(obj) if _only_prefix(tensors))
+    tensors = the_one(obj, _only_prefix)
     prefix = _only_prefix(tensors) or ""
     outer = "module." if prefix.startswith("module.") else ""
     drop = [f"{start}{head}{end}" for start in {outer, prefix} for head in _HEADS for end in (".*", "[0-9].*")]

@@ -9,22 +9,25 @@ import torch
 from torch import Tensor
 
 from model_zoo.backbone import Architecture
-from model_zoo.formats import Extracted, prefixes, take, tensor_dicts
+from model_zoo.formats import Extracted, prefixes, take, tensor_dicts, the_one
 
 _DROP = ("fc.weight", "fc.bias")
+
+
+def _bare(tensors: Mapping[str, Tensor]) -> bool:
+    return list(prefixes(tensors)) == [""]
 
 
 def matches(obj: Any) -> bool:
     """Whether bare ResNet names are the only ones."""
     if isinstance(obj, Mapping) and "format" in obj:
         return False
-    return any(list(prefixes(tensors)) == [""] for _, tensors in tensor_dicts(obj))
+    return any(_bare(tensors) for _, tensors in tensor_dicts(obj))
 
 
 def extract(obj: Any) -> Extracted:
     """The tensors without the classifier."""
-    tensors = next(tensors for _, tensors in tensor_dicts(obj) if list(prefixes(tensors)) == [""])
-    return take(tensors, "", _DROP)
+    return take(the_one(obj, _bare), "", _DROP)
 
 
 def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:

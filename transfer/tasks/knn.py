@@ -22,6 +22,7 @@ from transfer.features import extract
 from transfer.protocol import Metric, RunContext, TaskConfig, labelled_splits
 
 version = 1
+_SMOKE_IMAGES = 256
 
 
 class Config(TaskConfig):
@@ -54,12 +55,10 @@ def deterministic(config: Config) -> bool:
 
 
 def smoke(config: Config) -> dict[str, Any]:
-    """A few images."""
-    return {
-        "data": {"limit": 256},
-        "k": [k for k in config.k if k <= 20] or [1],
-        "headline_k": min(config.headline_k, 20),
-    }
+    """A few images, and the neighbours that they allow."""
+    kept = [k for k in config.k if k <= _SMOKE_IMAGES // 8] or [min(config.k[0], _SMOKE_IMAGES // 8)]
+    headline = config.headline_k if config.headline_k in kept else kept[0]
+    return {"data": {"limit": _SMOKE_IMAGES}, "k": kept, "headline_k": headline}
 
 
 def missing(config: Config, places: DataPlaces) -> str | None:

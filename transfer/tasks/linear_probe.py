@@ -31,7 +31,19 @@ class Config(TaskConfig):
 
     preset: str = "sweep"
     features: Literal["cached"] = "cached"  # of the centre crop; no augmentation
-    rates: tuple[Annotated[float, Field(gt=0)], ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # at `batch`
+    rates: tuple[Annotated[float, Field(gt=0)], ...] = (
+        0.001,
+        0.003,
+        0.01,
+        0.03,
+        0.1,
+        0.3,
+        1.0,
+        3.0,
+        10.0,
+        30.0,
+        100.0,
+    )  # at `batch`
     batch: Annotated[int, Field(gt=0)] = 1024
     epochs: Annotated[int, Field(gt=0)] = 100
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -96,12 +108,13 @@ def hold_out(images: int, config: Config, seed: int) -> tuple[torch.Tensor, torc
 def choose(heads: Heads, x: torch.Tensor, y: torch.Tensor, ctx: RunContext) -> int:
     """The head with the best held-out top-1 (the lower rate on a tie); says what was tuned, and on what."""
     scores = [result["top1"] for result in accuracies(heads, x, y, device=ctx.device)]
-    chosen = scores.index(max(scores))
+    best = [i for i, score in enumerate(scores) if score == max(scores)]
+    chosen = min(best, key=lambda i: heads.rates[i])
     ctx.tuned |= {
         "lr": heads.rates[chosen],
         "on": f"{len(x)} images held out of train",
         "top1_there": {f"{rate:g}": score for rate, score in zip(heads.rates, scores, strict=True)},
     }
-    if len(scores) > 2 and chosen in (0, len(scores) - 1):
+    if len(scores) > 2 and heads.rates[chosen] in (min(heads.rates), max(heads.rates)):
         ctx.notes.append(f"the chosen rate {heads.rates[chosen]:g} is at the edge of the sweep: widen `rates`")
     return chosen

@@ -1,0 +1,125 @@
+"""Suites and cells: what a name and its overrides resolve to."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks import plan
+from core.datasets import DataPlaces
+from core.errors import BackbenchError, ConfigError
+from transfer import tasks
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (lambda: plan.load_suite("demmo"), "unknown suite 'demmo'; did you mean 'demo'"),
+        (lambda: plan.load_cell("imagenet_kn"), "unknown cell 'imagenet_kn'; did you mean 'imagenet_knn'"),
+        (lambda: plan.load_cell("imagenet_knn", ["metrik=cosine"]), "unknown key 'metrik'; did you mean 'metric'"),
+        (lambda: plan.load_cell("imagenet_knn", ["data.nam=x"]), "unknown key 'data.nam'; did you mean 'data.name'"),
+        (lambda: plan.load_cell("imagenet_knn", ["preset=npdi"]), "unknown preset 'npdi'; did you mean 'npid'"),
+        (lambda: plan.load_cell("imagenet_knn", ["k"]), "not of the form key=value"),
+        (lambda: plan.load_cell("imagenet_knn", ["k=many"]), "'k'"),
+        (lambda: plan.load_cell("imagenet_knn", ["k=[0]"]), "greater than 0"),
+        (lambda: plan.load_cell("imagenet_knn", ["metric=manhattan"]), "'metric'"),
+        (lambda: plan.load_cell("imagenet_linear", ["momentum=1.5"]), "'momentum'"),
+        (lambda: plan.load_cell("imagenet_linear", ["epochs=2.5"]), "'epochs'"),
+        (lambda: plan.split_overrides(["imagnet_knn.k=[1]"], ["imagenet_knn"]), "did you mean 'imagenet_knn'"),
+        (lambda: plan.split_overrides(["stl10_knn.k=[1]"], ["imagenet_knn"]), "not among the cells of this run"),
+        (lambda: plan.split_overrides(["k=[1]"], ["imagenet_knn"]), "<cell>.<field>=<value>"),
+        (lambda: plan.parse_places(["imagenet"]), "expected name=PATH"),
+        (lambda: plan.parse_places(["imagenet="]), "expected name=PATH"),
+        (lambda: plan.parse_places(["imagnet=/x"]), "unknown data set 'imagnet'; did you mean 'imagenet'"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence_with_the_nearest_name(call, expected):
+    with pytest.raises(BackbenchError) as caught:
+        call()
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_reach_the_config():
+    cell = plan.load_cell("imagenet_linear", ["data.expect=any", "data.limit=40", "rates=[0.5, 1e-3]", "epochs=7"])
+    config = cell.config
+    assert (config.data.name, config.data.expect, config.data.limit) == ("imagenet", "any", 40)
+    assert (config.rates, config.epochs) == ((0.5, 0.001), 7)
+    assert config.batch == plan.load_cell("imagenet_linear").config.batch
+    assert plan.load_cell("imagenet_knn", ["temperature=null"]).config.temperature is None
+
+
+def test_a_cells_own_fields_stand_over_the_preset():
+    config = plan.load_cell("stl10_knn").config
+    assert (config.size, config.resize) == (64, 70)
+    assert (config.preset, config.k, config.metric, config.temperature) == ("wmse", (5,), "euclidean", None)
+
+
+def test_preset_override_takes_the_presets_fields():
+    config = plan.load_cell("imagenet_knn", ["preset=wmse"]).config
+    wmse = tasks.get("knn").Config.PRESETS["wmse"]
+    assert config.preset == "wmse"
+    assert (list(config.k), config.metric, config.temperature) == (wmse["k"], "euclidean", None)
+    assert config.data.name == "imagenet"
+    config = plan.load_cell("imagenet_knn", ["preset=wmse", "k=[7]", "headline_k=7"]).config
+    assert (config.k, config.metric) == ((7,), "euclidean"), "an override stands over the preset"
+
+
+def test_smoke_profile():
+    config = plan.load_cell("imagenet_linear", profile="smoke").config
+    assert (config.data.expect, config.data.name) == ("any", "imagenet")
+    assert config.data.limit == 256
+    assert config.epochs == 2
+    assert config.preset == "sweep"
+
+
+def test_overrides_stand_over_the_smoke_profile():
+    config = plan.load_cell("imagenet_linear", ["epochs=5", "data.limit=40", "momentum=0.5"], profile="smoke").config
+    assert config.momentum == 0.5
+    assert (config.epochs, config.data.limit) == (5, 40)
+
+
+def test_config_digest_is_stable():
+    """The same configuration said in other ways is the same; any field changes it."""
+    usual = plan.load_cell("imagenet_knn").config_sha256
+    assert plan.load_cell("imagenet_knn").config_sha256 == usual
+    assert plan.load_cell("imagenet_knn", ["preset=npid", "temperature=7e-2"]).config_sha256 == usual
+    a = plan.load_cell("imagenet_knn", ["headline_k=10", "data.limit=3"]).config_sha256
+    assert plan.load_cell("imagenet_knn", ["data.limit=3", "headline_k=10"]).config_sha256 == a
+    changed = [
+        plan.load_cell("imagenet_knn", [o]).config_sha256
+        for o in ("k=[20]", "temperature=0.1", "size=32", "resize=40", "data.limit=3", "data.expect=any", "chunk=9")
+    ]
+    assert len({usual, a, *changed}) == 9
+
+
+def test_split_overrides():
+    found = plan.split_overrides(["a.k=[1]", "b.data.limit=3", "a.data.name=x.y=z"], ["a", "b", "c"])
+    assert found == {"a": ["k=[1]", "data.name=x.y=z"], "b": ["data.limit=3"], "c": []}
+
+
+def test_suites_refuse_what_they_do_not_know(tmp_path, monkeypatch):
+    (tmp_path / "suites").mkdir()
+    (tmp_path / "tasks").mkdir()
+    monkeypatch.setattr(plan, "CONFIGS", tmp_path)
+    (tmp_path / "suites" / "mine.yaml").write_text(yaml.safe_dump({"cells": ["a"], "seads": 3}))
+    with pytest.raises(ConfigError, match="suite mine: unknown key 'seads'; did you mean 'seeds'"):
+        plan.load_suite("mine")
+    (tmp_path / "tasks" / "mine.yaml").write_text("preset: npid\n")
+    with pytest.raises(ConfigError, match="cell mine: key 'task' is missing"):
+        plan.load_cell("mine")
+    (tmp_path / "tasks" / "mine.yaml").write_text("task: knm\n")
+    with pytest.raises(ConfigError, match="unknown task 'knm'; did you mean 'knn'"):
+        plan.load_cell("mine")
+
+
+def test_places():
+    paper, demo = plan.load_suite("paper"), plan.load_suite("demo")
+    assert plan.places_of(paper, None, {}) == DataPlaces(None, {})
+    root = Path("/data")
+    assert plan.places_of(demo, root, {}).of("imagenet") == root / "imagenet", "what is said stands over the demo"
+    named = plan.parse_places(["stl10=/elsewhere/stl", "imagenet=~/x=y"])
+    places = plan.places_of(paper, root, named)
+    assert places.of("stl10") == Path("/elsewhere/stl")
+    assert places.of("imagenet") == Path.home() / "x=y"
+    assert places.of("imagenet100") == root / "imagenet100"

@@ -1,0 +1,368 @@
+"""Records into tables: means and spreads by hand, nothing mixed that does not belong together, a page that stands alone."""
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from benchmarks import report, result
+from benchmarks.report import html, render
+from benchmarks.report.table import gather
+
+
+def make(
+    value,
+    *,
+    name="mine",
+    weights="a",
+    seed=0,
+    cell="imagenet_linear",
+    metric="top1",
+    data="imagenet",
+    manifest="m",
+    published=True,
+    demo=False,
+    profile="full",
+    config="c",
+    counts=(3000, 1000),
+    unit="%",
+    higher=True,
+    arch="resnet50",
+    tuned=None,
+    more=None,
+):
+    metrics = {metric: value, **(more or {})}
+    return result.Result(
+        status="ok",
+        profile=profile,
+        suite="paper",
+        seed=seed,
+        backbone=result.BackboneRecord(
+            name=name, weights_sha256=weights * 64, format="moco", arch={"name": arch}, input={}
+        ),
+        cell=cell,
+        task=result.TaskRecord(name="linear_probe", version=1, config={}, config_sha256=config * 64, tuned=tuned or {}),
+        data=result.DataRecord(
+            name=data,
+            train="train",
+            test="val",
+            counts={"train": counts[0], "test": counts[1], "classes": 3},
+            manifest_sha256=manifest * 64,
+            is_published=published,
+            is_demo=demo,
+        ),
+        metrics={
+            key: result.MetricRecord(value=number, unit=unit, higher_is_better=higher)
+            for key, number in metrics.items()
+        },
+        primary=metric,
+        provenance=result.Provenance(
+            commit="f" * 40,
+            dirty=False,
+            packages={"torch": "2.9"},
+            device="cpu",
+            wall_s=1.0,
+            peak_memory=1,
+            argv=["run_one.py"],
+            threads=1,
+        ),
+    )
+
+
+def absent(status, reason, name="mine", cell="voc07_svm"):
+    values = make(1.0, name=name, cell=cell).model_dump(by_alias=True)
+    return result.Result.model_validate(
+        values | {"status": status, "reason": reason, "metrics": {}, "data": None, "primary": None, "provenance": None}
+    )
+
+
+def tables(text):
+    """Markdown tables as lists of rows of cells."""
+    found = []
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        found.append([[c.strip() for c in line.strip("|").split("|")] for line in block.strip().splitlines()])
+    return found
+
+
+def only(table):
+    (row,) = table.rows
+    (value,) = row.values.values()
+    return value
+
+
+def test_seeds_of_one_backbone():
+    value = only(gather([make(70.0, seed=0), make(72.0, seed=1), make(77.0, seed=2)]))
+    assert value.mean == pytest.approx(73.0)
+    assert value.spread == pytest.approx(13**0.5)  # deviations 3, 1, 4: 26 / 2
+    assert (value.over, sorted(value.numbers)) == ("seeds", [70.0, 72.0, 77.0])
+
+
+def test_one_number_has_no_spread():
+    value = only(gather([make(70.25)]))
+    assert (value.mean, value.spread, value.over) == (70.25, None, "")
+
+
+def test_backbones_of_one_name_count_once_each():
+    """Two pretrainings, one with three seeds of the evaluation: the mean of two means."""
+    table = gather(
+        [*(make(v, weights="a", seed=i) for i, v in enumerate((60.0, 62.0, 64.0))), make(70.0, weights="b", seed=0)]
+    )
+    value = only(table)
+    assert value.mean == pytest.approx(66.0)
+    assert value.spread == pytest.approx(32**0.5)
+    assert (value.over, sorted(value.numbers)) == ("backbones", [62.0, 70.0])
+    assert table.rows[0].backbones == 2
+
+
+def test_numbers_in_the_text():
+    text = render.markdown(gather([make(70.0, seed=0), make(72.0, seed=1), make(77.0, seed=2)]))
+    ((heading, _, row),) = tables(text)
+    assert heading == ["backbone", "imagenet_linear top1"]
+    assert row == ["mine (resnet50)", "73.0 ± 3.6 (3 seeds)"]
+    text = render.markdown(gather([make(-2.9213, metric="uniformity", unit="", cell="imagenet_uniformity")]))
+    assert tables(text)[0][2] == ["mine (resnet50)", "-2.921"]
+
+
+def test_random_baselines_stand_last_and_missing_cells_are_empty():
+    table = gather(
+        [make(5.0, name="random:resnet50", weights="r"), make(70.0, name="zeta", weights="z"),
+         make(60.0, name="alpha", weights="b", cell="imagenet_knn", metric="top1_k20")]
+    )  # fmt: skip
+    assert [row.name for row in table.rows] == ["alpha", "zeta", "random:resnet50"]
+    ((heading, _, *rows),) = tables(render.markdown(table))
+    assert heading == ["backbone", "imagenet_knn top1_k20", "imagenet_linear top1"]
+    assert rows == [
+        ["alpha (resnet50)", "60.0", "-"],
+        ["zeta (resnet50)", "-", "70.0"],
+        ["random:resnet50", "-", "5.0"],
+    ]
+
+
+def test_columns_are_the_headline_and_the_plain_metrics():
+    more = {"top1_k10": 1.0, "top1_k200": 2.0, "top1_k20_T0.1": 3.0, "top1_k20_majority": 4.0}
+    table = gather([make(5.0, cell="imagenet_knn", metric="top1_k20", more=more)])
+    assert tables(render.markdown(table))[0][0] == ["backbone", "imagenet_knn top1_k20", "imagenet_knn top1_k200"]
+    rows = list(csv.DictReader(io.StringIO(render.csv_text(table))))
+    assert {row["metric"]: float(row["mean"]) for row in rows} == {"top1_k20": 5.0, **more}
+
+
+@pytest.mark.parametrize("demo", [True, False])
+@pytest.mark.parametrize("profile", ["full", "smoke"])
+def test_demo_and_rehearsal_are_marked_everywhere(demo, profile):
+    results = [make(50.0, demo=demo, published=False, profile=profile)]
+    table = gather(results)
+    page = html.page(table, results, suite="demo")
+    (row,) = csv.DictReader(io.StringIO(render.csv_text(table)))
+    heading = tables(render.markdown(table))[0][0][1]
+    assert ("DEMO" in heading) == demo == ("imagenet_linear top1 DEMO" in page)
+    assert ("REHEARSAL" in heading) == (profile == "smoke") == ("They are not results." in page)
+    assert (row["is_demo"], row["profile"]) == (str(demo), profile)
+    assert ("demo scenes, 3000/1000 images" in render.markdown(table)) == demo
+    assert ("rendered scenes" in page) == demo
+
+
+def test_data_that_are_not_the_published_ones_are_never_called_so():
+    table = gather([make(50.0, published=False, counts=(381, 394))])
+    text = render.markdown(table)
+    assert "**imagenet layout, 381/394 images** (not the published data set)" in text
+    assert "**imagenet**" not in text
+    assert "cannot be compared" in render.literature_markdown(table)
+    page = html.page(table, [make(50.0, published=False, counts=(381, 394))], suite="")
+    assert "not the published data set" in page and "cannot be compared" in page
+    assert "cannot be compared" not in render.literature_markdown(gather([make(50.0)]))
+
+
+def shared(results):
+    """Whether two rows stand in one table, or two numbers in one cell."""
+    found = tables(render.markdown(gather(results)))
+    return any(len(rows) > 3 for rows in found) or any("±" in cell for rows in found for row in rows for cell in row)
+
+
+def test_numbers_of_the_same_data_share_a_table():
+    assert shared([make(50.0, name="a"), make(60.0, name="b", weights="b")])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"published": False},
+        {"published": False, "demo": True},
+        {"data": "imagenet100"},
+        {"published": False, "counts": (3000, 999)},
+    ],
+)
+def test_numbers_of_different_data_never_share_a_table(other):
+    assert not shared([make(50.0, name="a"), make(60.0, name="b", weights="b", manifest="n", **other)])
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_two_folders_of_the_same_size_are_different_data(name):
+    """Same numbers of images, another manifest: neither one table nor one mean."""
+    first = make(50.0, name="a", published=False, manifest="m")
+    assert not shared([first, make(60.0, name=name, weights="b", published=False, manifest="n")])
+
+
+@pytest.mark.parametrize(
+    "other", [{"profile": "smoke", "published": False}, {"config": "d"}, {"cell": "inat18_linear"}]
+)
+def test_other_settings_are_other_columns(other):
+    table = gather([make(50.0, name="a", published=False), make(60.0, name="b", weights="b", **other)])
+    assert len(table.columns) == 2
+    assert all(len(row.values) == 1 for row in table.rows)
+
+
+def test_failed_and_skipped_are_listed_with_reasons(tmp_path):
+    records = [
+        make(50.0),
+        absent("failed", "class2/1.jpg: not a whole image"),
+        absent("skipped", "no folder /data/coco", cell="coco_instance_segmentation"),
+    ]
+    for record in records:
+        result.write(tmp_path, record)
+    page = report.write(tmp_path)
+    expected = [
+        "mine, coco_instance_segmentation: skipped: no folder /data/coco",
+        "mine, voc07_svm: failed: class2/1.jpg: not a whole image",
+    ]
+    for text in ((tmp_path / "report.md").read_text(), page.read_text(), report.text(tmp_path)):
+        assert all(line in text for line in expected)
+    table = gather(records)
+    assert [row.name for row in table.rows] == ["mine"]
+    assert [column.cell for column in table.columns] == ["imagenet_linear"]
+
+
+def test_only_failures_and_nothing_at_all(tmp_path):
+    assert "No results yet" in report.text(tmp_path)
+    assert "No results yet" in report.write(tmp_path / "empty").read_text()
+    result.write(tmp_path / "failed", absent("failed", "no memory"))
+    assert "no memory" in report.write(tmp_path / "failed").read_text()
+
+
+def test_csv_is_unrounded():
+    values = (100 / 3, 200 / 7)
+    table = gather([make(v, seed=i) for i, v in enumerate(values)])
+    (row,) = csv.DictReader(io.StringIO(render.csv_text(table)))
+    assert float(row["mean"]) == only(table).mean == pytest.approx(sum(values) / 2, abs=1e-12)
+    assert float(row["spread"]) == pytest.approx(abs(values[0] - values[1]) / 2**0.5, abs=1e-12)
+    assert (row["n"], row["over"], row["unit"], row["arch"]) == ("2", "seeds", "%", "resnet50")
+    (single,) = csv.DictReader(io.StringIO(render.csv_text(gather([make(100 / 3)]))))
+    assert single["mean"] == repr(100 / 3) and single["spread"] == ""
+
+
+def test_literature_stands_apart():
+    table = gather([make(50.0, cell="imagenet_knn", metric="top1_k20")])
+    text = render.literature_markdown(table)
+    (rows,) = tables(text)
+    values = [float(row[2].strip("*")) for row in rows[2:]]
+    assert values == sorted(values, reverse=True)
+    assert ["imagenet_knn top1_k20", "MSBReg (resnet50)", "*66.2*", "K=4", "MSBReg Table 4"] in rows
+    assert "66.2" not in render.markdown(table)
+    assert render.literature_markdown(gather([make(1.0, cell="none_such")])) == ""
+
+
+class _Page(HTMLParser):
+    """What a page would load, what it would run, and whether its tags close."""
+
+    def __init__(self):
+        super().__init__()
+        self.loaded, self.tags, self.text = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for key, value in attrs:
+            if key in ("src", "href", "xlink:href", "data", "action", "srcset", "poster"):
+                self.loaded.append(value)
+            assert not key.startswith("on"), "no handlers"
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def read_page(text):
+    page = _Page()
+    page.feed(text)
+    return page
+
+
+@pytest.fixture
+def curves(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"epoch": e, "loss": 2.0 - e, "std": 0.5, "effective_rank": 9.0}) for e in (0.5, 1.0)]
+    file.write_text("\n".join(lines) + '\n{"epoch": 1.5, "lo')
+    return {"run <b>one</b>": file}
+
+
+def test_page_is_self_contained(curves):
+    results = [make(50.0, name="a", seed=0), make(52.0, name="a", seed=1), make(9.0, name="random:resnet50")]
+    text = html.page(gather(results), results, suite="paper", curves=curves)
+    page = read_page(text)
+    assert text.count("<svg") == 2, "a plot of the cell and the curves"
+    assert [value for value in page.loaded if not value.startswith(("#", "data:"))] == []
+    assert not {"script", "link", "iframe", "img", "object", "embed", "base"} & set(page.tags)
+    assert not re.search(r"@import|url\((?!#|['\"]?data:|['\"]?#)", text)
+    assert "run &lt;b&gt;one&lt;/b&gt;" in text
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "a & b", '"quoted"', "</svg><script>x</script>"])
+def test_names_are_escaped(name):
+    results = [make(50.0, name=name), absent("failed", "<img src=http://x>", name=name)]
+    page = read_page(html.page(gather(results), results, suite="<script>"))
+    assert "script" not in page.tags and "img" not in page.tags
+    assert page.loaded == [value for value in page.loaded if value.startswith("#")]
+    assert f"{name} (resnet50)" in "".join(page.text)
+
+
+@pytest.mark.parametrize("name", ["cost$5", "a$b$c", r"$\frac$", "a_b^c", "--><b>", "µ–ü"])
+def test_any_name_can_be_plotted(name):
+    results = [make(50.0, name=name)]
+    assert "<svg" in html.page(gather(results), results, suite="")
+
+
+@pytest.mark.parametrize("name", ["a|b", "a\nb"])
+def test_a_name_does_not_break_a_markdown_table(name):
+    lines = render.markdown(gather([make(50.0, name=name)])).splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert len(rows) == 3
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3}
+
+
+@pytest.mark.parametrize("tuned", [{}, {"lr": 0.1, "on": "10 images held out of train"}, {"C": {"cat": 0.5}}])
+def test_page_takes_whatever_was_tuned(tuned):
+    """`tuned` is free: a protocol that chooses another thing than a learning rate must not break the report."""
+    results = [make(50.0, tuned=tuned)]
+    text = html.page(gather(results), results, suite="")
+    if "lr" in tuned:
+        assert "lr 0.1 on 10 images held out of train" in text
+
+
+def test_the_best_is_marked_in_the_metrics_own_direction():
+    for higher, best in ((True, "52.0"), (False, "50.0")):
+        results = [make(50.0, name="a", higher=higher), make(52.0, name="b", weights="b", higher=higher)]
+        text = html.page(gather(results), results, suite="")
+        assert re.findall(r'<td class="best">([^<]*)</td>', text) == [best]
+
+
+def test_no_nan_anywhere(tmp_path, curves):
+    records = [
+        make(0.0, name="a"), make(0.0, name="a", seed=1), make(1e-9, name="b", weights="b"),
+        make(-3.0, name="c", metric="uniformity", unit="", cell="imagenet_uniformity", higher=False),
+    ]  # fmt: skip
+    for record in records:
+        result.write(tmp_path / "out", record)
+    page = report.write(tmp_path / "out", suite="paper", curves=curves)
+    for file in (page, tmp_path / "out" / "report.md", tmp_path / "out" / "report.csv"):
+        assert not re.search(r"\b(nan|inf)\b", file.read_text(), re.IGNORECASE)
+
+
+def test_the_same_records_give_the_same_page():
+    results = [make(50.0), make(52.0, seed=1)]
+    assert html.page(gather(results), results, suite="") == html.page(gather(results), results, suite="")
+
+
+def test_provenance_is_shown():
+    results = [make(50.0, weights="d", config="e", manifest="b")]
+    text = html.page(gather(results), results, suite="")
+    assert all(code * 8 in text for code in "debf")

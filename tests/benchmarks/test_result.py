@@ -1,0 +1,153 @@
+"""Records: what is written is read back, old ones for ever, and nothing else."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from benchmarks import result
+from core.errors import BackbenchError
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "results"
+
+
+@pytest.fixture
+def values():
+    return json.loads((GOLDEN / "schema1_ok.json").read_text())
+
+
+@pytest.fixture
+def record(values):
+    return result.Result.model_validate(values)
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.json")), ids=lambda path: path.stem)
+def test_old_records_load_for_ever(path):
+    record = result.read(path)
+    values = json.loads(path.read_text())
+    assert record.status == values["status"]
+    assert record.seed == values["seed"]
+    assert {name: m.value for name, m in record.metrics.items()} == {
+        name: m["value"] for name, m in values["metrics"].items()
+    }
+    assert len(record.identity()) == 64
+
+
+def test_golden_record_says_what_it_said():
+    record = result.read(GOLDEN / "schema1_ok.json")
+    assert record.backbone.weights_sha256.startswith("bbc8cb86")
+    assert (record.cell, record.task.name, record.task.version) == ("imagenet_knn", "knn", 1)
+    assert record.metrics[record.primary].value == 26.171875
+    assert record.data.is_demo and not record.data.is_published
+    assert record.data.counts == {"train": 256, "test": 256, "classes": 10}
+    skipped = result.read(GOLDEN / "schema1_skipped.json")
+    assert "--data-root" in skipped.reason
+    assert (skipped.metrics, skipped.data, skipped.provenance) == ({}, None, None)
+
+
+def test_round_trip(tmp_path, record):
+    path = result.write(tmp_path, record)
+    assert result.read(path) == record
+    weights, config = record.backbone.weights_sha256[:8], record.task.config_sha256[:8]
+    assert path == tmp_path / f"random-resnet18-{weights}" / f"imagenet_knn-{config}" / "seed0.json"
+    assert json.loads(path.read_text())["schema"] == result.SCHEMA
+    assert [p.name for p in path.parent.iterdir()] == ["seed0.json"], "no temporary file is left"
+
+
+@pytest.mark.parametrize("value", [0.1 + 0.2, 1e-12, 100.0, 26.171875, -3.8])
+def test_numbers_are_kept_to_the_last_bit(tmp_path, record, value):
+    metric = result.MetricRecord(value=value, unit="%", higher_is_better=True)
+    path = result.write(tmp_path, record.model_copy(update={"metrics": {"top1_k20": metric}}))
+    assert result.read(path).metrics["top1_k20"].value == value
+
+
+@pytest.mark.parametrize("name", ["a/b", "../x", "ü name", "<script>", "."])
+def test_a_name_never_leaves_its_folder(tmp_path, record, name):
+    renamed = record.model_copy(update={"backbone": record.backbone.model_copy(update={"name": name})})
+    path = result.write(tmp_path / "out", renamed)
+    assert path.resolve().parents[2] == (tmp_path / "out").resolve()
+    assert result.read(path).backbone.name == name
+    assert list(result.read_all(tmp_path / "out")) == [renamed]
+
+
+def test_newer_schema_is_refused(tmp_path, values):
+    (tmp_path / "r.json").write_text(json.dumps(values | {"schema": result.SCHEMA + 1, "new_field": 1}))
+    with pytest.raises(BackbenchError, match=r"r\.json: schema 2 is newer than this program's 1"):
+        result.read(tmp_path / "r.json")
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "[1]", "{}", '{"schema": "1"}', '{"schema": 1}', "\x00\xff", "3"])
+def test_garbage_is_refused(tmp_path, text):
+    (tmp_path / "r.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(BackbenchError, match=r"r\.json: "):
+        result.read(tmp_path / "r.json")
+
+
+def test_missing_file_is_refused(tmp_path):
+    with pytest.raises(BackbenchError, match=r"nothing\.json"):
+        result.read(tmp_path / "nothing.json")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("status",), "fine"),
+        (("profile",), "half"),
+        (("unknown",), 1),
+        (("seed",), "first"),
+        (("metrics", "top1_k20", "value"), math.nan),
+        (("metrics", "top1_k20", "value"), math.inf),
+        (("metrics", "top1_k20", "units"), "%"),
+        (("backbone", "weights_sha256"), None),
+        (("data", "counts"), {"train": "many"}),
+    ],
+)
+def test_a_field_that_does_not_fit_is_refused(tmp_path, values, path, value):
+    place = values
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    (tmp_path / "r.json").write_text(json.dumps(values))
+    with pytest.raises(BackbenchError, match="does not fit schema 1"):
+        result.read(tmp_path / "r.json")
+
+
+def changed(record, **update):
+    nested = {key: getattr(record, key).model_copy(update=v) if isinstance(v, dict) else v for key, v in update.items()}
+    return record.model_copy(update=nested)
+
+
+def test_identity(record):
+    same = [
+        changed(record, suite="other"),
+        changed(record, provenance=None),
+        changed(record, backbone={"name": "other", "format": "moco"}),
+        changed(record, data={"is_demo": False}),
+    ]
+    assert all(other != record and other.identity() == record.identity() for other in same)
+    different = [
+        changed(record, seed=1),
+        changed(record, profile="full"),
+        changed(record, cell="stl10_knn"),
+        changed(record, backbone={"weights_sha256": "0" * 64}),
+        changed(record, backbone={"arch": {**record.backbone.arch, "stride_in_1x1": True}}),
+        changed(record, backbone={"input": {**record.backbone.input, "order": "bgr"}}),
+        changed(record, task={"version": 2}),
+        changed(record, task={"name": "other"}),
+        changed(record, task={"config_sha256": "0" * 64}),
+        changed(record, data={"manifest_sha256": "0" * 64}),
+        changed(record, data=None),
+    ]
+    assert len({record.identity(), *(other.identity() for other in different)}) == len(different) + 1
+
+
+def test_read_all_finds_records_and_nothing_else(tmp_path, record):
+    seeds = [record.model_copy(update={"seed": seed}) for seed in (0, 1, 10)]
+    for one in seeds:
+        result.write(tmp_path, one)
+    (tmp_path / ".features").mkdir()
+    (tmp_path / ".features" / "x.npy").touch()
+    (tmp_path / "report.md").touch()
+    assert sorted(r.seed for r in result.read_all(tmp_path)) == [0, 1, 10]
+    assert list(result.read_all(tmp_path / "nowhere")) == []

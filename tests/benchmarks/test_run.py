@@ -1,0 +1,446 @@
+"""From a checkpoint to records and a report: what is made, what is kept, what fails and how it says so."""
+
+import functools
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import result, run_all, run_one
+from core import datasets
+from core.errors import BackbenchError, CheckpointError, ConfigError
+from model_zoo.backbone import Architecture, InputSpec, save
+from model_zoo.load import load
+from model_zoo.resnet import build
+from transfer.tasks import knn, linear_probe
+
+ROOT = Path(__file__).resolve().parents[2]
+KNN = ["data.expect=any", "k=[1,3]", "headline_k=3"]
+LINEAR = ["data.expect=any", "epochs=2", "batch=8", "rates=[0.1,1.0]"]
+
+
+@functools.cache
+def _state(width, seed):
+    return build(Architecture(name="resnet18", width=width), seed=seed).state_dict()
+
+
+def write_checkpoint(path, seed=0, width=0.25, size=32):
+    save(path, _state(width, seed), Architecture(name="resnet18", width=width), InputSpec(size=size))
+    return path
+
+
+@pytest.fixture
+def ckpt(tmp_path):
+    return write_checkpoint(tmp_path / "photos.pth")
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "results"
+
+
+@pytest.fixture
+def one(image_folder, out, ckpt):
+    """`run_one` in this process."""
+
+    def run(*overrides, cell="imagenet_knn", ckpt=ckpt, data=image_folder, seeds=1, more=()):
+        places = ["--data", f"imagenet={data}"] if data else []
+        argv = ["--ckpt", str(ckpt), "--cell", cell, "--out", str(out), "--seeds", str(seeds), "--workers", "0"]
+        return run_one.main([*argv, *places, *more, *overrides])
+
+    return run
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """How often a task measured something."""
+    calls = []
+    for module in (knn, linear_probe):
+
+        def counting(backbone, config, ctx, real=module.run, name=module.__name__):
+            calls.append((name, backbone.name, ctx.seed))
+            return real(backbone, config, ctx)
+
+        monkeypatch.setattr(module, "run", counting)
+    return calls
+
+
+def records(out):
+    return list(result.read_all(out))
+
+
+def files(out):
+    return sorted(out.glob("*/*/seed*.json"))
+
+
+# ---------------------------------------------------------------- run_one
+
+
+def test_a_record_says_what_was_measured(one, out, ckpt, image_folder):
+    assert one(*KNN) == 0
+    (record,) = records(out)
+    assert (record.status, record.seed, record.cell, record.profile) == ("ok", 0, "imagenet_knn", "full")
+    assert record.primary == "top1_k3" and record.primary in record.metrics
+    assert record.backbone.weights_sha256 == load(ckpt).weights_sha256
+    assert record.data.counts == {"train": 24, "test": 12, "classes": 3}
+    assert not record.data.is_published and not record.data.is_demo
+    assert record.task.config["k"] == [1, 3]
+    assert record.provenance.wall_s >= 0 and record.provenance.packages["torch"]
+    assert record.metrics["top1_k3"].value == 100.0, "a class has its own brightness"
+    (path,) = files(out)
+    assert path.parts[-3] == f"photos-{record.backbone.weights_sha256[:8]}"
+    assert path.parts[-2] == f"imagenet_knn-{record.task.config_sha256[:8]}"
+
+
+def test_the_second_time_the_record_is_kept(one, out, ran):
+    assert one(*KNN) == 0
+    (path,) = files(out)
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    assert one(*KNN) == 0
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+    assert len(ran) == 1
+
+
+def test_data_moved_elsewhere_are_the_same_data(one, ran, image_folder, tmp_path):
+    one(*KNN)
+    image_folder.rename(tmp_path / "moved")
+    one(*KNN, data=tmp_path / "moved")
+    assert len(ran) == 1
+
+
+def test_other_weights_make_a_new_number(one, out, ran, tmp_path):
+    one(*KNN)
+    one(*KNN, ckpt=write_checkpoint(tmp_path / "photos.pth", seed=1))
+    assert len(ran) == len(files(out)) == 2
+
+
+def test_another_configuration_makes_a_new_number(one, out, ran):
+    one(*KNN)
+    one(*KNN, "temperature=0.2")
+    one(*KNN, "size=24")
+    assert len(ran) == len(files(out)) == 3
+
+
+def test_another_profile_makes_a_new_number(one, ran):
+    one(*KNN, "data.limit=256")
+    one(*KNN, more=["--profile", "smoke"])
+    assert len(ran) == 2
+
+
+@pytest.mark.parametrize("change", ["image", "label", "new image"])
+def test_other_data_make_a_new_number(one, out, ran, image_folder, change):
+    one(*KNN)
+    manifest = records(out)[0].data.manifest_sha256
+    first = image_folder / "train" / "class0" / "0.jpg"
+    if change == "image":
+        Image.new("RGB", (40, 40)).save(first)
+    elif change == "label":
+        first.rename(image_folder / "train" / "class1" / "moved.jpg")
+    else:
+        shutil.copy(first, image_folder / "val" / "class0" / "more.jpg")
+    one(*KNN)
+    assert len(ran) == 2
+    assert records(out)[-1].data.manifest_sha256 != manifest
+
+
+def test_another_version_of_the_task_makes_a_new_number(one, ran, monkeypatch):
+    one(*KNN)
+    monkeypatch.setattr(knn, "version", knn.version + 1)
+    one(*KNN)
+    assert len(ran) == 2
+
+
+def test_more_seeds_add_only_the_new_ones(one, out, ran):
+    one(*LINEAR, cell="imagenet_linear", seeds=1)
+    one(*LINEAR, cell="imagenet_linear", seeds=3)
+    assert [seed for _, _, seed in ran] == [0, 1, 2]
+    assert [r.seed for r in records(out)] == [0, 1, 2]
+    assert all(r.task.tuned["lr"] in (0.1, 1.0) for r in records(out))
+
+
+def test_a_deterministic_task_runs_once(one, out):
+    one(*KNN, seeds=3)
+    assert [r.seed for r in records(out)] == [0]
+
+
+def test_a_random_backbone_is_new_for_each_seed(one, out, ckpt):
+    one(*KNN, ckpt="random:resnet18", seeds=3, more=["--like", str(ckpt)])
+    found = records(out)
+    assert sorted(r.seed for r in found) == [0, 1, 2]
+    assert len({r.backbone.weights_sha256 for r in found}) == 3
+    assert {r.backbone.arch["width"] for r in found} == {0.25}
+    assert {r.backbone.input["size"] for r in found} == {32}
+    for record in found:
+        like = load(ckpt)
+        assert record.backbone.weights_sha256 == load("random:resnet18", seed=record.seed, like=like).weights_sha256
+
+
+def test_a_name_can_be_given(one, out, ckpt):
+    one(*KNN, ckpt=f"my net={ckpt}")
+    assert [r.backbone.name for r in records(out)] == ["my net"]
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_text("{"), lambda path: path.write_text("[]")])
+def test_a_broken_record_is_made_anew(one, out, ran, damage):
+    one(*KNN)
+    damage(files(out)[0])
+    one(*KNN)
+    assert len(ran) == 2
+    assert records(out)[0].status == "ok"
+
+
+def test_a_corrupt_image_is_a_failed_record(one, out, image_folder):
+    bad = image_folder / "val" / "class2" / "1.jpg"
+    bad.write_bytes(bad.read_bytes()[:200])
+    assert one(*KNN) == 1
+    (record,) = records(out)
+    assert record.status == "failed"
+    assert "class2/1.jpg" in record.reason
+    assert record.metrics == {} and record.primary is None
+    Image.fromarray(np.full((40, 48, 3), 150, np.uint8)).save(bad)
+    assert one(*KNN) == 0, "a failed record is made again"
+    assert [r.status for r in records(out)] == ["ok"]
+
+
+def test_a_dangling_link_is_a_failed_record(one, out, image_folder):
+    (image_folder / "train" / "class0" / "gone.jpg").symlink_to(image_folder / "nowhere.jpg")
+    assert one(*KNN) == 1
+    (record,) = records(out)
+    assert record.status == "failed"
+    assert "gone.jpg" in record.reason
+
+
+def test_a_failing_seed_does_not_end_the_others(one, out, monkeypatch):
+    real = linear_probe.run
+
+    def second_fails(backbone, config, ctx):
+        if ctx.seed == 1:
+            raise FloatingPointError("loss became NaN")
+        return real(backbone, config, ctx)
+
+    monkeypatch.setattr(linear_probe, "run", second_fails)
+    assert one(*LINEAR, cell="imagenet_linear", seeds=3) == 1
+    assert [(r.seed, r.status) for r in records(out)] == [(0, "ok"), (1, "failed"), (2, "ok")]
+    failed = records(out)[1]
+    assert failed.reason == "loss became NaN"
+    assert "second_fails" in failed.error, "an unforeseen error keeps its traceback"
+
+
+def test_a_number_that_is_not_finite_is_a_failed_record(one, out, monkeypatch):
+    from transfer.protocol import Metric
+
+    monkeypatch.setattr(knn, "run", lambda *_: {"top1_k3": Metric(float("nan"))})
+    assert one(*KNN) == 1
+    assert [r.status for r in records(out)] == ["failed"]
+
+
+@pytest.mark.parametrize("data", [None, "/nowhere/at/all"])
+def test_missing_data_is_a_skipped_record(one, out, data):
+    assert one(*KNN, data=data) == 0
+    (record,) = records(out)
+    assert record.status == "skipped"
+    assert (data or "--data-root") in record.reason
+    assert record.data is None and record.metrics == {}
+
+
+def test_missing_data_do_not_destroy_a_number(one, out):
+    one(*KNN)
+    one(*KNN, data=None)
+    assert [r.status for r in records(out)] == ["ok"]
+
+
+def test_published_data_are_demanded(one, out):
+    assert one("k=[1,3]", "headline_k=3") == 1
+    (record,) = records(out)
+    assert record.status == "failed"
+    assert "train 24" in record.reason and "1281167" in record.reason
+    assert "data.expect=any" in record.reason
+    assert "\n" not in record.reason
+
+
+def test_half_a_data_set_is_a_failed_record(one, out, image_folder):
+    shutil.rmtree(image_folder / "val" / "class1")
+    assert one(*KNN) == 1
+    assert "class1" in records(out)[0].reason
+
+
+def test_published_counts_are_recognised(one, out, monkeypatch):
+    known = datasets.info("imagenet")
+    counts = {"train": 24, "val": 12, "classes": 3}
+    changed = datasets.DatasetInfo(known.layout, known.train, known.test, counts, known.source)
+    monkeypatch.setitem(datasets.KNOWN, "imagenet", changed)
+    assert one("k=[1,3]", "headline_k=3") == 0
+    assert records(out)[0].data.is_published
+
+
+@pytest.mark.parametrize("counts", [{"train": 24, "val": 12, "classes": 3}, {"val": 12, "classes": 3}])
+def test_a_part_of_the_published_data_is_not_published(one, out, monkeypatch, counts):
+    """ImageNet-100 states no number of training images; a limited bank is none the less not the published one."""
+    known = datasets.info("imagenet")
+    changed = datasets.DatasetInfo(known.layout, known.train, known.test, counts, known.source)
+    monkeypatch.setitem(datasets.KNOWN, "imagenet", changed)
+    assert one("k=[1,3]", "headline_k=3", "data.limit=20") == 0
+    (record,) = records(out)
+    assert record.data.counts["train"] == 20
+    assert not record.data.is_published
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--cell", "imagenet_kn"], "did you mean 'imagenet_knn'"),
+        (["--cell", "imagenet_knn", "kk=3"], "unknown key 'kk'"),
+        (["--cell", "imagenet_knn", "--seeds", "0"], "at least 1"),
+        (["--cell", "imagenet_knn", "--data", "imagnet=/x"], "did you mean 'imagenet'"),
+        (["--cell", "imagenet_knn", "--ckpt", "nothing.pth"], "nothing.pth: no such file"),
+    ],
+)
+def test_a_mistake_writes_nothing(ckpt, out, argv, expected):
+    with pytest.raises(BackbenchError) as caught:
+        run_one.main(["--ckpt", str(ckpt), "--out", str(out), *argv])
+    assert expected in str(caught.value)
+    assert not out.exists()
+
+
+# ---------------------------------------------------------------- run_all
+
+
+def test_dry_run_writes_nothing(ckpt, out, image_folder, capsys, monkeypatch):
+    monkeypatch.setattr(run_all, "launch", None)
+    argv = ["--ckpt", str(ckpt), "--data", f"imagenet={image_folder}", "--out", str(out), "--baselines", "random"]
+    assert run_all.main([*argv, "--dry-run"]) == 0
+    assert not out.exists()
+    said = capsys.readouterr().err.splitlines()
+    assert sum(line.startswith("run ") and "imagenet_" in line for line in said) == 4
+    skipped = [line for line in said if line.startswith("skip")]
+    assert skipped and all("no place given" in line for line in skipped)
+    assert any("random:resnet18" in line for line in said) and any("photos" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([], "nothing to measure"),
+        (["--ckpt", "{ckpt}", "--tasks", "imagenet_kn"], "did you mean 'imagenet_knn'"),
+        (["--ckpt", "{ckpt}", "--suite", "papr"], "did you mean 'paper'"),
+        (["--ckpt", "{ckpt}", "--baselines", "supervised"], "unknown baseline 'supervised'; known: random"),
+        (["--ckpt", "{ckpt}", "--baselines", "random:resnet51"], "did you mean 'resnet50'"),
+        (["--baselines", "random"], "name the architecture"),
+        (["--ckpt", "{ckpt}", "--seeds", "0"], "at least 1"),
+        (["--ckpt", "{ckpt}", "--tasks", "imagenet_knn", "stl10_knn.k=[1]"], "not among the cells of this run"),
+        (["--ckpt", "{ckpt}", "--tasks", "imagenet_knn", "imagenet_knn.kk=[1]"], "unknown key 'kk'"),
+        (["--ckpt", "{ckpt}", "--ckpt", "nothing.pth"], "nothing.pth: no such file"),
+    ],
+)
+def test_a_mistake_stops_before_anything_runs(ckpt, out, argv, expected, monkeypatch, image_folder):
+    monkeypatch.setattr(run_all, "launch", lambda *_: pytest.fail("something ran"))
+    given = [part.format(ckpt=ckpt) for part in argv]
+    with pytest.raises((ConfigError, CheckpointError, BackbenchError)) as caught:
+        run_all.main([*given, "--out", str(out), "--data", f"imagenet={image_folder}"])
+    assert expected in str(caught.value)
+    assert not out.exists()
+
+
+def test_a_bad_checkpoint_stops_before_anything_runs(ckpt, tmp_path, out, monkeypatch, image_folder):
+    monkeypatch.setattr(run_all, "launch", lambda *_: pytest.fail("something ran"))
+    bad = tmp_path / "bad.pth"
+    bad.write_bytes(ckpt.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=r"bad\.pth"):
+        run_all.main(["--ckpt", str(ckpt), "--ckpt", str(bad), "--out", str(out), "--data", f"imagenet={image_folder}"])
+    assert not out.exists()
+
+
+def test_a_random_baseline_per_architecture(ckpt, tmp_path):
+    """Baselines of different networks are different rows: a mean over architectures says nothing."""
+    same = write_checkpoint(tmp_path / "same.pth", seed=1)
+    assert len(run_all.find_subjects([str(ckpt), str(same)], "random", 1)) == 3
+    wide = write_checkpoint(tmp_path / "wide.pth", width=0.5)
+    subjects = run_all.find_subjects([str(ckpt), str(wide)], "random", 2)
+    assert len(subjects) == 4
+    baselines = subjects[2:]
+    assert {subject.backbones[0].arch.width for subject in baselines} == {0.25, 0.5}
+    assert len({backbone.weights_sha256 for subject in baselines for backbone in subject.backbones}) == 4
+    assert len({subject.name for subject in baselines}) == 2, "one name is one row"
+
+
+def test_a_random_backbone_can_have_a_name():
+    (subject,) = run_all.find_subjects(["nothing learned=random:resnet18"], "", 1)
+    assert subject.name == "nothing learned"
+
+
+@pytest.mark.slow
+def test_end_to_end(ckpt, out, image_folder):
+    argv = [sys.executable, "benchmarks/run_all.py", "--ckpt", f"mine={ckpt}", "--baselines", "random", "--jobs", "2"]
+    argv += ["--out", str(out), "--data", f"imagenet={image_folder}", "--tasks", "imagenet_knn,imagenet_linear"]
+    argv += ["--seeds", "2", *(f"imagenet_knn.{o}" for o in KNN), *(f"imagenet_linear.{o}" for o in LINEAR)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = records(out)
+    assert all(r.status == "ok" and r.suite == "paper" for r in found)
+    counted = {(r.backbone.name, r.cell, r.seed) for r in found}
+    assert counted == {("mine", "imagenet_knn", 0)} | {
+        (name, cell, seed)
+        for name, cell in (
+            ("mine", "imagenet_linear"), ("random:resnet18", "imagenet_knn"), ("random:resnet18", "imagenet_linear")
+        )
+        for seed in (0, 1)
+    }  # fmt: skip
+    assert {r.backbone.arch["width"] for r in found} == {0.25}
+    markdown = (out / "report.md").read_text()
+    assert "| mine (resnet18) |" in markdown and "| random:resnet18 |" in markdown
+    assert "imagenet layout, 24/12 images" in markdown
+    assert "mine" in (out / "report.csv").read_text()
+    assert "<html" in (out / "report.html").read_text()
+    assert "| mine (resnet18) |" in done.stdout
+
+
+def test_all_skipped_is_exit_code_1(ckpt, out, tmp_path, capfd):
+    argv = ["--ckpt", str(ckpt), "--out", str(out), "--data-root", str(tmp_path / "none"), "--tasks", "stl10_knn"]
+    assert run_all.main(argv) == 1
+    assert [r.status for r in records(out)] == ["skipped"]
+    assert "every cell was skipped" in capfd.readouterr().err
+    assert "skipped" in (out / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_failed_cell_is_exit_code_1_and_the_rest_is_measured(ckpt, out, image_folder):
+    argv = ["--ckpt", str(ckpt), "--out", str(out), "--data", f"imagenet={image_folder}", "--seeds", "1"]
+    argv += ["--tasks", "imagenet_knn,imagenet_linear", *(f"imagenet_knn.{o}" for o in KNN)]
+    assert run_all.main(argv) == 1  # the linear probe's data are not the published ones
+    assert {r.cell: r.status for r in records(out)} == {"imagenet_knn": "ok", "imagenet_linear": "failed"}
+    assert "imagenet_linear: failed: 'imagenet' has train 24" in (out / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_as_a_plain_script_a_mistake_is_one_line(tmp_path):
+    for script in ("run_one.py", "run_all.py"):
+        argv = [sys.executable, str(ROOT / "benchmarks" / script), "--ckpt", "nothing.pth"]
+        argv += ["--cell", "imagenet_knn"] if script == "run_one.py" else []
+        done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1] == "error: nothing.pth: no such file"
+        assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoint_argument(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_one.split_name("a.pth") == (None, "a.pth")
+    assert run_one.split_name("mine=a=b.pth") == ("mine", "a=b.pth")
+    torch.save({}, "lr=0.1.pth")
+    assert run_one.split_name("lr=0.1.pth") == (None, "lr=0.1.pth")
+    assert run_one.split_name("r=random:resnet18") == ("r", "random:resnet18")
+
+
+def test_records_are_plain_json(one, out):
+    one(*KNN)
+    values = json.loads(files(out)[0].read_text())
+    assert values["schema"] == 1
+    assert set(values) == {"schema", "status", "reason", "profile", "suite", "seed", "backbone", "cell", "task", "data",
+                           "metrics", "primary", "provenance", "error"}  # fmt: skip

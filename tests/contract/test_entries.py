@@ -1,0 +1,139 @@
+"""Every zoo entry: it loads, its numbers have a source, and the numbers of the MSBReg paper are the printed ones."""
+
+import collections
+import re
+from pathlib import Path
+
+import pytest
+
+from core.config import build, read_mapping
+from core.errors import BackbenchError, ConfigError
+from model_zoo import entries
+
+FILES = sorted(Path(entries.__file__).parent.glob("*.yaml"))
+
+CELLS = {
+    "imagenet_knn", "imagenet_linear", "places205_linear", "inat18_linear", "imagenet_semi1", "imagenet_semi10",
+    "voc07_svm", "voc07_lowshot", "stl10_linear", "stl10_knn", "imagenet100_linear", "imagenet100_knn",
+    "imagenet_uniformity", "voc0712_detection", "coco_instance_segmentation", "voc0712_detection_mmdet",
+    "coco_instance_segmentation_mmdet",
+}  # fmt: skip
+METRICS = {"top1", "top5", "top1_k5", "top1_k20", "top1_k200", "mAP", "mAP_11pt", "AP", "AP50", "AP75", "box_AP",
+           "mask_AP", "alignment", "uniformity"}  # fmt: skip
+
+# Numbers printed in each table of the paper, dashes not counted. Tables 6 and 13 hold the same rows.
+NUMBERS_PER_TABLE = {1: 26, 2: 23, 3: 26, 4: 9, 5: 51, 7: 9, 8: 12, 10: 16, 11: 60, 12: 12, 13: 8}
+
+# (table, method, cell, metric, a word of the variant, value) copied from the paper's text.
+PRINTED = [
+    (1, "MSBReg", "imagenet100_linear", "top1", "K=8", 81.56),
+    (1, "MSBReg", "imagenet100_knn", "top1_k5", "K=4", 74.30),
+    (1, "MSBReg", "stl10_knn", "top1_k5", "K=8", 90.56),
+    (1, "W-MSE", "stl10_linear", "top1", "", 91.75),
+    (1, "BYOL", "imagenet100_linear", "top5", "", 91.18),
+    (2, "BYOL", "imagenet_linear", "top1", "100 epochs", 66.5),
+    (2, "MoCo v2", "imagenet_linear", "top1", "100 epochs", 67.4),
+    (2, "W-MSE", "imagenet_linear", "top1", "400 epochs", 72.56),
+    (2, "MSBReg", "imagenet_linear", "top1", "300 epochs", 74.6),
+    (3, "MSBReg", "imagenet_semi1", "top1", "", 58.6),
+    (3, "OBoW", "imagenet_semi10", "top5", "", 90.7),
+    (4, "MSBReg", "imagenet_knn", "top1_k20", "", 66.2),
+    (4, "MSBReg", "imagenet_knn", "top1_k200", "", 63.0),
+    (4, "PCL", "imagenet_knn", "top1_k20", "", 54.5),
+    (5, "SwAV", "inat18_linear", "top1", "", 48.6),
+    (5, "PixPro", "voc0712_detection", "AP75", "", 67.7),
+    (5, "OBoW", "voc07_svm", "mAP", "", 89.3),
+    (7, "BYOL", "imagenet_linear", "top1", "multi-crop, 300 epochs", 70.3),
+    (8, "MSBReg", "imagenet100_linear", "top1", "K=4 L_c+L_b+L_s", 80.38),
+    (10, "VICReg", "coco_instance_segmentation", "box_AP", "", 39.4),
+    (11, "MSBReg", "imagenet100_linear", "top1", "K=8 lambda_s=0.004 lambda_b=0.5,", 81.6),
+    (11, "MSBReg", "imagenet100_linear", "top1", "K=2 lambda_s=0.01 lambda_b=2.0,", 70.3),
+    (12, "MSBReg", "imagenet_uniformity", "uniformity", "", -3.8),
+    (13, "BYOL+L_b", "stl10_linear", "top1", "", 75.3),
+]  # fmt: skip
+
+
+def msbreg_rows():
+    for entry in entries.all_entries():
+        for number in entry.published:
+            table = re.match(r"MSBReg Table (\d+)", number.source)
+            if table:
+                yield int(table[1]), entry, number
+
+
+def test_every_file_is_an_entry():
+    assert FILES
+    assert [entry.name for entry in entries.all_entries()] == [path.stem for path in FILES]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_entry_is_sound(path):
+    entry = build(entries.Entry, read_mapping(path))
+    assert entry.name == path.stem
+    assert entries.get(path.stem) == entry
+    assert entry.method.strip() and entry.pretrained_on.strip()
+    assert (entry.url is None) != (entry.no_weights is None), "either a place or the reason why there is none"
+    assert entry.published or entry.url
+    for number in entry.published:
+        assert number.source.strip()
+        assert number.cell in CELLS
+        assert number.metric in METRICS
+        if number.metric not in ("alignment", "uniformity"):
+            assert 1 < number.value < 100, "percent"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_no_number_twice(path):
+    published = entries.get(path.stem).published
+    keys = collections.Counter((n.cell, n.metric, n.variant, n.source) for n in published)
+    assert [key for key, count in keys.items() if count > 1] == []
+
+
+def test_every_number_of_the_paper_is_there():
+    counted = collections.Counter(table for table, _, _ in msbreg_rows())
+    assert dict(counted) == NUMBERS_PER_TABLE
+
+
+@pytest.mark.parametrize(("table", "method", "cell", "metric", "variant", "value"), PRINTED)
+def test_value_is_the_printed_one(table, method, cell, metric, variant, value):
+    found = [
+        number.value
+        for found_table, entry, number in msbreg_rows()
+        if (found_table, entry.method, number.cell, number.metric) == (table, method, cell, metric)
+        and variant in (number.variant or "")
+    ]
+    assert value in found
+    if variant and table != 2:
+        assert found == [value]
+
+
+def test_architectures_of_table_1_are_the_papers():
+    archs = {(e.method, e.pretrained_on): e.arch.name for t, e, _ in msbreg_rows() if t == 1}
+    assert archs["MSBReg", "STL-10"] == archs["W-MSE", "ImageNet-100"] == archs["BYOL", "STL-10"] == "resnet18"
+    assert archs["SimCLR", "STL-10"] == archs["Wang and Isola", "ImageNet-100"] == "resnet50"
+
+
+def test_table_11_is_the_whole_grid():
+    seen = {number.variant.split(",")[0] for table, _, number in msbreg_rows() if table == 11}
+    assert seen == {
+        f"K={k} lambda_s={s} lambda_b={b}"
+        for k in (2, 4, 8)
+        for s in ("0", "0.002", "0.004", "0.01")
+        for b in ("0", "0.25", "0.5", "1.0", "2.0")
+    }
+
+
+def test_unknown_entry_names_the_nearest():
+    with pytest.raises(BackbenchError, match="did you mean 'msbreg_r50_imagenet'"):
+        entries.get("msbreg_r50_imagnet")
+
+
+def test_a_misnamed_or_misspelt_entry_is_refused(tmp_path, monkeypatch):
+    text = "name: other\nmethod: X\narch: {name: resnet18}\npretrained_on: ImageNet\nno_weights: none\n"
+    (tmp_path / "some.yaml").write_text(text)
+    monkeypatch.setattr(entries, "_FOLDER", tmp_path)
+    with pytest.raises(BackbenchError, match=r"some\.yaml calls itself 'other'"):
+        entries.all_entries.__wrapped__()
+    (tmp_path / "some.yaml").write_text(text.replace("method:", "metod:"))
+    with pytest.raises(ConfigError, match="unknown key 'metod'; did you mean 'method'"):
+        entries.all_entries.__wrapped__()

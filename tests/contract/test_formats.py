@@ -1,0 +1,86 @@
+"""Every checkpoint layout: documented, matched by itself alone, and lossless."""
+
+import pytest
+import torch
+
+from model_zoo import formats
+from model_zoo.backbone import Architecture
+from model_zoo.load import load
+from model_zoo.resnet import build
+
+LAYOUTS = sorted(formats.modules())
+
+
+def narrow(name):
+    return Architecture(name=name, width=0.25)
+
+
+def trained_state(name, seed=0):
+    """A narrow network with statistics that are not those of a fresh one."""
+    torch.manual_seed(seed)
+    state = {key: tensor.clone() for key, tensor in build(narrow(name), seed=seed).state_dict().items()}
+    for key in state:
+        if key.endswith("running_mean"):
+            state[key].normal_()
+        if key.endswith("running_var"):
+            state[key].uniform_(0.5, 2.0)
+        if key.endswith("num_batches_tracked"):
+            state[key].fill_(7)
+    return state
+
+
+@pytest.fixture(scope="module", params=["resnet18", "resnet50"])
+def reference(request):
+    return request.param, trained_state(request.param)
+
+
+def test_the_layouts_that_are_documented_are_there():
+    assert {"backbench", "moco", "prefixed", "torchvision"} <= set(LAYOUTS)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_module_offers_what_the_registry_needs(layout):
+    module = formats.modules()[layout]
+    assert module.__doc__ and len(module.__doc__.strip()) > 20
+    for name in ("matches", "extract", "example"):
+        function = getattr(module, name)
+        assert callable(function)
+        assert function.__doc__
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("other", [{}, [], "text", 3, None, {"state_dict": {}}, {"model": None}, {"epoch": 3}])
+def test_nothing_that_is_no_checkpoint_is_matched(layout, other):
+    assert not formats.modules()[layout].matches(other)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_example_is_matched_by_its_own_layout_alone(layout, reference):
+    name, state = reference
+    example = formats.modules()[layout].example(state, narrow(name))
+    assert [other for other, module in formats.modules().items() if module.matches(example)] == [layout]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_example_loads_to_the_same_tensors(layout, reference, tmp_path):
+    name, state = reference
+    arch = narrow(name)
+    bare, wrapped = tmp_path / "bare.pth", tmp_path / "wrapped.pth"
+    torch.save(state, bare)
+    torch.save(formats.modules()[layout].example(state, arch), wrapped)
+    loaded = load(wrapped)
+    assert loaded.format == layout
+    assert loaded.arch == arch
+    assert set(loaded.state) == set(state)
+    assert all(torch.equal(loaded.state[key], state[key]) for key in state)
+    assert loaded.weights_sha256 == load(bare).weights_sha256
+
+
+def test_other_weights_have_another_identity(tmp_path):
+    file = tmp_path / "a.pth"
+    state = trained_state("resnet18")
+    torch.save(state, file)
+    first = load(file).weights_sha256
+    state["layer4.1.bn2.bias"][3] += 1e-6
+    torch.save(state, file)
+    assert load(file).weights_sha256 != first

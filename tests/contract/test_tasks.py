@@ -1,0 +1,164 @@
+"""Every protocol and every cell: what a task module must offer, and that it returns what it promises."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import plan
+from core import datasets
+from core.config import build
+from core.datasets import DataPlaces, demo
+from core.errors import ConfigError
+from model_zoo.backbone import Architecture, Backbone, InputSpec
+from model_zoo.resnet import build as build_trunk
+from transfer import tasks
+from transfer.protocol import Metric, RunContext, TaskConfig
+
+SMALL = {"k": "[1,3]", "headline_k": "3", "epochs": "1", "batch": "8"}  # fields that a tiny data set needs smaller
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    arch = Architecture(name="resnet18", width=0.25)
+    state = build_trunk(arch, seed=0).state_dict()
+    return Backbone("tiny", arch, state, InputSpec(size=32), "test", "backbench")
+
+
+@pytest.fixture
+def stl10_folder(tmp_path):
+    folder = tmp_path / "stl10" / "stl10_binary"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 24), ("test", 6)):
+        rng.integers(0, 256, (count, 3, 96, 96), np.uint8).tofile(folder / f"{split}_X.bin")
+        (np.arange(count) % 10 + 1).astype(np.uint8).tofile(folder / f"{split}_y.bin")
+    return folder.parent
+
+
+@pytest.fixture
+def places(image_folder, stl10_folder):
+    """A tiny folder for the layouts that are quickly written; the rendered demo for the rest."""
+
+    def of(name):
+        layout = datasets.info(name).layout
+        if layout == "imagefolder":
+            return DataPlaces(None, {name: image_folder})
+        if layout == "stl10":
+            return DataPlaces(None, {name: stl10_folder})
+        return DataPlaces(demo.root())
+
+    return of
+
+
+def every_preset():
+    return [(name, preset) for name in tasks.names() for preset in tasks.get(name).Config.PRESETS]
+
+
+def test_registry_lists_the_modules():
+    assert {"knn", "linear_probe"} <= set(tasks.names())
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_module_offers_a_task(name, tmp_path):
+    task = tasks.get(name)
+    assert task.__doc__
+    assert isinstance(task.version, int) and task.version >= 1
+    assert issubclass(task.Config, TaskConfig)
+    assert task.Config.PRESETS
+    config = task.Config()
+    assert config.preset in task.Config.PRESETS
+    assert isinstance(task.primary(config), str)
+    assert isinstance(task.deterministic(config), bool)
+    for function in ("smoke", "missing", "splits", "run"):
+        assert callable(getattr(task, function))
+    reason = task.missing(config, DataPlaces())
+    assert config.data.name in reason, "absent data are a reason, not an exception"
+    assert task.missing(config, DataPlaces(tmp_path / "nowhere")) is not None
+
+
+@pytest.mark.parametrize(("name", "preset"), every_preset())
+def test_every_preset_builds(name, preset):
+    task = tasks.get(name)
+    fields = tasks.preset_fields(task, preset)
+    config = build(task.Config, {**fields, "preset": preset})
+    dumped = config.model_dump(mode="json")
+    assert {key: dumped[key] for key in fields} == fields
+    assert build(task.Config, dumped) == config
+
+
+@pytest.mark.parametrize(("name", "preset"), every_preset())
+def test_smoke_fields_build_and_limit_the_images(name, preset):
+    task = tasks.get(name)
+    config = build(task.Config, {**tasks.preset_fields(task, preset), "preset": preset})
+    rehearsal = task.smoke(config)
+    assert 0 < rehearsal["data"]["limit"] <= 1024
+    smaller = build(task.Config, {**config.model_dump(mode="json"), **rehearsal})
+    assert smaller != config
+    assert isinstance(task.primary(smaller), str)
+
+
+def test_unknown_task_and_preset_name_the_nearest():
+    with pytest.raises(ConfigError, match="unknown task 'linear_prob'; did you mean 'linear_probe'"):
+        tasks.get("linear_prob")
+    with pytest.raises(ConfigError, match="unknown preset 'wmes'; did you mean 'wmse'"):
+        tasks.preset_fields(tasks.get("knn"), "wmes")
+
+
+@pytest.mark.parametrize("name", plan.cell_names())
+def test_cell_loads_in_both_profiles(name):
+    full, rehearsal = plan.load_cell(name), plan.load_cell(name, profile="smoke")
+    assert full.config.data.expect == "published", "a cell measures the published data unless told otherwise"
+    assert full.config.data.limit == 0
+    assert rehearsal.config.data.expect == "any"
+    assert rehearsal.config.data.limit > 0
+    assert full.config.data.name in datasets.KNOWN
+    assert rehearsal.config_sha256 != full.config_sha256
+
+
+@pytest.mark.parametrize("name", plan.suite_names())
+def test_suite_holds_cells_that_exist(name):
+    suite = plan.load_suite(name)
+    assert suite.cells
+    assert set(suite.cells) <= set(plan.cell_names())
+    assert len(set(suite.cells)) == len(suite.cells)
+    by_cell = plan.split_overrides(suite.overrides, suite.cells)
+    for cell in suite.cells:
+        plan.load_cell(cell, by_cell[cell])
+
+
+@pytest.mark.parametrize("name", plan.cell_names())
+def test_cell_runs_and_returns_its_headline(name, places, backbone, tmp_path):
+    known = plan.load_cell(name).config
+    fields = type(known).model_fields
+    small = [f"{field}={value}" for field, value in SMALL.items() if field in fields]
+    small += [f"{field}=32" for field in ("size", "resize") if field in fields]
+    cell = plan.load_cell(name, ["data.expect=any", "data.limit=24", *small])
+    task, where = cell.task, places(cell.config.data.name)
+    reason = task.missing(cell.config, where)
+    if reason is not None:
+        pytest.skip(f"{name}: {reason}")
+    splits = task.splits(cell.config, where)
+    assert {"train", "test"} <= set(splits)
+    ctx = RunContext(splits=splits, seed=0, device=torch.device("cpu"), cache=tmp_path / "features")
+    metrics = task.run(backbone, cell.config, ctx)
+    assert task.primary(cell.config) in metrics
+    for metric in metrics.values():
+        assert isinstance(metric, Metric)
+        assert math.isfinite(metric.value)
+        if metric.unit == "%":
+            assert 0 <= metric.value <= 100
+    if task.deterministic(cell.config):
+        again = task.run(backbone, cell.config, RunContext(splits, 1, torch.device("cpu"), tmp_path / "others"))
+        assert again == metrics
+
+
+@pytest.mark.parametrize("name", plan.cell_names())
+def test_cell_refuses_data_that_are_not_the_published_ones(name, places):
+    cell = plan.load_cell(name)
+    where = places(cell.config.data.name)
+    if cell.task.missing(cell.config, where) is not None:
+        pytest.skip("the engine is absent")
+    with pytest.raises(datasets.DataError, match="published"):
+        cell.task.splits(cell.config, where)

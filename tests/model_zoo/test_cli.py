@@ -1,0 +1,130 @@
+"""`python -m model_zoo`: verify, convert, list, show."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.artifacts import file_sha256
+from core.errors import BackbenchError, CheckpointError
+from model_zoo import entries
+from model_zoo.__main__ import main
+from model_zoo.backbone import Architecture, InputSpec, save
+from model_zoo.load import load
+from model_zoo.resnet import build
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def moco(tmp_path):
+    """A MoCo checkpoint and its sidecar with a small input."""
+    state = build(Architecture(name="resnet18", width=0.25), seed=0).state_dict()
+    path = tmp_path / "moco_v2.pth.tar"
+    torch.save({"state_dict": {f"module.encoder_q.{key}": tensor for key, tensor in state.items()}}, path)
+    path.with_name("moco_v2.pth.tar.yaml").write_text("input: {size: 32, order: bgr}\n")
+    return path
+
+
+def test_verify_says_what_the_file_is(moco, capsys):
+    assert main(["verify", str(moco), "--json"]) == 0
+    card = json.loads(capsys.readouterr().out)
+    assert card["layout"] == "moco"
+    assert card["architecture"] == "resnet18 (width=0.25)"
+    assert card["input"].startswith("BGR, 32 px")
+    assert card["weights_sha256"] == load(moco).weights_sha256
+    assert card["file_sha256"] == file_sha256(moco)
+    module = build(Architecture(name="resnet18", width=0.25))
+    assert card["parameters"] == f"{sum(p.numel() for p in module.parameters()):,}"
+    assert "UNTRAINED" in card["batchnorm"]
+    assert card["features"].startswith("128 dimensions")
+    assert main(["verify", str(moco)]) == 0
+    text = capsys.readouterr().out
+    assert all(str(card[key]) in text for key in ("layout", "architecture", "weights_sha256", "file_sha256"))
+
+
+def test_verify_sees_trained_statistics(tmp_path, capsys):
+    arch = Architecture(name="resnet18", width=0.25)
+    state = build(arch, seed=0).state_dict()
+    state["bn1.running_mean"] += 0.5
+    state["layer4.1.conv1.weight"] *= 3
+    save(tmp_path / "model.pth", state, arch, InputSpec(size=32))
+    main(["verify", str(tmp_path / "model.pth"), "--json"])
+    card = json.loads(capsys.readouterr().out)
+    assert "UNTRAINED" not in card["batchnorm"]
+    assert "3.00 times" in card["batchnorm"]
+    assert card["notes"] == ["none"]
+
+
+def test_verify_refuses_a_bad_file(tmp_path):
+    with pytest.raises(CheckpointError, match="no such file"):
+        main(["verify", str(tmp_path / "nothing.pth")])
+
+
+def test_convert_keeps_the_weights(moco, tmp_path, capsys):
+    out = tmp_path / "new" / "model.pth"
+    assert main(["convert", str(moco), "-o", str(out)]) == 0
+    before, after = load(moco), load(out)
+    assert after.format == "backbench"
+    assert after.weights_sha256 == before.weights_sha256
+    assert (after.arch, after.input) == (before.arch, before.input)
+    assert before.weights_sha256[:8] in capsys.readouterr().out
+    assert set(torch.load(out)) == {"format", "arch", "input", "state_dict"}
+
+
+def test_convert_refuses_to_overwrite(moco, tmp_path):
+    out = tmp_path / "model.pth"
+    out.write_bytes(b"precious")
+    with pytest.raises(CheckpointError, match="exists already"):
+        main(["convert", str(moco), "-o", str(out)])
+    assert out.read_bytes() == b"precious"
+    assert main(["convert", str(moco), "-o", str(out), "--force"]) == 0
+    assert load(out).weights_sha256 == load(moco).weights_sha256
+
+
+def test_convert_of_a_bad_file_writes_nothing(tmp_path):
+    (tmp_path / "bad.pth").write_bytes(b"not a checkpoint")
+    with pytest.raises(CheckpointError):
+        main(["convert", str(tmp_path / "bad.pth"), "-o", str(tmp_path / "model.pth")])
+    assert not (tmp_path / "model.pth").exists()
+
+
+def test_list(capsys):
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [entry.name for entry in entries.all_entries()]
+    assert main(["list", "--method", "moco", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {entry["name"] for entry in found} >= {"moco_v2_r50_imagenet", "moco_r50_imagenet"}
+    assert all("moco" in entry["method"].lower() for entry in found)
+    assert main(["list", "--task", "imagenet_knn", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"npid_r50_imagenet", "msbreg_r50_imagenet"} <= {entry["name"] for entry in found}
+    assert "byol_r50_imagenet" not in {entry["name"] for entry in found}
+
+
+def test_show(capsys):
+    assert main(["show", "msbreg_r50_imagenet"]) == 0
+    text = capsys.readouterr().out
+    row = next(line for line in text.splitlines() if "top1_k20 " in line)
+    assert row.split()[:3] == ["imagenet_knn", "top1_k20", "66.2"]
+    assert "MSBReg Table 4" in row
+    with pytest.raises(BackbenchError, match="did you mean 'msbreg_r50_imagenet'"):
+        main(["show", "msbreg_r50_imagnet"])
+
+
+@pytest.mark.slow
+def test_as_a_process(moco):
+    done = subprocess.run(
+        [sys.executable, "-m", "model_zoo", "verify", str(moco), "--json"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["weights_sha256"] == load(moco).weights_sha256
+    done = subprocess.run(
+        [sys.executable, "-m", "model_zoo", "verify", "nothing.pth"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: nothing.pth: no such file\n"

@@ -1,0 +1,173 @@
+"""The trunk against torchvision's and timm's own ResNets."""
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+from torchvision.models._utils import IntermediateLayerGetter
+
+from model_zoo.backbone import Architecture
+from model_zoo.load import load
+from model_zoo.resnet import LAYERS, Trunk, build, expected_shapes, feature_dim
+
+
+def shake(module, seed=1):
+    """Norms with statistics and weights of their own, so that nothing is an identity by chance."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.weight.copy_(torch.rand(part.weight.shape, generator=generator) + 0.5)
+                part.bias.copy_(torch.randn(part.bias.shape, generator=generator) * 0.1)
+                part.running_mean.copy_(torch.randn(part.bias.shape, generator=generator) * 0.1)
+                part.running_var.copy_(torch.rand(part.bias.shape, generator=generator) + 0.5)
+    return module
+
+
+def without_head(network):
+    return {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("fc.")}
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 3, 64, 64)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_equals_torchvision(name, x):
+    theirs = shake(getattr(torchvision.models, name)()).eval()
+    ours = build(Architecture(name=name))
+    ours.load_state_dict(without_head(theirs))
+    ours.eval()
+    stages = IntermediateLayerGetter(theirs, {f"layer{i}": str(i) for i in range(1, 5)})
+    with torch.no_grad():
+        expected = list(stages(x).values())
+        found = ours.stages(x)
+        theirs.fc = nn.Identity()
+        pooled = theirs(x)
+        assert len(found) == 4
+        for mine, other in zip(found, expected, strict=True):
+            assert torch.equal(mine, other)
+        assert torch.equal(ours(x), pooled)
+    assert pooled.shape == (2, feature_dim(Architecture(name=name)))
+    assert [tuple(stage.shape[-2:]) for stage in found] == [(16, 16), (8, 8), (4, 4), (2, 2)]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_initialised_as_torchvision_under_the_same_seed(name):
+    torch.manual_seed(5)
+    theirs = without_head(getattr(torchvision.models, name)())
+    ours = build(Architecture(name=name), seed=5).state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    torch.manual_seed(5)
+    unseeded = build(Architecture(name=name)).state_dict()
+    assert all(torch.equal(unseeded[key], theirs[key]) for key in theirs)
+
+
+def test_timm_weights_give_timms_features(tmp_path):
+    theirs = shake(timm.create_model("resnet50", pretrained=False)).eval()
+    torch.save(theirs.state_dict(), tmp_path / "timm.pth")
+    ours = load(tmp_path / "timm.pth").build().eval()
+    theirs.reset_classifier(0)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = theirs(x)
+        assert expected.std() > 1e-3
+        torch.testing.assert_close(ours(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(LAYERS))
+def test_expected_shapes_are_torchvisions(name):
+    with torch.device("meta"):
+        theirs = without_head(getattr(torchvision.models, name)())
+    assert expected_shapes(Architecture(name=name)) == {key: tensor.shape for key, tensor in theirs.items()}
+
+
+@pytest.mark.parametrize(("name", "channels"), [("resnet18", [32, 64, 128, 256]), ("resnet50", [128, 256, 512, 1024])])
+def test_half_width(name, channels, x):
+    arch = Architecture(name=name, width=0.5)
+    trunk = build(arch, seed=0).eval()
+    assert trunk.conv1.weight.shape == (64, 3, 7, 7), "the stem keeps its width"
+    with torch.no_grad():
+        assert [stage.shape[1] for stage in trunk.stages(x)] == channels
+        assert trunk(x).shape == (2, channels[-1])
+    assert feature_dim(arch) == channels[-1]
+    assert {key: tensor.shape for key, tensor in trunk.state_dict().items()} == expected_shapes(arch)
+    assert trunk.layer2[0].conv1.weight.shape[:2] == ((64, 32) if name == "resnet18" else (64, 128))
+
+
+def test_half_width_is_initialised_by_the_same_rule():
+    trunk = build(Architecture(name="resnet18", width=0.5), seed=0)
+    for part in trunk.modules():
+        if isinstance(part, nn.Conv2d) and part.weight.numel() > 20_000:
+            fan_out = part.out_channels * part.kernel_size[0] ** 2
+            assert part.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
+        if isinstance(part, nn.BatchNorm2d):
+            assert bool((part.weight == 1).all()) and bool((part.bias == 0).all())
+
+
+def test_stride_in_1x1_moves_the_stride(x):
+    usual = shake(build(Architecture(name="resnet50"), seed=0)).eval()
+    moved = build(Architecture(name="resnet50", stride_in_1x1=True), seed=0).eval()
+    moved.load_state_dict(usual.state_dict())
+    for layer in (moved.layer2, moved.layer3, moved.layer4):
+        assert layer[0].conv1.stride == (2, 2)
+        assert layer[0].conv2.stride == (1, 1)
+        assert layer[1].conv1.stride == layer[1].conv2.stride == (1, 1)
+    assert moved.layer1[0].conv1.stride == moved.layer1[0].conv2.stride == (1, 1)
+    assert usual.layer2[0].conv1.stride == (1, 1) and usual.layer2[0].conv2.stride == (2, 2)
+    with torch.no_grad():
+        a, b = usual.stages(x), moved.stages(x)
+        assert [s.shape for s in a] == [s.shape for s in b]
+        assert torch.equal(a[0], b[0])
+        assert not torch.allclose(a[1], b[1])
+        block = moved.layer2[0]
+        y = F.relu(block.bn1(F.conv2d(b[0], block.conv1.weight, stride=2)))
+        y = F.relu(block.bn2(F.conv2d(y, block.conv2.weight, padding=1)))
+        y = block.bn3(F.conv2d(y, block.conv3.weight)) + block.downsample(b[0])
+        torch.testing.assert_close(block(b[0]), F.relu(y))
+
+
+def test_pool_padding_end(x):
+    end = build(Architecture(name="resnet18", pool_padding="end"), seed=0)
+    symmetric = build(Architecture(name="resnet18"), seed=0)
+    maps = torch.randn(1, 4, 32, 32) - 5  # negative: a padding with zeros would show
+    expected = F.max_pool2d(maps, 3, 2, ceil_mode=True)  # windows start at 0, the last one reaches over the end
+    assert torch.equal(end.maxpool(maps), expected)
+    assert not torch.equal(symmetric.maxpool(maps), expected)
+    assert set(end.state_dict()) == set(symmetric.state_dict())
+    with torch.no_grad():
+        assert end.eval()(x).shape == (2, 512)
+
+
+@pytest.mark.parametrize(("stem", "side"), [("3x3", 16), ("3x3-nopool", 32)])
+def test_small_stems(stem, side):
+    trunk = build(Architecture(name="resnet18", stem=stem), seed=0).eval()
+    assert trunk.conv1.weight.shape == (64, 3, 3, 3)
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        c2, *_, c5 = trunk.stages(x)
+        assert c2.shape[-1] == side
+        assert c5.shape[-1] == side // 8
+        stem_out = F.relu(trunk.bn1(F.conv2d(x, trunk.conv1.weight, padding=1)))
+        if stem == "3x3":
+            stem_out = F.max_pool2d(stem_out, 3, 2, 1)
+        torch.testing.assert_close(c2, trunk.layer1(stem_out))
+    assert trunk.conv1.weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.1)
+
+
+def test_build_is_reproducible_and_leaves_the_global_generator_alone():
+    arch = Architecture(name="resnet18", width=0.25)
+    before = torch.get_rng_state()
+    a, b, c = (build(arch, seed=seed).state_dict() for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not torch.equal(a["conv1.weight"], c["conv1.weight"])
+    assert not torch.equal(a["layer4.0.conv1.weight"], c["layer4.0.conv1.weight"])
+
+
+def test_there_is_no_head():
+    assert not hasattr(Trunk(Architecture(name="resnet18")), "fc")

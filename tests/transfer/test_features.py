@@ -1,0 +1,247 @@
+"""Frozen features: the right values in the right order, from a cache that never answers for something else."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+from torchvision import transforms
+
+from core.datasets import DataPlaces, ImageSplit, Subset, load
+from core.images import CorruptImage
+from model_zoo.backbone import Architecture, Backbone, InputSpec
+from model_zoo.resnet import build
+from transfer import features
+from transfer.protocol import RunContext
+
+
+def make_backbone(seed=0, width=0.25, **spec):
+    arch = Architecture(name="resnet18", width=width)
+    state = {key: tensor.clone() for key, tensor in build(arch, seed=seed).state_dict().items()}
+    generator = torch.Generator().manual_seed(seed)
+    for key, tensor in state.items():  # statistics that tell eval mode from train mode
+        if key.endswith("running_mean"):
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
+        if key.endswith("running_var"):
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    return Backbone("tiny", arch, state, InputSpec(size=32, **spec), "test", "backbench")
+
+
+@pytest.fixture
+def split(image_folder):
+    return load("imagenet", "train", DataPlaces(None, {"imagenet": image_folder}))
+
+
+@pytest.fixture
+def ctx(tmp_path):
+    return RunContext(splits={}, seed=0, device=torch.device("cpu"), cache=tmp_path / "features")
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """How often features were computed."""
+    calls = []
+    real = features.compute
+
+    def counting(*args, **kwargs):
+        calls.append(kwargs)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(features, "compute", counting)
+    return calls
+
+
+def plain_loop(network, split, *, resize, size, mean, std, bgr=False):
+    """One image at a time through torchvision's own transforms."""
+    steps = [transforms.Resize(resize), transforms.CenterCrop(size), transforms.ToTensor()]
+    rows = []
+    for path in split.source.paths:
+        with Image.open(split.source.root / path) as image:
+            x = transforms.Compose(steps)(image.convert("RGB"))
+        if bgr:
+            x = x[[2, 1, 0]]
+        x = transforms.Normalize(mean, std)(x)
+        with torch.no_grad():
+            rows.append(network.eval()(x[None])[0])
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize(("size", "resize"), [(None, None), (24, None), (32, 40)])
+def test_equals_a_plain_loop(split, ctx, size, resize):
+    backbone = make_backbone(width=1.0)
+    network = torchvision.models.resnet18()
+    network.fc = nn.Identity()
+    network.load_state_dict(backbone.state)
+    side = size or 32
+    found = features.extract(backbone, split, ctx, size=size, resize=resize)
+    expected = plain_loop(
+        network,
+        split,
+        resize=resize or round(side * 256 / 224),
+        size=side,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    )
+    assert found.dtype == torch.float32
+    assert expected.std(dim=0).mean() > 1e-2, "rows differ, so the order is seen"
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_bgr_order_and_its_own_mean(split, ctx):
+    mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
+    backbone = make_backbone(order="bgr", mean=mean, std=std)
+    found = features.extract(backbone, split, ctx)
+    expected = plain_loop(backbone.build(), split, resize=37, size=32, mean=mean, std=std, bgr=True)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    rgb = features.extract(make_backbone(mean=mean, std=std), split, ctx)
+    assert not torch.allclose(found, rgb, atol=1e-3)
+
+
+def test_normalise_by_hand():
+    pixel = torch.tensor([[[[255, 51, 0]]]], dtype=torch.uint8)
+    spec = InputSpec(mean=(0.5, 0.25, 0.0), std=(0.5, 0.1, 2.0))
+    x = features.normalise(pixel, spec, torch.device("cpu"))
+    assert x.shape == (1, 3, 1, 1)
+    assert x.flatten().tolist() == pytest.approx([1.0, -0.5, 0.0], abs=1e-6)
+    x = features.normalise(pixel, spec.model_copy(update={"order": "bgr"}), torch.device("cpu"))
+    assert x.flatten().tolist() == pytest.approx([-1.0, -0.5, 0.5], abs=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 24])
+def test_every_image_once_whatever_the_batch(split, ctx, monkeypatch, batch):
+    whole = features.extract(make_backbone(), split, ctx)
+    monkeypatch.setattr(features, "_BATCH", batch)
+    parts = features.compute(make_backbone().build(), InputSpec(size=32), split, ctx, size=32, resize=37)
+    assert len(parts) == len(split) == 24
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_images_of_odd_sizes(tmp_path, ctx):
+    rng = np.random.default_rng(0)
+    for label, (height, width) in enumerate([(31, 77), (33, 32), (5, 200), (101, 7), (1, 1)]):
+        folder = tmp_path / "odd" / "train" / f"c{label}"
+        folder.mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(folder / "0.png")
+    split = load("imagenet", "train", DataPlaces(None, {"imagenet": tmp_path / "odd"}))
+    backbone = make_backbone()
+    found = features.extract(backbone, split, ctx)
+    expected = plain_loop(
+        backbone.build(), split, resize=37, size=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    )
+    assert len(found) == 5
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_hit_does_not_compute_again(split, ctx, computed):
+    first = features.extract(make_backbone(), split, ctx)
+    again = features.extract(make_backbone(), split, ctx)
+    assert len(computed) == 1
+    assert torch.equal(first, again)
+
+
+def test_name_and_source_do_not_change_the_key(split, ctx, computed):
+    backbone = make_backbone()
+    features.extract(backbone, split, ctx)
+    features.extract(dataclasses.replace(backbone, name="other", source="elsewhere", _cache={}), split, ctx)
+    assert len(computed) == 1
+
+
+def first_rows(split):
+    rows = np.arange(23)
+    return ImageSplit(split.dataset, split.split, Subset(split.source, rows), split.labels[rows], split.classes)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda b, s: ((make_backbone(seed=1), s), {}),
+        lambda b, s: ((make_backbone(mean=(0.5, 0.5, 0.5)), s), {}),
+        lambda b, s: ((make_backbone(std=(0.5, 0.5, 0.5)), s), {}),
+        lambda b, s: ((make_backbone(order="bgr"), s), {}),
+        lambda b, s: ((dataclasses.replace(b, arch=b.arch.model_copy(update={"pool_padding": "end"})), s), {}),
+        lambda b, s: ((b, s), {"size": 40}),
+        lambda b, s: ((b, s), {"resize": 33}),
+        lambda b, s: ((b, first_rows(s)), {}),
+        lambda b, s: ((b, dataclasses.replace(s, split="val")), {}),
+    ],
+    ids=["weights", "mean", "std", "order", "arch", "size", "resize", "images", "split"],
+)
+def test_whatever_changes_a_feature_changes_the_key(split, ctx, computed, changed):
+    backbone = make_backbone()
+    before = features.extract(backbone, split, ctx)
+    args, kwargs = changed(backbone, split)
+    after = features.extract(*args, ctx, **kwargs)
+    assert len(computed) == 2
+    if args[1] is split:
+        assert not torch.equal(before, after)
+
+
+def test_a_replaced_image_changes_the_key(image_folder, ctx, computed):
+    places = DataPlaces(None, {"imagenet": image_folder})
+    before = features.extract(make_backbone(), load("imagenet", "train", places), ctx)
+    Image.new("RGB", (64, 64)).save(image_folder / "train" / "class1" / "3.jpg")
+    after = features.extract(make_backbone(), load("imagenet", "train", places), ctx)
+    assert len(computed) == 2
+    assert [i for i in range(24) if not torch.equal(before[i], after[i])] == [8 + 3]
+
+
+@pytest.mark.parametrize("keep", [0, 50, 1000])
+def test_a_cut_cache_file_is_computed_again(split, ctx, computed, keep):
+    first = features.extract(make_backbone(), split, ctx)
+    (file,) = ctx.cache.glob("*.npy")
+    file.write_bytes(file.read_bytes()[:keep])
+    assert torch.equal(features.extract(make_backbone(), split, ctx), first)
+    assert len(computed) == 2
+    features.extract(make_backbone(), split, ctx)
+    assert len(computed) == 2, "the file is whole again"
+
+
+@pytest.mark.parametrize("broken", [b"", b"no image", None])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_corrupt_image_fails_and_is_named(image_folder, ctx, broken, workers):
+    bad = image_folder / "train" / "class1" / "5.jpg"
+    bad.write_bytes(bad.read_bytes()[:300] if broken is None else broken)
+    split = load("imagenet", "train", DataPlaces(None, {"imagenet": image_folder}))
+    ctx.workers = workers
+    with pytest.raises(CorruptImage, match=r"class1/5\.jpg"):
+        features.extract(make_backbone(), split, ctx)
+    assert list(ctx.cache.glob("*.npy")) == []
+
+
+class _Drifting(nn.Module):
+    """A network whose buffer changes in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(3))
+
+    def forward(self, x):
+        self.centre += 1
+        return x.mean(dim=(2, 3)) - self.centre
+
+
+def test_frozen_means_frozen(split, ctx):
+    with pytest.raises(features.FrozenMoved):
+        features.compute(_Drifting(), InputSpec(size=32), split, ctx, size=32, resize=37)
+
+
+def test_norms_are_in_eval_mode_and_nothing_asks_for_gradients(split, ctx):
+    module = make_backbone().build().train()
+    before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
+    found = features.compute(module, InputSpec(size=32), split, ctx, size=32, resize=37)
+    assert not any(part.training for part in module.modules())
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+    assert not found.requires_grad
+    assert all(torch.equal(tensor, before[key]) for key, tensor in module.state_dict().items())
+
+
+def test_features_that_are_not_finite_are_refused(split, ctx):
+    class _Nan(nn.Module):
+        def forward(self, x):
+            return x.mean(dim=(2, 3)) * torch.nan
+
+    with pytest.raises(FloatingPointError, match="imagenet train"):
+        features.compute(_Nan(), InputSpec(size=32), split, ctx, size=32, resize=37)
