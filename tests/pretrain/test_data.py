@@ -11,7 +11,7 @@ import torch
 
 from core.errors import DataError
 from pretrain import data
-from pretrain.data import EpochSampler, batches, make_loader, open_split, to_device
+from pretrain.data import EpochSampler, make_loader, open_split, to_device
 
 
 def place_on(monkeypatch: pytest.MonkeyPatch, rank: int, world_size: int) -> None:
@@ -163,7 +163,7 @@ def test_a_workers_error_is_one_sentence(photos, recipe):
     for path in photos.rglob("*.jpg"):
         path.write_bytes(b"")
     with pytest.raises(DataError) as caught:
-        list(batches(make_loader(open_split(config.data), config, start=0, stop=1, pin=False)))
+        list(data.batches(make_loader(open_split(config.data), config, start=0, stop=1, pin=False)))
     assert "the file is empty" in str(caught.value)
     assert "Traceback" not in str(caught.value) and "\n" not in str(caught.value)
 
