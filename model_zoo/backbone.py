@@ -5,37 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from core.artifacts import atomic_save, tensors_sha256
-from core.config import Config
+from model_zoo.architecture import Architecture, InputSpec
+from model_zoo.resnet import Trunk
 
 FORMAT = "backbench-1"
-
-Stem = Literal["7x7", "3x3", "3x3-nopool"]
-
-
-class Architecture(Config):
-    """What weights alone do not fix is a field here, and part of a record's identity."""
-
-    name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
-    width: Annotated[float, Field(gt=0, le=8)] = 1.0  # multiplies the planes of all four stages, not the stem
-    stem: Stem = "7x7"  # 3x3: stride 1, max-pool kept (htdt/self-supervised on STL-10); 3x3-nopool: CIFAR's
-    stride_in_1x1: bool = False  # Caffe2 and MSRA put a block's stride into its first 1x1 convolution
-    pool_padding: Literal["symmetric", "end"] = "symmetric"  # end: TensorFlow's SAME, (0, 1) on both axes
-
-
-class InputSpec(Config):
-    """What the backbone wants to see: RGB or BGR in [0, 1], then mean and std, at this size."""
-
-    size: Annotated[int, Field(ge=16, le=1024)] = 224
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    order: Literal["rgb", "bgr"] = "rgb"
 
 
 @dataclass(frozen=True)
@@ -63,8 +42,6 @@ class Backbone:
 
     def build(self) -> nn.Module:
         """A fresh module: `module(x)` -> pooled features (N, C), `module.stages(x)` -> (C2, C3, C4, C5)."""
-        from model_zoo.resnet import Trunk
-
         with torch.device("meta"):  # nothing is initialised only to be overwritten
             module = Trunk(self.arch)
         module.load_state_dict({name: tensor.clone() for name, tensor in self.state.items()}, strict=True, assign=True)
@@ -99,10 +76,3 @@ def save(path: Path, module_state: Mapping[str, Tensor], arch: Architecture, spe
         "state_dict": state,
     }
     atomic_save(path, payload)
-
-
-def architecture_fields(arch: Architecture) -> str:
-    """`resnet50`, or with what differs from the usual: `resnet50 (width=0.5, stride_in_1x1=True)`."""
-    usual = Architecture(name=arch.name)
-    other = {k: v for k, v in arch.model_dump(mode="json").items() if v != getattr(usual, k)}
-    return arch.name + (f" ({', '.join(f'{k}={v}' for k, v in other.items())})" if other else "")

@@ -14,7 +14,8 @@ from core.config import build as build_config
 from core.config import read_mapping
 from core.errors import CheckpointError, ConfigError, nearest
 from model_zoo import formats
-from model_zoo.backbone import Architecture, Backbone, InputSpec
+from model_zoo.architecture import Architecture, InputSpec
+from model_zoo.backbone import Backbone
 from model_zoo.formats import Extracted
 from model_zoo.resnet import LAYERS, build, expected_shapes
 

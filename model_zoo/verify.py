@@ -9,7 +9,8 @@ import torch
 
 from core.artifacts import file_sha256
 from core.embeddings import effective_rank
-from model_zoo.backbone import Backbone, architecture_fields
+from model_zoo.architecture import architecture_fields
+from model_zoo.backbone import Backbone
 from model_zoo.load import load
 from model_zoo.resnet import build
 

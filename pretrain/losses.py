@@ -7,11 +7,16 @@ gradients may be accumulated over views; over samples they may not (the singular
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from core.distributed import all_reduce_sum
+
+if TYPE_CHECKING:
+    from pretrain.config import MethodConfig
 
 
 def centroid_loss(p: Tensor, z: Tensor) -> Tensor:
@@ -74,3 +79,16 @@ def singular_value_loss(p: Tensor, normalize: bool = False) -> Tensor:
         covariance = all_reduce_sum(centred.transpose(1, 2) @ centred) / (n - 1)  # (V, D, D)
         identity = torch.eye(dimensions, dtype=p.dtype, device=p.device)
         return (covariance - identity).pow(2).sum(dim=(1, 2)).mean()
+
+
+def dispersive_losses(p: Tensor, noise: Tensor, config: MethodConfig) -> tuple[Tensor | float, dict[str, Tensor]]:
+    """`lambda_s L_s + lambda_b L_b` (eq. 2) of the terms that have a weight, and each term unweighted."""
+    total: Tensor | float = 0.0
+    parts = {}
+    if config.lambda_s:
+        parts["singular"] = singular_value_loss(p, normalize=config.normalize)
+        total = total + config.lambda_s * parts["singular"]
+    if config.lambda_b:
+        parts["brownian"] = brownian_loss(p, noise)
+        total = total + config.lambda_b * parts["brownian"]
+    return total, parts

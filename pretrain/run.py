@@ -41,9 +41,10 @@ def main(argv: list[str] | None = None) -> int:
 
     if args.dry_run:
         from pretrain.data import make_loader, open_split
+        from pretrain.plan import plan_steps
 
         split = open_split(config.data)
-        plan = train.plan_steps(config, len(split))
+        plan = plan_steps(config, len(split))
         make_loader(split, config, start=0, stop=plan.total, pin=False)  # refuses what training would refuse
         print(
             dump(config) + f"# {plan.total} steps, {plan.per_epoch} an epoch, peak rate {config.peak_lr():g} -> {out}"

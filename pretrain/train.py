@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +18,23 @@ from core import distributed, schedules
 from core.artifacts import atomic_write_text, make_folder, writing
 from core.config import dump
 from core.datasets import ImageSplit
-from core.embeddings import effective_rank, knn_accuracy, std_per_dimension
+from core.embeddings import knn_accuracy
 from core.errors import BackbenchError
 from core.images import CorruptImage
-from core.progress import duration, say
+from core.progress import say
 from model_zoo import backbone as zoo
-from model_zoo.backbone import Architecture, InputSpec
+from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.resnet import build, feature_dim
-from pretrain import checkpoint, collapse, methods
+from pretrain import checkpoint, methods
 from pretrain.config import PretrainConfig
 from pretrain.data import batches, make_loader, open_split, to_device
+from pretrain.log import Log
 from pretrain.networks import Online, Target
+from pretrain.plan import plan_steps
 
 
 class NonFiniteLoss(BackbenchError):
     """The loss became NaN or infinite."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A recipe's numbers in steps."""
-
-    per_epoch: int
-    total: int
-    warmup: int
-
-
-def plan_steps(config: PretrainConfig, images: int) -> Plan:
-    """Steps per epoch, in all, and of warm-up. The incomplete last batch of an epoch does not count."""
-    per_epoch = max(1, images // config.optim.batch)
-    total = max(1, round(config.optim.epochs * per_epoch))
-    return Plan(per_epoch, total, min(round(config.optim.warmup_epochs * per_epoch), total - 1))
 
 
 def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
@@ -123,7 +106,7 @@ def train_step(
     step: int,
     lr: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """One optimiser step over (K, B, 3, S, S) views: the first group of views' predictions, the losses' values.
+    """One optimiser step over (K, B, 3, S, S) views: the predictions (K, B, D), the losses' values.
 
     The optimiser is not stepped when the loss is not finite on this rank: the weights are still those of the last step.
     """
@@ -135,7 +118,7 @@ def train_step(
         z = target(views)
     optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
-    first_p = views  # replaced in the loop
+    predictions = []
     for first in range(0, len(views), group):
         last = first + group >= len(views)
         no_sync = contextlib.nullcontext() if last or not hasattr(forward, "no_sync") else forward.no_sync()
@@ -147,13 +130,13 @@ def train_step(
             scaler.scale(loss * share).backward()
         for name, value in {"loss": loss, **parts}.items():
             sums[name] = sums.get(name, 0) + value.detach() * share
-        first_p = p.detach() if first == 0 else first_p
+        predictions.append(p.detach())
     for settings in optimizer.param_groups:
         settings["lr"] = lr
     if bool(torch.isfinite(sums["loss"])):
         scaler.step(optimizer)
         scaler.update()
-    return first_p, sums
+    return torch.cat(predictions), sums
 
 
 def global_noise(config: PretrainConfig, step: int, views: Tensor) -> Tensor:
@@ -226,78 +209,6 @@ def online_knn(backbone: nn.Module, split: ImageSplit, config: PretrainConfig, d
         return None
     x = torch.cat(features)
     return knn_accuracy(x[cut:], labels[cut:], x[:cut], labels[:cut], ks=[20], classes=len(split.classes))[20]
-
-
-class Log:
-    """`metrics.jsonl`, TensorBoard and the lines on the terminal; nothing off rank 0."""
-
-    def __init__(self, out: Path, config: PretrainConfig, plan: Plan, *, start: int) -> None:
-        self.config, self.plan, self.main = config, plan, distributed.is_main()
-        self.started, self.last_time, self.last_step, self.first = time.monotonic(), time.monotonic(), start, start
-        self.knn_steps = round(config.run.knn_every * plan.per_epoch)
-        self.announced = False
-        if not self.main:
-            return
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-        checkpoint.cut_metrics(out / "metrics.jsonl", start)
-        self.file = (out / "metrics.jsonl").open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=start)
-        effective = config.peak_lr()
-        say(
-            f"{config.method.name} on {config.model.backbone}: {plan.total} steps of {config.optim.batch} images x "
-            f"{config.method.views} views, peak rate {effective:g} (base {config.optim.base_lr:g})"
-            + (f", resumed after step {start}" if start else "")
-        )
-
-    def step(self, step: int, parts: dict[str, Tensor], p: Tensor, extra: dict[str, float]) -> None:
-        """Record a step when it is due: losses, spread of the first view's predictions over all ranks, rates, speed."""
-        done = step + 1
-        if done % self.config.run.log_every and done != self.plan.total:
-            return
-        means = distributed.all_reduce_sum(torch.stack(list(parts.values()))) / distributed.world_size()
-        p_BD = distributed.gather_rows(p[0])
-        values = dict(zip(parts, means.tolist(), strict=True)) | extra
-        values["std"] = float(std_per_dimension(p_BD))
-        if done % self.config.run.rank_every == 0 or done == self.plan.total:
-            values["effective_rank"] = float(effective_rank(p_BD))
-        if not self.main:
-            return
-        now = time.monotonic()
-        speed = (done - self.last_step) * self.config.optim.batch / (now - self.last_time)
-        left = (self.plan.total - done) * (now - self.started) / (done - self.first)
-        self.last_time, self.last_step = now, done
-        self._write(step, values | {"images_per_s": speed, "base_lr": self.config.optim.base_lr})
-        shown = "  ".join(f"{name} {values[name]:.3f}" for name in (*parts, "std"))
-        say(f"step {done}/{self.plan.total}  {shown}  {speed:.1f} images/s  {duration(left)} left")
-        message = collapse.verdict(values)
-        if message and done > self.plan.warmup and not self.announced:
-            say(message)
-        self.announced = message is not None and done > self.plan.warmup
-
-    def due_knn(self, done: int) -> bool:
-        """Whether the online kNN is to be measured after `done` steps; never when it is switched off."""
-        return bool(self.knn_steps) and (done % self.knn_steps == 0 or done == self.plan.total)
-
-    def knn(self, step: int, accuracy: float | None) -> None:
-        """Record an online kNN accuracy."""
-        if self.main and accuracy is not None:
-            self._write(step, {"online_knn20": accuracy})
-            say(f"step {step + 1}/{self.plan.total}  online 20-NN {accuracy:.1f}% (within the training split)")
-
-    def _write(self, step: int, values: dict[str, float]) -> None:
-        epoch = (step + 1) / self.plan.per_epoch
-        with writing(Path(self.file.name)):
-            self.file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **values}) + "\n")
-            self.file.flush()
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Finish the files."""
-        if self.main:
-            self.file.close()
-            self.board.close()
 
 
 @contextlib.contextmanager

@@ -15,7 +15,8 @@ from core.config import digest
 from core.datasets import ImageSplit
 from core.progress import track
 from core.transforms import evaluation_view, resize_side
-from model_zoo.backbone import Backbone, InputSpec, identity_tensors
+from model_zoo.architecture import InputSpec
+from model_zoo.backbone import Backbone, identity_tensors
 from transfer.protocol import RunContext
 
 _VERSION = 1  # raised whenever the same key would give other features

@@ -94,3 +94,13 @@ def limited(split: ImageSplit, limit: int) -> ImageSplit:
     chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:limit].sort().values.numpy()
     labels = split.labels[chosen] if split.labels is not None else None
     return ImageSplit(split.dataset, split.split, datasets.Subset(split.source, chosen), labels, split.classes)
+
+
+def image_data_missing(config: TaskConfig, places: DataPlaces) -> str | None:
+    """A task's `missing` where all it needs is a labelled image data set."""
+    return datasets.missing(config.data.name, places)
+
+
+def image_splits(config: TaskConfig, places: DataPlaces) -> dict[str, ImageSplit]:
+    """A task's `splits` where it uses the train and test split of a labelled image data set."""
+    return labelled_splits(config.data, places)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from core.config import Config, build, read_mapping
 from core.errors import BackbenchError, nearest
-from model_zoo.backbone import Architecture, InputSpec
+from model_zoo.architecture import Architecture, InputSpec
 
 _FOLDER = Path(__file__).resolve().parent
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model_zoo.backbone import Architecture
+from model_zoo.architecture import Architecture
 from model_zoo.formats import Extracted, prefixes, take, tensor_dicts, the_one
 
 PREFIXES = ("module.", "backbone.", "encoder.", "module.backbone.", "module.encoder.")

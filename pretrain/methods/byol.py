@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.losses import brownian_loss, singular_value_loss
+from pretrain.losses import dispersive_losses
 
 if TYPE_CHECKING:
     from pretrain.config import MethodConfig
@@ -30,12 +30,6 @@ def losses(
     p: Tensor, z: Tensor, noise: Tensor, config: MethodConfig, *, first: int = 0
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The cross-view loss and whatever of MSBReg's two dispersive losses has a weight. Shapes as in `msbreg.losses`."""
-    parts = {"cross_view": cross_view_loss(p, z, first)}
-    total = parts["cross_view"]
-    if config.lambda_s:
-        parts["singular"] = singular_value_loss(p, normalize=config.normalize)
-        total = total + config.lambda_s * parts["singular"]
-    if config.lambda_b:
-        parts["brownian"] = brownian_loss(p, noise)
-        total = total + config.lambda_b * parts["brownian"]
-    return total, parts
+    attraction = cross_view_loss(p, z, first)
+    dispersion, parts = dispersive_losses(p, noise, config)
+    return attraction + dispersion, {"cross_view": attraction, **parts}

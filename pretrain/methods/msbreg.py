@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from pretrain.losses import brownian_loss, centroid_loss, singular_value_loss
+from pretrain.losses import centroid_loss, dispersive_losses
 
 if TYPE_CHECKING:
     from pretrain.config import MethodConfig
@@ -22,12 +22,6 @@ def losses(
         z: (K, B, D) raw target projections of all K views.
         noise: (B, D) standard normal.
     """
-    parts = {"centroid": centroid_loss(p, z)}
-    total = parts["centroid"]
-    if config.lambda_s:
-        parts["singular"] = singular_value_loss(p, normalize=config.normalize)
-        total = total + config.lambda_s * parts["singular"]
-    if config.lambda_b:
-        parts["brownian"] = brownian_loss(p, noise)
-        total = total + config.lambda_b * parts["brownian"]
-    return total, parts
+    attraction = centroid_loss(p, z)
+    dispersion, parts = dispersive_losses(p, noise, config)
+    return attraction + dispersion, {"centroid": attraction, **parts}

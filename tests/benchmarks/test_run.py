@@ -15,7 +15,8 @@ from PIL import Image
 from benchmarks import result, run_all, run_one
 from core import datasets
 from core.errors import BackbenchError, CheckpointError, ConfigError
-from model_zoo.backbone import Architecture, InputSpec, save
+from model_zoo.architecture import Architecture, InputSpec
+from model_zoo.backbone import save
 from model_zoo.load import load
 from model_zoo.resnet import build
 from transfer.tasks import knn, linear_probe

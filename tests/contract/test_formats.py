@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model_zoo import formats
-from model_zoo.backbone import Architecture
+from model_zoo.architecture import Architecture
 from model_zoo.load import load
 from model_zoo.resnet import build
 

@@ -11,7 +11,8 @@ from core import datasets
 from core.config import build
 from core.datasets import DataPlaces, demo
 from core.errors import ConfigError
-from model_zoo.backbone import Architecture, Backbone, InputSpec
+from model_zoo.architecture import Architecture, InputSpec
+from model_zoo.backbone import Backbone
 from model_zoo.resnet import build as build_trunk
 from transfer import tasks
 from transfer.protocol import Metric, RunContext, TaskConfig

@@ -12,7 +12,8 @@ from core.artifacts import file_sha256
 from core.errors import BackbenchError, CheckpointError
 from model_zoo import entries
 from model_zoo.__main__ import main
-from model_zoo.backbone import Architecture, InputSpec, save
+from model_zoo.architecture import Architecture, InputSpec
+from model_zoo.backbone import save
 from model_zoo.load import load
 from model_zoo.resnet import build
 

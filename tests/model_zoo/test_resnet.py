@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
 
-from model_zoo.backbone import Architecture
+from model_zoo.architecture import Architecture
 from model_zoo.load import load
 from model_zoo.resnet import LAYERS, Trunk, build, expected_shapes, feature_dim
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from model_zoo.backbone import Architecture
+from model_zoo.architecture import Architecture
 from model_zoo.resnet import build, feature_dim
 from pretrain.config import ModelConfig
 from pretrain.networks import Online, Target, WeightStandardizedLinear, mlp

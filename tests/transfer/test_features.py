@@ -12,7 +12,8 @@ from torchvision import transforms
 
 from core.datasets import DataPlaces, ImageSplit, Subset, load
 from core.images import CorruptImage
-from model_zoo.backbone import Architecture, Backbone, InputSpec
+from model_zoo.architecture import Architecture, InputSpec
+from model_zoo.backbone import Backbone
 from model_zoo.resnet import build
 from transfer import features
 from transfer.protocol import RunContext

@@ -12,14 +12,12 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from core import datasets
-from core.datasets import DataPlaces, ImageSplit
 from core.embeddings import knn_scores, neighbours
 from core.errors import DataError
 from core.progress import track
 from model_zoo.backbone import Backbone
 from transfer.features import extract
-from transfer.protocol import Metric, RunContext, TaskConfig, labelled_splits
+from transfer.protocol import Metric, RunContext, TaskConfig, image_data_missing, image_splits
 
 version = 1
 _SMOKE_IMAGES = 256
@@ -61,14 +59,8 @@ def smoke(config: Config) -> dict[str, Any]:
     return {"data": {"limit": _SMOKE_IMAGES}, "k": kept, "headline_k": headline}
 
 
-def missing(config: Config, places: DataPlaces) -> str | None:
-    """Why the data cannot be read, or None."""
-    return datasets.missing(config.data.name, places)
-
-
-def splits(config: Config, places: DataPlaces) -> dict[str, ImageSplit]:
-    """The bank (`train`) and the queries (`test`)."""
-    return labelled_splits(config.data, places)
+missing = image_data_missing
+splits = image_splits
 
 
 def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:

@@ -13,12 +13,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from core import datasets
-from core.datasets import DataPlaces, ImageSplit
 from core.errors import DataError
 from model_zoo.backbone import Backbone
 from transfer.features import extract
-from transfer.protocol import Metric, RunContext, TaskConfig, labelled_splits
+from transfer.protocol import Metric, RunContext, TaskConfig, image_data_missing, image_splits
 from transfer.supervised import Heads, Schedule, accuracies, batches_of, train_heads
 
 version = 1
@@ -70,14 +68,8 @@ def smoke(config: Config) -> dict[str, Any]:
     return {"data": {"limit": 256}, "epochs": 2, "batch": 64}
 
 
-def missing(config: Config, places: DataPlaces) -> str | None:
-    """Why the data cannot be read, or None."""
-    return datasets.missing(config.data.name, places)
-
-
-def splits(config: Config, places: DataPlaces) -> dict[str, ImageSplit]:
-    """Train and test."""
-    return labelled_splits(config.data, places)
+missing = image_data_missing
+splits = image_splits
 
 
 def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:

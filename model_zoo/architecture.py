@@ -1,0 +1,37 @@
+"""The fields that fix what a backbone computes from its weights, and what it wants to see."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from core.config import Config
+
+Stem = Literal["7x7", "3x3", "3x3-nopool"]
+
+
+class Architecture(Config):
+    """What weights alone do not fix is a field here, and part of a record's identity."""
+
+    name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+    width: Annotated[float, Field(gt=0, le=8)] = 1.0  # multiplies the planes of all four stages, not the stem
+    stem: Stem = "7x7"  # 3x3: stride 1, max-pool kept (htdt/self-supervised on STL-10); 3x3-nopool: CIFAR's
+    stride_in_1x1: bool = False  # Caffe2 and MSRA put a block's stride into its first 1x1 convolution
+    pool_padding: Literal["symmetric", "end"] = "symmetric"  # end: TensorFlow's SAME, (0, 1) on both axes
+
+
+class InputSpec(Config):
+    """What the backbone wants to see: RGB or BGR in [0, 1], then mean and std, at this size."""
+
+    size: Annotated[int, Field(ge=16, le=1024)] = 224
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    order: Literal["rgb", "bgr"] = "rgb"
+
+
+def architecture_fields(arch: Architecture) -> str:
+    """`resnet50`, or with what differs from the usual: `resnet50 (width=0.5, stride_in_1x1=True)`."""
+    usual = Architecture(name=arch.name)
+    other = {k: v for k, v in arch.model_dump(mode="json").items() if v != getattr(usual, k)}
+    return arch.name + (f" ({', '.join(f'{k}={v}' for k, v in other.items())})" if other else "")

@@ -1,0 +1,90 @@
+"""What a run says of itself: `metrics.jsonl`, TensorBoard, lines on the terminal."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from core import distributed
+from core.artifacts import writing
+from core.embeddings import effective_rank, std_per_dimension
+from core.progress import duration, say
+from pretrain import checkpoint, collapse
+from pretrain.config import PretrainConfig
+from pretrain.plan import Plan
+
+
+class Log:
+    """`metrics.jsonl`, TensorBoard and the lines on the terminal; nothing off rank 0."""
+
+    def __init__(self, out: Path, config: PretrainConfig, plan: Plan, *, start: int) -> None:
+        self.config, self.plan, self.main = config, plan, distributed.is_main()
+        self.started, self.last_time, self.last_step, self.first = time.monotonic(), time.monotonic(), start, start
+        self.knn_steps = round(config.run.knn_every * plan.per_epoch)
+        self.announced = False
+        if not self.main:
+            return
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        checkpoint.cut_metrics(out / "metrics.jsonl", start)
+        self.file = (out / "metrics.jsonl").open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=start)
+        effective = config.peak_lr()
+        say(
+            f"{config.method.name} on {config.model.backbone}: {plan.total} steps of {config.optim.batch} images x "
+            f"{config.method.views} views, peak rate {effective:g} (base {config.optim.base_lr:g})"
+            + (f", resumed after step {start}" if start else "")
+        )
+
+    def step(self, step: int, parts: dict[str, Tensor], p: Tensor, extra: dict[str, float]) -> None:
+        """Record a step when it is due: losses, spread of the first view's predictions over all ranks, rates, speed."""
+        done = step + 1
+        if done % self.config.run.log_every and done != self.plan.total:
+            return
+        means = distributed.all_reduce_sum(torch.stack(list(parts.values()))) / distributed.world_size()
+        p_BD = distributed.gather_rows(p[0])
+        values = dict(zip(parts, means.tolist(), strict=True)) | extra
+        values["std"] = float(std_per_dimension(p_BD))
+        if done % self.config.run.rank_every == 0 or done == self.plan.total:
+            values["effective_rank"] = float(effective_rank(p_BD))
+        if not self.main:
+            return
+        now = time.monotonic()
+        speed = (done - self.last_step) * self.config.optim.batch / (now - self.last_time)
+        left = (self.plan.total - done) * (now - self.started) / (done - self.first)
+        self.last_time, self.last_step = now, done
+        self._write(step, values | {"images_per_s": speed, "base_lr": self.config.optim.base_lr})
+        shown = "  ".join(f"{name} {values[name]:.3f}" for name in (*parts, "std"))
+        say(f"step {done}/{self.plan.total}  {shown}  {speed:.1f} images/s  {duration(left)} left")
+        message = collapse.verdict(values)
+        if message and done > self.plan.warmup and not self.announced:
+            say(message)
+        self.announced = message is not None and done > self.plan.warmup
+
+    def due_knn(self, done: int) -> bool:
+        """Whether the online kNN is to be measured after `done` steps; never when it is switched off."""
+        return bool(self.knn_steps) and (done % self.knn_steps == 0 or done == self.plan.total)
+
+    def knn(self, step: int, accuracy: float | None) -> None:
+        """Record an online kNN accuracy."""
+        if self.main and accuracy is not None:
+            self._write(step, {"online_knn20": accuracy})
+            say(f"step {step + 1}/{self.plan.total}  online 20-NN {accuracy:.1f}% (within the training split)")
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        epoch = (step + 1) / self.plan.per_epoch
+        with writing(Path(self.file.name)):
+            self.file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **values}) + "\n")
+            self.file.flush()
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Finish the files."""
+        if self.main:
+            self.file.close()
+            self.board.close()
