@@ -49,7 +49,7 @@ class DataConfig(Config):
 
     name: Literal["demo", "imagenet", "imagenet100", "stl10", "imagefolder"] = "imagenet"
     root: str | None = None  # the data set's own folder; the demo needs none
-    split: str = "train"
+    split: str = "train"  # all: every image below the root of an image folder, without labels
     size: Annotated[int, Field(ge=16, le=1024)] = 224  # pixels of a view
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[Above0, Above0, Above0] = (0.229, 0.224, 0.225)

@@ -35,6 +35,8 @@ def open_split(config: DataConfig) -> ImageSplit:
     if not root.is_dir():
         raise DataError(f"data.root: no folder {root}")
     if config.name == "imagefolder":
+        if config.split == "all":
+            return imagefolder.read_unlabelled(root, dataset=root.name)
         return imagefolder.read(root, config.split, dataset=root.name)
     return datasets.load(config.name, config.split, DataPlaces(named={config.name: root}))
 

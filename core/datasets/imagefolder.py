@@ -47,6 +47,18 @@ def read(root: Path, split: str, *, dataset: str = "imagefolder") -> ImageSplit:
     return ImageSplit(dataset, split, Files(folder, tuple(paths)), np.asarray(labels, np.int64), tuple(classes))
 
 
+def read_unlabelled(root: Path, *, dataset: str) -> ImageSplit:
+    """Every image below a folder, without labels: enough to pretrain on.
+
+    Raises:
+        DataError: no image below it.
+    """
+    paths = sorted(path.removeprefix("./") for path in _images(Path(root), "."))
+    if not paths:
+        raise DataError(f"{root}: no images in it ({', '.join(sorted(EXTENSIONS))})")
+    return ImageSplit(dataset, "all", Files(Path(root), tuple(paths)), None, ())
+
+
 def _folders(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
         return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))

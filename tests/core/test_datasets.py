@@ -533,3 +533,16 @@ def test_demo_inat18(root):
             assert path.parent.name == str(a["category_id"])
         used += files
     assert len(set(used)) == len(used), "train and val share no id"
+
+
+def test_a_folder_without_labels_is_every_image_below_it(tmp_path):
+    for name in ("a.jpg", "deep/er/b.png", ".hidden/c.jpg", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name, format="JPEG")
+    split = imagefolder.read_unlabelled(tmp_path, dataset="mine")
+    assert split.source.paths == ("a.jpg", "deep/er/b.png")
+    assert split.labels is None
+    assert split.source.rgb(1).shape == (8, 8, 3)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no images in it"):
+        imagefolder.read_unlabelled(tmp_path / "empty", dataset="mine")
