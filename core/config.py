@@ -184,6 +184,7 @@ def _explain(model: type[Config], error: ValidationError) -> str:
         elif problem["type"] == "missing":
             sentences.append(f"key '{key}' is missing")
         else:
+            message = problem["msg"].removeprefix("Value error, ")
             given = json.dumps(problem["input"], default=str)
-            sentences.append(f"'{key}': {problem['msg'].removeprefix('Value error, ')} (given: {given[:80]})")
+            sentences.append(f"'{key}': {message} (given: {given[:80]})" if len(given) <= 80 else message)
     return "; ".join(sentences)

@@ -221,7 +221,7 @@ def _claim(out: Path, resume: bool) -> Iterator[None]:
     with writing(out):
         lock = FileLock(str(out / ".lock"))
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=6)  # the data workers of a run just killed hold it for up to 5 s more
         except Timeout:
             raise BackbenchError(f"{out}: another process is training in this folder; give another --out") from None
     try:

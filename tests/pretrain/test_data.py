@@ -186,7 +186,9 @@ def test_data_that_are_not_there_are_named(tmp_path, recipe, photos):
         open_split(recipe(photos, "data.root=null").data.model_copy(update={"root": None}))
     with pytest.raises(DataError, match="no folder .validation."):
         open_split(recipe(photos, "data.split=validation").data)
-    assert len(open_split(recipe(photos, "data.split=all").data)) == len(list(photos.rglob("*.jpg")))  # no labels needed
+    assert len(open_split(recipe(photos, "data.split=all").data)) == len(
+        list(photos.rglob("*.jpg"))
+    )  # no labels needed
     shutil.rmtree(photos / "train" / "class1")
     (photos / "train" / "class1").mkdir()
     with pytest.raises(DataError, match=r"no image, e\.g\. class1"):
