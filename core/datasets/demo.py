@@ -1,8 +1,8 @@
 """The embedded default: rendered scenes in the real layouts, made on first use, the same on every machine.
 
-A class is a shape filled with a texture. What varies within a class is what Table 9's augmentations cover: scale (up to
-threefold), place, brightness, contrast, polarity, blur, flips. All colours come from one muted range, so colour cannot
-identify a picture: instance discrimination then has to look at shape and texture.
+A class is a shape filled with a texture. What varies within a class is what Table 9's augmentations cover, and no more:
+scale (threefold), place, proportions, brightness, contrast, sharpness. All pictures have the same muted tint: colour
+cannot identify a picture, and instance discrimination has to look at shape and texture.
 
 The folder made is a data root: `imagenet/` (image folder), `voc/VOCdevkit/VOC2007/` (XML, per-class lists, difficult
 objects), `coco/` (polygons, gaps in the category ids), `places205/` (csv), `inat18/` (JSON).
@@ -28,7 +28,7 @@ from PIL import Image
 from core.artifacts import make_folder, writing
 from core.progress import say
 
-VERSION = 3
+VERSION = 5
 MARKER = "DEMO.json"  # lies in the data root, names the version: a folder without it is not complete
 SEED = 20110
 SIDE = 96  # pixels of a classification scene
@@ -184,11 +184,11 @@ def _paint(canvas: np.ndarray, label: int, centre: np.ndarray, size: float, rng:
     mask = np.zeros(canvas.shape, np.uint8)
     cv2.fillPoly(mask, [np.round(polygon * 16).astype(np.int32)], 255, lineType=cv2.LINE_AA, shift=4)
     y, x = np.mgrid[: canvas.shape[0], : canvas.shape[1]].astype(np.float64)
-    period = size * rng.uniform(0.16, 0.48)  # threefold: scale is a nuisance that crops cover
+    period = size * rng.uniform(0.14, 0.5)  # more than threefold: scale is a nuisance that crops cover
     turn = rng.uniform(-0.12, 0.12)
     u = ((x - centre[0]) * np.cos(turn) - (y - centre[1]) * np.sin(turn)) / period
     v = ((x - centre[0]) * np.sin(turn) + (y - centre[1]) * np.cos(turn)) / period
-    fill = texture(label, u, v, rng) * rng.choice([-1.0, 1.0]) * rng.uniform(0.35, 1.1) + rng.uniform(-0.5, 0.5)
+    fill = texture(label, u, v, rng) * rng.uniform(0.6, 1.1) + rng.uniform(-0.4, 0.4)
     alpha = mask / 255.0
     canvas *= 1 - alpha
     canvas += alpha * fill
@@ -198,7 +198,7 @@ def _paint(canvas: np.ndarray, label: int, centre: np.ndarray, size: float, rng:
 def _finish(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Light, blur, grain and the common muted tint: (H, W) float to (H, W, 3) uint8."""
     canvas = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.3, 1.2))
-    grey = 128 + rng.uniform(-35, 35) + rng.uniform(30, 75) * canvas + rng.normal(0, 4, canvas.shape)
+    grey = 128 + rng.uniform(-45, 45) + rng.uniform(30, 75) * canvas + rng.normal(0, 4, canvas.shape)
     tint = np.array([1.06, 1.0, 0.94])  # the same for every picture
     return np.clip(grey[..., None] * tint, 0, 255).astype(np.uint8)
 
