@@ -53,7 +53,7 @@ def collect(device: torch.device, wall_s: float) -> Provenance:
         device=torch.cuda.get_device_name(device) if cuda else f"cpu ({platform.machine()})",
         wall_s=round(wall_s, 2),
         peak_memory=int(peak),
-        argv=[Path(sys.argv[0]).name, *sys.argv[1:]],
+        argv=[Path(sys.argv[0]).name, *(word.replace(str(Path.home()), "~") for word in sys.argv[1:])],
         threads=torch.get_num_threads(),
     )
 

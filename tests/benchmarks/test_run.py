@@ -3,8 +3,10 @@
 import functools
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -445,3 +447,26 @@ def test_records_are_plain_json(one, out):
     assert values["schema"] == 1
     assert set(values) == {"schema", "status", "reason", "profile", "suite", "seed", "backbone", "cell", "task", "data",
                            "metrics", "primary", "provenance", "error"}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_finished_and_the_next_run_goes_on(ckpt, out, image_folder):
+    command = [sys.executable, str(ROOT / "benchmarks" / "run_all.py"), "--ckpt", str(ckpt), "--out", str(out)]
+    command += ["--tasks", "imagenet_knn,imagenet_linear", "--seeds", "1", "--data", f"imagenet={image_folder}"]
+    command += [f"imagenet_knn.{field}" for field in KNN] + [f"imagenet_linear.{field}" for field in LINEAR]
+    long_one = subprocess.Popen([*command, "imagenet_linear.epochs=1000000"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not any("imagenet_knn" in str(path) for path in files(out)):
+        assert time.monotonic() < deadline and long_one.poll() is None
+        time.sleep(0.2)
+    (finished,) = files(out)
+    before = finished.read_bytes()
+    long_one.send_signal(signal.SIGINT)
+    _, said = long_one.communicate(timeout=60)
+    assert long_one.returncode == 130
+    assert "finished results are kept" in said and "Traceback" not in said
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert "an identical result is there" in again.stderr
+    assert finished.read_bytes() == before
+    assert {record.cell for record in records(out)} == {"imagenet_knn", "imagenet_linear"}

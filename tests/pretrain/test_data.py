@@ -184,7 +184,7 @@ def test_data_that_are_not_there_are_named(tmp_path, recipe, photos):
         open_split(recipe(tmp_path / "missing").data)
     with pytest.raises(DataError, match=r"data\.root is not set: where is 'imagefolder'"):
         open_split(recipe(photos, "data.root=null").data.model_copy(update={"root": None}))
-    with pytest.raises(DataError, match="no folder .validation."):
+    with pytest.raises(DataError, match="no folder 'validation'"):
         open_split(recipe(photos, "data.split=validation").data)
     assert len(open_split(recipe(photos, "data.split=all").data)) == len(
         list(photos.rglob("*.jpg"))
