@@ -118,11 +118,17 @@ def folder(out: Path, backbone_name: str, weights_sha256: str, cell: str, config
 
 
 def write(out: Path, result: Result) -> Path:
-    """Write a record atomically to its place; returns the path. A number is never replaced by the lack of one."""
+    """Write a record atomically to its place; returns the path.
+
+    A number is never replaced by the lack of one: that goes beside it (`seed0.failed.json`) until there is a new number.
+    """
     place = folder(out, result.backbone.name, result.backbone.weights_sha256, result.cell, result.task.config_sha256)
     path = place / f"seed{result.seed}.json"
-    if result.status != "ok" and _has_number(path):
-        return path
+    if result.status == "ok":
+        for stale in place.glob(f"seed{result.seed}.*.json"):
+            stale.unlink()
+    elif _has_number(path):
+        path = place / f"seed{result.seed}.{result.status}.json"
     atomic_write_text(path, json.dumps(result.model_dump(mode="json", by_alias=True), indent=1) + "\n")
     return path
 

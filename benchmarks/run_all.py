@@ -91,8 +91,10 @@ def main(argv: list[str] | None = None) -> int:
             say(f"{'skip' if reason else 'run '}  {subject.name:<28} {cell.name}" + (f": {reason}" if reason else ""))
     if args.dry_run:
         return 0
-    codes = launch(subjects, [c for c in cells if c.name not in skipped], overrides, suite_name, seeds, places, args)
-    record_skipped(subjects, [c for c in cells if c.name in skipped], skipped, suite_name, args)
+    args.suite = suite_name
+    runs = [(subject, cell) for subject in subjects for cell in cells if cell.name not in skipped]
+    codes = launch(runs, overrides, seeds, places, args)
+    record_without_number(subjects, cells, skipped, runs, codes, args)
     if interrupted := any(code == INTERRUPTED for code in codes):
         say(f"stopped; finished results are kept in {args.out}: the same command goes on from there")
     from benchmarks import report
@@ -159,52 +161,51 @@ def find_subjects(ckpts: list[str], baselines: str, seeds: int) -> list[Subject]
     return subjects
 
 
-def record_skipped(
-    subjects: list[Subject], cells: list[Cell], reasons: dict[str, str], suite: str, args: argparse.Namespace
+def record_without_number(
+    subjects: list[Subject],
+    cells: list[Cell],
+    skipped: dict[str, str],
+    runs: list[tuple[Subject, Cell]],
+    codes: list[int],
+    args: argparse.Namespace,
 ) -> None:
-    """A record without a number for every cell that has no data: the report reads only records."""
+    """A record for every cell that has no data, or whose process was killed: the report reads only records."""
     from benchmarks import result, run_one
 
-    for subject in subjects:
-        for cell in cells:
-            args.suite = suite
-            blank = run_one.blank(subject.backbones[0], cell, 0, args, status="skipped", reason=reasons[cell.name])
-            result.write(args.out, blank)
+    gaps = [(s, c, "skipped", skipped[c.name]) for s in subjects for c in cells if c.name in skipped]
+    for (subject, cell), code in zip(runs, codes, strict=True):
+        if code not in (0, 1, INTERRUPTED):  # run_one records its own failures
+            gaps.append((subject, cell, "failed", f"its process ended with code {code} (out of memory?)"))
+    for subject, cell, status, reason in gaps:
+        result.write(args.out, run_one.blank(subject.backbones[0], cell, 0, args, status=status, reason=reason))
 
 
 def launch(
-    subjects: list[Subject],
-    cells: list[Cell],
+    runs: list[tuple[Subject, Cell]],
     overrides: dict[str, list[str]],
-    suite: str,
     seeds: int,
     places: DataPlaces,
     args: argparse.Namespace,
 ) -> list[int]:
     """One process per (backbone, cell)."""
+    import signal
+
     import torch
 
     from benchmarks.launchers import local
 
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a scheduler, a lost terminal: end the cells as Ctrl-C does
+        signal.signal(number, signal.default_int_handler)
+
     commands = []
-    for subject in subjects:
-        for cell in cells:
-            command = [
-                sys.executable,
-                str(_RUN_ONE),
-                "--ckpt",
-                subject.ckpt,
-                "--cell",
-                cell.name,
-                "--out",
-                str(args.out),
-            ]
-            command += ["--suite", suite, "--profile", args.profile, "--seeds", str(seeds)]
-            command += ["--like", subject.like] if subject.like else []
-            command += ["--data-root", str(places.root)] if places.root else []
-            for name, path in places.named.items():
-                command += ["--data", f"{name}={path}"]
-            commands.append([*command, *overrides[cell.name]])
+    for subject, cell in runs:
+        command = [sys.executable, str(_RUN_ONE), "--ckpt", subject.ckpt, "--cell", cell.name, "--out", str(args.out)]
+        command += ["--suite", args.suite, "--profile", args.profile, "--seeds", str(seeds)]
+        command += ["--like", subject.like] if subject.like else []
+        command += ["--data-root", str(places.root)] if places.root else []
+        for name, path in places.named.items():
+            command += ["--data", f"{name}={path}"]
+        commands.append([*command, *overrides[cell.name]])
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return local.run(commands, jobs=args.jobs or max(1, gpus), gpus=gpus)
 

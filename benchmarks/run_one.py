@@ -136,10 +136,10 @@ def measure(
 
     from benchmarks import provenance
     from benchmarks.result import MetricRecord
-    from core.distributed import init
+    from core.distributed import device as find_device
     from transfer.protocol import RunContext
 
-    device = init()
+    device = find_device()
     torch.manual_seed(planned.seed)
     workers = args.workers if args.workers is not None else max(1, (os.cpu_count() or 2) // 2)
     cache = args.out / ".features"

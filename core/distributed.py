@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from core.errors import BackbenchError
 
 
 def rank() -> int:
@@ -26,16 +29,32 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def device() -> torch.device:
+    """This process's GPU (by torchrun's LOCAL_RANK), or the CPU.
+
+    Raises:
+        BackbenchError: more processes than GPUs.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= there:
+        raise BackbenchError(
+            f"process {local + 1} of this machine has no GPU: there are {there}; lower --nproc_per_node"
+        )
+    return torch.device("cuda", local)
+
+
 def init() -> torch.device:
     """Join the job that torchrun's environment describes (NCCL on GPUs, gloo on CPUs); return this process's device."""
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
+    mine = device()
+    if mine.type == "cuda":
+        torch.cuda.set_device(mine)
         torch.backends.cudnn.benchmark = True  # every batch has the same shape
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo")
-    return device
+        # An hour: rank 0 alone measures the online kNN while the others wait.
+        dist.init_process_group("nccl" if mine.type == "cuda" else "gloo", timeout=timedelta(hours=1))
+    return mine
 
 
 def shutdown() -> None:

@@ -40,22 +40,25 @@ def uniformity(x_ND: Tensor, t: float = 2.0) -> Tensor:
 def neighbours(
     query_ND: Tensor, bank_MD: Tensor, k: int, *, metric: Literal["cosine", "euclidean"], chunk: int = 4096
 ) -> tuple[Tensor, Tensor]:
-    """The `k` nearest bank rows of every query, nearest first, never holding more than (queries, chunk) similarities.
+    """The `k` nearest bank rows of every query, nearest first.
+
+    Never holds more than (queries, chunk) similarities and (chunk, D) rows of the bank on the queries' device; the bank
+    may lie on another.
 
     Returns:
         similarity (N, k): cosine, or minus the squared Euclidean distance; index (N, k) into the bank.
     """
     if not 1 <= k <= len(bank_MD):
         raise ValueError(f"k must be between 1 and the bank's {len(bank_MD)} rows, not {k}")
-    query, bank = query_ND.float(), bank_MD.float()
-    if metric == "cosine":
-        query, bank = F.normalize(query, dim=1), F.normalize(bank, dim=1)
-    else:  # distances do not change, and the squares below cancel less
-        query, bank = query - bank.mean(dim=0), bank - bank.mean(dim=0)
+    query = query_ND.float()
+    centre = bank_MD.float().mean(dim=0).to(query.device) if metric == "euclidean" else None
+    query = F.normalize(query, dim=1) if centre is None else query - centre
     best = query.new_full((len(query), 0), 0.0)
     index = torch.empty((len(query), 0), dtype=torch.long, device=query.device)
-    for start in range(0, len(bank), chunk):
-        part = bank[start : start + chunk]
+    for start in range(0, len(bank_MD), chunk):
+        part = bank_MD[start : start + chunk].to(query.device).float()
+        # Centring changes no distance, and the squares below cancel less.
+        part = F.normalize(part, dim=1) if centre is None else part - centre
         similarity = query @ part.T
         if metric == "euclidean":
             similarity = 2 * similarity - query.pow(2).sum(1, keepdim=True) - part.pow(2).sum(1)

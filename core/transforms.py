@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -11,8 +10,6 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
-
-Resize = Literal["shorter", "squash"]
 
 
 def evaluation_view(image: Image.Image, size: int, *, resize: int | None = None) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from core.artifacts import atomic_save, atomic_write_text, load_torch
+from core.datasets import ImageSplit
 from core.errors import CheckpointError
 from core.progress import say
 from pretrain.config import PretrainConfig
@@ -24,6 +26,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     config: PretrainConfig,
+    split: ImageSplit,
     corrupt: list[str],
 ) -> None:
     """Everything that the next step depends on; `step` steps are done."""
@@ -37,6 +40,7 @@ def save(
         "config": config.model_dump(mode="json"),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
+        "data": data_identity(split),
         "corrupt": corrupt,
     }
     atomic_save(path, payload)
@@ -50,11 +54,13 @@ def restore(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     config: PretrainConfig,
+    split: ImageSplit,
 ) -> dict[str, Any]:
     """Load a checkpoint into the modules; returns it.
 
     Raises:
-        CheckpointError: unreadable, not ours, or of a run with another configuration (the differing keys are named).
+        CheckpointError: unreadable, not ours, or of a run with another configuration or other images (what differs is
+            named).
     """
     saved = load_torch(path)
     if not isinstance(saved, dict) or saved.get("kind") != "backbench-pretrain-1":
@@ -65,18 +71,30 @@ def restore(
             f"{path}: the run was started with another configuration ({'; '.join(changed)}); "
             "resume with the same one, or start anew in another --out"
         )
-    online.load_state_dict(saved["online"])
-    target.load_state_dict(saved["target"])
-    optimizer.load_state_dict(saved["optimizer"])
-    scaler.load_state_dict(saved["scaler"])
+    if saved.get("data") != data_identity(split):
+        had = saved.get("data", {}).get("images", "other")
+        raise CheckpointError(f"{path}: the run was started on {had} images, here are {len(split)}, or others")
+    try:
+        online.load_state_dict(saved["online"])
+        target.load_state_dict(saved["target"])
+        optimizer.load_state_dict(saved["optimizer"])
+        scaler.load_state_dict(saved["scaler"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path}: does not fit this recipe ({' '.join(str(error).split())[:200]})") from None
     for key, now in (("threads", torch.get_num_threads()), ("torch", str(torch.__version__))):
         if saved[key] != now:
             say(f"resuming with {key} {now}, started with {saved[key]}: results agree, but not bit for bit")
     return saved
 
 
+def data_identity(split: ImageSplit) -> dict[str, Any]:
+    """What the order of the images depends on: how many, and their names."""
+    names = "\n".join(split.source.name(i) for i in range(len(split)))
+    return {"images": len(split), "names_sha256": hashlib.sha256(names.encode()).hexdigest()}
+
+
 # May change between sessions of one run: they do not enter the weights (a thread count does, and is announced).
-_FREE = {f"run.{key}" for key in ("threads", "log_every", "checkpoint_every", "knn_every", "knn_images", "rank_every")}
+_FREE = {f"run.{key}" for key in ("threads", "log_every", "checkpoint_every", "knn_every", "knn_images")}
 _FREE |= {"data.root", "data.workers", "data.max_corrupt"}
 
 

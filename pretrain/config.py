@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from core.config import Config, build, read_mapping
 from core.errors import ConfigError, nearest
+from pretrain import methods
 from pretrain.networks import GROUPS
 
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "pretrain"
@@ -22,11 +23,18 @@ Above0 = Annotated[float, Field(gt=0)]
 class MethodConfig(Config):
     """Which losses, with which weights (section 4.5's lambda_s 4e-3 and lambda_b 0.5)."""
 
-    name: Literal["msbreg", "byol"] = "msbreg"
+    name: str = "msbreg"  # a module of pretrain/methods
     views: Annotated[int, Field(ge=2)] = 4  # K
     lambda_s: NonNegative = 4e-3
     lambda_b: NonNegative = 0.5
     normalize: bool = False  # of the predictions in the singular value loss; eq. 5 prints them raw
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in methods.names():
+            raise ValueError(f"unknown method '{name}'{nearest(name, methods.names())}")
+        return name
 
 
 class ModelConfig(Config):
@@ -112,7 +120,6 @@ class RunConfig(Config):
     threads: Annotated[int, Field(ge=0)] = 0  # 0: torch's own choice
     log_every: Positive = 50  # steps
     checkpoint_every: Positive = 500  # steps
-    rank_every: Positive = 50  # steps between effective ranks (an SVD of the batch)
     knn_every: NonNegative = 10.0  # epochs between online 20-NN accuracies; 0: never
     knn_images: Positive = 5000  # at most, of the *training* split, four fifths of them as the bank
 

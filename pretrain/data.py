@@ -107,8 +107,8 @@ def _collate(items: list[tuple[np.ndarray, list[str]]]) -> tuple[Tensor, list[st
 
 
 def _worker(_number: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: the main process's to answer
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
 
@@ -134,6 +134,11 @@ def batches(loader: DataLoader) -> Iterator[tuple[Tensor, list[str]]]:
         yield from loader
     except DataError as error:
         raise DataError(str(error).strip().splitlines()[-1].rpartition("DataError: ")[2]) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise DataError(f"a process that reads images died ({reason}): out of memory, or /dev/shm full?") from None
 
 
 def to_device(views_BKSS3: Tensor, config: DataConfig, device: torch.device, dtype: torch.dtype) -> Tensor:

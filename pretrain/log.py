@@ -49,8 +49,7 @@ class Log:
         p_BD = distributed.gather_rows(p[0])
         values = dict(zip(parts, means.tolist(), strict=True)) | extra
         values["std"] = float(std_per_dimension(p_BD))
-        if done % self.config.run.rank_every == 0 or done == self.plan.total:
-            values["effective_rank"] = float(effective_rank(p_BD))
+        values["effective_rank"] = float(effective_rank(p_BD))
         if not self.main:
             return
         now = time.monotonic()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.distributed import all_reduce_sum
+from core.distributed import all_reduce_sum, world_size
 
 if TYPE_CHECKING:
     from pretrain.config import MethodConfig
@@ -71,7 +71,7 @@ def singular_value_loss(p: Tensor, normalize: bool = False) -> Tensor:
         if normalize:
             p = F.normalize(p, dim=-1)
         _, samples, dimensions = p.shape
-        n = float(all_reduce_sum(p.new_tensor(float(samples))))
+        n = samples * world_size()  # every rank has as many
         if n < 2:
             raise ValueError("the singular value loss needs a batch of at least 2 images")
         mean = all_reduce_sum(p.sum(dim=1)) / n  # (V, D)

@@ -9,7 +9,7 @@ from pathlib import Path
 if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from core.errors import run_cli
+from core.errors import BackbenchError, run_cli
 
 _RECIPES = Path(__file__).resolve().parent.parent / "configs" / "pretrain"
 
@@ -34,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     config = load(args.config, args.override)
     out = args.out or Path("runs") / Path(args.config or "demo").stem
 
+    import torch
+
     from core import distributed
     from core.config import dump
     from core.progress import say
@@ -56,6 +58,9 @@ def main(argv: list[str] | None = None) -> int:
         if (out / "last.ckpt").exists():
             say(f"stopped; continue with the same command and --resume (checkpoint: {out / 'last.ckpt'})")
         raise
+    except torch.OutOfMemoryError as error:
+        hint = "accumulate gradients over views with run.views_per_pass=1, or lower optim.batch"
+        raise BackbenchError(f"the GPU's memory is used up: {hint} ({str(error).splitlines()[0]})") from None
     finally:
         distributed.shutdown()
     say(f"done: {path}")

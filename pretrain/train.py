@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from timm.optim import Lars
@@ -53,7 +54,11 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
         state: dict[str, Any] = {"step": 0, "corrupt": []}
         if resume and (out / "last.ckpt").exists():
             modules = {"online": online, "target": target, "optimizer": optimizer, "scaler": scaler}
-            state = checkpoint.restore(out / "last.ckpt", **modules, config=config)
+            state = checkpoint.restore(out / "last.ckpt", **modules, config=config, split=split)
+        if len(set(distributed.gather_words([str(state["step"])]))) > 1:
+            raise BackbenchError(
+                f"the processes do not resume at the same step: {out} must be one folder for all of them"
+            )
         loader = make_loader(split, config, start=state["step"], stop=plan.total, pin=device.type == "cuda")
         write_config(config, out)
         log = Log(out, config, plan, start=state["step"])
@@ -65,12 +70,13 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
                 raise NonFiniteLoss(_nan_message(step - 1, optimizer.param_groups[0]["lr"], out))
             if distributed.is_main():
                 modules = {"online": online, "target": target, "optimizer": optimizer, "scaler": scaler}
-                checkpoint.save(out / "last.ckpt", step=step, **modules, config=config, corrupt=corrupt)
+                checkpoint.save(out / "last.ckpt", step=step, **modules, config=config, split=split, corrupt=corrupt)
 
         for step, (batch, unreadable) in enumerate(batches(loader), start=state["step"]):
             lr = schedules.lr_at(step, total=plan.total, warmup=plan.warmup, peak=config.peak_lr())
             tau = schedules.tau_at(step, total=plan.total, base=config.optim.tau_base)
             views = to_device(batch, config.data, device, _dtype(config))
+            views = views if config.run.channels_last else views.contiguous()
             p, parts = train_step(forward, target, optimizer, scaler, views, config, step=step, lr=lr)
             failed, stop, passed_over = distributed.any_rank(
                 torch.tensor(
@@ -187,23 +193,23 @@ def export(online: Online, config: PretrainConfig, out: Path) -> Path:
 @torch.no_grad()
 def online_knn(backbone: nn.Module, split: ImageSplit, config: PretrainConfig, device: torch.device) -> float | None:
     """20-NN accuracy within the *training* split (four fifths the bank), in percent; None without labels. A monitor."""
-    from core.transforms import evaluation_batch  # Pillow transforms: not needed by a step
+    from core.transforms import evaluation_view  # Pillow transforms: not needed by a step
 
     if split.labels is None or not distributed.is_main():
         return None
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[: config.run.knn_images]
     backbone.eval()
-    features, kept = [], []
-    for rows in order.tolist():
+    views, kept, features = [], [], []
+    for row in order.tolist():
         with contextlib.suppress(CorruptImage):  # announced when a step comes to it
-            kept.append((rows, split.source.pil(rows)))
-    for start in range(0, len(kept), 128):
-        images = evaluation_batch([image for _, image in kept[start : start + 128]], config.data.size)
-        views = to_device(images[:, None], config.data, device, _dtype(config))[0]
+            views.append(evaluation_view(split.source.pil(row), config.data.size))
+            kept.append(row)
+    for start in range(0, len(views), 128):
+        images = torch.from_numpy(np.stack(views[start : start + 128]))[:, None]
         with torch.autocast(device.type, **autocast_fields(config)):
-            features.append(backbone(views).float())
+            features.append(backbone(to_device(images, config.data, device, _dtype(config))[0]).float())
     backbone.train()
-    labels = torch.from_numpy(split.labels)[[row for row, _ in kept]].to(device)
+    labels = torch.from_numpy(split.labels)[kept].to(device)
     cut = len(kept) * 4 // 5
     if cut < 20:
         return None
@@ -213,10 +219,25 @@ def online_knn(backbone: nn.Module, split: ImageSplit, config: PretrainConfig, d
 
 @contextlib.contextmanager
 def _claim(out: Path, resume: bool) -> Iterator[None]:
-    """Take the run's folder for this process (rank 0): two runs in one folder are an error, so is a finished one."""
-    if not distributed.is_main():
+    """Take the run's folder for this job (rank 0): two runs in one folder are an error, so is a finished one."""
+    lock, refused = None, None
+    if distributed.is_main():
+        try:
+            lock = _lock(out)
+            if not resume and any((out / name).exists() for name in ("last.ckpt", "model.pth", "metrics.jsonl")):
+                raise BackbenchError(f"{out}: holds a run already; continue it with --resume, or give another --out")
+        except BackbenchError as error:
+            refused = error
+    try:
+        if bool(distributed.any_rank(torch.tensor([refused is not None], device=distributed.device()))):
+            raise refused or SystemExit(2)  # the other ranks leave without a word: rank 0 has said it
         yield
-        return
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _lock(out: Path) -> FileLock:
     make_folder(out)
     with writing(out):
         lock = FileLock(str(out / ".lock"))
@@ -224,12 +245,7 @@ def _claim(out: Path, resume: bool) -> Iterator[None]:
             lock.acquire(timeout=6)  # the data workers of a run just killed hold it for up to 5 s more
         except Timeout:
             raise BackbenchError(f"{out}: another process is training in this folder; give another --out") from None
-    try:
-        if not resume and any((out / name).exists() for name in ("last.ckpt", "model.pth", "metrics.jsonl")):
-            raise BackbenchError(f"{out}: holds a run already; continue it with --resume, or give another --out")
-        yield
-    finally:
-        lock.release()
+    return lock
 
 
 @contextlib.contextmanager
@@ -275,8 +291,9 @@ def newly_corrupt(unreadable: list[str], known: list[str], limit: int) -> list[s
 
 def _nan_message(step: int, lr: float, out: Path) -> str:
     good = out / "last.ckpt"
-    last = f"the last good checkpoint is {good} (continue it with --resume)" if good.exists() else "no checkpoint yet"
-    return f"the loss is not finite at step {step}, learning rate {lr:g}; {last}; lower optim.base_lr"
+    last = f"the last good checkpoint is {good}" if good.exists() else "there is no checkpoint yet"
+    cure = "start anew with a lower optim.base_lr in another --out"
+    return f"the loss is not finite at step {step}, learning rate {lr:g}; {last}; {cure}"
 
 
 def _dtype(config: PretrainConfig) -> torch.dtype:

@@ -38,6 +38,7 @@ def cell_plot(table: Table, column: Column) -> str:
 
 _CURVES = (
     ("losses", ("loss", "centroid", "brownian", "cross_view")),
+    ("singular value loss", ("singular",)),
     ("spread of the predictions (1: even, 0: collapsed)", ("std",)),
     ("effective rank", ("effective_rank",)),
     ("online 20-NN on the training split (%)", ("online_knn20",)),

@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -133,7 +133,11 @@ KNOWN: dict[str, DatasetInfo] = {
         "ILSVRC 2012, https://image-net.org",
     ),
     "imagenet100": DatasetInfo(
-        "imagefolder", "train", "val", {"val": 5_000, "classes": 100}, "100 classes of ILSVRC 2012, by class list"
+        "imagefolder",
+        "train",
+        "val",
+        {"train": 126_689, "val": 5_000, "classes": 100},
+        "100 classes of ILSVRC 2012: CMC's list",
     ),
     "stl10": DatasetInfo(
         "stl10",
@@ -176,7 +180,7 @@ def missing(name: str, places: DataPlaces) -> str | None:
     return None
 
 
-def load(name: str, split: Literal["train", "test"] | str, places: DataPlaces) -> ImageSplit:
+def load(name: str, split: str, places: DataPlaces) -> ImageSplit:
     """The split of a data set; `train` and `test` are the ones its protocols use, any other is the layout's own name.
 
     Raises:
@@ -197,6 +201,6 @@ def is_published(name: str, splits: Mapping[str, ImageSplit]) -> bool:
         return False
     counts = info(name).counts
     by_own_name = {split.split: split for split in splits.values()}
-    return all(len(split) == counts.get(own, len(split)) for own, split in by_own_name.items()) and all(
+    return all(len(split) == counts.get(own) for own, split in by_own_name.items()) and all(
         len(split.classes) == counts["classes"] for split in by_own_name.values()
     )

@@ -1,4 +1,4 @@
-"""One module per method: `config fields`, and `losses(p, z, noise, config) -> (loss, monitored values)`."""
+"""One module per method, with `losses(p, z, noise, config, *, first) -> (loss, its parts)`."""
 
 from __future__ import annotations
 

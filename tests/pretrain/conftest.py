@@ -59,7 +59,6 @@ def tiny_recipe(root: Path, *overrides: str) -> PretrainConfig:
             "threads": 1,
             "log_every": 1,
             "checkpoint_every": 2,
-            "rank_every": 2,
             "knn_every": 0.0,
             "channels_last": False,
         },

@@ -70,14 +70,16 @@ def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric
         raise DataError(f"headline_k {config.headline_k} is not among k {list(config.k)}")
     if max(config.k) > len(train):
         raise DataError(f"k={max(config.k)} is more than the {len(train)} training images: set k to less")
-    bank = extract(backbone, train, ctx, size=config.size, resize=config.resize).to(ctx.device)
+    bank = extract(
+        backbone, train, ctx, size=config.size, resize=config.resize
+    )  # stays on the CPU, goes over in chunks
     query = extract(backbone, test, ctx, size=config.size, resize=config.resize).to(ctx.device)
     bank_labels = torch.as_tensor(train.labels, device=ctx.device)
     votes: dict[str, float | None] = {"": config.temperature}
     if config.extra_columns:
         votes |= {"_T0.1": 0.1, "_majority": None}
     correct = {(k, name): 0 for k in config.k for name in votes}
-    parts = torch.arange(len(query)).split(512)
+    parts = torch.arange(len(query)).split(2048)
     for rows in track(parts, total=len(parts), label="neighbours"):
         similarity, index = neighbours(query[rows], bank, max(config.k), metric=config.metric, chunk=config.chunk)
         truth = torch.as_tensor(test.labels[rows.numpy()], device=ctx.device)

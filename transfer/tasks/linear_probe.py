@@ -8,7 +8,7 @@ reported, at its last epoch, on the test split. The test split chooses nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -28,7 +28,6 @@ class Config(TaskConfig):
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"sweep": {}}
 
     preset: str = "sweep"
-    features: Literal["cached"] = "cached"  # of the centre crop; no augmentation
     rates: tuple[Annotated[float, Field(gt=0)], ...] = (
         0.001,
         0.003,
