@@ -20,6 +20,8 @@ from core.images import CorruptImage
 from pretrain.config import DataConfig, PretrainConfig
 from pretrain.views import make_views
 
+_GRACE = 20  # seconds that a worker goes on after SIGTERM
+
 
 def open_split(config: DataConfig) -> ImageSplit:
     """The split that a recipe trains on.
@@ -107,9 +109,11 @@ def _collate(items: list[tuple[np.ndarray, list[str]]]) -> tuple[Tensor, list[st
 
 
 def _worker(_number: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: the main process's to answer
-        signal.signal(number, signal.SIG_IGN)
-    cv2.setNumThreads(1)
+    # Both come to the whole group, and the main process answers them with a checkpoint: it needs its workers a while
+    # longer. It also sends SIGTERM to a worker left over at its own exit, so that one must end the worker in time.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: signal.alarm(_GRACE))
+    cv2.setNumThreads(0)  # sequential; 1 would join the threads of a pool that a fork leaves behind: for ever
     torch.set_num_threads(1)
 
 
@@ -132,13 +136,16 @@ def batches(loader: DataLoader) -> Iterator[tuple[Tensor, list[str]]]:
     """The loader's batches; what a worker could not do is one sentence again, not the worker's traceback."""
     try:
         yield from loader
+        return
     except DataError as error:
-        raise DataError(str(error).strip().splitlines()[-1].rpartition("DataError: ")[2]) from None
+        reason = str(error).strip().splitlines()[-1].rpartition("DataError: ")[2]
+        error.with_traceback(None)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        reason = str(error).splitlines()[0]
-        raise DataError(f"a process that reads images died ({reason}): out of memory, or /dev/shm full?") from None
+        death = str(error).splitlines()[0]
+        reason = f"a process that reads images died ({death}): out of memory, or /dev/shm full?"
+    raise DataError(reason)  # out here: the traceback, a cycle, would keep the loader's processes alive
 
 
 def to_device(views_BKSS3: Tensor, config: DataConfig, device: torch.device, dtype: torch.dtype) -> Tensor:

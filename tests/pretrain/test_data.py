@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -102,6 +103,8 @@ def test_batches_from_a_later_step_are_those_of_the_whole_run(shared_photos, rec
 @pytest.mark.slow
 def test_batches_do_not_depend_on_the_workers(photos, recipe):
     (photos / "train/class0/03.jpg").write_bytes(b"")
+    cv2.setNumThreads(2)
+    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (23, 23), 1.0)  # threads that a fork leaves behind
     alone, helped = load(recipe(photos)), load(recipe(photos, "data.workers=2"))
     assert len(alone) == len(helped) == 6
     for (a, a_names), (b, b_names) in zip(alone, helped, strict=True):
