@@ -287,12 +287,15 @@ def duplicates(train: ImageSplit, test: ImageSplit) -> list[tuple[str, str]]:
     Raises:
         DataError: an image cannot be read.
     """
+    from core.progress import track
+
     by_size: dict[int, list[int]] = {}
     for index in range(len(test)):
         by_size.setdefault(test.source.size(index), []).append(index)
     hashes: dict[int, dict[bytes, list[int]]] = {}
     found = []
-    for index in range(len(train)):
+    label = f"{train.dataset} {train.split} images that are in {test.split} too"
+    for index in track(range(len(train)), total=len(train), label=label):
         size = train.source.size(index)
         if size not in by_size:
             continue

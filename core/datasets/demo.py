@@ -233,7 +233,9 @@ def _make_stl10(folder: Path) -> None:
         if split != "unlabeled":
             np.array([label + 1 for label, _ in keys], np.uint8).tofile(folder / f"{split}_y.bin")
     rows = 20 * len(CLASSES)
-    folds = [_rng("stl10", "fold", k).permutation(rows)[: rows // 5] for k in range(10)]  # a fifth each, as the real ones
+    folds = [
+        _rng("stl10", "fold", k).permutation(rows)[: rows // 5] for k in range(10)
+    ]  # a fifth each, as the real ones
     (folder / "fold_indices.txt").write_text("".join(f"{' '.join(map(str, sorted(fold)))}\n" for fold in folds))
 
 
