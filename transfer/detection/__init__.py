@@ -1,0 +1,1 @@
+"""Detection and instance segmentation on two engines. Read `spec.py`, then `engines/`."""
