@@ -1,0 +1,36 @@
+"""`python -m transfer.detection doctor | install`: are both engines usable here, and what to do otherwise."""
+
+from __future__ import annotations
+
+import argparse
+
+from core.errors import run_cli
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 1 when an engine cannot be used."""
+    parser = argparse.ArgumentParser(prog="python -m transfer.detection", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    doctor = commands.add_parser("doctor", help="is every engine usable, which versions, what to do otherwise")
+    doctor.add_argument("--json", action="store_true", help="for programs")
+    commands.add_parser("install", help="install what is missing of Detectron2 and MMDet; needs no compiler")
+    args = parser.parse_args(argv)
+    if args.command == "install":
+        from transfer.detection.install import install
+
+        install()
+        return 0
+    from transfer.detection.doctor import examine, text
+
+    found = examine()
+    if args.json:
+        import json
+
+        print(json.dumps(found, indent=1))
+    else:
+        print(text(found))
+    return 0 if all(engine["usable"] for engine in found["engines"].values()) else 1
+
+
+if __name__ == "__main__":
+    run_cli(main)

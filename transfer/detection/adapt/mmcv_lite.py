@@ -1,0 +1,109 @@
+"""mmcv-lite 2.x in the place of a compiled mmcv: the three operators of R-CNN models, served by torchvision.
+
+mmdet imports `mmcv.ops`, which imports the compiled `mmcv._ext`; mmcv-lite has none, and the full mmcv does not compile
+against current PyTorch. torchvision has `nms` and ROIAlign with the same meaning. Any other operator raises when it is
+called. A compiled mmcv is left alone. Can go when mmcv publishes wheels for the PyTorch versions supported here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from types import ModuleType
+from typing import Any
+
+_NAME = "mmcv._ext"
+
+
+def is_compiled() -> bool:
+    """Whether mmcv has its own operators."""
+    if _NAME in sys.modules:
+        return not isinstance(sys.modules[_NAME], _Served)
+    return importlib.util.find_spec("mmcv") is not None and importlib.util.find_spec(_NAME) is not None
+
+
+def apply() -> None:
+    """Put the module in place unless mmcv has its own. Idempotent."""
+    if not is_compiled():
+        sys.modules.setdefault(_NAME, _Served(_NAME))
+
+
+class _Served(ModuleType):
+    """The module `mmcv._ext` as far as R-CNN models need it."""
+
+    nms = staticmethod(lambda boxes, scores, iou_threshold, offset: nms(boxes, scores, iou_threshold, offset))
+    roi_align_forward = staticmethod(lambda *args, **fields: roi_align_forward(*args, **fields))
+    roi_align_backward = staticmethod(lambda *args, **fields: roi_align_backward(*args, **fields))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def refuse(*_args: Any, **_fields: Any) -> None:
+            raise NotImplementedError(f"mmcv's operator '{name}' needs a compiled mmcv; mmcv-lite has none")
+
+        return refuse
+
+
+def nms(boxes: Any, scores: Any, iou_threshold: float, offset: int = 0) -> Any:
+    """Rows kept, by falling score. Boxes (N, 4) x0 y0 x1 y1; `offset` 1 counts the last pixel in, as mmcv does."""
+    import torchvision
+
+    if offset:  # an area of (x1 - x0 + 1)(y1 - y0 + 1)
+        boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
+    return torchvision.ops.nms(boxes.float(), scores.float(), float(iou_threshold))
+
+
+def roi_align_forward(
+    input: Any,
+    rois: Any,
+    output: Any,
+    argmax_y: Any,
+    argmax_x: Any,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Average-pooled ROIAlign into `output`."""
+    import torch
+
+    _only_average(pool_mode)
+    ratio = sampling_ratio if sampling_ratio > 0 else -1
+    pooled = torch.ops.torchvision.roi_align(
+        input, rois, spatial_scale, aligned_height, aligned_width, ratio, bool(aligned)
+    )
+    output.copy_(pooled)
+
+
+def roi_align_backward(
+    grad_output: Any,
+    rois: Any,
+    argmax_y: Any,
+    argmax_x: Any,
+    grad_input: Any,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """The gradient of `roi_align_forward` with respect to its input, into `grad_input`."""
+    import torch
+
+    _only_average(pool_mode)
+    ratio = sampling_ratio if sampling_ratio > 0 else -1
+    batch, channels, height, width = grad_input.shape
+    gradient = torch.ops.torchvision._roi_align_backward(
+        grad_output, rois, spatial_scale, aligned_height, aligned_width, batch, channels, height, width, ratio,
+        bool(aligned),
+    )  # fmt: skip
+    grad_input.copy_(gradient)
+
+
+def _only_average(pool_mode: int) -> None:
+    if pool_mode != 1:
+        raise NotImplementedError("ROIAlign with maximum pooling needs a compiled mmcv; mmcv-lite has none")

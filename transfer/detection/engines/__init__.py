@@ -1,0 +1,51 @@
+"""One file per engine; the module name is the registry. Each offers the functions of `Engine`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+
+from core.errors import ConfigError, nearest
+from model_zoo.backbone import Backbone
+from transfer.detection.data import Detections, DetectionSplit
+from transfer.detection.spec import DetectionSpec
+
+
+@dataclass
+class Job:
+    """Where an engine works and what it leaves there: its native configuration, checkpoints, `losses.jsonl`."""
+
+    folder: Path
+    seed: int
+    device: torch.device
+    workers: int = 0
+    checkpoint_every: int = 5000  # iterations
+    log_every: int = 20
+    notes: list[str] = field(default_factory=list)
+
+
+class Engine(Protocol):
+    """What a module `transfer/detection/engines/<name>.py` offers."""
+
+    def prepare(self) -> None: ...  # applies the engine's adaptations; nothing else does
+    def missing(self) -> str | None: ...  # why it cannot be used, or None
+    def version(self) -> str: ...  # of everything that decides its numbers
+    def train(self, spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> object: ...
+    def detect(self, model: object, spec: DetectionSpec, test: DetectionSplit, job: Job) -> list[Detections]: ...
+
+
+def names() -> list[str]:
+    """Every engine there is."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def get(name: str) -> Engine:
+    """The engine's module; ConfigError with the nearest name otherwise."""
+    if name not in names():
+        raise ConfigError(f"unknown engine '{name}'{nearest(name, names())}")
+    return cast(Engine, importlib.import_module(f"transfer.detection.engines.{name}"))

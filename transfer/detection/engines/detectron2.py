@@ -1,0 +1,337 @@
+"""Detectron2 v0.6: the reference engine of both protocols (facebookresearch/moco detection/, Base-RCNN-FPN).
+
+The run's folder gets `detectron2.yaml`, which Detectron2's own tools read, the exported weights and checkpoints.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from core import distributed
+from core.artifacts import atomic_write_text, make_folder
+from core.errors import BackbenchError
+from core.progress import say, track
+from model_zoo.backbone import Backbone
+from model_zoo.export import detectron2 as exporter
+from transfer.detection.adapt import detectron2_v06
+from transfer.detection.data import Detections, DetectionSplit, trainable
+from transfer.detection.engines import Job
+from transfer.detection.spec import DetectionSpec
+
+HEAD = "Res5ROIHeadsExtraNorm"
+
+
+def prepare() -> None:
+    """Apply the adaptations, and register the C4 head with its extra norm."""
+    detectron2_v06.apply()
+    from detectron2.modeling import ROI_HEADS_REGISTRY
+
+    if HEAD not in ROI_HEADS_REGISTRY:
+        ROI_HEADS_REGISTRY.register(_extra_norm_head())
+
+
+def missing() -> str | None:
+    """Why the engine cannot be used."""
+    if importlib.util.find_spec("detectron2") is None:
+        return "detectron2 is not installed: python -m transfer.detection install"
+    return None
+
+
+def version() -> str:
+    """Detectron2's version."""
+    import detectron2
+
+    return f"detectron2 {detectron2.__version__}"
+
+
+def _extra_norm_head() -> type:
+    from detectron2.layers import get_norm
+    from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
+    from detectron2.modeling.roi_heads import Res5ROIHeads
+
+    class Res5ROIHeadsExtraNorm(Res5ROIHeads):
+        """res5 as the head and a norm behind it (facebookresearch/moco detection/train_net.py); basic blocks too."""
+
+        @classmethod
+        def _build_res5_block(cls, cfg: Any) -> tuple[nn.Sequential, int]:
+            resnets = cfg.MODEL.RESNETS
+            if resnets.DEPTH > 34:
+                blocks, out = super()._build_res5_block(cfg)
+            else:
+                out = resnets.RES2_OUT_CHANNELS * 8
+                count = {18: 2, 34: 3}[resnets.DEPTH]
+                strides = [2] + [1] * (count - 1)
+                blocks = nn.Sequential(
+                    *ResNet.make_stage(
+                        BasicBlock, count, stride_per_block=strides, in_channels=out // 2, out_channels=out,
+                        norm=resnets.NORM,
+                    )
+                )  # fmt: skip
+            blocks.add_module("norm", get_norm(resnets.NORM, out))
+            return blocks, out
+
+    return Res5ROIHeadsExtraNorm
+
+
+# ---------------------------------------------------------------- the protocol as a Detectron2 configuration
+
+
+def configuration(spec: DetectionSpec, backbone: Backbone, classes: int, job: Job, weights: Path) -> Any:
+    """The spec as Detectron2's own configuration."""
+    from detectron2.config import get_cfg
+
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR, cfg.SEED, cfg.VERSION = str(job.folder), job.seed + 1, 2  # 0 or less means: draw one
+    cfg.MODEL.DEVICE = job.device.type
+    cfg.MODEL.WEIGHTS = str(weights)
+    for key, value in exporter.settings(backbone).items():
+        cfg.merge_from_list([key, value])
+    resnets, norm = cfg.MODEL.RESNETS, {"sync": "SyncBN", "frozen": "FrozenBN"}[spec.norm]
+    resnets.NORM = norm
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.MASK_ON = spec.masks
+    _head(cfg, spec, norm)
+    heads, rpn, solver = cfg.MODEL.ROI_HEADS, cfg.MODEL.RPN, cfg.SOLVER
+    heads.NUM_CLASSES, heads.BATCH_SIZE_PER_IMAGE, heads.SCORE_THRESH_TEST = classes, spec.rois, spec.score_threshold
+    rpn.PRE_NMS_TOPK_TRAIN, rpn.POST_NMS_TOPK_TRAIN = spec.proposals_train
+    rpn.PRE_NMS_TOPK_TEST, rpn.POST_NMS_TOPK_TEST = spec.proposals_test
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = spec.sides_train, spec.side_test
+    cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST = spec.side_max
+    solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER = spec.batch, spec.lr, spec.iterations
+    solver.STEPS, solver.WARMUP_ITERS, solver.WARMUP_FACTOR = spec.milestones, spec.warmup, 0.001
+    solver.MOMENTUM, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM = spec.momentum, spec.weight_decay, 0.0
+    solver.CHECKPOINT_PERIOD = job.checkpoint_every
+    cfg.TEST.PRECISE_BN.ENABLED, cfg.TEST.PRECISE_BN.NUM_ITER = spec.precise_bn > 0, max(spec.precise_bn, 1)
+    cfg.TEST.DETECTIONS_PER_IMAGE = spec.detections
+    cfg.DATALOADER.NUM_WORKERS = job.workers
+    return cfg
+
+
+def _head(cfg: Any, spec: DetectionSpec, norm: str) -> None:
+    model = cfg.MODEL
+    if spec.head == "c4":
+        model.RESNETS.OUT_FEATURES, model.ROI_HEADS.IN_FEATURES = ["res4"], ["res4"]
+        model.BACKBONE.NAME, model.ROI_HEADS.NAME = "build_resnet_backbone", HEAD
+        model.ROI_BOX_HEAD.POOLER_RESOLUTION = 14
+        return
+    model.BACKBONE.NAME, model.RESNETS.OUT_FEATURES = "build_resnet_fpn_backbone", ["res2", "res3", "res4", "res5"]
+    model.FPN.IN_FEATURES, model.FPN.NORM = ["res2", "res3", "res4", "res5"], norm if norm == "SyncBN" else ""
+    model.ANCHOR_GENERATOR.SIZES = [[32], [64], [128], [256], [512]]
+    model.ANCHOR_GENERATOR.ASPECT_RATIOS = [[0.5, 1.0, 2.0]]
+    model.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
+    model.ROI_HEADS.NAME, model.ROI_HEADS.IN_FEATURES = "StandardROIHeads", ["p2", "p3", "p4", "p5"]
+    model.ROI_BOX_HEAD.NAME, model.ROI_BOX_HEAD.NUM_FC = "FastRCNNConvFCHead", 2
+    model.ROI_BOX_HEAD.POOLER_RESOLUTION = 7
+    model.ROI_MASK_HEAD.NAME, model.ROI_MASK_HEAD.NUM_CONV = "MaskRCNNConvUpsampleHead", 4
+    model.ROI_MASK_HEAD.POOLER_RESOLUTION = 14
+
+
+def records(split: DetectionSplit) -> list[dict[str, Any]]:
+    """The split in Detectron2's form."""
+    from detectron2.structures import BoxMode
+
+    return [
+        {
+            "file_name": str(split.file(i)),
+            "image_id": picture.id,
+            "width": picture.width,
+            "height": picture.height,
+            "annotations": [
+                {
+                    "bbox": list(o.box),
+                    "bbox_mode": BoxMode.XYXY_ABS,
+                    "category_id": o.label,
+                    "iscrowd": int(o.crowd),
+                    **({"segmentation": o.mask} if o.mask is not None else {}),
+                }
+                for o in picture.instances
+            ],
+        }
+        for i, picture in enumerate(split.pictures)
+    ]
+
+
+# ---------------------------------------------------------------- training
+
+
+def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> nn.Module:
+    """The trained detector; goes on from the folder's last checkpoint.
+
+    Raises:
+        BackbenchError: the weights did not arrive as they were exported, or a loss is not finite.
+    """
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.solver import build_lr_scheduler, build_optimizer
+    from detectron2.utils.env import seed_all_rng
+
+    prepare()
+    make_folder(job.folder)
+    weights = job.folder / "backbone.pkl"
+    exporter.write(backbone, weights)
+    cfg = configuration(spec, backbone, len(train.classes), job, weights)
+    if distributed.is_main():
+        atomic_write_text(job.folder / "detectron2.yaml", cfg.dump())
+    seed_all_rng(cfg.SEED)
+    model = build(cfg, backbone, job.device)
+    optimizer = build_optimizer(cfg, model)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    keeper = DetectionCheckpointer(model, str(job.folder), optimizer=optimizer, scheduler=scheduler)
+    start = 0
+    if keeper.has_checkpoint():
+        start = int(keeper.resume_or_load("", resume=True).get("iteration", -1)) + 1
+        say(f"going on after iteration {start}: {job.folder}")
+    loader = train_loader(cfg, train, start, job)
+    forward = _parallel(model, job.device)
+    losses_file = job.folder / "losses.jsonl"
+    cut(losses_file, start)
+    for iteration, batch in zip(track(range(start, spec.iterations), total=spec.iterations - start, label="detectron2"),
+                                loader, strict=False):  # fmt: skip
+        losses = forward(batch)
+        total = sum(losses.values())
+        if bool(distributed.any_rank(~torch.isfinite(total.detach()).reshape(1))):
+            last = f"the last good checkpoint is in {job.folder}" if keeper.has_checkpoint() else "no checkpoint yet"
+            parts = {name: float(value.detach()) for name, value in losses.items()}
+            raise BackbenchError(f"a loss is not finite at iteration {iteration}, rate {_rate(optimizer)}: {parts}; {last}")
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        if iteration % job.log_every == 0 or iteration == spec.iterations - 1:
+            log(losses_file, iteration, {name: float(v.detach()) for name, v in losses.items()}, _rate(optimizer))
+        scheduler.step()
+        if (iteration + 1) % job.checkpoint_every == 0 and distributed.is_main() and iteration + 1 < spec.iterations:
+            keeper.save(f"model_{iteration:07d}", iteration=iteration)
+    if spec.precise_bn and spec.norm == "sync":
+        _precise_statistics(model, cfg, train, job)
+    if distributed.is_main():
+        keeper.save("model_final", iteration=spec.iterations - 1)
+    return model
+
+
+def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
+    """The detector with the backbone's weights in it, each tensor compared with the exported one."""
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.modeling import build_model
+
+    model = build_model(cfg)
+    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    exporter.check_engine_state(backbone, backbone_state(model))
+    return distributed.synchronise_batchnorm(model, device)
+
+
+def backbone_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The backbone's tensors under the exporter's names: C4 keeps res5 in its head, FPN the trunk below `bottom_up`."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        for prefix in ("backbone.bottom_up.", "backbone.", "roi_heads."):
+            inner = name.removeprefix(prefix)
+            if inner != name and inner.split(".")[0] in ("stem", "res2", "res3", "res4", "res5"):
+                if not inner.startswith("res5.norm."):  # the head's extra norm, trained from nothing
+                    state[inner] = tensor
+                break
+    return state
+
+
+def train_loader(cfg: Any, split: DetectionSplit, start: int, job: Job) -> Any:
+    """Endless batches; another order after a resume (Detectron2 keeps no position)."""
+    from detectron2.data import DatasetMapper, build_detection_train_loader
+    from detectron2.data.samplers import TrainingSampler
+
+    data = records(trainable(split))
+    sampler = TrainingSampler(len(data), seed=job.seed + 7919 * start)
+    return build_detection_train_loader(
+        data,
+        mapper=DatasetMapper(cfg, is_train=True),
+        sampler=sampler,
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        num_workers=job.workers,
+    )
+
+
+def _precise_statistics(model: nn.Module, cfg: Any, train: DetectionSplit, job: Job) -> None:
+    """BatchNorm's statistics anew over some iterations of training images (MoCo: 200), the same on every rank."""
+    from fvcore.nn.precise_bn import update_bn_stats
+
+    model.train()
+    loader = train_loader(cfg, train, 1_000_003, job)
+    with torch.no_grad():
+        update_bn_stats(model, iter(loader), cfg.TEST.PRECISE_BN.NUM_ITER)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for buffer in (module.running_mean, module.running_var):
+                buffer.copy_(distributed.all_reduce_sum(buffer) / distributed.world_size())
+
+
+def _parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    if distributed.world_size() == 1:
+        return model.train()
+    devices = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(
+        model.train(), device_ids=devices, broadcast_buffers=False, find_unused_parameters=True
+    )
+
+
+def _rate(optimizer: torch.optim.Optimizer) -> float:
+    return max(group["lr"] for group in optimizer.param_groups)
+
+
+def log(file: Path, iteration: int, losses: dict[str, float], rate: float) -> None:
+    """One line of `losses.jsonl`."""
+    if distributed.is_main():
+        values = {"iteration": iteration, "total": sum(losses.values()), **losses, "lr": rate}
+        with file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(values) + "\n")
+
+
+def cut(file: Path, start: int) -> None:
+    """Drop lines of iterations that a resumed run does again."""
+    if file.exists() and distributed.is_main():
+        kept = [line for line in file.read_text().splitlines() if json.loads(line)["iteration"] < start]
+        atomic_write_text(file, "".join(f"{line}\n" for line in kept))
+
+
+# ---------------------------------------------------------------- detection
+
+
+@torch.no_grad()
+def detect(model: nn.Module, spec: DetectionSpec, test: DetectionSplit, job: Job) -> list[Detections]:
+    """What the detector finds in every image of the split, in its order, boxes in the image's own pixels."""
+    from detectron2.data import detection_utils
+    from detectron2.data.transforms import AugInput, ResizeShortestEdge
+
+    model.eval()
+    resize = ResizeShortestEdge([spec.side_test, spec.side_test], spec.side_max)
+    found = []
+    for index in track(range(len(test)), total=len(test), label=f"detecting in {test.dataset} {test.split}"):
+        image = detection_utils.read_image(str(test.file(index)), format="RGB")
+        seen = AugInput(image)
+        resize(seen)
+        pixels = torch.as_tensor(np.ascontiguousarray(seen.image.transpose(2, 0, 1)))
+        picture = test.pictures[index]
+        (out,) = model([{"image": pixels, "height": picture.height, "width": picture.width}])
+        found.append(_detections(out["instances"].to("cpu"), spec.masks))
+    return found
+
+
+def _detections(instances: Any, masks: bool) -> Detections:
+    return Detections(
+        boxes=instances.pred_boxes.tensor.numpy(),
+        scores=instances.scores.numpy(),
+        labels=instances.pred_classes.numpy(),
+        masks=[rle(mask.numpy()) for mask in instances.pred_masks] if masks else None,
+    )
+
+
+def rle(mask: np.ndarray) -> dict[str, Any]:
+    """(H, W) bool -> COCO's run-length encoding, as JSON can hold it."""
+    from pycocotools import mask as coco_mask
+
+    encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": [int(n) for n in encoded["size"]], "counts": encoded["counts"].decode("ascii")}

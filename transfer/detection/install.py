@@ -1,0 +1,97 @@
+"""`python -m transfer.detection install`: both engines on current PyTorch, with no compiler.
+
+What is importable already is kept. Detectron2: the published source of v0.6 made into a wheel without its C++ operators,
+none of which Faster R-CNN or Mask R-CNN calls (ROIAlign and NMS are torchvision's). MMDet: mmengine, mmcv-lite and mmdet
+are pure Python; they are installed without their requirements, which pyproject.toml's extra `detection` states (mmcv-lite
+would pull in a second OpenCV over the one that is there).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.util
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path, PurePosixPath
+
+from core.errors import BackbenchError
+from core.progress import say
+
+SOURCE = ("pb1-detectron2", "0.6", "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29")
+MMDET = {"mmengine": "mmengine==0.10.7", "mmcv": "mmcv-lite==2.1.0", "mmdet": "mmdet==3.3.0"}
+_OPERATORS = '''"""Stands for the compiled operators, which this build has not got."""
+
+
+def __getattr__(name: str):
+    raise ImportError(f"detectron2._C.{name}: this build of Detectron2 has no compiled operators")
+'''
+
+
+def install() -> None:
+    """Install what is missing of both engines.
+
+    Raises:
+        BackbenchError: no network, other bytes than expected, or pip failed.
+    """
+    absent = [requirement for module, requirement in MMDET.items() if importlib.util.find_spec(module) is None]
+    if importlib.util.find_spec("detectron2") is not None:
+        say("detectron2: keeping the one that is there")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            _pip(str(make_wheel(fetch_source(Path(folder)), Path(folder))))
+    if absent:
+        _pip(*absent)
+
+
+def fetch_source(folder: Path) -> Path:
+    """Detectron2's published source, verified."""
+    from pypi_simple import PyPISimple
+
+    project, version, sha256 = SOURCE
+    try:
+        with PyPISimple() as index:
+            packages = index.get_project_page(project).packages
+            (package,) = (p for p in packages if p.version == version and p.package_type == "sdist")
+            file = folder / package.filename
+            index.download_package(package, path=file)
+    except Exception as error:
+        raise BackbenchError(f"cannot fetch {project} {version}: {error}; install detectron2 by other means") from None
+    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    if found != sha256:
+        raise BackbenchError(f"{file.name}: sha256 {found}, expected {sha256}: not installed")
+    return file
+
+
+def make_wheel(source: Path, folder: Path) -> Path:
+    """A pure-Python wheel of the source's package, with a module in place of the operators."""
+    files: dict[str, bytes] = {"detectron2/_C.py": _OPERATORS.encode()}
+    with tarfile.open(source) as archive:
+        for member in archive:
+            inside = PurePosixPath(*PurePosixPath(member.name).parts[1:])
+            if member.isfile() and inside.parts[:1] == ("detectron2",):
+                files[str(inside)] = archive.extractfile(member).read()
+    version = f"{SOURCE[1]}+pure"
+    info = f"detectron2-{version}.dist-info"
+    files[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: detectron2\nVersion: {version}\n".encode()
+    files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: backbench\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    record = [f"{name},sha256={_digest(data)},{len(data)}" for name, data in files.items()]
+    files[f"{info}/RECORD"] = "\n".join([*record, f"{info}/RECORD,,", ""]).encode()
+    wheel = folder / f"detectron2-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return wheel
+
+
+def _digest(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+
+
+def _pip(*requirements: str) -> None:
+    command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "-q", "--no-deps", *requirements]
+    if subprocess.run(command, check=False).returncode:
+        raise BackbenchError(f"pip could not install {', '.join(requirements)}; its message is above")
