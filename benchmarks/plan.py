@@ -76,8 +76,9 @@ def load_cell(name: str, overrides: Sequence[str] = (), profile: Profile = "full
     if not isinstance(task_name, str):
         raise ConfigError(f"cell {name}: key 'task' is missing")
     task = tasks.get(task_name)
-    preset = next((o.partition("=")[2] for o in reversed(overrides) if o.startswith("preset=")), values.get("preset"))
-    fields = tasks.preset_fields(task, preset) if preset else {}
+    said = {**values, **{key: value for key, _, value in (o.partition("=") for o in overrides)}}
+    preset = said.get("preset")
+    fields = tasks.preset_fields(task, preset, said) if preset else {}
     config = build(task.Config, {**fields, **values}, overrides, where=f"cell {name}")
     if profile == "smoke":
         rehearsal = task.smoke(config)

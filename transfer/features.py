@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +14,12 @@ import torchvision
 from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Subset as TorchSubset
 
-from core.artifacts import atomic_write, make_folder, tensors_sha256
+from core.artifacts import make_folder, tensors_sha256, writing
 from core.config import digest
 from core.datasets import ImageSplit
+from core.distributed import barrier, gather_words, is_main, rank, world_size
 from core.progress import track
 from core.transforms import evaluation_view, resize_side
 from model_zoo.architecture import InputSpec
@@ -52,7 +57,7 @@ def normalise(images_NSS3: Tensor, spec: InputSpec, device: torch.device) -> Ten
 def extract(
     backbone: Backbone, split: ImageSplit, ctx: RunContext, *, size: int | None = None, resize: int | None = None
 ) -> Tensor:
-    """Pooled features (N, C), float32 on the CPU; every image once, in order.
+    """Pooled features (N, C), float32, mapped from the cache file; every image once, in order, by all ranks together.
 
     Args:
         size: pixels of the centre crop; the backbone's own input size unless given.
@@ -78,50 +83,126 @@ def extract(
         }
     )
     file = make_folder(ctx.cache) / f"{key}.npy"
-    with FileLock(str(file) + ".lock"):
-        cached = _read(file, len(split))
-        if cached is not None:
-            return cached
-        features = compute(backbone.build(), backbone.input, split, ctx, size=size, resize=resize)
-        array = features.numpy()
-        atomic_write(file, lambda handle: np.save(handle, array))
-    return features
+    with _lock(file):
+        if not _agreed(_is_whole(file, len(split))):
+            compute(backbone.build(), backbone.input, split, ctx, size=size, resize=resize, file=file)
+        return _open(file)
 
 
 def compute(
-    module: nn.Module, spec: InputSpec, split: ImageSplit, ctx: RunContext, *, size: int, resize: int
+    module: nn.Module,
+    spec: InputSpec,
+    split: ImageSplit,
+    ctx: RunContext,
+    *,
+    size: int,
+    resize: int,
+    file: Path | None = None,
 ) -> Tensor:
-    """Features without the cache. The module is put into eval mode, and must not change."""
+    """Features (N, C) without looking for them first. The module is put into eval mode, and must not change.
+
+    Every rank computes a run of the images into a file of its own below `ctx.cache` (one folder for all ranks); rank 0
+    joins them. The answer is mapped from the file, not held in memory: 1.28 M x 2048 are 10 GB.
+
+    Args:
+        file: where to keep them; nowhere unless given.
+    """
     module = module.eval().requires_grad_(False).to(ctx.device, memory_format=torch.channels_last)
     before = tensors_sha256(identity_tensors(module.state_dict()))
+    once = file is None
+    file = Path(gather_words([str(file or make_folder(ctx.cache) / f"once-{os.getpid()}")])[0])
+    bounds = [len(split) * r // world_size() for r in range(world_size() + 1)]
+    parts = [file.with_suffix(f".part{r}") for r in range(world_size())]
+    try:
+        rows = range(bounds[rank()], bounds[rank() + 1])
+        _compute_rows(module, spec, split, rows, ctx, size=size, resize=resize, file=parts[rank()])
+        if tensors_sha256(identity_tensors(module.state_dict())) != before:
+            raise FrozenMoved("the frozen backbone changed while its features were computed")
+        barrier()
+        if is_main():
+            _join(parts, file)
+        barrier()
+        features = _open(file)
+        barrier()
+        return features
+    finally:
+        parts[rank()].unlink(missing_ok=True)
+        if once and is_main():
+            file.unlink(missing_ok=True)  # what is mapped stays readable
+
+
+def _compute_rows(
+    module: nn.Module,
+    spec: InputSpec,
+    split: ImageSplit,
+    rows: range,
+    ctx: RunContext,
+    *,
+    size: int,
+    resize: int,
+    file: Path,
+) -> None:
+    """Features of some images of the split into a .npy file."""
+    with torch.no_grad():
+        width = module(torch.zeros(1, 3, size, size, device=ctx.device)).shape[1]
+    features = np.lib.format.open_memmap(file, "w+", np.float32, (len(rows), width)) if rows else None
     loader = DataLoader(
-        _EvaluationViews(split, size, resize),
+        TorchSubset(_EvaluationViews(split, size, resize), rows),
         batch_size=_BATCH,
-        num_workers=ctx.workers,
+        num_workers=ctx.workers if rows else 0,
         pin_memory=ctx.device.type == "cuda",
     )
-    features = torch.empty(0)
     done = 0
     with torch.no_grad():
         for images in track(loader, total=len(loader), label=f"features of {split.dataset} {split.split}"):
             part = module(normalise(images, spec, ctx.device)).float().cpu()
-            features = features if done else torch.empty(len(split), part.shape[1])  # once: at 1.28 M x 2048, 10 GB
-            features[done : done + len(part)] = part
+            if not bool(torch.isfinite(part).all()):
+                raise FloatingPointError(f"features of {split.dataset} {split.split} hold NaN or infinite values")
+            features[done : done + len(part)] = part.numpy()
             done += len(part)
-    if tensors_sha256(identity_tensors(module.state_dict())) != before:
-        raise FrozenMoved("the frozen backbone changed while its features were computed")
-    assert done == len(split), "every image is counted once"
-    if not bool(torch.isfinite(features).all()):
-        raise FloatingPointError(f"features of {split.dataset} {split.split} hold NaN or infinite values")
-    return features
+    assert done == len(rows), "every image is counted once"
 
 
-def _read(file: Path, rows: int) -> Tensor | None:
-    """The cached features; None when there are none, or the file is not whole."""
-    if not file.exists():
-        return None
+def _join(parts: Sequence[Path], file: Path) -> None:
+    """One .npy file of several, moved into place whole."""
+    if len(parts) == 1:
+        with writing(file):
+            parts[0].replace(file)
+        return
+    arrays = [np.load(part, mmap_mode="r") for part in parts if part.exists()]
+    shape = (sum(len(a) for a in arrays), arrays[0].shape[1])
+    temporary = file.with_suffix(".joining")
+    with writing(file):
+        whole = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
+        done = 0
+        for array in arrays:
+            for start in range(0, len(array), 65536):
+                chunk = array[start : start + 65536]
+                whole[done : done + len(chunk)] = chunk
+                done += len(chunk)
+        whole.flush()
+        temporary.replace(file)
+
+
+@contextlib.contextmanager
+def _lock(file: Path) -> Iterator[None]:
+    """Rank 0 holds the lock for the job: two jobs compute the same features once."""
+    with FileLock(str(file) + ".lock") if is_main() else contextlib.nullcontext():
+        yield
+
+
+def _agreed(answer: bool) -> bool:
+    """Rank 0's answer, on every rank."""
+    return gather_words([str(answer)])[0] == "True"
+
+
+def _is_whole(file: Path, rows: int) -> bool:
     try:
-        array = np.load(file, allow_pickle=False)
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError):
-        return None
-    return torch.from_numpy(array) if array.ndim == 2 and len(array) == rows else None
+        return False
+    return array.ndim == 2 and len(array) == rows
+
+
+def _open(file: Path) -> Tensor:
+    return torch.from_numpy(np.load(file, mmap_mode="c", allow_pickle=False))
