@@ -1,6 +1,6 @@
 """Data sets by name: which layout a name has, where it lies below the data root, how many images are published.
 
-One module per layout (`imagefolder`, `stl10`, ...), each with `read(root, split) -> ImageSplit`. Paths never enter an
+One module per layout (`imagefolder`, `voc`, ...), each with `read(root, split) -> ImageSplit`. Paths never enter an
 identity; the manifest hash over (name, size, label) does.
 """
 
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from core.errors import DataError, nearest
+from core.errors import ConfigError, DataError, nearest
 from core.images import decode_rgb, open_rgb, read_bytes
 
 
@@ -26,6 +27,7 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
     def name(self, index: int) -> str: ...
     def size(self, index: int) -> int: ...
+    def stored(self, index: int) -> bytes: ...
     def pil(self, index: int) -> Image.Image: ...
     def rgb(self, index: int) -> np.ndarray: ...
 
@@ -51,6 +53,10 @@ class Files:
             return path.stat().st_size
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+    def stored(self, index: int) -> bytes:
+        """The file's bytes, not decoded. Raises CorruptImage."""
+        return read_bytes(self.root / self.paths[index])
 
     def pil(self, index: int) -> Image.Image:
         """Pillow image in mode RGB, for evaluation. Raises CorruptImage."""
@@ -81,6 +87,10 @@ class Subset:
         """Bytes on disk."""
         return self.source.size(int(self.chosen[index]))
 
+    def stored(self, index: int) -> bytes:
+        """The image's bytes, not decoded. Raises CorruptImage."""
+        return self.source.stored(int(self.chosen[index]))
+
     def pil(self, index: int) -> Image.Image:
         """Pillow image in mode RGB. Raises CorruptImage."""
         return self.source.pil(int(self.chosen[index]))
@@ -97,7 +107,8 @@ class ImageSplit:
     dataset: str
     split: str
     source: ImageSource
-    labels: np.ndarray | None  # (N,) int64
+    # (N,) int64; or (N, classes) int8 for multi-label: 1 present, 0 present as difficult objects only, -1 absent
+    labels: np.ndarray | None
     classes: tuple[str, ...]
     _manifest: list[str] = field(default_factory=list, repr=False, compare=False)
 
@@ -107,7 +118,7 @@ class ImageSplit:
     def manifest_sha256(self) -> str:
         """SHA-256 over the sorted (name, size, label) of all items: cheap, and blind to where the data lie."""
         if not self._manifest:
-            labels = self.labels if self.labels is not None else [-1] * len(self)
+            labels = [-1] * len(self) if self.labels is None else self.labels.tolist()  # a row of many: "[1, 0, -1]"
             rows = sorted(f"{self.source.name(i)}\t{self.source.size(i)}\t{labels[i]}" for i in range(len(self)))
             self._manifest.append(hashlib.sha256("\n".join(rows).encode()).hexdigest())
         return self._manifest[0]
@@ -120,7 +131,7 @@ class DatasetInfo:
     layout: str
     train: str
     test: str
-    counts: Mapping[str, int]  # published numbers of images and classes
+    counts: Mapping[str, int]  # published numbers of images and classes; `fold` is that of fold0, fold1, ...
     source: str
 
 
@@ -143,8 +154,36 @@ KNOWN: dict[str, DatasetInfo] = {
         "stl10",
         "train",
         "test",
-        {"train": 5_000, "test": 8_000, "unlabeled": 100_000, "classes": 10},
+        {"train": 5_000, "test": 8_000, "unlabeled": 100_000, "fold": 1_000, "classes": 10},
         "STL-10 binary files, https://cs.stanford.edu/~acoates/stl10",
+    ),
+    "voc": DatasetInfo(
+        "voc",
+        "trainval",
+        "test",
+        {"trainval": 5_011, "test": 4_952, "classes": 20},
+        "PASCAL VOC 2007 trainval and test, http://host.robots.ox.ac.uk/pascal/VOC/voc2007",
+    ),
+    "places205": DatasetInfo(
+        "places205",
+        "train",
+        "val",
+        {"train": 2_448_873, "val": 20_500, "classes": 205},
+        "Places205, images resized to 256x256 and trainvalsplit_places205, http://places.csail.mit.edu",
+    ),
+    "inat18": DatasetInfo(
+        "inat18",
+        "train",
+        "val",
+        {"train": 437_513, "val": 24_426, "classes": 8_142},
+        "iNaturalist 2018 train_val, https://github.com/visipedia/inat_comp/tree/master/2018",
+    ),
+    "coco": DatasetInfo(
+        "coco",
+        "train2017",
+        "val2017",
+        {"train2017": 118_287, "val2017": 5_000, "classes": 80},
+        "COCO 2017 images and annotations, https://cocodataset.org",
     ),
 }
 
@@ -201,6 +240,73 @@ def is_published(name: str, splits: Mapping[str, ImageSplit]) -> bool:
         return False
     counts = info(name).counts
     by_own_name = {split.split: split for split in splits.values()}
-    return all(len(split) == counts.get(own) for own, split in by_own_name.items()) and all(
-        len(split.classes) == counts["classes"] for split in by_own_name.values()
+    return all(
+        len(split) == counts.get(own, counts.get(own.rstrip("0123456789"))) and len(split.classes) == counts["classes"]
+        for own, split in by_own_name.items()
     )
+
+
+def some(names: Sequence[object], *, first: int = 3) -> str:
+    """`5, e.g. a, b, c`: how many, and the first ones."""
+    return f"{len(names)}, e.g. {', '.join(str(name) for name in names[:first])}"
+
+
+def read_json(file: Path, keys: Collection[str]) -> dict[str, list[dict[str, Any]]]:
+    """An annotation file in COCO's format: lists of records under `keys`.
+
+    Raises:
+        DataError: missing, cut short, not JSON or without one of the lists.
+    """
+    try:
+        record = json.loads(Path(file).read_bytes())
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror}); is the data set whole?") from None
+    except ValueError as error:
+        raise DataError(f"{file}: not readable as JSON, cut short? ({error})") from None
+    lacking = [key for key in keys if not isinstance(record, dict) or not isinstance(record.get(key), list)]
+    if lacking:
+        raise DataError(f"{file}: no list '{lacking[0]}' in it; expected an annotation file in COCO's format")
+    return record
+
+
+def parse_places(pairs: Sequence[str]) -> dict[str, Path]:
+    """`name=PATH` pairs of `--data`. Raises ConfigError, and DataError for unknown names."""
+    named = {}
+    for pair in pairs:
+        name, equals, path = pair.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"--data {pair}: expected name=PATH")
+        info(name)
+        named[name] = Path(path).expanduser()
+    return named
+
+
+def duplicates(train: ImageSplit, test: ImageSplit) -> list[tuple[str, str]]:
+    """(name in train, name in test) of images with the same bytes; only those of equal size are read.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    from core.progress import track
+
+    by_size: dict[int, list[int]] = {}
+    for index in range(len(test)):
+        by_size.setdefault(test.source.size(index), []).append(index)
+    hashes: dict[int, dict[bytes, list[int]]] = {}
+    found = []
+    label = f"{train.dataset} {train.split} images that are in {test.split} too"
+    for index in track(range(len(train)), total=len(train), label=label):
+        size = train.source.size(index)
+        if size not in by_size:
+            continue
+        if size not in hashes:
+            hashes[size] = {}
+            for other in by_size[size]:
+                hashes[size].setdefault(_digest(test, other), []).append(other)
+        same = hashes[size].get(_digest(train, index), [])
+        found += [(train.source.name(index), test.source.name(other)) for other in same]
+    return found
+
+
+def _digest(split: ImageSplit, index: int) -> bytes:
+    return hashlib.sha256(split.source.stored(index)).digest()

@@ -4,8 +4,9 @@ A class is a shape filled with a texture. What varies within a class is what Tab
 scale (threefold), place, proportions, brightness, contrast, sharpness. All pictures have the same muted tint: colour
 cannot identify a picture, and instance discrimination has to look at shape and texture.
 
-The folder made is a data root: `imagenet/` (image folder), `voc/VOCdevkit/VOC2007/` (XML, per-class lists, difficult
-objects), `coco/` (polygons, gaps in the category ids), `places205/` (csv), `inat18/` (JSON).
+The folder made is a data root: `imagenet/` and `imagenet100/` (image folders), `voc/VOCdevkit/VOC2007/` (XML, per-class
+lists, difficult objects), `coco/` (polygons, gaps in the category ids), `places205/` (csv), `inat18/` (JSON),
+`stl10/stl10_binary/` (raw pixels, folds).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import shutil
 import tempfile
 import xml.etree.ElementTree as ET
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from PIL import Image
 from core.artifacts import make_folder, writing
 from core.progress import say
 
-VERSION = 5
+VERSION = 6
 MARKER = "DEMO.json"  # lies in the data root, names the version: a folder without it is not complete
 SEED = 20110
 SIDE = 96  # pixels of a classification scene
@@ -79,11 +80,9 @@ def root() -> Path:
 
 def make(folder: Path) -> None:
     """Write every layout below `folder`."""
-    for split, count in PER_CLASS.items():
-        for label, name in enumerate(CLASSES):
-            target = make_folder(folder / "imagenet" / split / name)
-            for i in range(count):
-                _save(target / f"{name}_{i:04d}.jpg", render_single(label, _rng("imagenet", split, label, i)))
+    _make_image_folder(folder / "imagenet", CLASSES, PER_CLASS)
+    _make_image_folder(folder / "imagenet100", CLASSES[:4], {"train": 20, "val": 10})
+    _make_stl10(folder / "stl10" / "stl10_binary")
     _make_voc(folder / "voc" / "VOCdevkit" / "VOC2007")
     _make_coco(folder / "coco")
     _make_places205(folder / "places205")
@@ -213,6 +212,31 @@ def _save(path: Path, pixels: np.ndarray) -> None:
 
 
 # ---------------------------------------------------------------- layouts
+
+
+def _make_image_folder(folder: Path, classes: Sequence[str], per_class: Mapping[str, int]) -> None:
+    for split, count in per_class.items():
+        for label, name in enumerate(classes):
+            target = make_folder(folder / split / name)
+            for i in range(count):
+                _save(target / f"{name}_{i:04d}.jpg", render_single(label, _rng(folder.name, split, label, i)))
+
+
+def _make_stl10(folder: Path) -> None:
+    make_folder(folder)
+    (folder / "class_names.txt").write_text("".join(f"{name}\n" for name in CLASSES))
+    per_class = {"train": 20, "test": 10, "unlabeled": 10}
+    for split, count in per_class.items():
+        keys = [(label, i) for i in range(count) for label in range(len(CLASSES))]  # classes take turns
+        pixels = np.stack([render_single(label, _rng("stl10", split, label, i)) for label, i in keys])
+        pixels.transpose(0, 3, 2, 1).tofile(folder / f"{split}_X.bin")  # planes of colours, each column by column
+        if split != "unlabeled":
+            np.array([label + 1 for label, _ in keys], np.uint8).tofile(folder / f"{split}_y.bin")
+    rows = 20 * len(CLASSES)
+    folds = [
+        _rng("stl10", "fold", k).permutation(rows)[: rows // 5] for k in range(10)
+    ]  # a fifth each, as the real ones
+    (folder / "fold_indices.txt").write_text("".join(f"{' '.join(map(str, sorted(fold)))}\n" for fold in folds))
 
 
 def _make_voc(folder: Path) -> None:

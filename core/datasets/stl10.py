@@ -1,8 +1,11 @@
-"""STL-10's binary files: `<root>/stl10_binary/{train,test,unlabeled}_X.bin`, labels in `*_y.bin`."""
+"""STL-10's binary files: `<root>/stl10_binary/{train,test,unlabeled}_X.bin`, labels in `*_y.bin`.
+
+`fold0` to `fold9` are the ten sets of 1,000 training images that the data set's own protocol trains on in turn.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +21,22 @@ _BYTES = 3 * 96 * 96
 class _Pixels:
     parts: tuple[np.ndarray, ...]  # (N, 3, 96, 96) uint8 each, columns first, memory-mapped
     split: str
+    rows: np.ndarray | None = None  # (N,) which images of the parts; all of them unless given
 
     def __len__(self) -> int:
-        return sum(len(part) for part in self.parts)
+        return sum(len(part) for part in self.parts) if self.rows is None else len(self.rows)
 
     def name(self, index: int) -> str:
-        return f"{self.split}/{index}"
+        return f"{self.split}/{self._row(index)}"
 
     def size(self, index: int) -> int:
         return _BYTES
 
+    def stored(self, index: int) -> bytes:
+        return self.rgb(index).tobytes()
+
     def rgb(self, index: int) -> np.ndarray:
+        index = self._row(index)
         for part in self.parts:
             if index < len(part):
                 return np.ascontiguousarray(part[index].transpose(2, 1, 0))  # stored column by column
@@ -38,13 +46,20 @@ class _Pixels:
     def pil(self, index: int) -> Image.Image:
         return Image.fromarray(self.rgb(index))
 
+    def _row(self, index: int) -> int:
+        return index if self.rows is None else int(self.rows[index])
+
 
 def read(root: Path, split: str, *, dataset: str = "stl10") -> ImageSplit:
-    """`train`, `test`, `unlabeled`, or `train+unlabeled` (what STL-10's own protocol pretrains on).
+    """`train`, `test`, `unlabeled`, `fold0` to `fold9`, or `train+unlabeled` (what STL-10's own protocol pretrains on).
 
     Raises:
-        DataError: a file is missing or its size is not a whole number of images.
+        DataError: a file is missing or its size is not a whole number of images; a fold that is not one.
     """
+    if split.startswith("fold"):
+        train = read(root, "train", dataset=dataset)
+        rows = _fold(Path(root), split, len(train))
+        return ImageSplit(dataset, split, replace(train.source, rows=rows), train.labels[rows], train.classes)
     if split == "train+unlabeled":
         parts = tuple(_pixels(Path(root), part) for part in ("train", "unlabeled"))
         return ImageSplit(dataset, split, _Pixels(parts, split), None, _classes(Path(root)))
@@ -72,6 +87,26 @@ def _pixels(root: Path, split: str) -> np.ndarray:
     if size == 0 or size % _BYTES:
         raise DataError(f"{file}: {size} bytes is not a whole number of 96x96 images ({_BYTES} bytes each): cut short?")
     return np.memmap(file, np.uint8, "r").reshape(-1, 3, 96, 96)
+
+
+def _fold(root: Path, split: str, images: int) -> np.ndarray:
+    """(N,) int64: a line of `fold_indices.txt`, which counts from 0."""
+    file = _binary(root) / "fold_indices.txt"
+    if not file.exists():
+        raise DataError(f"{file}: no such file; it comes with the binary files")
+    lines = [line for line in file.read_text().splitlines() if line.strip()]
+    number = split.removeprefix("fold")
+    if not number.isdecimal() or int(number) >= len(lines):
+        raise DataError(f"{file}: no {split} in it; it holds fold0 to fold{len(lines) - 1}")
+    try:
+        rows = np.array([int(word) for word in lines[int(number)].split()], np.int64)
+    except ValueError as error:
+        raise DataError(f"{file}:{int(number) + 1}: not a list of numbers ({error})") from None
+    if rows.min() < 0 or rows.max() >= images:
+        raise DataError(f"{file}:{int(number) + 1}: row numbers outside 0 to {images - 1}")
+    if len(np.unique(rows)) != len(rows):
+        raise DataError(f"{file}:{int(number) + 1}: row numbers that are there twice")
+    return rows
 
 
 def _classes(root: Path) -> tuple[str, ...]:

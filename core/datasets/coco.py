@@ -1,0 +1,88 @@
+"""COCO 2017: `<root>/annotations/instances_<split>.json`, images in `<root>/<split>`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.datasets import Files, ImageSplit, read_json, some
+from core.errors import DataError
+
+_FIELDS = {
+    "images": ("id", "file_name", "width", "height"),
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+    "categories": ("id", "name"),
+}
+
+
+@dataclass(frozen=True)
+class Instances:
+    """An annotation file whose records have their fields and refer to each other."""
+
+    images: tuple[dict[str, Any], ...]  # sorted by id
+    annotations: tuple[dict[str, Any], ...]
+    categories: tuple[dict[str, Any], ...]  # sorted by id; the real ids run from 1 to 90, with gaps
+
+
+def annotation_file(root: Path, split: str) -> Path:
+    """`<root>/annotations/instances_<split>.json`."""
+    return Path(root) / "annotations" / f"instances_{split}.json"
+
+
+def instances(file: Path) -> Instances:
+    """Read and check an `instances_*.json`.
+
+    Raises:
+        DataError: not JSON, a field is missing, ids are there twice, or annotations of unknown images or categories.
+    """
+    record = read_json(file, tuple(_FIELDS))
+    ids = {kind: _checked_ids(record[kind], kind, file) for kind in _FIELDS}
+    for key, kind in (("image_id", "images"), ("category_id", "categories")):
+        unknown = [a["id"] for a in record["annotations"] if a[key] not in ids[kind]]
+        if unknown:
+            raise DataError(f"{file}: annotations whose {key} is unknown: {some(unknown)} (annotation ids)")
+    if not record["images"] or not record["categories"]:
+        raise DataError(f"{file}: no images or no categories in it")
+    by_id = {kind: tuple(sorted(record[kind], key=lambda item: item["id"])) for kind in ("images", "categories")}
+    return Instances(by_id["images"], tuple(record["annotations"]), by_id["categories"])
+
+
+def read(root: Path, split: str, *, dataset: str = "coco") -> ImageSplit:
+    """Images by id; labels (N, classes) int8 say which categories occur: 1 present, 0 only as a crowd, -1 absent.
+
+    Raises:
+        DataError: as `instances`, or an image of the file is not in the folder.
+    """
+    file = annotation_file(root, split)
+    known = instances(file)
+    folder = Path(root) / split
+    names = tuple(image["file_name"] for image in known.images)
+    try:
+        absent = sorted(set(names) - set(os.listdir(folder)))  # noqa: PTH208 (names only, for 118,287 files)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror}); is the data set whole?") from None
+    if absent:
+        raise DataError(f"{file}: images that are not in {folder}: {some(absent)}")
+    row = {image["id"]: i for i, image in enumerate(known.images)}
+    column = {category["id"]: i for i, category in enumerate(known.categories)}
+    labels = np.full((len(row), len(column)), -1, np.int8)
+    for a in known.annotations:
+        cell = row[a["image_id"]], column[a["category_id"]]
+        labels[cell] = max(labels[cell], 0 if a.get("iscrowd") else 1)
+    classes = tuple(category["name"] for category in known.categories)
+    return ImageSplit(dataset, split, Files(folder, names), labels, classes)
+
+
+def _checked_ids(records: list[dict[str, Any]], kind: str, file: Path) -> set[int]:
+    for item in records:
+        lacking = [key for key in _FIELDS[kind] if not isinstance(item, dict) or key not in item]
+        if lacking:
+            raise DataError(f"{file}: a record of '{kind}' without '{lacking[0]}': {str(item)[:80]}")
+    ids = {item["id"] for item in records}
+    if len(ids) != len(records):
+        raise DataError(f"{file}: {len(records) - len(ids)} ids of '{kind}' are there twice")
+    return ids

@@ -1,0 +1,86 @@
+"""iNaturalist 2018: `<root>/{train,val}2018.json` in COCO's format, one annotation per image, files below `<root>`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.datasets import Files, ImageSplit, read_json, some
+from core.errors import DataError
+
+
+def read(root: Path, split: str, *, dataset: str = "inat18") -> ImageSplit:
+    """List a split; the train file says which classes there are, numbered in the order of their ids.
+
+    Files are not looked at: that is left to the doctor.
+
+    Raises:
+        DataError: a file is missing or not JSON; images and annotations do not pair; a class without a training image.
+    """
+    root = Path(root)
+    train_file, file = root / "train2018.json", root / f"{split}2018.json"
+    train = read_json(train_file, ("images", "annotations"))
+    category_ids, names = _categories(train, train_file)
+    record = train if split == "train" else read_json(file, ("images", "annotations"))
+    category_of = _pairs(record, file)
+    paths = tuple(_field(image, "file_name", file) for image in record["images"])
+    if len(set(paths)) != len(paths):
+        raise DataError(f"{file}: {len(paths) - len(set(paths))} file names are there twice")
+    number = {category: label for label, category in enumerate(category_ids)}
+    chosen = [category_of[image["id"]] for image in record["images"]]
+    unknown = sorted(set(chosen) - set(number))
+    if unknown:
+        raise DataError(f"{file}: category ids that {train_file.name} does not have: {some(unknown)}")
+    labels = np.asarray([number[category] for category in chosen], np.int64)
+    if split == "train":
+        empty = sorted(set(category_ids) - set(chosen))
+        if empty:
+            raise DataError(f"{file}: categories without an image: {some(empty)}; is the file whole?")
+    if not paths:
+        raise DataError(f"{file}: no images in it")
+    return ImageSplit(dataset, split, Files(root, paths), labels, names)
+
+
+def _categories(train: dict[str, list[dict[str, Any]]], file: Path) -> tuple[list[int], tuple[str, ...]]:
+    """Sorted category ids and their names: of `categories`, else of the annotations."""
+    if not train.get("categories"):
+        ids = sorted({_field(a, "category_id", file) for a in train["annotations"]})
+        return ids, tuple(str(i) for i in ids)
+    named = {_field(c, "id", file): str(c.get("name", c["id"])) for c in train["categories"]}
+    ids = sorted(named)
+    if len(ids) != len(train["categories"]):
+        raise DataError(f"{file}: category ids are there twice")
+    names = tuple(named[i] for i in ids)
+    return ids, names if len(set(names)) == len(names) else tuple(str(i) for i in ids)
+
+
+def _pairs(record: dict[str, list[dict[str, Any]]], file: Path) -> dict[int, int]:
+    """Image id -> category id; exactly one annotation per image."""
+    images = {_field(image, "id", file) for image in record["images"]}
+    if len(images) != len(record["images"]):
+        raise DataError(f"{file}: {len(record['images']) - len(images)} image ids are there twice")
+    category_of: dict[int, int] = {}
+    twice, strangers = [], []
+    for a in record["annotations"]:
+        image = _field(a, "image_id", file)
+        if image in category_of:
+            twice.append(image)
+        if image not in images:
+            strangers.append(image)
+        category_of[image] = _field(a, "category_id", file)
+    bare = sorted(images - set(category_of))
+    for ids, words in ((strangers, "annotations of unknown images"), (twice, "images with two annotations")):
+        if ids:
+            raise DataError(f"{file}: {words}: {some(ids)} (image ids)")
+    if bare:
+        raise DataError(f"{file}: images without an annotation: {some(bare)} (image ids); test files have no labels")
+    return category_of
+
+
+def _field(record: dict[str, Any], key: str, file: Path) -> Any:
+    try:
+        return record[key]
+    except (KeyError, TypeError):
+        raise DataError(f"{file}: a record without '{key}': {str(record)[:80]}") from None

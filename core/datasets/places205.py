@@ -1,0 +1,68 @@
+"""Places205: `<root>/{train,val}_places205.csv` with lines `path label`, images below `<root>/images`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from core.datasets import Files, ImageSplit, some
+from core.errors import DataError
+
+
+def read(root: Path, split: str, *, dataset: str = "places205") -> ImageSplit:
+    """List a split; the train file says which classes there are, each named by the folder of its first image.
+
+    Files are not looked at: 2.4 million would take minutes.
+
+    Raises:
+        DataError: a file is missing or half there, a line is malformed, or has a label that no training image has.
+    """
+    root = Path(root)
+    if not (root / "images").is_dir():
+        raise DataError(f"{root}: no folder 'images' in it; the csv's paths are looked for below it")
+    train_file = root / "train_places205.csv"
+    paths, labels = _rows(train_file)
+    names, first = np.unique(labels, return_index=True)
+    absent = np.setdiff1d(np.arange(labels.max() + 1), names)
+    if len(absent):
+        raise DataError(f"{train_file}: labels without an image: {some(absent)}; is the file whole?")
+    classes = _class_names([paths[i] for i in first])
+    if split != "train":
+        file = root / f"{split}_places205.csv"
+        paths, labels = _rows(file)
+        outside = np.flatnonzero(labels >= len(classes))
+        if len(outside):
+            row = int(outside[0])
+            raise DataError(
+                f"{file}:{row + 1}: label {labels[row]} is out of range: the training images have 0 to {len(classes) - 1}"
+            )
+    return ImageSplit(dataset, split, Files(root / "images", tuple(paths)), labels, classes)
+
+
+def _rows(file: Path) -> tuple[list[str], np.ndarray]:
+    """Paths and labels (N,) int64 of a csv."""
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); is the data set whole?") from None
+    paths, labels = [], []
+    for number, line in enumerate(lines, start=1):
+        path, _, label = line.partition(" ")
+        if not path or not (label.isascii() and label.isdigit()):
+            raise DataError(f"{file}:{number}: '{line}' is not a path and a label from 0, with one space between them")
+        paths.append(path)
+        labels.append(int(label))
+    if not paths:
+        raise DataError(f"{file}: the file is empty")
+    if len(set(paths)) != len(paths):
+        seen: set[str] = set()
+        number, path = next((n, p) for n, p in enumerate(paths, start=1) if p in seen or seen.add(p))
+        raise DataError(f"{file}:{number}: '{path}' is listed before")
+    return paths, np.asarray(labels, np.int64)
+
+
+def _class_names(paths: list[str]) -> tuple[str, ...]:
+    """Folders of one image of each class; their numbers where that does not tell them apart."""
+    folders = [path.rpartition("/")[0].lstrip("/") for path in paths]
+    return tuple(folders) if len(set(folders)) == len(folders) else tuple(str(i) for i in range(len(folders)))
