@@ -39,7 +39,9 @@ class SgdConfig(TaskConfig):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     schedule: Literal["cosine", "steps", "exponential"] = "cosine"
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()  # of `steps`: shares of the whole course
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1  # factor at each milestone; of `exponential`: over the whole course
+    gamma: Annotated[float, Field(gt=0, le=1)] = (
+        0.1  # factor at each milestone; of `exponential`: over the whole course
+    )
     per_epoch: bool = False  # the rate changes between epochs only
 
     @model_validator(mode="after")

@@ -78,7 +78,9 @@ class Config(SgdConfig):
     )  # at `batch`
     features: Literal["cached", "augmented"] = "cached"
     head_norm: Literal["none", "plain", "affine"] = "none"
-    holdout: Annotated[float, Field(ge=0, lt=0.5)] = 0.1  # of train, where the rate is chosen; 0: one rate, all of train
+    holdout: Annotated[float, Field(ge=0, lt=0.5)] = (
+        0.1  # of train, where the rate is chosen; 0: one rate, all of train
+    )
     holdout_max: Annotated[int, Field(gt=0)] = 10_000
     size: Annotated[int, Field(ge=16)] | None = None  # pixels of the crops; none: the backbone's
     resize: Annotated[int, Field(ge=16)] | None = None

@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 
 from core import lists
 from core.artifacts import tensors_sha256
-from core.datasets import DataPlaces, ImageSplit
+from core.datasets import DataPlaces, ImageSplit, Subset
 from model_zoo.backbone import Backbone, identity_tensors
 from model_zoo.resnet import feature_dim
 from transfer.augment import crop_and_flip, image_batches
@@ -50,7 +51,7 @@ class Config(SgdConfig):
 
     preset: str = "msbreg"
     share: Literal["1%", "10%"] = "1%"
-    list: str | None = None  # a file of image names instead of the official list of this share
+    list: str | None = None  # a file of image names, or `drawn`, instead of the official list of this share
     rate_head: Annotated[float, Field(gt=0)] = 2.0  # at `batch`
     rate_encoder: Annotated[float, Field(ge=0)] = 0.0  # 0: the encoder is frozen
     size: Annotated[int, Field(ge=16)] | None = None  # pixels of the crops; none: the backbone's
@@ -68,8 +69,8 @@ def deterministic(config: Config) -> bool:
 
 
 def smoke(config: Config) -> dict[str, Any]:
-    """A few images, two epochs."""
-    return {"data": {"limit": 64}, "epochs": 2, "batch": 32}
+    """A few images drawn from any image folder, two epochs."""
+    return {"data": {"limit": 64}, "epochs": 2, "batch": 32, "list": config.list or "drawn"}
 
 
 missing = image_data_missing
@@ -82,8 +83,20 @@ def splits(config: Config, places: DataPlaces) -> dict[str, ImageSplit]:
         DataError: a name that train does not have, the other share's list, a class without an image.
     """
     whole = image_splits(config.model_copy(update={"data": config.data.model_copy(update={"limit": 0})}), places)
-    listed = lists.subset(whole["train"], config.list or config.share, expected=config.share)
+    if config.list == "drawn":
+        listed = draw(whole["train"], float(config.share.rstrip("%")) / 100)
+    else:
+        listed = lists.subset(whole["train"], config.list or config.share, expected=config.share)
     return {"train": limited(listed, config.data.limit), "test": limited(whole["test"], config.data.limit)}
+
+
+def draw(train: ImageSplit, share: float) -> ImageSplit:
+    """A share of every class, one image at least, always the same ones: for data that have no official list."""
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).numpy()
+    labels = train.labels[order]
+    rows = [order[labels == c][: max(1, round(share * int((labels == c).sum())))] for c in range(len(train.classes))]
+    chosen = np.sort(np.concatenate(rows))
+    return ImageSplit(train.dataset, train.split, Subset(train.source, chosen), train.labels[chosen], train.classes)
 
 
 def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:
