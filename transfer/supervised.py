@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from core import distributed
 from core.artifacts import atomic_save, load_torch
+from core.errors import ConfigError
 from core.progress import say, track
 from transfer.protocol import TaskConfig
 
@@ -152,16 +153,18 @@ class Classifier(nn.Module):
         return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.modules())
 
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Parameter groups with their peak `rate`; norms are not decayed (nor adapted by LARS)."""
+        """Parameter groups with their peak `rate`; norms are not decayed, and not adapted by LARS."""
+        decayed = {"weight_decay": weight_decay, "always_adapt": True}  # timm adapts where it decays or is told to
+        plain = {"weight_decay": 0.0, "always_adapt": False}
         groups = []
         for head, norm, rate in zip(self.heads.linear, self.heads.norms, self.heads.rates, strict=True):
-            groups.append({"params": list(head.parameters()), "rate": rate, "weight_decay": weight_decay})
-            groups.append({"params": list(norm.parameters()), "rate": rate, "weight_decay": 0.0})
+            groups.append({"params": list(head.parameters()), "rate": rate, **decayed})
+            groups.append({"params": list(norm.parameters()), "rate": rate, **plain})
         if self.encoder is not None and self.rate_encoder:
             weights = [p for p in self.encoder.parameters() if p.ndim > 1]
             others = [p for p in self.encoder.parameters() if p.ndim <= 1]
-            groups.append({"params": weights, "rate": self.rate_encoder, "weight_decay": weight_decay})
-            groups.append({"params": others, "rate": self.rate_encoder, "weight_decay": 0.0})
+            groups.append({"params": weights, "rate": self.rate_encoder, **decayed})
+            groups.append({"params": others, "rate": self.rate_encoder, **plain})
         return [group for group in groups if group["params"]]
 
 
@@ -192,9 +195,14 @@ def fit(
             killed goes on from it.
 
     Raises:
+        ConfigError: no batch has two images, which a BatchNorm needs.
         FloatingPointError: every head's loss became NaN or infinite; a single one may diverge, and is then not chosen.
     """
     model = distributed.synchronise_batchnorm(model.to(device), device).train()
+    if min(order.batch, order.images) == 1 and model.has_norms:
+        raise ConfigError(
+            "a batch of one image has no statistics for BatchNorm: set batch above 1, or give more images"
+        )
     optimizer = _optimizer(model.groups(config.weight_decay), config)
     start = _restore(resume, model, optimizer)
     forward = _distributed(model, device)
@@ -202,23 +210,26 @@ def fit(
     total, steps = config.epochs * order.steps_per_epoch, order.steps_per_epoch
     for step, (x, y) in enumerate(track(batches(start), total=total - start, label="training"), start=start):
         size = min(order.batch, order.images - step % steps * order.batch)  # of the global batch
-        if size == 1 and model.has_norms:
-            continue  # one image has no statistics
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * config.factor(step, steps)
-        y = y.to(device, non_blocking=True)
-        logits = forward(x.to(device, non_blocking=True))
-        losses = torch.stack([F.cross_entropy(each, y, reduction="sum") for each in logits]) / size
-        optimizer.zero_grad(set_to_none=True)
-        (losses.sum() * distributed.world_size()).backward()  # DDP averages over ranks
-        optimizer.step()
+        if size > 1 or not model.has_norms:  # one image has no statistics: an epoch's last one may be passed over
+            losses = _step(forward, optimizer, x.to(device, non_blocking=True), y.to(device, non_blocking=True), size)
         if (step + 1) % steps == 0:
-            _check(distributed.all_reduce_sum(losses.detach()), (step + 1) // steps, model)
+            _check(distributed.all_reduce_sum(losses), (step + 1) // steps, model)
             if resume is not None and time.monotonic() - saved > _SAVE_EVERY_S:
                 _save(resume, model, optimizer, step + 1)
                 saved = time.monotonic()
     if resume is not None and distributed.is_main():
         resume.unlink(missing_ok=True)
+
+
+def _step(forward: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, size: int) -> Tensor:
+    """One optimiser step on a global batch of `size` images; this rank's share of every head's mean loss."""
+    losses = torch.stack([F.cross_entropy(each, y, reduction="sum") for each in forward(x)]) / size
+    optimizer.zero_grad(set_to_none=True)
+    (losses.sum() * distributed.world_size()).backward()  # DDP averages over ranks
+    optimizer.step()
+    return losses.detach()
 
 
 def _optimizer(groups: list[dict[str, Any]], config: SgdConfig) -> torch.optim.Optimizer:
@@ -228,8 +239,6 @@ def _optimizer(groups: list[dict[str, Any]], config: SgdConfig) -> torch.optim.O
         return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov)
     from timm.optim import Lars
 
-    for group in groups:
-        group["always_adapt"] = True  # timm adapts a group only where it decays or is told to (timm/optim/lars.py)
     return Lars(groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov, trust_coeff=0.001)
 
 
