@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import PIL
 import torch
+import torch.nn.functional as F
 import torchvision
 from filelock import FileLock
 from torch import Tensor, nn
@@ -15,11 +17,14 @@ from torch.utils.data import DataLoader, Dataset
 from core.artifacts import atomic_write, make_folder, tensors_sha256
 from core.config import digest
 from core.datasets import ImageSplit
+from core.errors import ConfigError
 from core.progress import track
-from core.transforms import evaluation_view, resize_side
+from core.transforms import evaluation_view, resize_side, squashed_view
 from model_zoo.architecture import InputSpec
 from model_zoo.backbone import Backbone, identity_tensors
 from transfer.protocol import RunContext
+
+Pooling = Literal["gap", "res5_2x2"]
 
 _VERSION = 1  # raised whenever the same key would give other features
 _BATCH = 128
@@ -30,14 +35,15 @@ class FrozenMoved(AssertionError):
 
 
 class _EvaluationViews(Dataset):
-    def __init__(self, split: ImageSplit, size: int, resize: int) -> None:
+    def __init__(self, split: ImageSplit, size: int, resize: int, squash: bool) -> None:
         self.split, self.size, self.resize = split, size, resize
+        self.view = squashed_view if squash else evaluation_view
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return evaluation_view(self.split.source.pil(index), self.size, resize=self.resize)
+        return self.view(self.split.source.pil(index), self.size, resize=self.resize)
 
 
 def normalise(images_NSS3: Tensor, spec: InputSpec, device: torch.device) -> Tensor:
@@ -49,14 +55,40 @@ def normalise(images_NSS3: Tensor, spec: InputSpec, device: torch.device) -> Ten
     return x.sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 
+def pooled(module: nn.Module, x_N3SS: Tensor, pooling: Pooling) -> Tensor:
+    """`gap`: the module's own output (N, C); `res5_2x2`: C5 averaged in overlapping windows to 2x2, flattened (N, 4C).
+
+    A window's side is one less than C5's: AvgPool2d(6, stride 1) on the 7x7 of 224 pixels, as in VISSL's and FAIR's VOC07.
+
+    Raises:
+        ConfigError: C5 is a single cell.
+    """
+    if pooling == "gap":
+        return module(x_N3SS)
+    c5 = module.stages(x_N3SS)[-1]
+    height, width = c5.shape[-2:]
+    if min(height, width) < 2:
+        raise ConfigError(f"feature res5_2x2 needs a C5 of 2x2 cells or more, not {height}x{width}: set a larger size")
+    return F.avg_pool2d(c5, (height - 1, width - 1), stride=1).flatten(1)
+
+
 def extract(
-    backbone: Backbone, split: ImageSplit, ctx: RunContext, *, size: int | None = None, resize: int | None = None
+    backbone: Backbone,
+    split: ImageSplit,
+    ctx: RunContext,
+    *,
+    size: int | None = None,
+    resize: int | None = None,
+    pooling: Pooling = "gap",
+    squash: bool = False,
 ) -> Tensor:
     """Pooled features (N, C), float32 on the CPU; every image once, in order.
 
     Args:
         size: pixels of the centre crop; the backbone's own input size unless given.
         resize: of the shorter side before it; 256/224 of the size unless given.
+        pooling: see `pooled`.
+        squash: no crop, both sides to `size` whatever the proportions.
 
     Raises:
         CorruptImage: an image cannot be read; evaluation never passes over one.
@@ -73,6 +105,8 @@ def extract(
             "split": split.split,
             "size": size,
             "resize": resize,
+            "pooling": pooling,
+            "squash": squash,
             "packages": [str(p.__version__) for p in (torch, torchvision, PIL)],
             "device": ctx.device.type,
         }
@@ -82,20 +116,29 @@ def extract(
         cached = _read(file, len(split))
         if cached is not None:
             return cached
-        features = compute(backbone.build(), backbone.input, split, ctx, size=size, resize=resize)
+        options = {"size": size, "resize": resize, "pooling": pooling, "squash": squash}
+        features = compute(backbone.build(), backbone.input, split, ctx, **options)
         array = features.numpy()
         atomic_write(file, lambda handle: np.save(handle, array))
     return features
 
 
 def compute(
-    module: nn.Module, spec: InputSpec, split: ImageSplit, ctx: RunContext, *, size: int, resize: int
+    module: nn.Module,
+    spec: InputSpec,
+    split: ImageSplit,
+    ctx: RunContext,
+    *,
+    size: int,
+    resize: int,
+    pooling: Pooling = "gap",
+    squash: bool = False,
 ) -> Tensor:
     """Features without the cache. The module is put into eval mode, and must not change."""
     module = module.eval().requires_grad_(False).to(ctx.device, memory_format=torch.channels_last)
     before = tensors_sha256(identity_tensors(module.state_dict()))
     loader = DataLoader(
-        _EvaluationViews(split, size, resize),
+        _EvaluationViews(split, size, resize, squash),
         batch_size=_BATCH,
         num_workers=ctx.workers,
         pin_memory=ctx.device.type == "cuda",
@@ -104,7 +147,7 @@ def compute(
     done = 0
     with torch.no_grad():
         for images in track(loader, total=len(loader), label=f"features of {split.dataset} {split.split}"):
-            part = module(normalise(images, spec, ctx.device)).float().cpu()
+            part = pooled(module, normalise(images, spec, ctx.device), pooling).float().cpu()
             features = features if done else torch.empty(len(split), part.shape[1])  # once: at 1.28 M x 2048, 10 GB
             features[done : done + len(part)] = part
             done += len(part)

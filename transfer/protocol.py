@@ -54,6 +54,7 @@ class RunContext:
     workers: int = 0
     tuned: dict[str, Any] = field(default_factory=dict)  # what was chosen, and on which split
     notes: list[str] = field(default_factory=list)
+    items: dict[str, Any] = field(default_factory=dict)  # per test item, stored beside the record
 
 
 class Task(Protocol):
