@@ -17,7 +17,15 @@ from model_zoo.resnet import build as build_trunk
 from transfer import tasks
 from transfer.protocol import Metric, RunContext, TaskConfig
 
-SMALL = {"k": "[1,3]", "headline_k": "3", "epochs": "1", "batch": "8"}  # fields that a tiny data set needs smaller
+SMALL = {
+    "k": "[1,3]",
+    "headline_k": "3",
+    "epochs": "1",
+    "batch": "8",
+    "costs": "[0.1,1]",
+    "samples": "2",
+    "jobs": "1",
+}  # fields that a tiny data set needs smaller
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +143,7 @@ def test_cell_runs_and_returns_its_headline(name, places, backbone, tmp_path):
     fields = type(known).model_fields
     small = [f"{field}={value}" for field, value in SMALL.items() if field in fields]
     small += [f"{field}=32" for field in ("size", "resize") if field in fields]
-    cell = plan.load_cell(name, ["data.expect=any", "data.limit=24", *small])
+    cell = plan.load_cell(name, ["data.expect=any", "data.limit=48", *small])
     task, where = cell.task, places(cell.config.data.name)
     reason = task.missing(cell.config, where)
     if reason is not None:
