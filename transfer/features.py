@@ -6,10 +6,12 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import PIL
 import torch
+import torch.nn.functional as F
 import torchvision
 from filelock import FileLock
 from torch import Tensor, nn
@@ -20,11 +22,14 @@ from core.artifacts import make_folder, tensors_sha256, writing
 from core.config import digest
 from core.datasets import ImageSplit
 from core.distributed import barrier, gather_words, is_main, rank, world_size
+from core.errors import ConfigError
 from core.progress import track
-from core.transforms import evaluation_view, resize_side
+from core.transforms import evaluation_view, resize_side, squashed_view
 from model_zoo.architecture import InputSpec
 from model_zoo.backbone import Backbone, identity_tensors
 from transfer.protocol import RunContext
+
+Pooling = Literal["gap", "res5_2x2"]
 
 _VERSION = 1  # raised whenever the same key would give other features
 _BATCH = 128
@@ -35,14 +40,15 @@ class FrozenMoved(AssertionError):
 
 
 class _EvaluationViews(Dataset):
-    def __init__(self, split: ImageSplit, size: int, resize: int) -> None:
+    def __init__(self, split: ImageSplit, size: int, resize: int, squash: bool) -> None:
         self.split, self.size, self.resize = split, size, resize
+        self.view = squashed_view if squash else evaluation_view
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return evaluation_view(self.split.source.pil(index), self.size, resize=self.resize)
+        return self.view(self.split.source.pil(index), self.size, resize=self.resize)
 
 
 def normalise(images_NSS3: Tensor, spec: InputSpec, device: torch.device) -> Tensor:
@@ -54,14 +60,40 @@ def normalise(images_NSS3: Tensor, spec: InputSpec, device: torch.device) -> Ten
     return x.sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 
+def pooled(module: nn.Module, x_N3SS: Tensor, pooling: Pooling) -> Tensor:
+    """`gap`: the module's own output (N, C); `res5_2x2`: C5 averaged in overlapping windows to 2x2, flattened (N, 4C).
+
+    A window's side is one less than C5's: AvgPool2d(6, stride 1) on the 7x7 of 224 pixels, as in VISSL's and FAIR's VOC07.
+
+    Raises:
+        ConfigError: C5 is a single cell.
+    """
+    if pooling == "gap":
+        return module(x_N3SS)
+    c5 = module.stages(x_N3SS)[-1]
+    height, width = c5.shape[-2:]
+    if min(height, width) < 2:
+        raise ConfigError(f"feature res5_2x2 needs a C5 of 2x2 cells or more, not {height}x{width}: set a larger size")
+    return F.avg_pool2d(c5, (height - 1, width - 1), stride=1).flatten(1)
+
+
 def extract(
-    backbone: Backbone, split: ImageSplit, ctx: RunContext, *, size: int | None = None, resize: int | None = None
+    backbone: Backbone,
+    split: ImageSplit,
+    ctx: RunContext,
+    *,
+    size: int | None = None,
+    resize: int | None = None,
+    pooling: Pooling = "gap",
+    squash: bool = False,
 ) -> Tensor:
     """Pooled features (N, C), float32, mapped from the cache file; every image once, in order, by all ranks together.
 
     Args:
         size: pixels of the centre crop; the backbone's own input size unless given.
         resize: of the shorter side before it; 256/224 of the size unless given.
+        pooling: see `pooled`.
+        squash: no crop, both sides to `size` whatever the proportions.
 
     Raises:
         CorruptImage: an image cannot be read; evaluation never passes over one.
@@ -78,6 +110,8 @@ def extract(
             "split": split.split,
             "size": size,
             "resize": resize,
+            "pooling": pooling,
+            "squash": squash,
             "packages": [str(p.__version__) for p in (torch, torchvision, PIL)],
             "device": ctx.device.type,
         }
@@ -85,7 +119,8 @@ def extract(
     file = make_folder(ctx.cache) / f"{key}.npy"
     with _lock(file):
         if not _agreed(_is_whole(file, len(split))):
-            compute(backbone.build(), backbone.input, split, ctx, size=size, resize=resize, file=file)
+            options = {"size": size, "resize": resize, "pooling": pooling, "squash": squash}
+            compute(backbone.build(), backbone.input, split, ctx, **options, file=file)
         return _open(file)
 
 
@@ -97,6 +132,8 @@ def compute(
     *,
     size: int,
     resize: int,
+    pooling: Pooling = "gap",
+    squash: bool = False,
     file: Path | None = None,
 ) -> Tensor:
     """Features (N, C) without looking for them first. The module is put into eval mode, and must not change.
@@ -115,7 +152,8 @@ def compute(
     parts = [file.with_suffix(f".part{r}") for r in range(world_size())]
     try:
         rows = range(bounds[rank()], bounds[rank() + 1])
-        _compute_rows(module, spec, split, rows, ctx, size=size, resize=resize, file=parts[rank()])
+        views = _EvaluationViews(split, size, resize, squash)
+        _compute_rows(module, spec, views, rows, ctx, pooling=pooling, file=parts[rank()])
         if tensors_sha256(identity_tensors(module.state_dict())) != before:
             raise FrozenMoved("the frozen backbone changed while its features were computed")
         barrier()
@@ -134,20 +172,20 @@ def compute(
 def _compute_rows(
     module: nn.Module,
     spec: InputSpec,
-    split: ImageSplit,
+    views: _EvaluationViews,
     rows: range,
     ctx: RunContext,
     *,
-    size: int,
-    resize: int,
+    pooling: Pooling,
     file: Path,
 ) -> None:
     """Features of some images of the split into a .npy file."""
+    split = views.split
     with torch.no_grad():
-        width = module(torch.zeros(1, 3, size, size, device=ctx.device)).shape[1]
+        width = pooled(module, torch.zeros(1, 3, views.size, views.size, device=ctx.device), pooling).shape[1]
     features = np.lib.format.open_memmap(file, "w+", np.float32, (len(rows), width)) if rows else None
     loader = DataLoader(
-        TorchSubset(_EvaluationViews(split, size, resize), rows),
+        TorchSubset(views, rows),
         batch_size=_BATCH,
         num_workers=ctx.workers if rows else 0,
         pin_memory=ctx.device.type == "cuda",
@@ -155,7 +193,7 @@ def _compute_rows(
     done = 0
     with torch.no_grad():
         for images in track(loader, total=len(loader), label=f"features of {split.dataset} {split.split}"):
-            part = module(normalise(images, spec, ctx.device)).float().cpu()
+            part = pooled(module, normalise(images, spec, ctx.device), pooling).float().cpu()
             if not bool(torch.isfinite(part).all()):
                 raise FloatingPointError(f"features of {split.dataset} {split.split} hold NaN or infinite values")
             features[done : done + len(part)] = part.numpy()

@@ -18,7 +18,8 @@ from transfer import tasks
 from transfer.protocol import Metric, RunContext, TaskConfig
 
 # Fields that a tiny data set, which has no official list, needs otherwise.
-SMALL = {"k": "[1,3]", "headline_k": "3", "epochs": "1", "batch": "8", "list": "drawn", "size": "32", "resize": "32"}
+SMALL = {"k": "[1,3]", "headline_k": "3", "epochs": "1", "batch": "8", "list": "drawn", "size": "32", "resize": "32",
+         "costs": "[0.1,1]", "samples": "2", "jobs": "1"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +135,7 @@ def test_suite_holds_cells_that_exist(name):
 def small(config):
     """Overrides for a data set of a few images."""
     fields = type(config).model_fields
-    return ["data.expect=any", "data.limit=24", *(f"{name}={value}" for name, value in SMALL.items() if name in fields)]
+    return ["data.expect=any", "data.limit=48", *(f"{name}={value}" for name, value in SMALL.items() if name in fields)]
 
 
 def check_run(task, config, where, backbone, cache):
