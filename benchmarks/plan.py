@@ -112,17 +112,3 @@ def places_of(suite: Suite, data_root: Path | None, named: dict[str, Path]) -> D
     if data_root is None and suite.data == "demo":
         data_root = demo.root()
     return DataPlaces(data_root, named)
-
-
-def parse_places(pairs: Sequence[str]) -> dict[str, Path]:
-    """`name=PATH` pairs of `--data`."""
-    from core.datasets import info
-
-    named = {}
-    for pair in pairs:
-        name, equals, path = pair.partition("=")
-        if not equals or not path:
-            raise ConfigError(f"--data {pair}: expected name=PATH")
-        info(name)  # refuses unknown names
-        named[name] = Path(path).expanduser()
-    return named

@@ -46,9 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.seeds < 1:
         raise BackbenchError("--seeds must be at least 1")
 
-    from benchmarks.plan import load_cell, parse_places
+    from benchmarks.plan import load_cell
     from core import distributed
-    from core.datasets import DataPlaces
+    from core.datasets import DataPlaces, parse_places
 
     cell = load_cell(args.cell, args.override, args.profile)
     places = DataPlaces(args.data_root, parse_places(args.data))

@@ -278,13 +278,13 @@ def hits(best_N5: Tensor, labels: Tensor) -> dict[str, float]:
     return {"top1": 100.0 * int(right[:, 0].sum()) / len(right), "top5": 100.0 * int(right.sum()) / len(right)}
 
 
-def items_of(best_N5: Tensor, labels: Tensor, classes: int) -> dict[str, Any]:
-    """What is stored per test item, and the top-1 of every class in percent (NaN where the test split has none)."""
-    right = (best_N5[:, 0] == labels).double()
+def items_of(best_NR: Tensor, labels: Tensor, classes: int) -> dict[str, Any]:
+    """What is stored per test item (its best classes, its label), and every class's top-1 in percent (NaN without items)."""
+    right = (best_NR[:, 0] == labels).double()
     count = torch.bincount(labels, minlength=classes)
     per_class = torch.bincount(labels, weights=right, minlength=classes) / count
     return {
-        "top5": best_N5.to(torch.int32).numpy(),
+        "best": best_NR.to(torch.int32).numpy(),
         "labels": labels.to(torch.int32).numpy(),
         "per_class_top1": (100 * per_class).float().numpy(),
     }
