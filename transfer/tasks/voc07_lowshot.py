@@ -104,9 +104,11 @@ def possible(train: ImageSplit, config: Config, ctx: RunContext) -> list[int]:
     )
     positives, negatives = ((train.labels == sign).sum(axis=0) for sign in (1, -1))
     kept = [k for k in dict.fromkeys(config.k) if k <= positives.min()]
-    for k in sorted(set(config.k) - set(kept)):
+    left_out = [str(k) for k in sorted(set(config.k) - set(kept))]
+    if left_out:
         rarest = int(positives.argmin())
-        ctx.notes.append(f"k={k} is left out: {train.classes[rarest]} has only {positives[rarest]} positive images")
+        have = f"{train.classes[rarest]} has only {positives[rarest]} positive images"
+        ctx.notes.append(f"left out: k={', '.join(left_out)}, for {have}")
     for k in kept:
         short = [name for name, have in zip(train.classes, negatives, strict=True) if have < config.negatives * k]
         if short:
