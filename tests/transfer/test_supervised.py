@@ -539,6 +539,6 @@ def test_items_hold_the_best_classes_and_every_classs_share():
     best = torch.tensor([[0, 1, 2], [1, 0, 2], [2, 1, 0], [0, 2, 1]])
     labels = torch.tensor([0, 0, 2, 2])
     items = items_of(best, labels, classes=4)
-    assert items["top5"].tolist() == best.tolist() and items["top5"].dtype == np.int32
+    assert items["best"].tolist() == best.tolist() and items["best"].dtype == np.int32
     assert items["labels"].tolist() == [0, 0, 2, 2]
     assert items["per_class_top1"].tolist() == pytest.approx([50.0, math.nan, 50.0, math.nan], nan_ok=True)
