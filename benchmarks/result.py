@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from core.artifacts import atomic_write_text
+from core.artifacts import atomic_write, atomic_write_text
 from core.config import digest
 from core.errors import BackbenchError
 from core.progress import say
@@ -117,20 +118,32 @@ def folder(out: Path, backbone_name: str, weights_sha256: str, cell: str, config
     return Path(out) / f"{safe}-{weights_sha256[:8]}" / f"{cell}-{config_sha256[:8]}"
 
 
-def write(out: Path, result: Result) -> Path:
+def write(out: Path, result: Result, items: Mapping[str, np.ndarray] | None = None) -> Path:
     """Write a record atomically to its place; returns the path.
 
     A number is never replaced by the lack of one: that goes beside it (`seed0.failed.json`) until there is a new number.
+
+    Args:
+        items: arrays with a row a test item (scores, top five classes), for comparisons of two backbones on the same
+            items; beside the record, compressed (`seed0.items.npz`).
     """
     place = folder(out, result.backbone.name, result.backbone.weights_sha256, result.cell, result.task.config_sha256)
     path = place / f"seed{result.seed}.json"
     if result.status == "ok":
-        for stale in place.glob(f"seed{result.seed}.*.json"):
-            stale.unlink()
+        for stale in place.glob(f"seed{result.seed}.*"):
+            if stale != path:
+                stale.unlink()
     elif _has_number(path):
         path = place / f"seed{result.seed}.{result.status}.json"
+    if items:
+        atomic_write(items_path(path), lambda file: np.savez_compressed(file, **items))
     atomic_write_text(path, json.dumps(result.model_dump(mode="json", by_alias=True), indent=1) + "\n")
     return path
+
+
+def items_path(record: Path) -> Path:
+    """Where a record's arrays per test item lie."""
+    return record.with_suffix(".items.npz")
 
 
 def read(path: Path) -> Result:

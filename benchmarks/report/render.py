@@ -21,7 +21,7 @@ def number(value: Value, column: Column) -> str:
 
 def shown(table: Table) -> tuple[Column, ...]:
     """Columns of the summary: each cell's headline and its plain metrics; variants of a metric only in the CSV."""
-    return tuple(c for c in table.columns if c.primary or c.metric in ("top5", "top1_k200", "mAP_11pt"))
+    return tuple(c for c in table.columns if c.primary or c.metric in ("top5", "top1_k200", "mAP_11pt", "alignment"))
 
 
 def heading(column: Column, table: Table) -> str:

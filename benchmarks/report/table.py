@@ -9,6 +9,16 @@ from dataclasses import dataclass
 from benchmarks.result import Result
 from core.config import digest
 
+_TITLES = {
+    "imagenet": "ImageNet",
+    "imagenet100": "ImageNet-100",
+    "places205": "Places205",
+    "inat18": "iNaturalist 2018",
+    "stl10": "STL-10",
+    "voc": "VOC",
+    "coco": "COCO",
+}
+
 
 @dataclass(frozen=True)
 class Column:
@@ -119,7 +129,7 @@ def _column(result: Result, metric: str, unit: str, higher: bool) -> Column:
     if data.is_published:
         label = data.name
     else:
-        what = "demo scenes" if data.is_demo else f"{data.name} layout"
+        what = "demo scenes" if data.is_demo else f"{_TITLES.get(data.name, data.name)} layout"
         label = f"{what}, {data.counts['train']}/{data.counts['test']} images"
     primary = metric == result.primary
     sha = result.task.config_sha256[:8]
