@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from core.artifacts import atomic_write
 from core.errors import ConfigError
 from transfer.detection.data import Detections, DetectionSplit
 
-_WIDTH, _GAP, _FONT, _TITLE = 1200, 8, 14, 22  # pixels
+_WIDTH, _GAP, _FONT, _TITLE = 1200, 8, 12, 20  # pixels
 _GREEN = (40, 200, 80)
 _COLOURS = (
     (228, 60, 60),
@@ -62,40 +63,68 @@ def grid(
     atomic_write(path, lambda file: page.save(file, format="PNG"))
 
 
+@dataclass(frozen=True)
+class _Shown:
+    """A box in the original's pixels, and how it is drawn."""
+
+    box: Any
+    mask: Any
+    text: str
+    colour: tuple[int, int, int]
+
+
 def _pair(split: DetectionSplit, found: Detections, index: int, side: int, threshold: float) -> list[Image.Image]:
     """The image with its objects, and with what was found, both `side` wide."""
     picture, image = split.pictures[index], split.source.pil(index)
-    scale = side / image.width
-    image = image.resize((side, max(1, round(image.height * scale))), Image.Resampling.BILINEAR)
-    left = image.copy()
+    objects = []
     for item in picture.instances:
         kind = " (difficult)" if item.difficult else " (crowd)" if item.crowd else ""
-        _draw(left, item.box, item.mask, f"{split.classes[item.label]}{kind}", _GREEN, scale)
-    right = image.copy()
+        objects.append(_Shown(item.box, item.mask, f"{split.classes[item.label]}{kind}", _GREEN))
     scores = np.asarray(found.scores)
-    shown = np.flatnonzero(scores >= threshold)
-    for row in shown[np.argsort(scores[shown], kind="stable")]:  # the best one on top
-        label = int(found.labels[row])
-        mask = found.masks[row] if found.masks is not None else None
+    shown = []
+    for row in np.flatnonzero(scores >= threshold):
+        label, mask = int(found.labels[row]), found.masks[row] if found.masks is not None else None
         text = f"{split.classes[label]} {scores[row]:.2f}"
-        _draw(right, found.boxes[row], mask, text, _COLOURS[label % len(_COLOURS)], scale)
-    titles = f"{picture.id}: {len(picture.instances)} objects", f"{len(shown)} found, score >= {threshold:g}"
-    return [_titled(panel, title) for panel, title in zip((left, right), titles, strict=True)]
+        shown.append(_Shown(found.boxes[row], mask, text, _COLOURS[label % len(_COLOURS)]))
+    titles = f"{picture.id}, objects: {len(objects)}", f"found with score >= {threshold:g}: {len(shown)}"
+    return [_panel(image, items, title, side) for items, title in zip((objects, shown), titles, strict=True)]
 
 
-def _draw(image: Image.Image, box: Any, mask: Any, text: str, colour: tuple[int, int, int], scale: float) -> None:
-    """One box with its class, and its mask when there is one; in place."""
-    if mask is not None:
-        image.paste(Image.new("RGB", image.size, colour), mask=_alpha(mask, image.size, scale))
-    pen, font = ImageDraw.Draw(image), ImageFont.load_default(_FONT)
-    x0, y0, x1, y1 = (float(value) * scale for value in box)
-    pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=2)
-    width, height = pen.textlength(text, font=font) + 4, _FONT + 3
-    x = min(max(x0, 0), max(0, image.width - width))
-    y = y0 - height if y0 >= height else min(max(y0, 0), max(0, image.height - height))
-    pen.rectangle((x, y, x + width, y + height), fill=colour)
-    dark = sum(colour) < 3 * 140
-    pen.text((x + 2, y), text, fill="white" if dark else "black", font=font)
+def _panel(image: Image.Image, items: Sequence[_Shown], title: str, side: int) -> Image.Image:
+    """The image, `side` wide, with masks below boxes below names, and a title above."""
+    scale = side / image.width
+    drawn = image.resize((side, max(1, round(image.height * scale))), Image.Resampling.BILINEAR)
+    for item in items:
+        if item.mask is not None:
+            drawn.paste(Image.new("RGB", drawn.size, item.colour), mask=_alpha(item.mask, drawn.size, scale))
+    pen, boxes = ImageDraw.Draw(drawn), [[float(value) * scale for value in item.box] for item in items]
+    for item, (x0, y0, x1, y1) in zip(items, boxes, strict=True):
+        pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=item.colour, width=2)
+    taken: list[tuple[float, float, float, float]] = []
+    font = ImageFont.load_default(_FONT)
+    for item, box in zip(items, boxes, strict=True):
+        place = _place(box, pen.textlength(item.text, font=font) + 4, drawn.size, taken)
+        taken.append(place)
+        pen.rectangle(place, fill=item.colour)
+        pen.text((place[0] + 2, place[1]), item.text, fill="white" if sum(item.colour) < 420 else "black", font=font)
+    page = Image.new("RGB", (side, drawn.height + _TITLE), "white")
+    page.paste(drawn, (0, _TITLE))
+    ImageDraw.Draw(page).text((2, 2), title, fill=(51, 51, 51), font=font)
+    return page
+
+
+def _place(
+    box: Sequence[float], width: float, size: tuple[int, int], taken: Sequence[tuple[float, float, float, float]]
+) -> tuple[float, float, float, float]:
+    """Where a box's name goes: above it, else the first of a few places by its edges that hides no other name."""
+    height = _FONT + 3
+    x0, y0, x1, y1 = box
+    places = []
+    for x, y in ((x0, y0 - height), (x0, y0), (x0, y1), (x0, y1 - height), (x1 - width, y0), (x1 - width, y1)):
+        x, y = max(0, min(x, size[0] - width - 1)), max(0, min(y, size[1] - height - 1))
+        places.append((x, y, x + width, y + height))
+    free = [p for p in places if not any(p[0] < t[2] and t[0] < p[2] and p[1] < t[3] and t[1] < p[3] for t in taken)]
+    return (free or places)[0]
 
 
 def _alpha(mask: Any, size: tuple[int, int], scale: float) -> Image.Image:
@@ -109,10 +138,3 @@ def _alpha(mask: Any, size: tuple[int, int], scale: float) -> Image.Image:
 
     packed = coco_mask.frPyObjects(mask, *mask["size"]) if isinstance(mask["counts"], list) else mask
     return Image.fromarray(coco_mask.decode(packed) * np.uint8(110)).resize(size, Image.Resampling.BILINEAR)
-
-
-def _titled(panel: Image.Image, title: str) -> Image.Image:
-    page = Image.new("RGB", (panel.width, panel.height + _TITLE), "white")
-    page.paste(panel, (0, _TITLE))
-    ImageDraw.Draw(page).text((2, 2), title, fill=(51, 51, 51), font=ImageFont.load_default(_FONT))
-    return page
