@@ -49,6 +49,7 @@ class TaskRecord(_Strict):
     config_sha256: str
     tuned: dict[str, Any] = {}  # what was chosen, and on which split
     notes: list[str] = []
+    engine: str | None = None  # library and version, where one runs the protocol
 
 
 class DataRecord(_Strict):
@@ -104,7 +105,7 @@ class Result(_Strict):
                 "arch": self.backbone.arch,
                 "input": self.backbone.input,
                 "cell": self.cell,
-                "task": [self.task.name, self.task.version, self.task.config_sha256],
+                "task": [self.task.name, self.task.version, self.task.config_sha256, self.task.engine],
                 "manifest": self.data.manifest_sha256 if self.data else None,
                 "profile": self.profile,
                 "seed": self.seed,

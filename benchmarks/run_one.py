@@ -107,7 +107,9 @@ def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args
         if gather_words([str(kept)])[0] == "True":
             say(f"kept {label}: an identical result is there")
             return True
-        done, items = measure(planned, backbone, cell, splits, args)
+        # Other data are another run: nothing is found there that was left by one of these.
+        folder = place / f"seed{seed}-{planned.data.manifest_sha256[:8]}"
+        done, items = measure(planned, backbone, cell, splits, args, folder)
         if is_main():
             path = result.write(args.out, done, items)
     if done.status == "failed":
@@ -147,7 +149,12 @@ def is_reusable(path: Path, planned: Result) -> bool:
 
 
 def measure(
-    planned: Result, backbone: Backbone, cell: Cell, splits: dict[str, ImageSplit], args: argparse.Namespace
+    planned: Result,
+    backbone: Backbone,
+    cell: Cell,
+    splits: dict[str, ImageSplit],
+    args: argparse.Namespace,
+    folder: Path,
 ) -> tuple[Result, dict[str, Any]]:
     """Run the task; a failure becomes a record, and does not end the other seeds. Also what is kept per test item."""
     import os
@@ -164,7 +171,7 @@ def measure(
     torch.manual_seed(planned.seed)
     workers = args.workers if args.workers is not None else max(1, (os.cpu_count() or 2) // 2)
     cache = args.out / ".features"
-    ctx = RunContext(splits=splits, seed=planned.seed, device=device, cache=cache, workers=workers)
+    ctx = RunContext(splits=splits, seed=planned.seed, device=device, cache=cache, folder=folder, workers=workers)
     start = time.monotonic()
     try:
         metrics = cell.task.run(backbone, cell.config, ctx)
@@ -207,7 +214,14 @@ def blank(
     from benchmarks.result import BackboneRecord, Result, TaskRecord
 
     config = cell.config.model_dump(mode="json")
-    task = TaskRecord(name=cell.task_name, version=cell.task.version, config=config, config_sha256=cell.config_sha256)
+    name_engine = getattr(cell.task, "engine_version", None)
+    task = TaskRecord(
+        name=cell.task_name,
+        version=cell.task.version,
+        config=config,
+        config_sha256=cell.config_sha256,
+        engine=name_engine(cell.config) if name_engine and status != "skipped" else None,
+    )
     return Result(
         status=status,  # type: ignore[arg-type]
         reason=reason,

@@ -52,6 +52,7 @@ class RunContext:
     seed: int
     device: torch.device
     cache: Path
+    folder: Path = Path()  # this run's own: checkpoints, native configurations, pictures
     workers: int = 0
     tuned: dict[str, Any] = field(default_factory=dict)  # what was chosen, and on which split
     notes: list[str] = field(default_factory=list)

@@ -51,6 +51,27 @@ def version() -> str:
     return f"detectron2 {detectron2.__version__}"
 
 
+def compiled() -> bool:
+    """Whether this Detectron2 has its own operators; both protocols use torchvision's in any case."""
+    return importlib.util.find_spec("detectron2._C") is not None and not _is_pure()
+
+
+def _is_pure() -> bool:
+    import detectron2
+
+    return Path(detectron2.__file__).with_name("_C.py").exists()
+
+
+def try_operators() -> None:
+    """A tiny NMS and ROIAlign through Detectron2's layers; raises when they do not work."""
+    from detectron2.layers import ROIAlign, batched_nms
+
+    boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 3.9]])
+    assert batched_nms(boxes, torch.tensor([0.9, 0.8]), torch.zeros(2), 0.5).tolist() == [0]
+    pooled = ROIAlign((1, 1), 1.0, 0, aligned=True)(torch.ones(1, 1, 8, 8), torch.tensor([[0.0, 1.0, 1.0, 5.0, 5.0]]))
+    assert abs(float(pooled) - 1) < 1e-6
+
+
 def _extra_norm_head() -> type:
     from detectron2.layers import get_norm
     from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
@@ -85,14 +106,13 @@ def _extra_norm_head() -> type:
 
 def configuration(spec: DetectionSpec, backbone: Backbone, classes: int, job: Job, weights: Path) -> Any:
     """The spec as Detectron2's own configuration."""
-    from detectron2.config import get_cfg
+    from detectron2.config import CfgNode, get_cfg
 
     cfg = get_cfg()
     cfg.OUTPUT_DIR, cfg.SEED, cfg.VERSION = str(job.folder), job.seed + 1, 2  # 0 or less means: draw one
     cfg.MODEL.DEVICE = job.device.type
     cfg.MODEL.WEIGHTS = str(weights)
-    for key, value in exporter.settings(backbone).items():
-        cfg.merge_from_list([key, value])
+    cfg.merge_from_other_cfg(CfgNode(exporter.settings(backbone)))
     resnets, norm = cfg.MODEL.RESNETS, {"sync": "SyncBN", "frozen": "FrozenBN"}[spec.norm]
     resnets.NORM = norm
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
@@ -221,21 +241,8 @@ def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
 
     model = build_model(cfg)
     DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    exporter.check_engine_state(backbone, backbone_state(model))
+    exporter.check_engine_state(backbone, model.state_dict())
     return distributed.synchronise_batchnorm(model, device)
-
-
-def backbone_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The backbone's tensors under the exporter's names: C4 keeps res5 in its head, FPN the trunk below `bottom_up`."""
-    state = {}
-    for name, tensor in model.state_dict().items():
-        for prefix in ("backbone.bottom_up.", "backbone.", "roi_heads."):
-            inner = name.removeprefix(prefix)
-            if inner != name and inner.split(".")[0] in ("stem", "res2", "res3", "res4", "res5"):
-                if not inner.startswith("res5.norm."):  # the head's extra norm, trained from nothing
-                    state[inner] = tensor
-                break
-    return state
 
 
 def train_loader(cfg: Any, split: DetectionSplit, start: int, job: Job) -> Any:
