@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -190,11 +191,13 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.solver import build_lr_scheduler, build_optimizer
     from detectron2.utils.env import seed_all_rng
+    from detectron2.utils.events import EventStorage
 
     prepare()
-    make_folder(job.folder)
-    weights = job.folder / "backbone.pkl"
-    exporter.write(backbone, weights)
+    weights = make_folder(job.folder) / "backbone.pkl"
+    if distributed.is_main():
+        exporter.write(backbone, weights)
+    distributed.barrier()
     cfg = configuration(spec, backbone, len(train.classes), job, weights)
     if distributed.is_main():
         atomic_write_text(job.folder / "detectron2.yaml", cfg.dump())
@@ -207,31 +210,36 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
     if keeper.has_checkpoint():
         start = int(keeper.resume_or_load("", resume=True).get("iteration", -1)) + 1
         say(f"going on after iteration {start}: {job.folder}")
-    loader = train_loader(cfg, train, start, job)
-    forward = _parallel(model, job.device)
-    losses_file = job.folder / "losses.jsonl"
-    cut(losses_file, start)
-    for iteration, batch in zip(track(range(start, spec.iterations), total=spec.iterations - start, label="detectron2"),
-                                loader, strict=False):  # fmt: skip
+    with EventStorage(start):  # Detectron2's models write to it
+        _iterate(spec, train_loader(cfg, train, start, job), _parallel(model, job.device), keeper, start, job)
+        if spec.precise_bn and spec.norm == "sync":
+            _precise_statistics(model, cfg, train, job)
+    if distributed.is_main():
+        keeper.save("model_final", iteration=spec.iterations - 1)
+    return model
+
+
+def _iterate(spec: DetectionSpec, loader: Any, forward: nn.Module, keeper: Any, start: int, job: Job) -> None:
+    """The course from iteration `start` on, with checkpoints and losses.jsonl."""
+    optimizer, scheduler = keeper.checkpointables["optimizer"], keeper.checkpointables["scheduler"]
+    file = job.folder / "losses.jsonl"
+    cut(file, start)
+    steps = track(range(start, spec.iterations), total=spec.iterations - start, label="detectron2")
+    for iteration, batch in zip(steps, loader, strict=False):
         losses = forward(batch)
         total = sum(losses.values())
+        parts = {name: float(value.detach()) for name, value in losses.items()}
         if bool(distributed.any_rank(~torch.isfinite(total.detach()).reshape(1))):
-            last = f"the last good checkpoint is in {job.folder}" if keeper.has_checkpoint() else "no checkpoint yet"
-            parts = {name: float(value.detach()) for name, value in losses.items()}
-            raise BackbenchError(f"a loss is not finite at iteration {iteration}, rate {_rate(optimizer)}: {parts}; {last}")
+            kept = f"the last good checkpoint is in {job.folder}" if keeper.has_checkpoint() else "no checkpoint yet"
+            raise BackbenchError(f"a loss is not finite at iteration {iteration}, rate {_rate(optimizer):g}: {parts}; {kept}")
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
         if iteration % job.log_every == 0 or iteration == spec.iterations - 1:
-            log(losses_file, iteration, {name: float(v.detach()) for name, v in losses.items()}, _rate(optimizer))
+            log(file, iteration, parts, _rate(optimizer))
         scheduler.step()
         if (iteration + 1) % job.checkpoint_every == 0 and distributed.is_main() and iteration + 1 < spec.iterations:
             keeper.save(f"model_{iteration:07d}", iteration=iteration)
-    if spec.precise_bn and spec.norm == "sync":
-        _precise_statistics(model, cfg, train, job)
-    if distributed.is_main():
-        keeper.save("model_final", iteration=spec.iterations - 1)
-    return model
 
 
 def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
@@ -240,6 +248,7 @@ def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
     from detectron2.modeling import build_model
 
     model = build_model(cfg)
+    logging.getLogger("fvcore.common.checkpoint").setLevel(logging.ERROR)  # only warns of what is checked below
     DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     exporter.check_engine_state(backbone, model.state_dict())
     return distributed.synchronise_batchnorm(model, device)
