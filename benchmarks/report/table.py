@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.result import Result
 from core.config import digest
@@ -35,6 +37,7 @@ class Column:
     is_demo: bool
     profile: str
     manifest: str  # of the data: numbers of different data are never averaged, whatever the data are called
+    fields: tuple[tuple[str, str], ...] = ()  # the whole configuration, `a.b` and its value
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,16 @@ def _column(result: Result, metric: str, unit: str, higher: bool) -> Column:
         is_demo=data.is_demo,
         profile=result.profile,
         manifest=data.manifest_sha256[:8],
+        fields=tuple(_flat(result.task.config)),
     )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in sorted(config.items()):
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", json.dumps(value)
 
 
 def _value(numbers: dict[str, list[float]], *, anew: bool) -> Value:
