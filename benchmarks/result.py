@@ -142,6 +142,14 @@ def write(out: Path, result: Result, items: Mapping[str, np.ndarray] | None = No
     return path
 
 
+def run_folder(out: Path, result: Result) -> Path:
+    """Where a run leaves what is more than numbers (checkpoints, pictures): other data are another run."""
+    backbone, task = result.backbone, result.task
+    place = folder(out, backbone.name, backbone.weights_sha256, result.cell, task.config_sha256)
+    manifest = result.data.manifest_sha256[:8] if result.data else ""
+    return place / f"seed{result.seed}-{manifest}"
+
+
 def items_path(record: Path) -> Path:
     """Where a record's arrays per test item lie."""
     return record.with_suffix(".items.npz")
