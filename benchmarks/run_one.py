@@ -107,9 +107,7 @@ def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args
         if gather_words([str(kept)])[0] == "True":
             say(f"kept {label}: an identical result is there")
             return True
-        # Other data are another run: nothing is found there that was left by one of these.
-        folder = place / f"seed{seed}-{planned.data.manifest_sha256[:8]}"
-        done, items = measure(planned, backbone, cell, splits, args, folder)
+        done, items = measure(planned, backbone, cell, splits, args)
         if is_main():
             path = result.write(args.out, done, items)
     if done.status == "failed":
@@ -154,14 +152,13 @@ def measure(
     cell: Cell,
     splits: dict[str, ImageSplit],
     args: argparse.Namespace,
-    folder: Path,
 ) -> tuple[Result, dict[str, Any]]:
     """Run the task; a failure becomes a record, and does not end the other seeds. Also what is kept per test item."""
     import os
 
     import torch
 
-    from benchmarks import provenance
+    from benchmarks import provenance, result
     from benchmarks.result import MetricRecord
     from core.distributed import device as find_device
     from core.distributed import world_size
@@ -170,7 +167,7 @@ def measure(
     device = find_device()
     torch.manual_seed(planned.seed)
     workers = args.workers if args.workers is not None else max(1, (os.cpu_count() or 2) // 2)
-    cache = args.out / ".features"
+    cache, folder = args.out / ".features", result.run_folder(args.out, planned)
     ctx = RunContext(splits=splits, seed=planned.seed, device=device, cache=cache, folder=folder, workers=workers)
     start = time.monotonic()
     try:

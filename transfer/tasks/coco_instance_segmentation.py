@@ -80,4 +80,7 @@ def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
 def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:
     """`box_AP`, `mask_AP` and their parts (50, 75, small, medium, large)."""
     found = detection.detections(backbone, config, ctx)
-    return {name: Metric(value) for name, value in coco_eval.evaluate(ctx.splits["test"], found, masks=config.spec.masks).items()}
+    return {
+        name: Metric(value)
+        for name, value in coco_eval.evaluate(ctx.splits["test"], found, masks=config.spec.masks).items()
+    }

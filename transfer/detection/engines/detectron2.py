@@ -231,7 +231,9 @@ def _iterate(spec: DetectionSpec, loader: Any, forward: nn.Module, keeper: Any, 
         parts = {name: float(value.detach()) for name, value in losses.items()}
         if bool(distributed.any_rank(~torch.isfinite(total.detach()).reshape(1))):
             kept = f"the last good checkpoint is in {job.folder}" if keeper.has_checkpoint() else "no checkpoint yet"
-            raise BackbenchError(f"a loss is not finite at iteration {iteration}, rate {_rate(optimizer):g}: {parts}; {kept}")
+            raise BackbenchError(
+                f"a loss is not finite at iteration {iteration}, rate {_rate(optimizer):g}: {parts}; {kept}"
+            )
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
