@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -29,7 +30,14 @@ def apply() -> None:
 
 
 class _Served(ModuleType):
-    """The module `mmcv._ext` as far as R-CNN models need it."""
+    """The module `mmcv._ext` as far as R-CNN models need it.
+
+    Its specification has no loader: that is how mmengine asks whether mmcv is the full one (mmcv_full_available).
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = ModuleSpec(name, loader=None)
 
     nms = staticmethod(lambda boxes, scores, iou_threshold, offset: nms(boxes, scores, iou_threshold, offset))
     roi_align_forward = staticmethod(lambda *args, **fields: roi_align_forward(*args, **fields))

@@ -6,7 +6,6 @@ The run's folder gets `detectron2.yaml`, which Detectron2's own tools read, the 
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from torch import nn
 
 from core import distributed
 from core.artifacts import atomic_write_text, make_folder
-from core.errors import BackbenchError
 from core.progress import say, track
 from model_zoo.backbone import Backbone
 from model_zoo.export import detectron2 as exporter
@@ -24,6 +22,7 @@ from transfer.detection.adapt import detectron2_v06
 from transfer.detection.data import Detections, DetectionSplit, trainable
 from transfer.detection.engines import Job
 from transfer.detection.spec import DetectionSpec
+from transfer.detection.training import cut, log, parallel, precise_statistics, rate, refuse_not_finite, rle
 
 HEAD = "Res5ROIHeadsExtraNorm"
 
@@ -188,27 +187,27 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
         start = int(keeper.resume_or_load("", resume=True).get("iteration", -1)) + 1
         say(f"going on after iteration {start}: {job.folder}")
     loader = train_loader(cfg, train, start, job)
-    forward = _parallel(model, job.device)
+    forward = parallel(model, job.device)
     losses_file = job.folder / "losses.jsonl"
     cut(losses_file, start)
     for iteration, batch in zip(track(range(start, spec.iterations), total=spec.iterations - start, label="detectron2"),
                                 loader, strict=False):  # fmt: skip
         losses = forward(batch)
         total = sum(losses.values())
-        if bool(distributed.any_rank(~torch.isfinite(total.detach()).reshape(1))):
-            last = f"the last good checkpoint is in {job.folder}" if keeper.has_checkpoint() else "no checkpoint yet"
-            parts = {name: float(value.detach()) for name, value in losses.items()}
-            raise BackbenchError(f"a loss is not finite at iteration {iteration}, rate {_rate(optimizer)}: {parts}; {last}")
+        parts = {name: float(value.detach()) for name, value in losses.items()}
+        saved = Path(keeper.get_checkpoint_file()) if keeper.has_checkpoint() else None
+        refuse_not_finite(total, parts, iteration, rate(optimizer), saved)
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
         if iteration % job.log_every == 0 or iteration == spec.iterations - 1:
-            log(losses_file, iteration, {name: float(v.detach()) for name, v in losses.items()}, _rate(optimizer))
+            log(losses_file, iteration, parts, rate(optimizer))
         scheduler.step()
         if (iteration + 1) % job.checkpoint_every == 0 and distributed.is_main() and iteration + 1 < spec.iterations:
             keeper.save(f"model_{iteration:07d}", iteration=iteration)
     if spec.precise_bn and spec.norm == "sync":
-        _precise_statistics(model, cfg, train, job)
+        fresh = train_loader(cfg, train, 1_000_003, job)
+        precise_statistics(model.train(), model, fresh, spec.precise_bn)
     if distributed.is_main():
         keeper.save("model_final", iteration=spec.iterations - 1)
     return model
@@ -255,48 +254,6 @@ def train_loader(cfg: Any, split: DetectionSplit, start: int, job: Job) -> Any:
     )
 
 
-def _precise_statistics(model: nn.Module, cfg: Any, train: DetectionSplit, job: Job) -> None:
-    """BatchNorm's statistics anew over some iterations of training images (MoCo: 200), the same on every rank."""
-    from fvcore.nn.precise_bn import update_bn_stats
-
-    model.train()
-    loader = train_loader(cfg, train, 1_000_003, job)
-    with torch.no_grad():
-        update_bn_stats(model, iter(loader), cfg.TEST.PRECISE_BN.NUM_ITER)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            for buffer in (module.running_mean, module.running_var):
-                buffer.copy_(distributed.all_reduce_sum(buffer) / distributed.world_size())
-
-
-def _parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    if distributed.world_size() == 1:
-        return model.train()
-    devices = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(
-        model.train(), device_ids=devices, broadcast_buffers=False, find_unused_parameters=True
-    )
-
-
-def _rate(optimizer: torch.optim.Optimizer) -> float:
-    return max(group["lr"] for group in optimizer.param_groups)
-
-
-def log(file: Path, iteration: int, losses: dict[str, float], rate: float) -> None:
-    """One line of `losses.jsonl`."""
-    if distributed.is_main():
-        values = {"iteration": iteration, "total": sum(losses.values()), **losses, "lr": rate}
-        with file.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(values) + "\n")
-
-
-def cut(file: Path, start: int) -> None:
-    """Drop lines of iterations that a resumed run does again."""
-    if file.exists() and distributed.is_main():
-        kept = [line for line in file.read_text().splitlines() if json.loads(line)["iteration"] < start]
-        atomic_write_text(file, "".join(f"{line}\n" for line in kept))
-
-
 # ---------------------------------------------------------------- detection
 
 
@@ -327,11 +284,3 @@ def _detections(instances: Any, masks: bool) -> Detections:
         labels=instances.pred_classes.numpy(),
         masks=[rle(mask.numpy()) for mask in instances.pred_masks] if masks else None,
     )
-
-
-def rle(mask: np.ndarray) -> dict[str, Any]:
-    """(H, W) bool -> COCO's run-length encoding, as JSON can hold it."""
-    from pycocotools import mask as coco_mask
-
-    encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": [int(n) for n in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
