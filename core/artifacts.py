@@ -8,13 +8,16 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import tempfile
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -175,16 +178,8 @@ def _restricted_pickle() -> ModuleType:
     return module
 
 
-def load_torch(path: Path) -> Any:
-    """What `torch.save` wrote, on the CPU, without running code from the file.
-
-    First `weights_only=True`; a file that holds more goes through an unpickler that resolves tensors, turns a fixed list
-    of harmless classes into inert stubs and refuses everything else by name.
-
-    Raises:
-        CheckpointError: missing, empty, truncated, a web page, not a torch file, or holding code.
-    """
-    path = Path(path)
+def _head(path: Path) -> bytes:
+    """A checkpoint's first bytes; CheckpointError when there is no file, nothing in it, or a web page."""
     if path.is_dir():
         raise CheckpointError(f"{path}: is a folder; give the checkpoint file in it")
     if not path.exists():
@@ -197,6 +192,20 @@ def load_torch(path: Path) -> Any:
         raise CheckpointError(
             f"{path}: is a web page, not a checkpoint (a download that ended at a login or error page?)"
         )
+    return head
+
+
+def load_torch(path: Path) -> Any:
+    """What `torch.save` wrote, on the CPU, without running code from the file.
+
+    First `weights_only=True`; a file that holds more goes through an unpickler that resolves tensors, turns a fixed list
+    of harmless classes into inert stubs and refuses everything else by name.
+
+    Raises:
+        CheckpointError: missing, empty, truncated, a web page, not a torch file, or holding code.
+    """
+    path = Path(path)
+    _head(path)
     if _is_torchscript(path):
         raise CheckpointError(f"{path}: is a TorchScript program, which holds code; save its state_dict() instead")
     try:
@@ -223,3 +232,109 @@ def _is_torchscript(path: Path) -> bool:
     except (zipfile.BadZipFile, OSError, ValueError):
         return False
     return any(name.endswith("constants.pkl") or "/code/" in name for name in names)
+
+
+_TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # what torch.save wrote first before it wrote zip files
+
+
+def is_plain_pickle(path: Path) -> bool:
+    """Whether the file is a pickle that `torch.save` did not write.
+
+    Raises:
+        CheckpointError: no file, nothing in it, or a web page.
+    """
+    head = _head(Path(path))
+    return head.startswith(b"\x80") and _TORCH_MAGIC not in head[:32]
+
+
+class _Dtype:
+    """Stands for `numpy.dtype` in a pickle: its code, and its byte order, which comes as a state."""
+
+    def __init__(self, code: str, *_flags: object) -> None:
+        if not re.fullmatch(r"[fiub][1248]", str(code)):
+            raise CheckpointError(f"holds an array of '{code}', not of numbers; refused, nothing was run")
+        self.code, self.order = str(code), "<"
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = ">" if state[1] == ">" else "<"
+
+
+class _Array:
+    """Stands for `numpy.ndarray` in a pickle; `value` is made from numbers alone, never by numpy's own unpickling."""
+
+    value: np.ndarray
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        *_, shape, dtype, fortran, data = state
+        if isinstance(data, str):  # Python 2's bytes
+            data = data.encode("latin-1")
+        self.value = _numbers(data, dtype, shape, "F" if fortran else "C")
+
+
+def _numbers(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
+    array = np.frombuffer(data, dtype.order + dtype.code).reshape(shape, order="F" if order == "F" else "C")
+    return array.astype(array.dtype.newbyteorder("="), order="C")
+
+
+def _reconstruct(*_arguments: object) -> _Array:
+    """How pickle protocols up to 4 begin an array."""
+    return _Array()
+
+
+def _from_buffer(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> _Array:
+    """How pickle protocol 5 holds an array (numpy's `_frombuffer`)."""
+    array = _Array()
+    array.value = _numbers(data, dtype, shape, order)
+    return array
+
+
+def _latin1(text: str, codec: str) -> bytes:
+    """How pickle protocol 2 holds bytes: `_codecs.encode`, for this codec only."""
+    if codec not in ("latin1", "latin-1"):
+        raise CheckpointError(f"holds bytes encoded as '{codec}'; refused, nothing was run")
+    return text.encode("latin-1")
+
+
+_ARRAYS: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _latin1,
+}
+for _package in ("numpy.core", "numpy._core"):  # numpy 1 and 2
+    _ARRAYS[f"{_package}.multiarray", "_reconstruct"] = _reconstruct
+    _ARRAYS[f"{_package}.numeric", "_frombuffer"] = _from_buffer
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ARRAYS:
+            return _ARRAYS[module, name]
+        raise CheckpointError(f"holds '{module}.{name}', which is no array but code; refused, nothing was run")
+
+
+def load_pickle(path: Path) -> Any:
+    """A plain pickle of dictionaries and numpy arrays, as Detectron2 keeps weights; the arrays become tensors.
+
+    Raises:
+        CheckpointError: missing, empty, truncated, a web page, or holding anything but plain values and arrays.
+    """
+    path = Path(path)
+    _head(path)
+    try:
+        with path.open("rb") as file:
+            return _as_tensors(_ArrayUnpickler(file, encoding="latin1").load())
+    except CheckpointError as refused:
+        raise CheckpointError(f"{path}: {refused}") from None
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path}: not a readable pickle; truncated or another format? "
+            f"({path.stat().st_size} bytes; {type(error).__name__}: {reason})"
+        ) from None
+
+
+def _as_tensors(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_tensors(item) for key, item in value.items()}
+    return torch.from_numpy(value.value) if isinstance(value, _Array) else value

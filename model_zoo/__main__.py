@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from core.errors import CheckpointError, run_cli
+from model_zoo import export
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -16,8 +17,11 @@ def main(argv: list[str] | None = None) -> int:
     verify = commands.add_parser("verify", help="say what a checkpoint is and whether it is sound")
     verify.add_argument("file", type=Path)
     verify.add_argument("--json", action="store_true")
-    convert = commands.add_parser("convert", help="write a checkpoint of any known layout as model.pth")
+    convert = commands.add_parser(
+        "convert", help="write a checkpoint of any known layout as model.pth or for an engine"
+    )
     convert.add_argument("file", type=Path)
+    convert.add_argument("--to", metavar="ENGINE", help=f"write for {' or '.join(export.names())}, with its settings")
     convert.add_argument("-o", "--output", type=Path, required=True)
     convert.add_argument("--force", action="store_true", help="overwrite the output")
     listing = commands.add_parser("list", help="published backbones")
@@ -47,15 +51,24 @@ def _convert(args: argparse.Namespace) -> int:
     from model_zoo.backbone import save
     from model_zoo.load import load
 
-    if args.output.exists() and not args.force:
-        raise CheckpointError(f"{args.output}: exists already; add --force to overwrite it")
+    target = export.get(args.to) if args.to else None
+    written = [args.output, *(export.sidecars(args.output) if target else ())]
+    existing = [path for path in written if path.exists()]
+    if existing and not args.force:
+        raise CheckpointError(f"{existing[0]}: exists already; add --force to overwrite it")
     backbone = load(args.file)
-    save(args.output, backbone.state, backbone.arch, backbone.input)
+    if target:
+        backbone = export.in_rgb(backbone)
+        target.write(backbone, args.output)
+    else:
+        save(args.output, backbone.state, backbone.arch, backbone.input)
     for note in backbone.notes:
         print(f"note: {note}")
     print(
         f"{args.output}: {backbone.arch.name}, weights {backbone.weights_sha256[:8]}, from layout '{backbone.format}'"
     )
+    for path in written[1:]:
+        print(f"{path}: {'read by us' if path == written[1] else f'what {args.to} must be told'}")
     return 0
 
 

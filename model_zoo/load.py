@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.artifacts import load_torch
+from core.artifacts import is_plain_pickle, load_pickle, load_torch
 from core.config import build as build_config
 from core.config import read_mapping
 from core.errors import CheckpointError, ConfigError, nearest
@@ -87,7 +87,7 @@ def _from_file(path: Path, name: str | None) -> Backbone:
 
 
 def read_container(path: Path) -> Any:
-    """A torch file or safetensors, without running anything."""
+    """A torch file, safetensors or a pickle of arrays, without running anything."""
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -96,7 +96,7 @@ def read_container(path: Path) -> Any:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"not a readable safetensors file ({error})") from None
-    return load_torch(path)
+    return load_pickle(path) if is_plain_pickle(path) else load_torch(path)
 
 
 def recognise(obj: Any) -> tuple[str, Extracted]:

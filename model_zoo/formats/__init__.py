@@ -60,6 +60,13 @@ def prefixes(keys: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
+def is_openmmlab(obj: Any) -> bool:
+    """mmengine's container {"state_dict", "meta"} with a ResNet under `backbone.`."""
+    if not isinstance(obj, Mapping) or not isinstance(obj.get("meta"), Mapping):
+        return False
+    return any(where == "state_dict" and "backbone." in prefixes(tensors) for where, tensors in tensor_dicts(obj))
+
+
 def the_one(obj: Any, wanted: Callable[[Mapping[str, Tensor]], object]) -> Mapping[str, Tensor]:
     """The dictionary of tensors that is `wanted`; CheckpointError when a file holds several such networks."""
     found = [(where, tensors) for where, tensors in tensor_dicts(obj) if wanted(tensors)]

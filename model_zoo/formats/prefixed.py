@@ -1,7 +1,7 @@
 """A ResNet under one wrapper's prefix: DistributedDataParallel's `module.`, a trainer's `backbone.` or `encoder.`.
 
 Flat, or under `state_dict` or `model`; heads beside the backbone are dropped by the list below. Read in the code of SwAV
-(`module.`), Barlow Twins and VICReg (`module.backbone.`), mmselfsup and solo-learn (`backbone.`), SimSiam and PixPro
+(`module.`), Barlow Twins and VICReg (`module.backbone.`), solo-learn (`backbone.`), SimSiam and PixPro
 (`module.encoder.`). A momentum twin (`momentum_backbone.`, `encoder_k.`, ...) makes it another layout.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from model_zoo.architecture import Architecture
-from model_zoo.formats import Extracted, prefixes, take, tensor_dicts, the_one
+from model_zoo.formats import Extracted, is_openmmlab, prefixes, take, tensor_dicts, the_one
 
 PREFIXES = ("module.", "backbone.", "encoder.", "module.backbone.", "module.encoder.")
 _HEADS = ("fc", "head", "heads", "neck", "projector", "projection_head", "predictor", "prototypes", "classifier", "bn")
@@ -28,7 +28,7 @@ def _only_prefix(tensors: Mapping[str, Tensor]) -> str | None:
 
 def matches(obj: Any) -> bool:
     """Whether all ResNet names stand under one known prefix."""
-    if isinstance(obj, Mapping) and "format" in obj:
+    if isinstance(obj, Mapping) and ("format" in obj or is_openmmlab(obj)):
         return False
     return any(_only_prefix(tensors) for _, tensors in tensor_dicts(obj))
 

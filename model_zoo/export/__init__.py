@@ -1,0 +1,182 @@
+"""One module per target; the module name is the registry: a backbone leaves as weights and the settings they imply.
+
+Each has `key_table(arch)`, `refuse(backbone)`, `export(backbone)`, `write(backbone, path)`, `settings(backbone)` and
+`check_engine_state(backbone, state)`. Engines only ever see RGB: a BGR backbone is exported as `in_rgb` makes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from core.errors import BackbenchError, ConfigError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from model_zoo.architecture import Architecture
+    from model_zoo.backbone import Backbone
+
+_SHOWN = 3  # names in an error
+NORM_TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+class ExportError(BackbenchError):
+    """A backbone that a target cannot hold, or an engine that does not hold what was exported."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A convolution and the norm after it, by torchvision's names, and where the two stand."""
+
+    conv: str
+    norm: str
+    stage: int  # 0: the stem; 1 to 4
+    block: int
+    index: int  # 1 to 3 within the block; 0: the shortcut
+
+
+def names() -> list[str]:
+    """Every target there is."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def get(name: str) -> ModuleType:
+    """The target's module; ConfigError with the nearest name otherwise."""
+    if name not in names():
+        raise ConfigError(f"unknown target '{name}'{nearest(name, names())}")
+    return importlib.import_module(f"model_zoo.export.{name}")
+
+
+def units(arch: Architecture) -> Iterator[Unit]:
+    """Every convolution of the trunk with its norm; a first block has a shortcut where its shape changes."""
+    from model_zoo.resnet import LAYERS
+
+    kind, layers = LAYERS[arch.name]
+    yield Unit("conv1", "bn1", 0, 0, 1)
+    for stage, blocks in enumerate(layers, start=1):
+        for block in range(blocks):
+            here = f"layer{stage}.{block}"
+            for index in range(1, 4 if kind.expansion == 4 else 3):
+                yield Unit(f"{here}.conv{index}", f"{here}.bn{index}", stage, block, index)
+            if block == 0 and (stage > 1 or base_planes(arch) * kind.expansion != 64):
+                yield Unit(f"{here}.downsample.0", f"{here}.downsample.1", stage, block, 0)
+
+
+def base_planes(arch: Architecture) -> int:
+    """Channels of the 3x3 convolutions of the first stage."""
+    return round(64 * arch.width)
+
+
+def refuse_trunk(arch: Architecture, engine: str) -> None:
+    """What neither engine's ResNet has a field for.
+
+    Raises:
+        ExportError: another stem or max-pool than torchvision's.
+    """
+    if arch.stem != "7x7":
+        raise ExportError(
+            f"{engine}'s ResNet starts with a 7x7 convolution of stride 2 and a max-pool, this backbone with stem "
+            f"'{arch.stem}'; pretrain with stem 7x7 to use it there"
+        )
+    if arch.pool_padding != "symmetric":
+        raise ExportError(
+            f"{engine}'s ResNet pads its max-pool on all sides, this backbone (pool_padding: {arch.pool_padding}) "
+            "only at the end; it would compute other features there, and no setting changes that"
+        )
+
+
+def in_rgb(backbone: Backbone) -> Backbone:
+    """The same function of an RGB image: the input channels of conv1, mean and std of a BGR backbone turned around."""
+    if backbone.input.order == "rgb":
+        return backbone
+    spec = backbone.input.model_copy(
+        update={"order": "rgb", "mean": backbone.input.mean[::-1], "std": backbone.input.std[::-1]}
+    )
+    state = {**backbone.state, "conv1.weight": backbone.state["conv1.weight"].flip(1).contiguous()}
+    notes = (*backbone.notes, "conv1's input channels turned from BGR to RGB")
+    return dataclasses.replace(backbone, state=state, input=spec, notes=notes, _cache={})
+
+
+def pixel_scale(values: Sequence[float]) -> list[float]:
+    """Mean or std of images in [0, 1] as engines want it, in 0-255."""
+    return [round(255 * value, 6) for value in values]
+
+
+def sidecars(path: Path) -> tuple[Path, Path]:
+    """Beside an exported file: `.yaml`, what `model_zoo.load` reads, and `.settings.yaml`, the engine's."""
+    return path.with_name(f"{path.name}.yaml"), path.with_name(f"{path.name}.settings.yaml")
+
+
+def write_sidecars(backbone: Backbone, path: Path, settings: Mapping[str, Any]) -> None:
+    """What weights cannot tell, for us and for the engine; written before the weights, which are nothing without."""
+    import yaml
+
+    from core.artifacts import atomic_write_text
+
+    fields = {"arch": backbone.arch.model_dump(mode="json"), "input": in_rgb(backbone).input.model_dump(mode="json")}
+    for file, values in zip(sidecars(path), (fields, dict(settings)), strict=True):
+        atomic_write_text(file, yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120))
+
+
+def compare(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], surplus: Sequence[str], engine: str) -> None:
+    """Whether the engine holds exactly these tensors.
+
+    Args:
+        expected: exported tensors under the names that the engine's model gives them.
+        state: the engine's state_dict.
+        surplus: names of backbone tensors in `state` that were not exported.
+        engine: its name, for the sentence.
+
+    Raises:
+        ExportError: names the first tensors that are missing, different or left as initialised.
+    """
+    import torch
+
+    missing = [name for name in expected if name not in state]
+    if missing:
+        raise ExportError(f"{engine} has no place for {len(missing)} of {len(expected)} tensors: {_some(missing)}")
+    if surplus:
+        raise ExportError(f"{engine}'s backbone has {len(surplus)} tensors that were not exported: {_some(surplus)}")
+    different = [
+        name for name, tensor in expected.items() if not torch.equal(state[name].detach().cpu().float(), tensor)
+    ]
+    if different:
+        raise ExportError(
+            f"{len(different)} of {len(expected)} tensors in {engine} are not the exported ones (not loaded, or "
+            f"changed since): {_some(different)}"
+        )
+
+
+def feature_difference(backbone: Backbone, stages_fn: Callable[[Tensor], Sequence[Tensor]]) -> float:
+    """Largest difference between an engine's C2..C5 and torchvision's, as a share of a stage's largest value.
+
+    Args:
+        backbone: the one that was exported.
+        stages_fn: normalised RGB (2, 3, 64, 96) -> the engine's (C2, C3, C4, C5), norms in evaluation mode.
+
+    Raises:
+        ExportError: a stage is absent or has another shape.
+    """
+    import torch
+
+    x = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = in_rgb(backbone).build().eval().stages(x)
+        found = tuple(stages_fn(x))
+    shapes = [tuple(stage.shape) for stage in found], [tuple(stage.shape) for stage in expected]
+    if shapes[0] != shapes[1]:
+        raise ExportError(f"the engine's stages have shapes {shapes[0]}, torchvision's {shapes[1]}")
+    shares = [(a - b).abs().max() / b.abs().max() for a, b in zip(found, expected, strict=True)]
+    return float(torch.stack(shares).max())
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,141 @@
+"""Detectron2 0.6: its ResNet's names without prefix, in a pickle of numpy arrays, as its own converters write them.
+
+`matching_heuristics` makes Detectron2 find the names' ends wherever a detector keeps its backbone (`backbone.`,
+`backbone.bottom_up.`, `roi_heads.res5`): without it a detector ignores bare names with a warning and trains from noise
+(detectron2/checkpoint/detection_checkpoint.py, tools/convert-torchvision-to-d2.py).
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.artifacts import atomic_write
+from model_zoo.export import (
+    NORM_TENSORS,
+    ExportError,
+    Unit,
+    base_planes,
+    compare,
+    in_rgb,
+    pixel_scale,
+    refuse_trunk,
+    units,
+    write_sidecars,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from model_zoo.architecture import Architecture
+    from model_zoo.backbone import Backbone
+
+_PLACES = ("", "backbone.", "backbone.bottom_up.")  # the ResNet itself, C4 and DC5, FPN
+_ROI_HEADS = "roi_heads."  # C4 keeps res5 there
+_OWN = re.compile(r"stem\.|res[2-5]\.\d+\.")
+
+
+def key_table(arch: Architecture) -> dict[str, str]:
+    """torchvision's name -> Detectron2's, for every tensor."""
+    table = {}
+    for unit in units(arch):
+        target = _target(unit)
+        table[f"{unit.conv}.weight"] = f"{target}.weight"
+        table |= {f"{unit.norm}.{tensor}": f"{target}.norm.{tensor}" for tensor in NORM_TENSORS}
+    return table
+
+
+def _target(unit: Unit) -> str:
+    if unit.stage == 0:
+        return "stem.conv1"
+    return f"res{unit.stage + 1}.{unit.block}." + (f"conv{unit.index}" if unit.index else "shortcut")
+
+
+def refuse(backbone: Backbone) -> None:
+    """What `build_resnet_backbone` cannot build (detectron2/modeling/backbone/resnet.py).
+
+    Raises:
+        ExportError: another stem, max-pool or width than it has a field for.
+    """
+    refuse_trunk(backbone.arch, "Detectron2")
+    if backbone.arch.width != 1 and backbone.arch.name in ("resnet18", "resnet34"):
+        raise ExportError(
+            f"Detectron2 builds ResNet-18 and 34 at width 1 only (RES2_OUT_CHANNELS must be 64), this backbone has "
+            f"width {backbone.arch.width:g}; mmdet can hold it"
+        )
+
+
+def export(backbone: Backbone) -> dict[str, Any]:
+    """What the file holds: {"model": {name: float32 array}, "__author__", "matching_heuristics"}."""
+    return {
+        "model": {name: tensor.numpy() for name, tensor in _tensors(backbone).items()},
+        "__author__": "backbench",
+        "matching_heuristics": True,
+    }
+
+
+def _tensors(backbone: Backbone) -> dict[str, Tensor]:
+    """Exported tensors; num_batches_tracked is dropped: no norm of Detectron2 needs it, and FrozenBN has none."""
+    refuse(backbone)
+    state = in_rgb(backbone).state
+    table = key_table(backbone.arch)
+    return {table[name]: state[name] for name in state if not name.endswith("num_batches_tracked")}
+
+
+def write(backbone: Backbone, path: Path) -> None:
+    """Write the pickle, and beside it what it cannot tell: FILE.yaml for us, FILE.settings.yaml for Detectron2."""
+    payload = export(backbone)
+    write_sidecars(backbone, path, settings(backbone))
+    atomic_write(path, lambda file: pickle.dump(payload, file, protocol=4))
+
+
+def settings(backbone: Backbone) -> dict[str, Any]:
+    """The configuration these weights imply, for `cfg.merge_from_other_cfg(CfgNode(...))` or `merge_from_file`."""
+    refuse(backbone)
+    arch, spec = backbone.arch, in_rgb(backbone).input
+    basic = arch.name in ("resnet18", "resnet34")
+    planes = base_planes(arch)
+    return {
+        "INPUT": {"FORMAT": "RGB"},
+        "MODEL": {
+            "PIXEL_MEAN": pixel_scale(spec.mean),
+            "PIXEL_STD": pixel_scale(spec.std),
+            "RESNETS": {
+                "DEPTH": int(arch.name.removeprefix("resnet")),
+                "STEM_OUT_CHANNELS": 64,
+                "RES2_OUT_CHANNELS": planes if basic else 4 * planes,
+                "NUM_GROUPS": 1,
+                "WIDTH_PER_GROUP": planes,
+                "STRIDE_IN_1X1": arch.stride_in_1x1 and not basic,
+            },
+        },
+    }
+
+
+def check_engine_state(backbone: Backbone, state: Mapping[str, Tensor]) -> None:
+    """Whether a Detectron2 model (a ResNet or a detector around one) holds exactly the exported tensors.
+
+    Raises:
+        ExportError: names the first tensors that are missing, different or were not exported.
+    """
+    exported = _tensors(backbone)
+    places = [place for place in _PLACES if f"{place}stem.conv1.weight" in state]
+    if len(places) != 1:
+        raise ExportError(
+            f"Detectron2's model has no stem.conv1.weight under {', '.join(repr(p) for p in _PLACES)}; its tensors "
+            f"start with {', '.join(list(state)[:2]) or 'none'}"
+        )
+    place = places[0]
+    c4 = any(name.startswith(f"{_ROI_HEADS}res5.") for name in state)
+    expected = {(_ROI_HEADS if c4 and name.startswith("res5.") else place) + name: t for name, t in exported.items()}
+    surplus = [
+        name
+        for name in state
+        for start in {place, _ROI_HEADS}
+        if name.startswith(start) and _OWN.match(name, len(start))
+        if name not in expected and not name.endswith("num_batches_tracked")
+    ]
+    compare(expected, state, surplus, "Detectron2")

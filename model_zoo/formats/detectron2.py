@@ -1,0 +1,59 @@
+"""Detectron2's ResNet names (`stem.conv1.norm`, `res2.0.shortcut`), flat or under `model`: its converters' pickles, .pth.
+
+Without a prefix, as tools/convert-torchvision-to-d2.py, MoCo's and our own converter write them; a classifier or
+projector becomes `stem.fc` there. A whole detector's checkpoint is refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.errors import CheckpointError
+from model_zoo.architecture import Architecture
+from model_zoo.export.detectron2 import key_table
+from model_zoo.formats import Extracted, tensor_dicts, the_one
+from model_zoo.resnet import LAYERS
+
+_NAME = re.compile(r"^(?P<prefix>.*?)res[2-5]\.\d+\.conv[123]\.norm\.\w+$")
+_FC = "stem.fc."
+
+
+def _prefixes(tensors: Mapping[str, Tensor]) -> set[str]:
+    return {match["prefix"] for match in map(_NAME.match, tensors) if match}
+
+
+def matches(obj: Any) -> bool:
+    """Whether there are names of Detectron2's ResNet, bare or in a detector."""
+    return any(_prefixes(tensors) for _, tensors in tensor_dicts(obj))
+
+
+def extract(obj: Any) -> Extracted:
+    """The tensors under torchvision's names; of the tables of all depths, which never disagree."""
+    tensors = the_one(obj, _prefixes)
+    wrapped = _prefixes(tensors) - {""}
+    if wrapped:
+        raise CheckpointError(
+            f"a whole Detectron2 detector (ResNet under '{min(wrapped)}'), whose backbone was trained for detection; "
+            "save the tensors of its ResNet alone, without prefix, if that is the one you mean"
+        )
+    table = {theirs: ours for name in LAYERS for ours, theirs in key_table(Architecture(name=name)).items()}
+    known = {table[key]: tensor for key, tensor in tensors.items() if key in table}
+    dropped = tuple(key for key in tensors if key.startswith(_FC))
+    leftover = tuple(key for key in tensors if key not in table and not key.startswith(_FC))
+    return Extracted(known, dropped, leftover)
+
+
+def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:
+    """A file of this layout, as MoCo's converter writes it (with tensors for arrays)."""
+    table = key_table(arch)
+    tensors = {table[name]: tensor for name, tensor in state.items()}
+    return {
+        "model": {**tensors, "stem.fc.0.weight": torch.zeros(8, 8)},
+        "__author__": "MOCO",
+        "matching_heuristics": True,
+    }

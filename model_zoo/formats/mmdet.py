@@ -1,0 +1,44 @@
+"""OpenMMLab's container {"state_dict", "meta"} with the ResNet under `backbone.`: mmdet, mmpretrain, mmselfsup, ours.
+
+Necks and heads of a pretraining are dropped by the list below. A whole detector's checkpoint is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.errors import CheckpointError
+from model_zoo.architecture import Architecture
+from model_zoo.export.mmdet import PREFIX, key_table
+from model_zoo.formats import Extracted, is_openmmlab, take
+
+_DROP = ("neck.*", "head.*", "data_preprocessor.*", f"{PREFIX}fc.*")
+_DETECTOR = ("rpn_head.", "roi_head.", "bbox_head.", "mask_head.")
+
+
+def matches(obj: Any) -> bool:
+    """Whether a ResNet stands under `backbone.` in mmengine's container."""
+    return is_openmmlab(obj) and "format" not in obj
+
+
+def extract(obj: Any) -> Extracted:
+    """The backbone's tensors."""
+    tensors = {str(key): value for key, value in obj["state_dict"].items() if isinstance(value, Tensor)}
+    heads = [key for key in tensors if key.startswith(_DETECTOR)]
+    if heads:
+        raise CheckpointError(
+            f"a whole detector ({heads[0]} and more beside '{PREFIX}'), whose backbone was trained for detection; "
+            f"save the tensors under '{PREFIX}' alone if that is the one you mean"
+        )
+    return take(tensors, PREFIX, _DROP)
+
+
+def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:
+    """A file of this layout, as mmselfsup's runner writes it."""
+    table = key_table(arch)
+    tensors = {table[name]: tensor for name, tensor in state.items()}
+    return {"state_dict": {**tensors, "neck.fc0.weight": torch.zeros(8, 8)}, "meta": {"epoch": 200}}
