@@ -98,10 +98,10 @@ def examine(name: str, places: DataPlaces, *, full: bool = False) -> Report:
 
 
 def own_splits(name: str) -> list[str]:
-    """The splits that a whole data set has, by its layout's own names."""
+    """The splits that a whole data set has, by its layout's own names; unions of several years' splits are detection's."""
     counts = datasets.info(name).counts
     folds = [f"fold{i}" for i in range(10)] if "fold" in counts else []
-    return [key for key in counts if key not in ("classes", "fold")] + folds
+    return [key for key in counts if key not in ("classes", "fold") and "+" not in key] + folds
 
 
 def sample(split: ImageSplit, *, full: bool) -> np.ndarray:

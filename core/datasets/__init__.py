@@ -161,7 +161,7 @@ KNOWN: dict[str, DatasetInfo] = {
         "voc",
         "trainval",
         "test",
-        {"trainval": 5_011, "test": 4_952, "classes": 20},
+        {"trainval": 5_011, "test": 4_952, "trainval07+12": 16_551, "classes": 20},  # 07+12: detection's training set
         "PASCAL VOC 2007 trainval and test, http://host.robots.ox.ac.uk/pascal/VOC/voc2007",
     ),
     "places205": DatasetInfo(

@@ -61,14 +61,14 @@ def read(root: Path, split: str, *, dataset: str = "voc", year: int = 2007) -> I
     """
     folder = year_folder(root, year)
     lists = folder / "ImageSets" / "Main"
-    ids = _ids(lists / f"{split}.txt")
-    there = _listing(folder / "JPEGImages")
+    ids = image_ids(lists / f"{split}.txt")
+    there = listing(folder / "JPEGImages")
     absent = [name for name in ids if f"{name}.jpg" not in there]
     if absent:
         raise DataError(
             f"{lists / f'{split}.txt'}: names images that are not in {folder / 'JPEGImages'}: {some(absent)}"
         )
-    classes = _classes(lists, split)
+    classes = class_names(lists, split)
     rows = {name: row for row, name in enumerate(ids)}
     labels = np.stack([_column(lists / f"{name}_{split}.txt", rows) for name in classes], axis=1)
     return ImageSplit(dataset, split, Files(folder / "JPEGImages", tuple(f"{i}.jpg" for i in ids)), labels, classes)
@@ -103,6 +103,42 @@ def states(objects: tuple[Object, ...]) -> dict[str, int]:
     return found
 
 
+def image_ids(file: Path) -> list[str]:
+    """The images that a split's list names, in its order. Raises DataError: none, one twice, or no such list."""
+    ids = [row[0] for row in _rows(file) if row]
+    if not ids:
+        raise DataError(f"{file}: names no image")
+    if len(set(ids)) != len(ids):
+        raise DataError(f"{file}: names images twice: {some([i for i in dict.fromkeys(ids) if ids.count(i) > 1])}")
+    return ids
+
+
+def listing(folder: Path) -> set[str]:
+    """Names of the files in a folder. Raises DataError when it cannot be read."""
+    try:
+        return set(os.listdir(folder))  # noqa: PTH208 (names only, for 17,125 files)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror}); is the devkit whole?") from None
+
+
+def class_names(lists: Path, split: str) -> tuple[str, ...]:
+    """Sorted classes of the lists `<class>_<split>.txt`; every other split that has lists must have the same ones.
+
+    Raises:
+        DataError: no lists, or a class that another split lacks.
+    """
+    by_split = {s: {p.name.removesuffix(f"_{s}.txt") for p in lists.glob(f"*_{s}.txt")} for s in {*_SPLITS, split}}
+    own = by_split[split]
+    if not own:
+        raise DataError(f"{lists}: no lists <class>_{split}.txt in it; is the devkit whole?")
+    for other, names in sorted(by_split.items()):
+        if names and names != own:
+            name = min(names ^ own)
+            lacking = split if name in names else other
+            raise DataError(f"{lists / f'{name}_{lacking}.txt'}: no such list, though other splits have class '{name}'")
+    return tuple(sorted(own))
+
+
 def _value(node: ET.Element, key: str, kind: Callable[[str], T], where: str) -> T:
     text = (node.findtext(key) or "").strip()
     if not text:
@@ -118,36 +154,6 @@ def _rows(file: Path) -> list[list[str]]:
         return [line.split() for line in file.read_text().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read ({error}); is the devkit whole?") from None
-
-
-def _ids(file: Path) -> list[str]:
-    ids = [row[0] for row in _rows(file) if row]
-    if not ids:
-        raise DataError(f"{file}: names no image")
-    if len(set(ids)) != len(ids):
-        raise DataError(f"{file}: names images twice: {some([i for i in dict.fromkeys(ids) if ids.count(i) > 1])}")
-    return ids
-
-
-def _listing(folder: Path) -> set[str]:
-    try:
-        return set(os.listdir(folder))  # noqa: PTH208 (names only, for 17,125 files)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({error.strerror}); is the devkit whole?") from None
-
-
-def _classes(lists: Path, split: str) -> tuple[str, ...]:
-    """Classes of the split's lists; every other split that has lists must have the same ones."""
-    by_split = {s: {p.name.removesuffix(f"_{s}.txt") for p in lists.glob(f"*_{s}.txt")} for s in {*_SPLITS, split}}
-    own = by_split[split]
-    if not own:
-        raise DataError(f"{lists}: no lists <class>_{split}.txt in it; is the devkit whole?")
-    for other, names in sorted(by_split.items()):
-        if names and names != own:
-            name = min(names ^ own)
-            lacking = split if name in names else other
-            raise DataError(f"{lists / f'{name}_{lacking}.txt'}: no such list, though other splits have class '{name}'")
-    return tuple(sorted(own))
 
 
 def _column(file: Path, rows: dict[str, int]) -> np.ndarray:

@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from core.datasets import Files
+import numpy as np
+from PIL import Image
+
+from core.datasets import Files, coco, some, voc
+from core.errors import DataError
+from core.progress import say, track
+
+Bad = Literal["error", "skip"]
+Headers = Literal["sample", "all"]
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels; the image's upper left corner is (0, 0)
+
+HEADERS = 200  # images of a sample
+SIZE = "images that are unreadable or not of the size that their annotation states"
+MISSING = "images that are not in the folder"
+NO_AREA = "boxes with no area"
+OUTSIDE = "boxes outside their image"
+POLYGON = "polygons that are not three points or more"
+RUN_LENGTH = "run-length masks that do not fill their image"
+_FLAT_IN_TRAIN2017 = (200365, 550395)  # the two images whose official annotations hold a box of no height
 
 
 @dataclass(frozen=True)
@@ -15,7 +35,7 @@ class Instance:
     """One object of an image."""
 
     label: int  # row of `classes`
-    box: tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels; the image's upper left corner is (0, 0)
+    box: Box
     difficult: bool = False
     crowd: bool = False
     mask: Any = None  # COCO's `segmentation`: polygons [[x, y, ...], ...] or RLE {"size", "counts"}
@@ -55,7 +75,7 @@ class DetectionSplit:
         """SHA-256 over the sorted (name, size, objects) of all images."""
         if not self._manifest:
             rows = sorted(
-                f"{self.source.name(i)}\t{self.source.size(i)}\t{[(o.label, o.box) for o in p.instances]}"
+                f"{self.source.name(i)}\t{self.source.size(i)}\t{[(o.label, o.box, o.difficult, o.crowd) for o in p.instances]}"
                 for i, p in enumerate(self.pictures)
             )
             self._manifest.append(hashlib.sha256("\n".join(rows).encode()).hexdigest())
@@ -70,3 +90,273 @@ class Detections:
     scores: Any  # (D,) float32
     labels: Any  # (D,) int64
     masks: Any = None  # list of D COCO RLEs, where the detector segments
+
+
+def trainable(split: DetectionSplit) -> DetectionSplit:
+    """Without the images that have no object but crowds, as both engines' defaults train."""
+    kept = [i for i, picture in enumerate(split.pictures) if not all(o.crowd for o in picture.instances)]
+    if len(kept) == len(split):
+        return split
+    say(f"{split.dataset} {split.split}: {len(split) - len(kept)} images without an object are left out of training")
+    return _of_rows(split, kept)
+
+
+def read_voc(
+    root: Path,
+    split: str,
+    *,
+    bad: Bad = "error",
+    headers: Headers = "sample",
+    dataset: str = "voc",
+) -> DetectionSplit:
+    """A split of VOC 2007's layout (any classes), or `trainval07+12`: 2007's trainval, then 2012's.
+
+    Boxes are (xmin - 1, ymin - 1, xmax, ymax) (detectron2 data/datasets/pascal_voc.py). Difficult objects are kept.
+
+    Args:
+        bad: what follows from a fault in the annotations once it was counted and said; see `_Faults`.
+        headers: compare the stated sizes with those of a sample of the images, or of all.
+
+    Raises:
+        DataError: half a devkit, faults with `bad="error"`, or nothing left.
+    """
+    folders, own = _voc_folders(root, split)
+    lists = [folder / "ImageSets" / "Main" for folder in folders]
+    classes = voc.class_names(lists[0], own)
+    for other in lists[1:]:
+        if voc.class_names(other, own) != classes:
+            raise DataError(f"{other}: its classes are not those of {lists[0]}; both years need the same lists")
+    base = folders[0] / "JPEGImages" if len(folders) == 1 else folders[0].parent
+    faults = _Faults(base, bad)
+    paths, pictures = [], []
+    for folder, listed in zip(folders, lists, strict=True):
+        ids = voc.image_ids(listed / f"{own}.txt")
+        there = voc.listing(folder / "JPEGImages")
+        for name in track(ids, total=len(ids), label=f"annotations of {folder.name} {own}"):
+            image = folder / "JPEGImages" / f"{name}.jpg"
+            if image.name not in there:
+                faults.add(MISSING, image.name)
+            elif (picture := _voc_picture(folder, name, classes, faults)) is not None:
+                paths.append(image.relative_to(base).as_posix())
+                pictures.append(picture)
+    found = DetectionSplit(dataset, split, Files(base, tuple(paths)), tuple(pictures), classes)
+    return _sound(found, faults, headers)
+
+
+def read_coco(
+    root: Path,
+    split: str,
+    *,
+    bad: Bad = "error",
+    headers: Headers = "sample",
+    masks: bool = False,
+    dataset: str = "coco",
+) -> DetectionSplit:
+    """A split of COCO's layout: images by id, categories by id without gaps, crowds marked, masks as they stand.
+
+    Images without objects are kept: an evaluation counts what is found in them.
+
+    Args:
+        bad: what follows from a fault in the annotations once it was counted and said; see `_Faults`.
+        headers: compare the stated sizes with those of a sample of the images, or of all.
+        masks: every object needs one.
+
+    Raises:
+        DataError: not COCO's format, records of unknown images or categories, faults with `bad="error"`, or nothing left.
+    """
+    file, folder = coco.annotation_file(root, split), Path(root) / split
+    known = coco.instances(file)
+    faults = _Faults(file, bad)
+    labels = {category["id"]: row for row, category in enumerate(known.categories)}
+    of_image: dict[Any, list[dict[str, Any]]] = {}
+    for annotation in known.annotations:
+        of_image.setdefault(annotation["image_id"], []).append(annotation)
+    there = voc.listing(folder)
+    paths, pictures = [], []
+    for image in track(known.images, total=len(known.images), label=f"annotations of {dataset} {split}"):
+        name = image["file_name"]
+        if name not in there and not ("/" in name and (folder / name).is_file()):
+            faults.add(MISSING, name)
+            continue
+        if not _are_numbers([image["width"], image["height"]]) or min(image["width"], image["height"]) <= 0:
+            faults.add(SIZE, name)
+            continue
+        items = [_coco_instance(a, image, labels, faults, masks=masks) for a in of_image.get(image["id"], [])]
+        paths.append(name)
+        instances = tuple(item for item in items if item is not None)
+        pictures.append(Picture(str(image["id"]), image["width"], image["height"], instances))
+    classes = tuple(category["name"] for category in known.categories)
+    found = DetectionSplit(dataset, split, Files(folder, tuple(paths)), tuple(pictures), classes, annotations=file)
+    return _sound(found, faults, headers)
+
+
+def usable(annotation: dict[str, Any], image: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
+    """A COCO annotation without what no engine and no metric can use, None when nothing is left; and what that was."""
+    box, mask = annotation["bbox"], annotation.get("segmentation")
+    if not _are_numbers(box) or len(box) != 4:
+        return None, "boxes that are not four numbers"
+    x, y, width, height = box
+    fault = _box_fault((x, y, x + width, y + height), image["width"], image["height"])
+    if fault:
+        return None, fault
+    if not mask:
+        return annotation, None
+    if isinstance(mask, dict):
+        whole = _is_run_length(mask, image["width"], image["height"])
+        return (annotation, None) if whole else (None, RUN_LENGTH)
+    polygons = [p for p in mask if _are_numbers(p) and len(p) >= 6 and len(p) % 2 == 0]
+    if len(polygons) == len(mask):
+        return annotation, None
+    return ({**annotation, "segmentation": polygons} if polygons else None), POLYGON
+
+
+class _Faults:
+    """Faults of a split by kind: how many, and the first names, go into the log.
+
+    With `bad="error"` they are then a DataError. With `skip` whatever holds one is left out: an image that is missing,
+    of another size than stated or without a readable annotation; an object without area, outside its image or of an
+    unknown class; a polygon that is none, and its object when it has no other.
+    """
+
+    def __init__(self, where: Path, bad: Bad) -> None:
+        self.where, self.bad = where, bad
+        self.names: dict[str, list[str]] = {}
+        self.mended: dict[str, list[str]] = {}
+
+    def add(self, kind: str, name: str) -> None:
+        """Something that cannot be used."""
+        self.names.setdefault(kind, []).append(name)
+
+    def mend(self, kind: str, name: str) -> None:
+        """Something that was put right, or is known of the official files: never an error."""
+        self.mended.setdefault(kind, []).append(name)
+
+    def settle(self) -> None:
+        """Say everything. Raises DataError for faults with `bad="error"`."""
+        for kind, names in self.mended.items():
+            say(f"{self.where}: {kind}: {some(names)}")
+        if not self.names:
+            return
+        sentences = [f"{kind}: {some(names)}" for kind, names in self.names.items()]
+        if self.bad == "error":
+            raise DataError(f"{self.where}: {'; '.join(sentences)}. Correct them, or leave them out with bad=skip")
+        for sentence in sentences:
+            say(f"{self.where}: left out: {sentence}")
+
+
+def _voc_folders(root: Path, split: str) -> tuple[list[Path], str]:
+    """The years' folders and the name of their list."""
+    if split != "trainval07+12":
+        return [voc.year_folder(root)], split
+    folders = [voc.year_folder(root, year) for year in (2007, 2012)]
+    if folders[0] == folders[1] or folders[0].parent != folders[1].parent:
+        raise DataError(f"{root}: {split} needs VOC2007 and VOC2012 side by side in one folder (VOCdevkit)")
+    return folders, "trainval"
+
+
+def _voc_picture(folder: Path, name: str, classes: tuple[str, ...], faults: _Faults) -> Picture | None:
+    try:
+        stated = voc.annotation(folder / "Annotations" / f"{name}.xml")
+    except DataError as error:
+        faults.add("annotations that cannot be read", str(error))
+        return None
+    if stated.width <= 0 or stated.height <= 0:
+        faults.add(SIZE, f"{name}.jpg")
+        return None
+    instances = []
+    for item in stated.objects:
+        if item.name not in classes:
+            faults.add("objects of a class that has no list", f"'{item.name}' in {name}.xml")
+            continue
+        x0, y0, x1, y1 = item.box
+        box = (x0 - 1, y0 - 1, x1, y1)
+        fault = _box_fault(box, stated.width, stated.height)
+        if fault:
+            faults.add(fault, f"{name}.xml")
+        else:
+            box = _clipped(box, stated.width, stated.height, f"{name}.xml", faults)
+            instances.append(Instance(classes.index(item.name), box, difficult=item.difficult))
+    return Picture(name, stated.width, stated.height, tuple(instances))
+
+
+def _coco_instance(
+    annotation: dict[str, Any], image: dict[str, Any], labels: dict[Any, int], faults: _Faults, *, masks: bool
+) -> Instance | None:
+    name = f"annotation {annotation['id']} of {image['file_name']}"
+    kept, fault = usable(annotation, image)
+    if fault:
+        official = fault == NO_AREA and image["id"] in _FLAT_IN_TRAIN2017
+        (faults.mend if official else faults.add)(fault, name)
+    if kept is None:
+        return None
+    mask = kept.get("segmentation") or None
+    if masks and mask is None:
+        faults.add("objects without a mask", name)
+        return None
+    x, y, width, height = kept["bbox"]
+    box = _clipped((x, y, x + width, y + height), image["width"], image["height"], name, faults)
+    return Instance(labels[annotation["category_id"]], box, crowd=bool(annotation.get("iscrowd")), mask=mask)
+
+
+def _box_fault(box: Box, width: int, height: int) -> str | None:
+    x0, y0, x1, y1 = box
+    if not all(math.isfinite(value) for value in box) or x1 <= x0 or y1 <= y0:
+        return NO_AREA
+    if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
+        return OUTSIDE
+    return None
+
+
+def _clipped(box: Box, width: int, height: int, name: str, faults: _Faults) -> Box:
+    inside = (max(box[0], 0), max(box[1], 0), min(box[2], width), min(box[3], height))
+    if max(abs(a - b) for a, b in zip(box, inside, strict=True)) > 1:  # less is rounding
+        faults.mend("boxes that reached over the image's edge, clipped", name)
+    return tuple(float(value) for value in inside)
+
+
+def _are_numbers(values: object) -> bool:
+    try:
+        return isinstance(values, list) and math.isfinite(sum(values))
+    except TypeError:
+        return False
+
+
+def _is_run_length(mask: dict[str, Any], width: int, height: int) -> bool:
+    """Whether a mask's size is the image's, and its runs, where they are not packed into a string, fill it."""
+    counts = mask.get("counts")
+    if mask.get("size") != [height, width] or not counts:
+        return False
+    return isinstance(counts, str) or (_are_numbers(counts) and min(counts) >= 0 and sum(counts) == width * height)
+
+
+def _sound(split: DetectionSplit, faults: _Faults, headers: Headers) -> DetectionSplit:
+    """The split without images of another size than stated. Raises DataError as `read_voc`."""
+    sample = np.random.default_rng(0).permutation(len(split))[:HEADERS].tolist()
+    misfits = _of_another_size(split, sample if headers == "sample" else range(len(split)))
+    if misfits and headers == "sample":  # where one is wrong others are
+        misfits |= _of_another_size(split, range(len(split)))
+    for row in sorted(misfits):
+        faults.add(SIZE, split.source.name(row))
+    faults.settle()
+    if len(misfits) == len(split):
+        raise DataError(f"{faults.where}: no image of it can be used; is the data set whole?")
+    return _of_rows(split, [row for row in range(len(split)) if row not in misfits]) if misfits else split
+
+
+def _of_another_size(split: DetectionSplit, rows: Collection[int]) -> set[int]:
+    """Rows whose image's header is unreadable or gives another size than the annotation."""
+    wrong = set()
+    for row in track(rows, total=len(rows), label=f"headers of {split.dataset} {split.split}"):
+        try:
+            with Image.open(split.file(row)) as image:
+                size = image.size
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            size = None
+        if size != (split.pictures[row].width, split.pictures[row].height):
+            wrong.add(row)
+    return wrong
+
+
+def _of_rows(split: DetectionSplit, rows: Sequence[int]) -> DetectionSplit:
+    source = Files(split.source.root, tuple(split.source.paths[row] for row in rows))
+    return replace(split, source=source, pictures=tuple(split.pictures[row] for row in rows), _manifest=[])

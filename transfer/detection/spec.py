@@ -12,7 +12,9 @@ from core.config import Config
 class DetectionSpec(Config):
     """A detector and its training course. Iterations and rates are for `batch` images a step over all processes."""
 
-    head: Literal["c4", "fpn"]  # Faster R-CNN on res4 with res5 as the head (extra norm behind it), or FPN with 2 FC layers
+    head: Literal[
+        "c4", "fpn"
+    ]  # Faster R-CNN on res4 with res5 as the head (extra norm behind it), or FPN with 2 FC layers
     masks: bool = False
     iterations: Annotated[int, Field(gt=0)]
     batch: Annotated[int, Field(gt=0)] = 16
@@ -22,7 +24,9 @@ class DetectionSpec(Config):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4  # not of norms
     norm: Literal["sync", "frozen"] = "sync"  # of backbone and FPN; frozen only to look at untrained statistics
-    precise_bn: Annotated[int, Field(ge=0)] = 200  # iterations that re-estimate BatchNorm's statistics at the end; 0: none
+    precise_bn: Annotated[int, Field(ge=0)] = (
+        200  # iterations that re-estimate BatchNorm's statistics at the end; 0: none
+    )
     sides_train: tuple[Annotated[int, Field(ge=32)], ...]  # shorter side, one drawn for each image
     side_test: Annotated[int, Field(ge=32)] = 800
     side_max: Annotated[int, Field(ge=32)] = 1333  # longer side
