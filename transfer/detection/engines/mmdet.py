@@ -187,6 +187,7 @@ def _rpn(channels: int, c4: bool) -> dict[str, Any]:
             "type": "AnchorGenerator",
             "scales": [2, 4, 8, 16, 32] if c4 else [8],  # times the stride: 32 to 512 pixels
             "ratios": [0.5, 1.0, 2.0],
+            "scale_major": False,  # Detectron2's order
             "strides": strides,
         },
         "bbox_coder": _coder(1.0, 1.0, 1.0, 1.0),
