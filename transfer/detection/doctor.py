@@ -42,7 +42,9 @@ def _engine(name: str) -> dict[str, Any]:
 def _cv2() -> dict[str, Any]:
     from importlib.metadata import distributions
 
-    packages = {d.metadata["Name"]: d.version for d in distributions() if (d.metadata["Name"] or "").startswith("opencv")}
+    packages = {
+        d.metadata["Name"]: d.version for d in distributions() if (d.metadata["Name"] or "").startswith("opencv")
+    }
     version = ", ".join(f"{n} {v}" for n, v in sorted(packages.items())) or "not installed"
     advice = "two packages share the folder cv2: keep one of them" if len(packages) > 1 else ""
     try:
