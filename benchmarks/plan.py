@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import Field
 
 from core.config import Config, build, digest, read_mapping
 from core.datasets import DataPlaces, demo
@@ -23,6 +25,7 @@ class Suite(Config):
 
     cells: tuple[str, ...]
     seeds: int = 1
+    seeds_of: Mapping[str, int] = Field(default_factory=dict)  # cells that are repeated otherwise
     data: Literal["demo"] | None = None  # where the data lie when nothing else is said
     overrides: tuple[str, ...] = ()
 

@@ -95,7 +95,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     args.suite = suite_name
     runs = [(subject, cell) for subject in subjects for cell in cells if cell.name not in skipped]
-    codes = launch(runs, overrides, seeds, places, args)
+    repeats = {cell.name: args.seeds or suite.seeds_of.get(cell.name, suite.seeds) for cell in cells}
+    codes = launch(runs, overrides, repeats, places, args)
     record_without_number(subjects, cells, skipped, runs, codes, args)
     if interrupted := any(code == INTERRUPTED for code in codes):
         say(f"stopped; finished results are kept in {args.out}: the same command goes on from there")
@@ -185,11 +186,11 @@ def record_without_number(
 def launch(
     runs: list[tuple[Subject, Cell]],
     overrides: dict[str, list[str]],
-    seeds: int,
+    repeats: dict[str, int],
     places: DataPlaces,
     args: argparse.Namespace,
 ) -> list[int]:
-    """One process per (backbone, cell)."""
+    """One process (or job of processes) per (backbone, cell)."""
     import signal
 
     import torch
@@ -205,7 +206,7 @@ def launch(
         if args.nproc > 1:
             command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={args.nproc}"]
         command += [str(_RUN_ONE), "--ckpt", subject.ckpt, "--cell", cell.name, "--out", str(args.out)]
-        command += ["--suite", args.suite, "--profile", args.profile, "--seeds", str(seeds)]
+        command += ["--suite", args.suite, "--profile", args.profile, "--seeds", str(repeats[cell.name])]
         command += ["--like", subject.like] if subject.like else []
         command += ["--data-root", str(places.root)] if places.root else []
         for name, path in places.named.items():

@@ -101,11 +101,16 @@ def gather_rows(x_ND: Tensor) -> Tensor:
 
 def gather_words(words: list[str]) -> list[str]:
     """The words of all ranks, in rank order."""
+    return [word for part in gather(words) for word in part]
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's value, in rank order, on every rank."""
     if world_size() == 1:
-        return words
-    parts: list[list[str]] = [[] for _ in range(world_size())]
-    dist.all_gather_object(parts, words)
-    return [word for part in parts for word in part]
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def any_rank(flags: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ def trainable(split: DetectionSplit) -> DetectionSplit:
     if len(kept) == len(split):
         return split
     say(f"{split.dataset} {split.split}: {len(split) - len(kept)} images without an object are left out of training")
-    return _of_rows(split, kept)
+    return of_rows(split, kept)
 
 
 def read_voc(
@@ -340,7 +340,7 @@ def _sound(split: DetectionSplit, faults: _Faults, headers: Headers) -> Detectio
     faults.settle()
     if len(misfits) == len(split):
         raise DataError(f"{faults.where}: no image of it can be used; is the data set whole?")
-    return _of_rows(split, [row for row in range(len(split)) if row not in misfits]) if misfits else split
+    return of_rows(split, [row for row in range(len(split)) if row not in misfits]) if misfits else split
 
 
 def _of_another_size(split: DetectionSplit, rows: Collection[int]) -> set[int]:
@@ -357,6 +357,7 @@ def _of_another_size(split: DetectionSplit, rows: Collection[int]) -> set[int]:
     return wrong
 
 
-def _of_rows(split: DetectionSplit, rows: Sequence[int]) -> DetectionSplit:
+def of_rows(split: DetectionSplit, rows: Sequence[int]) -> DetectionSplit:
+    """The split with these rows only."""
     source = Files(split.source.root, tuple(split.source.paths[row] for row in rows))
     return replace(split, source=source, pictures=tuple(split.pictures[row] for row in rows), _manifest=[])

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from core.datasets import DataPlaces, Files
-from core.distributed import is_main
+from core.datasets import DataPlaces
+from core.distributed import gather, is_main, rank, world_size
 from core.errors import DataError
+from core.progress import say
 from model_zoo.backbone import Backbone
 from transfer.detection import draw, engines
-from transfer.detection.data import Detections, DetectionSplit
-from transfer.detection.engines import Job
+from transfer.detection.data import Detections, DetectionSplit, of_rows
+from transfer.detection.engines import Engine, Job
 from transfer.detection.spec import DetectionSpec, scaled
 from transfer.protocol import RunContext, TaskConfig, image_data_missing
 
@@ -62,16 +64,8 @@ def limited(split: DetectionSplit, limit: int) -> DetectionSplit:
     """At most `limit` images, always the same ones."""
     if not limit or limit >= len(split):
         return split
-    rows = np.sort(np.random.default_rng(0).permutation(len(split))[:limit])
-    files = Files(split.source.root, tuple(split.source.paths[i] for i in rows))
-    return DetectionSplit(
-        split.dataset,
-        f"{split.split}[{limit}]",
-        files,
-        tuple(split.pictures[i] for i in rows),
-        split.classes,
-        annotations=split.annotations,
-    )
+    rows = np.sort(np.random.default_rng(0).permutation(len(split))[:limit]).tolist()
+    return replace(of_rows(split, rows), split=f"{split.split}[{limit}]")
 
 
 def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext) -> list[Detections]:
@@ -84,12 +78,20 @@ def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext) -> 
             f"batch {spec.batch} instead of {config.spec.batch}: rate {spec.lr:g}, {spec.iterations} iterations by the "
             "linear rule; not comparable with the published rows"
         )
+        say(f"warning: {ctx.notes[-1]}")
     model = engine.train(spec, backbone, train, job)
-    found = engine.detect(model, spec, test, job)
+    found = detect(engine, model, spec, test, job)
     if is_main():
         shown = np.linspace(0, len(test) - 1, min(_PICTURES, len(test))).astype(int).tolist()
         draw.grid(test, found, shown, ctx.folder / "pictures.png")
     return found
+
+
+def detect(engine: Engine, model: object, spec: DetectionSpec, test: DetectionSplit, job: Job) -> list[Detections]:
+    """Every image once, in the split's order, on every rank: each detects in its share, and all are gathered."""
+    ranks = world_size()
+    shares = gather(engine.detect(model, spec, of_rows(test, range(rank(), len(test), ranks)), job))
+    return [shares[row % ranks][row // ranks] for row in range(len(test))]
 
 
 def smoke_fields(config: DetectionConfig) -> dict[str, Any]:

@@ -71,7 +71,8 @@ def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
     """
     root = places.of(config.data.name)
     found = {
-        role: read_coco(root, name, bad=config.bad) for role, name in (("train", "train2017"), ("test", "val2017"))
+        role: read_coco(root, name, bad=config.bad, masks=config.spec.masks)
+        for role, name in (("train", "train2017"), ("test", "val2017"))
     }
     detection.check_published(found, config, dict(info("coco").counts))
     return {role: detection.limited(split, config.data.limit) for role, split in found.items()}
@@ -80,7 +81,5 @@ def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
 def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:
     """`box_AP`, `mask_AP` and their parts (50, 75, small, medium, large)."""
     found = detection.detections(backbone, config, ctx)
-    return {
-        name: Metric(value)
-        for name, value in coco_eval.evaluate(ctx.splits["test"], found, masks=config.spec.masks).items()
-    }
+    scores = coco_eval.evaluate(ctx.splits["test"], found, masks=config.spec.masks)
+    return {name: Metric(value) for name, value in scores.items()}

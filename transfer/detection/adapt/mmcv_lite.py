@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -28,30 +29,16 @@ def apply() -> None:
         sys.modules.setdefault(_NAME, _Served(_NAME))
 
 
-class _Served(ModuleType):
-    """The module `mmcv._ext` as far as R-CNN models need it."""
-
-    nms = staticmethod(lambda boxes, scores, iou_threshold, offset: nms(boxes, scores, iou_threshold, offset))
-    roi_align_forward = staticmethod(lambda *args, **fields: roi_align_forward(*args, **fields))
-    roi_align_backward = staticmethod(lambda *args, **fields: roi_align_backward(*args, **fields))
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-        def refuse(*_args: Any, **_fields: Any) -> None:
-            raise NotImplementedError(f"mmcv's operator '{name}' needs a compiled mmcv; mmcv-lite has none")
-
-        return refuse
-
-
 def nms(boxes: Any, scores: Any, iou_threshold: float, offset: int = 0) -> Any:
     """Rows kept, by falling score. Boxes (N, 4) x0 y0 x1 y1; `offset` 1 counts the last pixel in, as mmcv does."""
+    import torch
     import torchvision
 
     if offset:  # an area of (x1 - x0 + 1)(y1 - y0 + 1)
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
-    return torchvision.ops.nms(boxes.float(), scores.float(), float(iou_threshold))
+    if boxes.dtype not in (torch.float32, torch.float64):  # torchvision has no half on the CPU
+        boxes, scores = boxes.float(), scores.float()
+    return torchvision.ops.nms(boxes, scores.to(boxes.dtype), float(iou_threshold))
 
 
 def roi_align_forward(
@@ -69,6 +56,7 @@ def roi_align_forward(
 ) -> None:
     """Average-pooled ROIAlign into `output`."""
     import torch
+    import torchvision  # noqa: F401 (registers its operators)
 
     _only_average(pool_mode)
     ratio = sampling_ratio if sampling_ratio > 0 else -1
@@ -93,6 +81,7 @@ def roi_align_backward(
 ) -> None:
     """The gradient of `roi_align_forward` with respect to its input, into `grad_input`."""
     import torch
+    import torchvision  # noqa: F401 (registers its operators)
 
     _only_average(pool_mode)
     ratio = sampling_ratio if sampling_ratio > 0 else -1
@@ -107,3 +96,27 @@ def roi_align_backward(
 def _only_average(pool_mode: int) -> None:
     if pool_mode != 1:
         raise NotImplementedError("ROIAlign with maximum pooling needs a compiled mmcv; mmcv-lite has none")
+
+
+class _Served(ModuleType):
+    """The module `mmcv._ext` as far as R-CNN models need it; any other operator raises when it is called.
+
+    Its specification has no loader: that is how mmengine asks whether mmcv is the full one (mmcv_full_available).
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = ModuleSpec(name, loader=None)
+
+    nms = staticmethod(nms)
+    roi_align_forward = staticmethod(roi_align_forward)
+    roi_align_backward = staticmethod(roi_align_backward)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def refuse(*_args: Any, **_fields: Any) -> None:
+            raise NotImplementedError(f"mmcv's operator '{name}' needs a compiled mmcv; mmcv-lite has none")
+
+        return refuse

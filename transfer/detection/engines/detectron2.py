@@ -5,28 +5,44 @@ The run's folder gets `detectron2.yaml`, which Detectron2's own tools read, the 
 
 from __future__ import annotations
 
+import copy
 import importlib.util
-import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from core import distributed
-from core.artifacts import atomic_write_text, make_folder
-from core.errors import BackbenchError
+from core.artifacts import atomic_save, atomic_write_text, load_torch, make_folder
+from core.errors import BackbenchError, CheckpointError, ConfigError, DataError
+from core.images import open_rgb, read_bytes
 from core.progress import say, track
 from model_zoo.backbone import Backbone
+from model_zoo.export import ExportError, feature_difference
 from model_zoo.export import detectron2 as exporter
 from transfer.detection.adapt import detectron2_v06
 from transfer.detection.data import Detections, DetectionSplit, trainable
 from transfer.detection.engines import Job
 from transfer.detection.spec import DetectionSpec
+from transfer.detection.training import cut, log, parallel, precise_statistics, rate, refuse_not_finite, rle
 
 HEAD = "Res5ROIHeadsExtraNorm"
+_TOLERANCE = 1e-4  # of the backbone's features against torchvision's, as a share of a stage's largest value
+_KEPT = 2  # checkpoints
+_FINAL = "model_final.pth"
+_OFFICIAL = {  # (data set, split, classes) -> what Detectron2 itself calls train and test
+    ("voc", "trainval07+12", 20): (("voc_2007_trainval", "voc_2012_trainval"), ("voc_2007_test",)),
+    ("voc", "trainval", 20): (("voc_2007_trainval",), ("voc_2007_test",)),
+    ("coco", "train2017", 80): (("coco_2017_train",), ("coco_2017_val",)),
+}
+_NATIVE_HEAD = """\
+# Detectron2's own tools run this file: tools/train_net.py --config-file detectron2.yaml. Faster R-CNN C4 needs the head
+# Res5ROIHeadsExtraNorm, which facebookresearch/moco detection/train_net.py registers under this name.
+"""
 
 
 def prepare() -> None:
@@ -106,13 +122,21 @@ def _extra_norm_head() -> type:
 
 
 def configuration(spec: DetectionSpec, backbone: Backbone, classes: int, job: Job, weights: Path) -> Any:
-    """The spec as Detectron2's own configuration."""
+    """The spec as Detectron2's own configuration.
+
+    Raises:
+        ConfigError: the batch does not divide by the number of processes.
+    """
     from detectron2.config import CfgNode, get_cfg
 
+    if spec.batch % distributed.world_size():
+        raise ConfigError(
+            f"batch={spec.batch} does not divide by {distributed.world_size()} processes; set another one"
+        )
     cfg = get_cfg()
     cfg.OUTPUT_DIR, cfg.SEED, cfg.VERSION = str(job.folder), job.seed + 1, 2  # 0 or less means: draw one
     cfg.MODEL.DEVICE = job.device.type
-    cfg.MODEL.WEIGHTS = str(weights)
+    cfg.MODEL.WEIGHTS = str(weights.resolve())
     cfg.merge_from_other_cfg(CfgNode(exporter.settings(backbone)))
     resnets, norm = cfg.MODEL.RESNETS, {"sync": "SyncBN", "frozen": "FrozenBN"}[spec.norm]
     resnets.NORM = norm
@@ -126,10 +150,12 @@ def configuration(spec: DetectionSpec, backbone: Backbone, classes: int, job: Jo
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = spec.sides_train, spec.side_test
     cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST = spec.side_max
     solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER = spec.batch, spec.lr, spec.iterations
-    solver.STEPS, solver.WARMUP_ITERS, solver.WARMUP_FACTOR = spec.milestones, spec.warmup, 0.001
+    solver.STEPS = tuple(step for step in spec.milestones if step < spec.iterations)
+    solver.WARMUP_ITERS, solver.WARMUP_FACTOR = spec.warmup, 0.001
     solver.MOMENTUM, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM = spec.momentum, spec.weight_decay, 0.0
     solver.CHECKPOINT_PERIOD = job.checkpoint_every
-    cfg.TEST.PRECISE_BN.ENABLED, cfg.TEST.PRECISE_BN.NUM_ITER = spec.precise_bn > 0, max(spec.precise_bn, 1)
+    cfg.TEST.PRECISE_BN.ENABLED = spec.precise_bn > 0 and spec.norm == "sync"
+    cfg.TEST.PRECISE_BN.NUM_ITER = max(spec.precise_bn, 1)
     cfg.TEST.DETECTIONS_PER_IMAGE = spec.detections
     cfg.DATALOADER.NUM_WORKERS = job.workers
     return cfg
@@ -170,13 +196,28 @@ def records(split: DetectionSplit) -> list[dict[str, Any]]:
                     "bbox_mode": BoxMode.XYXY_ABS,
                     "category_id": o.label,
                     "iscrowd": int(o.crowd),
-                    **({"segmentation": o.mask} if o.mask is not None else {}),
+                    **({"segmentation": _packed(o.mask)} if o.mask is not None else {}),
                 }
                 for o in picture.instances
             ],
         }
         for i, picture in enumerate(split.pictures)
     ]
+
+
+def _packed(mask: Any) -> Any:
+    """Polygons as they are; a run-length mask packed, as Detectron2 wants it."""
+    if isinstance(mask, dict) and isinstance(mask["counts"], list):
+        from pycocotools import mask as coco_mask
+
+        return coco_mask.frPyObjects(mask, *mask["size"])
+    return mask
+
+
+def mask_format(split: DetectionSplit) -> str:
+    """`polygon`, the default, or `bitmask` where an object that is trained on has a run-length mask."""
+    runs = any(isinstance(o.mask, dict) and not o.crowd for picture in split.pictures for o in picture.instances)
+    return "bitmask" if runs else "polygon"
 
 
 # ---------------------------------------------------------------- training
@@ -186,133 +227,227 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
     """The trained detector; goes on from the folder's last checkpoint.
 
     Raises:
-        BackbenchError: the weights did not arrive as they were exported, or a loss is not finite.
+        BackbenchError: the weights did not arrive as they were exported, a loss is not finite, the folder holds the
+            checkpoint of another run, or nothing to train on.
     """
-    from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.solver import build_lr_scheduler, build_optimizer
     from detectron2.utils.env import seed_all_rng
     from detectron2.utils.events import EventStorage
 
     prepare()
-    weights = make_folder(job.folder) / "backbone.pkl"
-    if distributed.is_main():
-        exporter.write(backbone, weights)
-    distributed.barrier()
-    cfg = configuration(spec, backbone, len(train.classes), job, weights)
-    if distributed.is_main():
-        atomic_write_text(job.folder / "detectron2.yaml", cfg.dump())
+    usable = trainable(train)
+    cfg = write_native(spec, backbone, usable, job)
     seed_all_rng(cfg.SEED)
     model = build(cfg, backbone, job.device)
-    optimizer = build_optimizer(cfg, model)
+    optimizer = build_optimizer(cfg, model)  # it knows the norms it must not decay, and not the global ones
     scheduler = build_lr_scheduler(cfg, optimizer)
-    keeper = DetectionCheckpointer(model, str(job.folder), optimizer=optimizer, scheduler=scheduler)
-    start = 0
-    if keeper.has_checkpoint():
-        start = int(keeper.resume_or_load("", resume=True).get("iteration", -1)) + 1
-        say(f"going on after iteration {start}: {job.folder}")
+    course = {
+        "model": distributed.synchronise_batchnorm(model, job.device),
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+    }
+    identity = _identity(spec, backbone, train, job)
+    start = resume(job.folder, identity, course)
+    if start == spec.iterations:
+        return model
+    seed_all_rng(cfg.SEED + 7919 * start + 104_729 * distributed.rank())  # ranks draw other proposals and flips
     with EventStorage(start):  # Detectron2's models write to it
-        _iterate(spec, train_loader(cfg, train, start, job), _parallel(model, job.device), keeper, start, job)
-        if spec.precise_bn and spec.norm == "sync":
-            _precise_statistics(model, cfg, train, job)
-    if distributed.is_main():
-        keeper.save("model_final", iteration=spec.iterations - 1)
+        _iterate(spec, train_loader(cfg, usable, start, job), course, identity, start, job)
+        if cfg.TEST.PRECISE_BN.ENABLED:
+            precise_statistics(model.train(), model, train_loader(cfg, usable, 1_000_003, job), spec.precise_bn)
+    save(job.folder / _FINAL, spec.iterations - 1, identity, course)
+    distributed.barrier()
     return model
 
 
-def _iterate(spec: DetectionSpec, loader: Any, forward: nn.Module, keeper: Any, start: int, job: Job) -> None:
+def write_native(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> Any:
+    """`backbone.pkl` and `detectron2.yaml` in the job's folder; returns the configuration.
+
+    Raises:
+        DataError: no image has an object.
+    """
+    if not len(train):
+        raise DataError(
+            f"{train.dataset} {train.split}: no image has an object to train on; are its annotations whole?"
+        )
+    weights = make_folder(job.folder) / "backbone.pkl"
+    cfg = configuration(spec, backbone, len(train.classes), job, weights)
+    official = _OFFICIAL.get((train.dataset, train.split, len(train.classes)))
+    if official:
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = official
+    if spec.masks:
+        cfg.INPUT.MASK_FORMAT = mask_format(train)
+        if cfg.INPUT.MASK_FORMAT == "bitmask":
+            job.notes.append("masks are trained on as bitmaps, since some objects have run-length masks")
+    if distributed.is_main():
+        exporter.write(backbone, weights)
+        atomic_write_text(job.folder / "detectron2.yaml", _NATIVE_HEAD + cfg.dump())
+    distributed.barrier()
+    return cfg
+
+
+def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
+    """The detector with the backbone's weights in it, tensors and features compared with the exported ones.
+
+    Raises:
+        ExportError: something was not loaded, or the trunk computes something else.
+    """
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.modeling import build_model
+
+    model = build_model(cfg).cpu()
+    logging.getLogger("fvcore.common.checkpoint").setLevel(logging.ERROR)  # only warns of what is checked below
+    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    exporter.check_engine_state(backbone, model.state_dict())
+    model.eval()
+    difference = feature_difference(backbone, lambda x: trunk_stages(model, x))
+    if not difference <= _TOLERANCE:
+        raise ExportError(f"Detectron2's C2..C5 differ from torchvision's by {difference:.1e} of their largest value")
+    return model.train().to(device)
+
+
+def trunk_stages(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """Normalised RGB (N, 3, H, W) -> C2..C5 of a detector; C4 keeps its res5 in the head, the extra norm behind it."""
+    trunk = getattr(model.backbone, "bottom_up", model.backbone)
+    stages = [getattr(trunk, name) for name in ("res2", "res3", "res4")]
+    if hasattr(trunk, "res5"):
+        stages.append(trunk.res5)
+    else:
+        stages.append(nn.Sequential(*(m for name, m in model.roi_heads.res5.named_children() if name != "norm")))
+    x, found = trunk.stem(x), []
+    for stage in stages:
+        x = stage(x)
+        found.append(x)
+    return found
+
+
+def _iterate(
+    spec: DetectionSpec, loader: Iterable[Any], course: dict[str, Any], identity: dict[str, Any], start: int, job: Job
+) -> None:
     """The course from iteration `start` on, with checkpoints and losses.jsonl."""
-    optimizer, scheduler = keeper.checkpointables["optimizer"], keeper.checkpointables["scheduler"]
-    file = job.folder / "losses.jsonl"
+    optimizer, file = course["optimizer"], job.folder / "losses.jsonl"
+    forward = parallel(course["model"], job.device)
     cut(file, start)
+    saved = next(iter(checkpoints(job.folder)), None)
     steps = track(range(start, spec.iterations), total=spec.iterations - start, label="detectron2")
     for iteration, batch in zip(steps, loader, strict=False):
-        losses = forward(batch)
+        losses = _losses(forward, batch, iteration, rate(optimizer), saved)
         total = sum(losses.values())
         parts = {name: float(value.detach()) for name, value in losses.items()}
-        if bool(distributed.any_rank(~torch.isfinite(total.detach()).reshape(1))):
-            kept = f"the last good checkpoint is in {job.folder}" if keeper.has_checkpoint() else "no checkpoint yet"
-            raise BackbenchError(
-                f"a loss is not finite at iteration {iteration}, rate {_rate(optimizer):g}: {parts}; {kept}"
-            )
+        refuse_not_finite(total, parts, iteration, rate(optimizer), saved)
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
         if iteration % job.log_every == 0 or iteration == spec.iterations - 1:
-            log(file, iteration, parts, _rate(optimizer))
-        scheduler.step()
-        if (iteration + 1) % job.checkpoint_every == 0 and distributed.is_main() and iteration + 1 < spec.iterations:
-            keeper.save(f"model_{iteration:07d}", iteration=iteration)
+            log(file, iteration, parts, rate(optimizer))
+        course["scheduler"].step()
+        if (iteration + 1) % job.checkpoint_every == 0 and iteration + 1 < spec.iterations:
+            saved = save(job.folder / f"model_{iteration:07d}.pth", iteration, identity, course)
 
 
-def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
-    """The detector with the backbone's weights in it, each tensor compared with the exported one."""
-    from detectron2.checkpoint import DetectionCheckpointer
-    from detectron2.modeling import build_model
-
-    model = build_model(cfg)
-    logging.getLogger("fvcore.common.checkpoint").setLevel(logging.ERROR)  # only warns of what is checked below
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    exporter.check_engine_state(backbone, model.state_dict())
-    return distributed.synchronise_batchnorm(model, device)
+def _losses(forward: nn.Module, batch: Any, iteration: int, lr: float, saved: Path | None) -> dict[str, Tensor]:
+    """The detector's losses; Detectron2's own refusal of proposals that are not finite becomes ours."""
+    try:
+        return forward(batch)
+    except FloatingPointError:
+        refuse_not_finite(torch.tensor(float("nan")), {"proposals": float("nan")}, iteration, lr, saved)
+        raise
 
 
-def train_loader(cfg: Any, split: DetectionSplit, start: int, job: Job) -> Any:
+def train_loader(cfg: Any, split: DetectionSplit, start: int, job: Job) -> Iterable[Any]:
     """Endless batches; another order after a resume (Detectron2 keeps no position)."""
-    from detectron2.data import DatasetMapper, build_detection_train_loader
+    from detectron2.data import build_detection_train_loader
     from detectron2.data.samplers import TrainingSampler
 
-    data = records(trainable(split))
-    sampler = TrainingSampler(len(data), seed=job.seed + 7919 * start)
     return build_detection_train_loader(
-        data,
-        mapper=DatasetMapper(cfg, is_train=True),
-        sampler=sampler,
+        records(split),
+        mapper=_mapper(cfg),
+        sampler=TrainingSampler(len(split), seed=job.seed + 7919 * start),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=job.workers,
     )
 
 
-def _precise_statistics(model: nn.Module, cfg: Any, train: DetectionSplit, job: Job) -> None:
-    """BatchNorm's statistics anew over some iterations of training images (MoCo: 200), the same on every rank."""
-    from fvcore.nn.precise_bn import update_bn_stats
+def _mapper(cfg: Any) -> Any:
+    """Detectron2's mapper over our reading: files are named in errors, and turned by no EXIF tag, as annotations are."""
+    from detectron2.data import DatasetMapper
+    from detectron2.data.transforms import AugInput
 
-    model.train()
-    loader = train_loader(cfg, train, 1_000_003, job)
-    with torch.no_grad():
-        update_bn_stats(model, iter(loader), cfg.TEST.PRECISE_BN.NUM_ITER)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            for buffer in (module.running_mean, module.running_var):
-                buffer.copy_(distributed.all_reduce_sum(buffer) / distributed.world_size())
+    class Mapper(DatasetMapper):
+        def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+            record = copy.deepcopy(record)
+            seen = AugInput(read_image(Path(record["file_name"]), record["width"], record["height"]))
+            transforms = self.augmentations(seen)
+            record["image"] = _planes(seen.image)
+            self._transform_annotations(record, transforms, seen.image.shape[:2])
+            return record
 
-
-def _parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    if distributed.world_size() == 1:
-        return model.train()
-    devices = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(
-        model.train(), device_ids=devices, broadcast_buffers=False, find_unused_parameters=True
-    )
+    return Mapper(cfg, is_train=True)
 
 
-def _rate(optimizer: torch.optim.Optimizer) -> float:
-    return max(group["lr"] for group in optimizer.param_groups)
+# ---------------------------------------------------------------- checkpoints
 
 
-def log(file: Path, iteration: int, losses: dict[str, float], rate: float) -> None:
-    """One line of `losses.jsonl`."""
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints of a course under way, the newest first."""
+    return sorted(folder.glob("model_[0-9]*.pth"), reverse=True)
+
+
+def save(file: Path, iteration: int, identity: dict[str, Any], course: dict[str, Any]) -> Path:
+    """Write what was reached after `iteration` whole or not at all, in Detectron2's form; the last two are kept.
+
+    Raises:
+        BackbenchError: a weight is not finite; what is there stays.
+    """
     if distributed.is_main():
-        values = {"iteration": iteration, "total": sum(losses.values()), **losses, "lr": rate}
-        with file.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(values) + "\n")
+        state = {name: part.state_dict() for name, part in course.items()}
+        broken = [name for name, tensor in state["model"].items() if not torch.isfinite(tensor).all()]
+        if broken:
+            last = next(iter(checkpoints(file.parent)), "not there yet")
+            raise BackbenchError(
+                f"weights are not finite after iteration {iteration}, rate {rate(course['optimizer']):g}: {broken[0]} and "
+                f"{len(broken) - 1} more; the last good checkpoint is {last}"
+            )
+        atomic_save(file, {**state, "iteration": iteration, "identity": identity})
+        for old in checkpoints(file.parent)[_KEPT - (file.name == _FINAL) :]:
+            old.unlink()
+        atomic_write_text(file.parent / "last_checkpoint", file.name)  # where Detectron2's own tools look
+    return file
 
 
-def cut(file: Path, start: int) -> None:
-    """Drop lines of iterations that a resumed run does again."""
-    if file.exists() and distributed.is_main():
-        kept = [line for line in file.read_text().splitlines() if json.loads(line)["iteration"] < start]
-        atomic_write_text(file, "".join(f"{line}\n" for line in kept))
+def resume(folder: Path, identity: dict[str, Any], course: dict[str, Any]) -> int:
+    """Put the newest readable checkpoint into the course; iterations done, 0 where there is none.
+
+    Raises:
+        BackbenchError: none of the checkpoints can be read, or they are of another run.
+    """
+    files = [file for file in (folder / _FINAL, *checkpoints(folder)) if file.exists()]
+    for file in files:
+        try:
+            state = load_torch(file)
+        except CheckpointError as error:
+            say(f"{error}; going back to the one before")
+            continue
+        other = [name for name, value in identity.items() if state["identity"].get(name) != value]
+        if other:
+            raise BackbenchError(f"{file} is of a run with another {other[0]}; give another folder or remove it")
+        for name, part in course.items():
+            part.load_state_dict(state[name])
+        say(f"going on after {state['iteration'] + 1} iterations: {file}")
+        return int(state["iteration"]) + 1
+    if files:
+        raise BackbenchError(f"{folder}: none of its {len(files)} checkpoints can be read; remove them to start anew")
+    return 0
+
+
+def _identity(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> dict[str, Any]:
+    return {
+        "spec": spec.model_dump(mode="json"),
+        "weights_sha256": backbone.weights_sha256,
+        "manifest_sha256": train.manifest_sha256(),
+        "seed": job.seed,
+    }
 
 
 # ---------------------------------------------------------------- detection
@@ -320,22 +455,39 @@ def cut(file: Path, start: int) -> None:
 
 @torch.no_grad()
 def detect(model: nn.Module, spec: DetectionSpec, test: DetectionSplit, job: Job) -> list[Detections]:
-    """What the detector finds in every image of the split, in its order, boxes in the image's own pixels."""
-    from detectron2.data import detection_utils
+    """What the detector finds in every image of the split, in its order, boxes in the image's own pixels.
+
+    Raises:
+        DataError: an image cannot be decoded, or is of another size than its annotation says.
+    """
     from detectron2.data.transforms import AugInput, ResizeShortestEdge
 
     model.eval()
     resize = ResizeShortestEdge([spec.side_test, spec.side_test], spec.side_max)
     found = []
     for index in track(range(len(test)), total=len(test), label=f"detecting in {test.dataset} {test.split}"):
-        image = detection_utils.read_image(str(test.file(index)), format="RGB")
-        seen = AugInput(image)
-        resize(seen)
-        pixels = torch.as_tensor(np.ascontiguousarray(seen.image.transpose(2, 0, 1)))
         picture = test.pictures[index]
-        (out,) = model([{"image": pixels, "height": picture.height, "width": picture.width}])
+        seen = AugInput(read_image(test.file(index), picture.width, picture.height))
+        resize(seen)
+        (out,) = model([{"image": _planes(seen.image), "height": picture.height, "width": picture.width}])
         found.append(_detections(out["instances"].to("cpu"), spec.masks))
     return found
+
+
+def read_image(file: Path, width: int, height: int) -> np.ndarray:
+    """(height, width, 3) uint8 RGB.
+
+    Raises:
+        DataError: it cannot be decoded, or is of another size.
+    """
+    image = open_rgb(read_bytes(file), str(file))
+    if image.size != (width, height):
+        raise DataError(f"{file}: is {image.width}x{image.height} pixels, its annotation says {width}x{height}")
+    return np.array(image)
+
+
+def _planes(pixels: np.ndarray) -> Tensor:
+    return torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
 def _detections(instances: Any, masks: bool) -> Detections:
@@ -345,11 +497,3 @@ def _detections(instances: Any, masks: bool) -> Detections:
         labels=instances.pred_classes.numpy(),
         masks=[rle(mask.numpy()) for mask in instances.pred_masks] if masks else None,
     )
-
-
-def rle(mask: np.ndarray) -> dict[str, Any]:
-    """(H, W) bool -> COCO's run-length encoding, as JSON can hold it."""
-    from pycocotools import mask as coco_mask
-
-    encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": [int(n) for n in encoded["size"]], "counts": encoded["counts"].decode("ascii")}

@@ -1,0 +1,135 @@
+"""What the protocols need and MMDetection lacks, in its registries. Importing this module needs mmdet to be importable:
+`engines.mmdet.prepare()` sees to it, in native configurations through `transfer.detection.mmdet_native`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmcv.cnn import build_norm_layer
+from mmcv.transforms import LoadImageFromFile
+from mmdet.models.backbones import ResNet
+from mmdet.models.data_preprocessors import DetDataPreprocessor
+from mmdet.models.layers import ResLayer
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+from mmdet.models.task_modules.assigners import AssignResult, MaxIoUAssigner
+from mmdet.registry import HOOKS, MODELS, TASK_UTILS, TRANSFORMS
+from mmengine.hooks import Hook
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from core.images import CorruptImage
+from transfer.detection.training import precise_statistics
+
+
+@MODELS.register_module()
+class ResLayerExtraNorm(BaseModule):
+    """layer4 as the head of C4 and a norm behind it (facebookresearch/moco detection/train_net.py); basic blocks too."""
+
+    def __init__(
+        self, depth: int, base_channels: int, style: str, norm_cfg: dict[str, Any], norm_eval: bool, init_cfg: Any
+    ) -> None:
+        super().__init__(init_cfg)
+        block, counts = ResNet.arch_settings[depth]
+        planes = base_channels * 8
+        self.norm_eval = norm_eval
+        self.layer4 = ResLayer(
+            block, planes // 2 * block.expansion, planes, counts[3], stride=2, style=style, norm_cfg=norm_cfg
+        )
+        self.norm = build_norm_layer(norm_cfg, planes * block.expansion)[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, C, 14, 14) of res4 -> (R, 2C, 7, 7)."""
+        return self.norm(self.layer4(x))
+
+    def train(self, mode: bool = True) -> ResLayerExtraNorm:
+        """Frozen norms stay in evaluation mode, as in mmdet's ResNet."""
+        super().train(mode)
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+
+@TASK_UTILS.register_module()
+class LowQualityAssigner(MaxIoUAssigner):
+    """Every box gets its best anchors, however bad, and an anchor keeps the box that it overlaps most.
+
+    So does detectron2/modeling/matcher.py; MaxIoUAssigner's own low-quality match has a least overlap, and gives the
+    anchor to the last box instead.
+    """
+
+    def assign_wrt_overlaps(self, overlaps: Tensor, gt_labels: Tensor) -> AssignResult:
+        """(K boxes, N anchors) overlaps -> 0 negative, -1 neither, k + 1 the box."""
+        result = super().assign_wrt_overlaps(overlaps, gt_labels)
+        if overlaps.numel():
+            best = overlaps.amax(dim=1, keepdim=True)
+            low = ((overlaps == best) & (best > 0)).any(dim=0)  # an empty box overlaps no anchor, and gets none
+            box = overlaps.argmax(dim=0)[low]
+            result.gt_inds[low] = box + 1
+            result.labels[low] = gt_labels[box]
+        return result
+
+
+@MODELS.register_module()
+class WholeBatchPreprocessor(DetDataPreprocessor):
+    """Anchors in the padding of a batch count as background (detectron2/modeling/proposal_generator/rpn.py)."""
+
+    def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        """mmdet keeps to each image's own padded shape, Detectron2 to the batch's."""
+        data = super().forward(data, training)
+        for sample in data["data_samples"] or []:
+            sample.set_metainfo({"pad_shape": sample.batch_input_shape})
+        return data
+
+
+@MODELS.register_module()
+class SmallStartMaskHead(FCNMaskHead):
+    """The last layer starts with a standard deviation of 0.001 (detectron2/modeling/roi_heads/mask_head.py)."""
+
+    def init_weights(self) -> None:
+        """As mmdet, but for the last layer."""
+        super().init_weights()
+        nn.init.normal_(self.conv_logits.weight, std=0.001)
+
+
+@TRANSFORMS.register_module()
+class LoadNamedImage(LoadImageFromFile):
+    """mmcv's loading with Pillow; a file that cannot be decoded is named."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Raises CorruptImage."""
+        try:
+            return super().transform(results)
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all of them
+            raise CorruptImage(f"{results['img_path']}: not a whole image ({error})") from None
+
+
+@HOOKS.register_module()
+class PreciseStatisticsHook(Hook):
+    """BatchNorm's statistics anew before the last checkpoint of a native run."""
+
+    priority = "VERY_HIGH"  # before the CheckpointHook
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def after_train(self, runner: Any) -> None:
+        """Over the runner's own training batches."""
+        model = getattr(runner.model, "module", runner.model)
+        model.train()
+        precise_statistics(model, lambda batch: losses(model, batch), runner.train_dataloader, self.count)
+        runner.save_checkpoint(runner.work_dir, "precise.pth", save_optimizer=False, save_param_scheduler=False)
+
+
+def losses(model: nn.Module, batch: Mapping[str, Any], forward: nn.Module | None = None) -> dict[str, Tensor]:
+    """The detector's losses for a collated batch; `forward` is the model in its parallel wrapper."""
+    data = model.data_preprocessor(batch, True)
+    found = (forward or model)(**data, mode="loss")
+    names = {"loss_bbox": "loss_box_reg", "loss_rpn_bbox": "loss_rpn_loc"}  # Detectron2's, in losses.jsonl
+    summed = {name: torch.stack([v.mean() for v in value]).sum() if isinstance(value, list) else value.mean()
+              for name, value in found.items() if "loss" in name}  # fmt: skip
+    return {names.get(name, name): value for name, value in summed.items()}
