@@ -107,6 +107,7 @@ def extract(
             "arch": backbone.arch.model_dump(mode="json"),
             "input": backbone.input.model_dump(mode="json"),
             "manifest": split.manifest_sha256(),
+            "order": digest([split.source.name(i) for i in range(len(split))]),  # which the manifest does not see
             "split": split.split,
             "size": size,
             "resize": resize,
