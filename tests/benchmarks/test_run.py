@@ -303,7 +303,7 @@ def test_the_numbers_can_be_computed_again_from_the_items(one, out, cell, fields
     assert one(*fields, cell=cell, seeds=2) == 0
     for path, record in zip(files(out), records(out), strict=True):
         with np.load(result.items_path(path)) as items:
-            top5, labels, per_class = items["top5"], items["labels"], items["per_class_top1"]
+            top5, labels, per_class = items["best"], items["labels"], items["per_class_top1"]
         assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4, "in the order of the test split"
         assert top5.shape == (12, 3) and all(sorted(row) == [0, 1, 2] for row in top5.tolist())
         right = top5[:, 0] == labels
