@@ -130,12 +130,12 @@ def write(out: Path, result: Result, items: Mapping[str, np.ndarray] | None = No
     """
     place = folder(out, result.backbone.name, result.backbone.weights_sha256, result.cell, result.task.config_sha256)
     path = place / f"seed{result.seed}.json"
-    if result.status == "ok":
+    if result.status != "ok" and _has_number(path):
+        path = place / f"seed{result.seed}.{result.status}.json"
+    else:
         for stale in place.glob(f"seed{result.seed}.*"):
             if stale != path:
                 stale.unlink()
-    elif _has_number(path):
-        path = place / f"seed{result.seed}.{result.status}.json"
     if items:
         atomic_write(items_path(path), lambda file: np.savez_compressed(file, **items))
     atomic_write_text(path, json.dumps(result.model_dump(mode="json", by_alias=True), indent=1) + "\n")

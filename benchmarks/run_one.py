@@ -181,7 +181,7 @@ def measure(
         text = None if isinstance(error, BackbenchError) else traceback.format_exc()
         fields = {"status": "failed", "reason": reason, "error": text}
         if world_size() > 1:
-            raise  # the other processes wait for this one: the job ends, and its launcher leaves a record
+            raise  # the other processes wait for this one: the job ends, and run_all leaves a record
         return planned.model_copy(
             update=fields | {"provenance": provenance.collect(device, time.monotonic() - start)}
         ), {}

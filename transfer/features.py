@@ -107,6 +107,7 @@ def extract(
             "arch": backbone.arch.model_dump(mode="json"),
             "input": backbone.input.model_dump(mode="json"),
             "manifest": split.manifest_sha256(),
+            "order": digest([split.source.name(i) for i in range(len(split))]),  # which the manifest does not see
             "split": split.split,
             "size": size,
             "resize": resize,
@@ -150,6 +151,7 @@ def compute(
     file = Path(gather_words([str(file or make_folder(ctx.cache) / f"once-{os.getpid()}")])[0])
     bounds = [len(split) * r // world_size() for r in range(world_size() + 1)]
     parts = [file.with_suffix(f".part{r}") for r in range(world_size())]
+    parts[rank()].unlink(missing_ok=True)  # of a job that was killed
     try:
         rows = range(bounds[rank()], bounds[rank() + 1])
         views = _EvaluationViews(split, size, resize, squash)
@@ -158,7 +160,7 @@ def compute(
             raise FrozenMoved("the frozen backbone changed while its features were computed")
         barrier()
         if is_main():
-            _join(parts, file)
+            _join(parts, file, len(split))
         barrier()
         features = _open(file)
         barrier()
@@ -201,17 +203,17 @@ def _compute_rows(
     assert done == len(rows), "every image is counted once"
 
 
-def _join(parts: Sequence[Path], file: Path) -> None:
+def _join(parts: Sequence[Path], file: Path, rows: int) -> None:
     """One .npy file of several, moved into place whole."""
     if len(parts) == 1:
         with writing(file):
             parts[0].replace(file)
         return
     arrays = [np.load(part, mmap_mode="r") for part in parts if part.exists()]
-    shape = (sum(len(a) for a in arrays), arrays[0].shape[1])
+    assert sum(len(array) for array in arrays) == rows, "every image is counted once"
     temporary = file.with_suffix(".joining")
     with writing(file):
-        whole = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
+        whole = np.lib.format.open_memmap(temporary, "w+", np.float32, (rows, arrays[0].shape[1]))
         done = 0
         for array in arrays:
             for start in range(0, len(array), 65536):

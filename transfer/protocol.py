@@ -58,13 +58,14 @@ class RunContext:
     notes: list[str] = field(default_factory=list)
     items: dict[str, Any] = field(default_factory=dict)  # arrays, one row a test item: stored beside the record
 
-    def resume_file(self, backbone: Backbone, config: TaskConfig) -> Path:
+    def resume_file(self, backbone: Backbone, config: TaskConfig, version: int) -> Path:
         """Where a long training leaves its state; another one's state is never found there."""
         key = {
             "weights": backbone.weights_sha256,
             "arch": backbone.arch.model_dump(mode="json"),
             "input": backbone.input.model_dump(mode="json"),
             "config": config.model_dump(mode="json"),
+            "version": version,
             "train": self.splits["train"].manifest_sha256(),
             "seed": self.seed,
             "torch": str(torch.__version__),

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import result
@@ -69,6 +70,53 @@ def test_a_name_never_leaves_its_folder(tmp_path, record, name):
     assert path.resolve().parents[2] == (tmp_path / "out").resolve()
     assert result.read(path).backbone.name == name
     assert list(result.read_all(tmp_path / "out")) == [renamed]
+
+
+def names(path):
+    return sorted(p.name for p in path.parent.iterdir())
+
+
+def test_items_lie_beside_their_record(tmp_path, record):
+    items = {"top5": np.arange(20, dtype=np.int32).reshape(4, 5), "labels": np.array([0, 5, 11, 3])}
+    path = result.write(tmp_path, record, items)
+    assert names(path) == ["seed0.items.npz", "seed0.json"]
+    with np.load(result.items_path(path), allow_pickle=False) as stored:
+        assert set(stored.files) == set(items)
+        assert all(np.array_equal(stored[name], value) and stored[name].dtype == value.dtype
+                   for name, value in items.items())  # fmt: skip
+    assert list(result.read_all(tmp_path)) == [record], "items are no record"
+
+
+def test_items_of_a_replaced_record_are_gone(tmp_path, record):
+    for seed in (0, 1, 10):
+        result.write(tmp_path, record.model_copy(update={"seed": seed}), {"labels": np.array([seed])})
+    path = result.write(tmp_path, record)
+    assert names(path) == ["seed0.json", "seed1.items.npz", "seed1.json", "seed10.items.npz", "seed10.json"]
+    result.write(tmp_path, record, {"labels": np.array([7])})
+    with np.load(result.items_path(path)) as stored:
+        assert stored["labels"].tolist() == [7]
+
+
+@pytest.mark.parametrize("status", ["failed", "skipped"])
+def test_the_lack_of_a_number_leaves_the_numbers_items_alone(tmp_path, record, status):
+    path = result.write(tmp_path, record, {"labels": np.array([7])})
+    before = result.items_path(path).read_bytes()
+    lacking = record.model_copy(update={"status": status, "reason": "no", "metrics": {}, "primary": None})
+    beside = result.write(tmp_path, lacking)
+    assert beside.name == f"seed0.{status}.json"
+    assert names(path) == sorted([beside.name, "seed0.items.npz", "seed0.json"])
+    assert result.items_path(path).read_bytes() == before
+    result.write(tmp_path, record)
+    assert names(path) == ["seed0.json"], "a new number: neither the reason nor the old items remain"
+
+
+@pytest.mark.parametrize("status", ["failed", "skipped"])
+def test_a_broken_record_that_is_replaced_leaves_no_items(tmp_path, record, status):
+    path = result.write(tmp_path, record, {"labels": np.array([7])})
+    path.write_text("{")
+    lacking = record.model_copy(update={"status": status, "reason": "no", "metrics": {}, "primary": None})
+    assert result.write(tmp_path, lacking) == path
+    assert names(path) == ["seed0.json"], "what lies beside a record belongs to it"
 
 
 def test_newer_schema_is_refused(tmp_path, values):

@@ -295,6 +295,39 @@ def test_a_part_of_the_published_data_is_not_published(one, out, monkeypatch):
     assert not record.data.is_published
 
 
+SEMI = ["data.expect=any", "epochs=1", "batch=8", "list=drawn", "share=10%"]
+
+
+@pytest.mark.parametrize(("cell", "fields"), [("imagenet_linear", LINEAR), ("imagenet_semi10", SEMI)])
+def test_the_numbers_can_be_computed_again_from_the_items(one, out, cell, fields):
+    assert one(*fields, cell=cell, seeds=2) == 0
+    for path, record in zip(files(out), records(out), strict=True):
+        with np.load(result.items_path(path)) as items:
+            top5, labels, per_class = items["best"], items["labels"], items["per_class_top1"]
+        assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4, "in the order of the test split"
+        assert top5.shape == (12, 3) and all(sorted(row) == [0, 1, 2] for row in top5.tolist())
+        right = top5[:, 0] == labels
+        assert record.metrics["top1"].value == pytest.approx(100 * right.mean())
+        assert record.metrics["top5"].value == 100 * np.mean([y in row for y, row in zip(labels, top5, strict=True)])
+        assert per_class == pytest.approx([100 * right[labels == c].mean() for c in range(3)])
+    assert [path.name for path in files(out)] == ["seed0.json", "seed1.json"]
+
+
+def test_a_failed_run_leaves_the_numbers_items_alone(one, out, monkeypatch):
+    assert one(*LINEAR, cell="imagenet_linear") == 0
+    (record,) = files(out)
+    before = record.read_bytes(), result.items_path(record).read_bytes()
+
+    def fails(*_):
+        raise FloatingPointError("loss became NaN")
+
+    monkeypatch.setattr(linear_probe, "run", fails)
+    monkeypatch.setattr(linear_probe, "version", linear_probe.version + 1)
+    assert one(*LINEAR, cell="imagenet_linear") == 1
+    assert [path.name for path in files(out)] == ["seed0.failed.json", "seed0.json"]
+    assert (record.read_bytes(), result.items_path(record).read_bytes()) == before
+
+
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [

@@ -179,6 +179,13 @@ def test_uniformity_is_the_mean_over_different_pairs(data, t):
     assert uniformity(data[0], t).item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1024, 1025, 2500])
+def test_uniformity_of_more_rows_than_are_held_at_once(rows):
+    x = torch.randn(rows, 3, generator=torch.Generator().manual_seed(rows)) + 0.5
+    squared = torch.pdist(F.normalize(x.double(), dim=1)).pow(2)
+    assert uniformity(x).item() == pytest.approx(squared.mul(-2).exp().mean().log().item(), rel=1e-4)
+
+
 def test_uniformity_of_collapse_and_of_the_simplex():
     assert uniformity(torch.ones(10, 4) * torch.arange(1, 11)[:, None]).item() == pytest.approx(0, abs=1e-5)
     assert uniformity(torch.eye(6)).item() == pytest.approx(-4, rel=1e-5)  # all squared distances are 2

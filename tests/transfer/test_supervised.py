@@ -504,16 +504,17 @@ def test_a_resume_file_belongs_to_one_training(tmp_path):
     other = Backbone("tiny", arch, build_trunk(arch, seed=1).state_dict(), InputSpec(size=32), "test", "backbench")
     ctx = RunContext(splits={"train": split}, seed=0, device=CPU, cache=tmp_path)
     config = linear_probe.Config()
-    file = ctx.resume_file(backbone, config)
-    assert ctx.resume_file(dataclasses.replace(backbone, name="renamed"), config) == file
+    file = ctx.resume_file(backbone, config, 1)
+    assert ctx.resume_file(dataclasses.replace(backbone, name="renamed"), config, 1) == file
     part = dataclasses.replace(split, source=Subset(source, np.arange(9)), labels=split.labels[:9], _manifest=[])
     others = [
-        ctx.resume_file(other, config),
-        ctx.resume_file(dataclasses.replace(backbone, input=InputSpec(size=40)), config),
-        ctx.resume_file(backbone, linear_probe.Config(epochs=7)),
-        ctx.resume_file(backbone, semi_supervised.Config()),
-        dataclasses.replace(ctx, seed=1).resume_file(backbone, config),
-        dataclasses.replace(ctx, splits={"train": part}).resume_file(backbone, config),
+        ctx.resume_file(other, config, 1),
+        ctx.resume_file(dataclasses.replace(backbone, input=InputSpec(size=40)), config, 1),
+        ctx.resume_file(backbone, linear_probe.Config(epochs=7), 1),
+        ctx.resume_file(backbone, semi_supervised.Config(), 1),
+        ctx.resume_file(backbone, config, 2),
+        dataclasses.replace(ctx, seed=1).resume_file(backbone, config, 1),
+        dataclasses.replace(ctx, splits={"train": part}).resume_file(backbone, config, 1),
     ]
     assert len({file, *others}) == 1 + len(others)
 

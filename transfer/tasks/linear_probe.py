@@ -141,7 +141,7 @@ def _fit_on_images(
     encoder = backbone.build()
     size = config.size or backbone.input.size
     batches = image_batches(train, crop_and_flip(size), backbone.input, order, ctx, size, rows)
-    resume = ctx.resume_file(backbone, config)
+    resume = ctx.resume_file(backbone, config, version)
     fit(Classifier(encoder, heads), batches, config, order, device=ctx.device, resume=resume)
     if tensors_sha256(identity_tensors(encoder.state_dict())) != backbone.weights_sha256:
         raise FrozenMoved("the frozen encoder changed while the heads were trained")

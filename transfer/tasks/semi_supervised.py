@@ -108,7 +108,7 @@ def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric
     model = Classifier(encoder, heads, rate_encoder=config.rate_encoder)
     order = Order(len(train), config.batch, config.epochs, ctx.seed)
     batches = image_batches(train, crop_and_flip(size), backbone.input, order, ctx, size)
-    fit(model, batches, config, order, device=ctx.device, resume=ctx.resume_file(backbone, config))
+    fit(model, batches, config, order, device=ctx.device, resume=ctx.resume_file(backbone, config, version))
     frozen = not config.rate_encoder
     if frozen and tensors_sha256(identity_tensors(encoder.state_dict())) != backbone.weights_sha256:
         raise FrozenMoved("the frozen encoder changed while the head was trained")

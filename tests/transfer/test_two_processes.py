@@ -1,0 +1,313 @@
+"""Trained protocols and frozen features: two processes equal one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from core import distributed
+from core.config import build
+from core.datasets import DataPlaces, ImageSplit, Subset, load
+from model_zoo.architecture import Architecture, InputSpec
+from model_zoo.backbone import Backbone, save
+from model_zoo.resnet import build as build_trunk
+from transfer import features, supervised
+from transfer.protocol import RunContext
+from transfer.supervised import Classifier, Heads, Order, SgdConfig, batches_of, fit
+from transfer.tasks import linear_probe, semi_supervised, uniformity
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+FITS = {  # images, batch, rate of the encoder (None: no encoder), norm of the heads, optimiser
+    "fine-tuned, 5 + 5 + 3": (13, 5, 0.05, "none", "sgd"),
+    "fine-tuned, 5 + 5 + 1": (11, 5, 0.05, "affine", "sgd"),
+    "fine-tuned, 7 + 2, LARS": (9, 7, 0.05, "affine", "lars"),
+    "fine-tuned ResNet, 5 + 5 + 3": (13, 5, 0.001, "none", "sgd"),
+    "frozen, 5 + 5 + 1": (11, 5, 0.0, "none", "sgd"),
+    "features, 5 + 5 + 3, norms": (13, 5, None, "plain", "sgd"),
+    "features, 5 + 5 + 1, norms": (11, 5, None, "affine", "sgd"),
+    "features, 5 + 5 + 1, Adam": (11, 5, None, "none", "adam"),
+}
+SPLITS = (24, 7, 1)  # images
+# A BatchNorm over seven values multiplies rounding a thousandfold a step: in float32 only a small rate keeps the answers.
+GENTLE = {"rate_encoder": 1e-6, "rate_head": 0.1}
+
+
+class _Killed(Exception):
+    pass
+
+
+def tiny_encoder() -> nn.Module:
+    torch.manual_seed(2)
+    conv = nn.Conv2d(3, 4, 3, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def train(case: str, resume: Path | None = None, killed_after: int | None = None) -> dict[str, torch.Tensor]:
+    """Two epochs in float64; weights and buffers afterwards."""
+    images, batch, rate, norm, optimizer = FITS[case]
+    generator = torch.Generator().manual_seed(1)
+    resnet = "ResNet" in case
+    shape = (4,) if rate is None else (3, 32, 32) if resnet else (3, 6, 6)
+    x = torch.randn(images, *shape, generator=generator, dtype=torch.float64) * 2 + 1
+    y = torch.arange(images) % 3
+    encoder = None if rate is None else backbone().build() if resnet else tiny_encoder()
+    heads = Heads(128 if resnet else 4, 3, (0.5, 0.05), 0, norm)
+    model = Classifier(encoder, heads, rate_encoder=rate or 0.0).double()
+    config = SgdConfig(batch=batch, epochs=2, optimizer=optimizer, weight_decay=1e-3)
+    order = Order(images, batch, 2, seed=0)
+
+    def batches(start):
+        for step, one in enumerate(batches_of(x, y, order)(start), start=start):
+            if step == killed_after:
+                raise _Killed
+            yield one
+
+    fit(model, batches, config, order, device=CPU, resume=resume)
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def train_killed(folder: Path) -> dict[str, torch.Tensor]:
+    """The first case, killed in its second epoch and started again."""
+    supervised._SAVE_EVERY_S = -1.0
+    case = next(iter(FITS))
+    file = folder / "state.ckpt"
+    try:
+        train(case, resume=file, killed_after=4)
+    except _Killed:
+        assert file.exists()
+    distributed.barrier()
+    return train(case, resume=file)
+
+
+def backbone() -> Backbone:
+    arch = Architecture(name="resnet18", width=0.25)
+    return Backbone("tiny", arch, build_trunk(arch, seed=0).state_dict(), InputSpec(size=32), "test", "backbench")
+
+
+class _Counting:
+    """A source that notes which images were decoded."""
+
+    def __init__(self, source: object) -> None:
+        self.source, self.decoded = source, []
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getattr__(self, name):
+        return getattr(self.source, name)
+
+    def pil(self, index):
+        self.decoded.append(index)
+        return self.source.pil(index)
+
+
+def extracted(folder: Path) -> dict[str, object]:
+    """Features of splits of several sizes, kept and not kept, and the images that this process decoded."""
+    whole = load("imagenet", "train", DataPlaces(None, {"imagenet": folder / "images"}))
+    ctx = RunContext(splits={}, seed=0, device=CPU, cache=folder / f"features{distributed.world_size()}")
+    out: dict[str, object] = {}
+    for count in SPLITS:
+        rows = np.arange(count)
+        source = _Counting(Subset(whole.source, rows))
+        split = ImageSplit("imagenet", "train", source, whole.labels[rows], whole.classes)
+        out[f"extract {count}"] = features.extract(backbone(), split, ctx).clone()
+        out[f"decoded {count}"] = list(source.decoded)
+        again = features.extract(backbone(), split, ctx)
+        assert torch.equal(again, out[f"extract {count}"]) and out[f"decoded {count}"] == source.decoded, "a hit"
+        out[f"compute {count}"] = features.compute(
+            backbone().build(), InputSpec(size=32), split, ctx, size=32, resize=37
+        ).clone()
+    distributed.barrier()
+    out["files"] = sorted(path.suffix for path in ctx.cache.iterdir() if path.suffix != ".lock")
+    return out
+
+
+def measured(folder: Path) -> dict[str, object]:
+    """Numbers of every protocol that trains or draws views, from the images."""
+    places = DataPlaces(None, {"imagenet": folder / "images"})
+    out: dict[str, object] = {}
+    tasks = {
+        "uniformity": (uniformity, {}),
+        "augmented": (linear_probe, {"features": "augmented", "epochs": 1, "batch": 50, "rates": [0.1, 1.0]}),
+        "cached": (linear_probe, {"epochs": 1, "batch": 50, "rates": [0.1, 1.0]}),
+        "frozen": (semi_supervised, {"share": "10%", "list": "drawn", "epochs": 2, "batch": 7}),
+        "fine-tuned": (semi_supervised, {"share": "10%", "list": "drawn", "epochs": 2, "batch": 7, **GENTLE}),
+    }
+    for name, (task, values) in tasks.items():
+        config = build(task.Config, {"data": {"name": "imagenet", "expect": "any"}, **values})
+        cache = folder / f"cache{distributed.world_size()}"
+        ctx = RunContext(splits=task.splits(config, places), seed=0, device=CPU, cache=cache)
+        metrics = task.run(backbone(), config, ctx)
+        out[name] = {key: metric.value for key, metric in metrics.items()} | {"tuned": ctx.tuned, "notes": ctx.notes}
+        out[name] |= {"top5": torch.as_tensor(ctx.items["top5"])} if ctx.items else {}
+    return out
+
+
+def everything(folder: Path) -> dict[str, object]:
+    torch.set_num_threads(1)
+    out: dict[str, object] = {case: train(case) for case in FITS}
+    out["killed"] = train_killed(folder)
+    return out | {"extracted": extracted(folder), "measured": measured(folder)}
+
+
+def worker(rank: int, port: int, folder: str) -> None:
+    """One of two ranks: joins by torchrun's environment and writes what it computed."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.init()
+    try:
+        torch.save(everything(Path(folder)), Path(folder) / f"{rank}.pt")
+        distributed.barrier()
+    finally:
+        distributed.shutdown()
+
+
+def make_images(root: Path, train: int, val: int) -> None:
+    """A class has its own brightness."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        for label in range(3):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 120, (40, 48, 3)) + 60 * label
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    make_images(folder / "images", train=40, val=5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_ranks(folder):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # The file itself as a script, not multiprocessing: a spawned child could not import it under every import mode.
+    command = [sys.executable, __file__, str(port), str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
+    try:
+        assert [process.wait(timeout=300) for process in ranks] == [0, 0]
+    finally:
+        for process in ranks:
+            process.kill()
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def one_process(folder):
+    return {case: train(case) for case in FITS} | {"extracted": extracted(folder), "measured": measured(folder)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", FITS)
+def test_training_in_two_processes_equals_one(two_ranks, one_process, case):
+    images, batch, rate, norm, _ = FITS[case]
+    expected = one_process[case]
+    for out in two_ranks:
+        assert set(out[case]) == set(expected)
+        for name, value in expected.items():
+            torch.testing.assert_close(out[case][name], value, rtol=1e-6, atol=1e-6, msg=f"{case}: {name}")
+    if rate or norm != "none":
+        (count,) = {int(v) for name, v in expected.items() if name.endswith("num_batches_tracked")}
+        steps = -(-images // batch)
+        assert count == 2 * (steps - (images % batch == 1)), "one image has no statistics"
+
+
+@pytest.mark.slow
+def test_a_training_of_two_processes_goes_on_after_a_kill(two_ranks, folder):
+    for out in two_ranks:
+        for name, value in out[next(iter(FITS))].items():
+            assert torch.equal(out["killed"][name], value), name
+    assert not (folder / "state.ckpt").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", SPLITS)
+def test_features_of_two_processes_equal_those_of_one(two_ranks, one_process, count):
+    for how in ("extract", "compute"):
+        expected = one_process["extracted"][f"{how} {count}"]
+        assert len(expected) == count
+        for out in two_ranks:
+            torch.testing.assert_close(out["extracted"][f"{how} {count}"], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", SPLITS)
+def test_every_image_is_decoded_by_one_process(two_ranks, count):
+    decoded = [out["extracted"][f"decoded {count}"] for out in two_ranks]
+    assert sorted(decoded[0] + decoded[1]) == list(range(count))
+    assert abs(len(decoded[0]) - len(decoded[1])) <= 1
+
+
+@pytest.mark.slow
+def test_only_the_kept_features_are_left(two_ranks):
+    assert [out["extracted"]["files"] for out in two_ranks] == [[".npy"] * len(SPLITS)] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["uniformity", "augmented", "cached", "frozen", "fine-tuned"])
+def test_a_protocol_in_two_processes_gives_the_numbers_of_one(two_ranks, one_process, name):
+    expected = dict(one_process["measured"][name])
+    best = expected.pop("top5", None)
+    for out in two_ranks:
+        found = dict(out["measured"][name])
+        if best is not None:
+            assert torch.equal(found.pop("top5"), best)
+        assert {key: found[key] for key in ("tuned", "notes")} == {key: expected[key] for key in ("tuned", "notes")}
+        for key in set(expected) - {"tuned", "notes"}:
+            assert found[key] == pytest.approx(expected[key], rel=1e-4), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cell", "fields"),
+    [
+        ("imagenet_linear", ["epochs=2", "batch=50", "rates=[0.1,1.0]"]),
+        ("imagenet_semi10", ["epochs=2", "batch=7", "list=drawn", *(f"{k}={v}" for k, v in GENTLE.items())]),
+    ],
+)
+def test_a_job_of_two_processes_writes_one_record(folder, tmp_path, cell, fields):
+    state = build_trunk(Architecture(name="resnet18", width=0.25), seed=0).state_dict()
+    save(tmp_path / "tiny.pth", state, Architecture(name="resnet18", width=0.25), InputSpec(size=32))
+    more = ["--ckpt", "tiny.pth", "--cell", cell, "--data", f"imagenet={folder / 'images'}", "--workers", "0"]
+    more += ["data.expect=any", *fields]
+    launchers = {"one": [], "two": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]}
+    found = {}
+    for name, launcher in launchers.items():
+        command = [sys.executable, *launcher, str(ROOT / "benchmarks" / "run_one.py"), "--out", name, *more]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count(f"{cell} seed 0: top1") == 1, "one process speaks"
+        found[name] = sorted((tmp_path / name).glob("*/*/seed*"))
+    from benchmarks import result
+
+    names = [[path.relative_to(tmp_path / name) for path in paths] for name, paths in found.items()]
+    assert names[0] == names[1]
+    assert [path.name for path in names[0]] == ["seed0.items.npz", "seed0.json"]
+    for one, two in zip(*found.values(), strict=True):
+        if one.suffix == ".json":
+            first, second = result.read(one), result.read(two)
+            assert (first.status, first.metrics) == ("ok", second.metrics)
+            assert first.identity() == second.identity()
+        else:
+            with np.load(one) as a, np.load(two) as b:
+                assert all(np.array_equal(a[key], b[key], equal_nan=True) for key in {*a.files, *b.files})
+
+
+if __name__ == "__main__":
+    worker(int(sys.argv[3]), int(sys.argv[1]), sys.argv[2])
