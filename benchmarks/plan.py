@@ -76,8 +76,9 @@ def load_cell(name: str, overrides: Sequence[str] = (), profile: Profile = "full
     if not isinstance(task_name, str):
         raise ConfigError(f"cell {name}: key 'task' is missing")
     task = tasks.get(task_name)
-    preset = next((o.partition("=")[2] for o in reversed(overrides) if o.startswith("preset=")), values.get("preset"))
-    fields = tasks.preset_fields(task, preset) if preset else {}
+    said = {**values, **{key: value for key, _, value in (o.partition("=") for o in overrides)}}
+    preset = said.get("preset")
+    fields = tasks.preset_fields(task, preset, said) if preset else {}
     config = build(task.Config, {**fields, **values}, overrides, where=f"cell {name}")
     if profile == "smoke":
         rehearsal = task.smoke(config)
@@ -111,17 +112,3 @@ def places_of(suite: Suite, data_root: Path | None, named: dict[str, Path]) -> D
     if data_root is None and suite.data == "demo":
         data_root = demo.root()
     return DataPlaces(data_root, named)
-
-
-def parse_places(pairs: Sequence[str]) -> dict[str, Path]:
-    """`name=PATH` pairs of `--data`."""
-    from core.datasets import info
-
-    named = {}
-    for pair in pairs:
-        name, equals, path = pair.partition("=")
-        if not equals or not path:
-            raise ConfigError(f"--data {pair}: expected name=PATH")
-        info(name)  # refuses unknown names
-        named[name] = Path(path).expanduser()
-    return named

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from core.artifacts import atomic_write_text
+from core.artifacts import atomic_write, atomic_write_text
 from core.config import digest
 from core.errors import BackbenchError
 from core.progress import say
@@ -48,6 +49,7 @@ class TaskRecord(_Strict):
     config_sha256: str
     tuned: dict[str, Any] = {}  # what was chosen, and on which split
     notes: list[str] = []
+    engine: str | None = None  # library and version, where one runs the protocol
 
 
 class DataRecord(_Strict):
@@ -103,7 +105,7 @@ class Result(_Strict):
                 "arch": self.backbone.arch,
                 "input": self.backbone.input,
                 "cell": self.cell,
-                "task": [self.task.name, self.task.version, self.task.config_sha256],
+                "task": [self.task.name, self.task.version, self.task.config_sha256, self.task.engine],
                 "manifest": self.data.manifest_sha256 if self.data else None,
                 "profile": self.profile,
                 "seed": self.seed,
@@ -117,20 +119,40 @@ def folder(out: Path, backbone_name: str, weights_sha256: str, cell: str, config
     return Path(out) / f"{safe}-{weights_sha256[:8]}" / f"{cell}-{config_sha256[:8]}"
 
 
-def write(out: Path, result: Result) -> Path:
+def write(out: Path, result: Result, items: Mapping[str, np.ndarray] | None = None) -> Path:
     """Write a record atomically to its place; returns the path.
 
     A number is never replaced by the lack of one: that goes beside it (`seed0.failed.json`) until there is a new number.
+
+    Args:
+        items: arrays with a row a test item (scores, top five classes), for comparisons of two backbones on the same
+            items; beside the record, compressed (`seed0.items.npz`).
     """
     place = folder(out, result.backbone.name, result.backbone.weights_sha256, result.cell, result.task.config_sha256)
     path = place / f"seed{result.seed}.json"
     if result.status == "ok":
-        for stale in place.glob(f"seed{result.seed}.*.json"):
-            stale.unlink()
+        for stale in place.glob(f"seed{result.seed}.*"):
+            if stale != path:
+                stale.unlink()
     elif _has_number(path):
         path = place / f"seed{result.seed}.{result.status}.json"
+    if items:
+        atomic_write(items_path(path), lambda file: np.savez_compressed(file, **items))
     atomic_write_text(path, json.dumps(result.model_dump(mode="json", by_alias=True), indent=1) + "\n")
     return path
+
+
+def run_folder(out: Path, result: Result) -> Path:
+    """Where a run leaves what is more than numbers (checkpoints, pictures): other data are another run."""
+    backbone, task = result.backbone, result.task
+    place = folder(out, backbone.name, backbone.weights_sha256, result.cell, task.config_sha256)
+    manifest = result.data.manifest_sha256[:8] if result.data else ""
+    return place / f"seed{result.seed}-{manifest}"
+
+
+def items_path(record: Path) -> Path:
+    """Where a record's arrays per test item lie."""
+    return record.with_suffix(".items.npz")
 
 
 def read(path: Path) -> Result:

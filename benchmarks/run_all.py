@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", type=int, metavar="N", help="of the evaluation (default: the suite's)")
     p.add_argument("--out", type=Path, default=Path("results"), metavar="DIR")
     p.add_argument("--jobs", type=int, default=0, metavar="N", help="cells at a time (default: one per GPU, or 1)")
+    p.add_argument("--nproc", type=int, default=1, metavar="N", help="processes (GPUs) that share a cell, by torchrun")
     p.add_argument("--dry-run", action="store_true", help="say what would run, and why not the rest")
     p.add_argument("override", nargs="*", metavar="cell.field=value")
     return p
@@ -64,10 +65,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
     if not args.ckpt and not args.baselines:
         raise BackbenchError("nothing to measure: give --ckpt FILE (or --baselines random:resnet50)")
-    if (args.seeds is not None and args.seeds < 1) or args.jobs < 0:
-        raise BackbenchError("--seeds must be at least 1, --jobs at least 0")
+    if (args.seeds is not None and args.seeds < 1) or args.jobs < 0 or args.nproc < 1:
+        raise BackbenchError("--seeds and --nproc must be at least 1, --jobs at least 0")
 
     from benchmarks import plan
+    from core import datasets
     from core.progress import say
 
     suite_name = args.suite or ("paper" if args.data or args.data_root else "demo")
@@ -78,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     own = [o for o in suite.overrides if o.partition(".")[0] in wanted]
     overrides = plan.split_overrides([*own, *args.override], wanted)
     cells = [plan.load_cell(name, overrides[name], args.profile) for name in wanted]
-    named = plan.parse_places(args.data)
+    named = datasets.parse_places(args.data)
     if args.suite is None and suite_name == "demo":
         say("no data given: running the demo suite on rendered scenes; use --data-root DIR for the real protocols")
     seeds = args.seeds or suite.seeds
@@ -199,7 +201,10 @@ def launch(
 
     commands = []
     for subject, cell in runs:
-        command = [sys.executable, str(_RUN_ONE), "--ckpt", subject.ckpt, "--cell", cell.name, "--out", str(args.out)]
+        command = [sys.executable]
+        if args.nproc > 1:
+            command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={args.nproc}"]
+        command += [str(_RUN_ONE), "--ckpt", subject.ckpt, "--cell", cell.name, "--out", str(args.out)]
         command += ["--suite", args.suite, "--profile", args.profile, "--seeds", str(seeds)]
         command += ["--like", subject.like] if subject.like else []
         command += ["--data-root", str(places.root)] if places.root else []
@@ -207,7 +212,7 @@ def launch(
             command += ["--data", f"{name}={path}"]
         commands.append([*command, *overrides[cell.name]])
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return local.run(commands, jobs=args.jobs or max(1, gpus), gpus=gpus)
+    return local.run(commands, jobs=args.jobs or max(1, gpus // args.nproc), gpus=gpus, gpus_each=args.nproc)
 
 
 if __name__ == "__main__":

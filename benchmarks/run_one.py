@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -46,15 +46,20 @@ def main(argv: list[str] | None = None) -> int:
     if args.seeds < 1:
         raise BackbenchError("--seeds must be at least 1")
 
-    from benchmarks.plan import load_cell, parse_places
-    from core.datasets import DataPlaces
+    from benchmarks.plan import load_cell
+    from core import distributed
+    from core.datasets import DataPlaces, parse_places
 
     cell = load_cell(args.cell, args.override, args.profile)
     places = DataPlaces(args.data_root, parse_places(args.data))
-    failed = 0
-    for seed, backbone in backbones(args.ckpt, args.like, args.seeds, cell):
-        failed += not run_seed(backbone, cell, seed, places, args)
-    return 1 if failed else 0
+    distributed.init()  # torchrun's job, where there is one
+    try:
+        failed = 0
+        for seed, backbone in backbones(args.ckpt, args.like, args.seeds, cell):
+            failed += not run_seed(backbone, cell, seed, places, args)
+        return 1 if failed else 0
+    finally:
+        distributed.shutdown()
 
 
 def backbones(ckpt: str, like: Path | None, seeds: int, cell: Cell) -> list[tuple[int, Backbone]]:
@@ -76,41 +81,56 @@ def split_name(ckpt: str) -> tuple[str | None, str]:
 
 
 def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args: argparse.Namespace) -> bool:
-    """Make one record unless an identical one is there; under a lock. Returns whether the record is fit to use."""
+    """Make one record unless an identical one is there; under a lock. Returns whether the record is fit to use.
+
+    In a job of several processes all of them measure, and rank 0 locks, decides, writes and speaks.
+    """
+    import contextlib
+
     from filelock import FileLock
 
     from benchmarks import result
     from core.artifacts import make_folder
+    from core.distributed import gather_words, is_main
     from core.progress import say
 
     place = result.folder(args.out, backbone.name, backbone.weights_sha256, cell.name, cell.config_sha256)
-    make_folder(place)
     label = f"{backbone.name} {cell.name} seed {seed}"
-    with FileLock(str(place / ".lock")):
-        reason = cell.task.missing(cell.config, places)
-        if reason:
-            result.write(args.out, blank(backbone, cell, seed, args, status="skipped", reason=reason))
-            say(f"skipped {label}: {reason}")
-            return True
-        try:
-            splits = cell.task.splits(cell.config, places)
-            data = describe_data(cell, splits, places)
-        except BackbenchError as error:
-            result.write(args.out, blank(backbone, cell, seed, args, status="failed", reason=str(error)))
-            say(f"FAILED {label}: {error}")
-            return False
-        planned = blank(backbone, cell, seed, args, status="ok", data=data)
-        if is_reusable(place / f"seed{seed}.json", planned):
+    with FileLock(str(make_folder(place) / ".lock")) if is_main() else contextlib.nullcontext():
+        splits, planned = prepare(backbone, cell, seed, places, args)
+        if planned.status != "ok":
+            if is_main():
+                result.write(args.out, planned)
+            say(f"{'skipped' if planned.status == 'skipped' else 'FAILED'} {label}: {planned.reason}")
+            return planned.status == "skipped"
+        kept = is_main() and is_reusable(place / f"seed{seed}.json", planned)
+        if gather_words([str(kept)])[0] == "True":
             say(f"kept {label}: an identical result is there")
             return True
-        done = measure(planned, backbone, cell, splits, args)
-        path = result.write(args.out, done)
-        if done.status == "failed":
-            say(f"FAILED {label}: {done.reason}")
-            return False
+        done, items = measure(planned, backbone, cell, splits, args)
+        if is_main():
+            path = result.write(args.out, done, items)
+    if done.status == "failed":
+        say(f"FAILED {label}: {done.reason}")
+        return False
+    if is_main():
         headline = done.metrics[done.primary or ""]
         say(f"{label}: {done.primary} {headline.value:.2f}{headline.unit}  ({path})")
-        return True
+    return True
+
+
+def prepare(
+    backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args: argparse.Namespace
+) -> tuple[dict[str, ImageSplit], Result]:
+    """The data, and the record as it will be but for the numbers; or one that says why there will be none."""
+    reason = cell.task.missing(cell.config, places)
+    if reason:
+        return {}, blank(backbone, cell, seed, args, status="skipped", reason=reason)
+    try:
+        splits = cell.task.splits(cell.config, places)
+        return splits, blank(backbone, cell, seed, args, status="ok", data=describe_data(cell, splits, places))
+    except BackbenchError as error:
+        return {}, blank(backbone, cell, seed, args, status="failed", reason=str(error))
 
 
 def is_reusable(path: Path, planned: Result) -> bool:
@@ -127,23 +147,28 @@ def is_reusable(path: Path, planned: Result) -> bool:
 
 
 def measure(
-    planned: Result, backbone: Backbone, cell: Cell, splits: dict[str, ImageSplit], args: argparse.Namespace
-) -> Result:
-    """Run the task; a failure becomes a record, and does not end the other seeds."""
+    planned: Result,
+    backbone: Backbone,
+    cell: Cell,
+    splits: dict[str, ImageSplit],
+    args: argparse.Namespace,
+) -> tuple[Result, dict[str, Any]]:
+    """Run the task; a failure becomes a record, and does not end the other seeds. Also what is kept per test item."""
     import os
 
     import torch
 
-    from benchmarks import provenance
+    from benchmarks import provenance, result
     from benchmarks.result import MetricRecord
     from core.distributed import device as find_device
+    from core.distributed import world_size
     from transfer.protocol import RunContext
 
     device = find_device()
     torch.manual_seed(planned.seed)
     workers = args.workers if args.workers is not None else max(1, (os.cpu_count() or 2) // 2)
-    cache = args.out / ".features"
-    ctx = RunContext(splits=splits, seed=planned.seed, device=device, cache=cache, workers=workers)
+    cache, folder = args.out / ".features", result.run_folder(args.out, planned)
+    ctx = RunContext(splits=splits, seed=planned.seed, device=device, cache=cache, folder=folder, workers=workers)
     start = time.monotonic()
     try:
         metrics = cell.task.run(backbone, cell.config, ctx)
@@ -155,9 +180,13 @@ def measure(
         reason = str(error) or type(error).__name__
         text = None if isinstance(error, BackbenchError) else traceback.format_exc()
         fields = {"status": "failed", "reason": reason, "error": text}
-        return planned.model_copy(update=fields | {"provenance": provenance.collect(device, time.monotonic() - start)})
+        if world_size() > 1:
+            raise  # the other processes wait for this one: the job ends, and its launcher leaves a record
+        return planned.model_copy(
+            update=fields | {"provenance": provenance.collect(device, time.monotonic() - start)}
+        ), {}
     task = planned.task.model_copy(update={"tuned": ctx.tuned, "notes": ctx.notes})
-    return planned.model_copy(
+    done = planned.model_copy(
         update={
             "task": task,
             "metrics": records,
@@ -165,6 +194,7 @@ def measure(
             "provenance": provenance.collect(device, time.monotonic() - start),
         }
     )
+    return done, ctx.items
 
 
 def blank(
@@ -181,7 +211,14 @@ def blank(
     from benchmarks.result import BackboneRecord, Result, TaskRecord
 
     config = cell.config.model_dump(mode="json")
-    task = TaskRecord(name=cell.task_name, version=cell.task.version, config=config, config_sha256=cell.config_sha256)
+    name_engine = getattr(cell.task, "engine_version", None)
+    task = TaskRecord(
+        name=cell.task_name,
+        version=cell.task.version,
+        config=config,
+        config_sha256=cell.config_sha256,
+        engine=name_engine(cell.config) if name_engine and status != "skipped" else None,
+    )
     return Result(
         status=status,  # type: ignore[arg-type]
         reason=reason,

@@ -170,6 +170,7 @@ def synchronise_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
             )
             norm.to(next(child.buffers()).device, next(child.buffers()).dtype)
             norm.load_state_dict(child.state_dict())
+            norm.weight, norm.bias = child.weight, child.bias  # themselves: frozen ones stay frozen
             norm.train(child.training)
             setattr(module, name, norm)
         else:

@@ -33,8 +33,12 @@ def alignment(a_ND: Tensor, b_ND: Tensor) -> Tensor:
 
 
 def uniformity(x_ND: Tensor, t: float = 2.0) -> Tensor:
-    """log mean exp(-t d^2) over pairs of different rows, L2-normalised (Wang and Isola 2020)."""
-    return torch.pdist(F.normalize(x_ND.float(), dim=1)).pow(2).mul(-t).exp().mean().log()
+    """log mean exp(-t d^2) over pairs of different rows, L2-normalised (Wang and Isola 2020); in memory O(N)."""
+    x = F.normalize(x_ND.float(), dim=1)
+    total = x.new_zeros((), dtype=torch.float64)
+    for rows in x.split(1024):  # d^2 = 2 - 2 cos on the sphere
+        total += (2 * t * (rows @ x.T).clamp(-1, 1) - 2 * t).exp().sum(dtype=torch.float64)
+    return ((total - len(x)) / (len(x) * (len(x) - 1))).log().float()  # without the pairs of a row with itself
 
 
 def neighbours(
@@ -51,7 +55,7 @@ def neighbours(
     if not 1 <= k <= len(bank_MD):
         raise ValueError(f"k must be between 1 and the bank's {len(bank_MD)} rows, not {k}")
     query = query_ND.float()
-    centre = bank_MD.float().mean(dim=0).to(query.device) if metric == "euclidean" else None
+    centre = _mean(bank_MD, chunk).to(query.device) if metric == "euclidean" else None
     query = F.normalize(query, dim=1) if centre is None else query - centre
     best = query.new_full((len(query), 0), 0.0)
     index = torch.empty((len(query), 0), dtype=torch.long, device=query.device)
@@ -68,6 +72,11 @@ def neighbours(
         best, order = best.topk(min(k, best.shape[1]), dim=1)
         index = index.gather(1, order)
     return best, index
+
+
+def _mean(x_ND: Tensor, chunk: int) -> Tensor:
+    """Mean row, without a copy of all rows."""
+    return sum(part.sum(dim=0, dtype=torch.float64) for part in x_ND.split(chunk)).div(len(x_ND)).float()
 
 
 def knn_scores(

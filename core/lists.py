@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from core.datasets import ImageSplit, Subset, some
+from core.artifacts import file_sha256
+from core.datasets import ImageSplit, Subset, info, some
 from core.errors import DataError
 
 
@@ -69,7 +70,19 @@ def subset(split: ImageSplit, where: str, *, expected: str | None = None) -> Ima
     empty = np.setdiff1d(np.arange(len(split.classes)), labels)
     if len(empty):
         raise DataError(f"{file}: leaves classes without any image: {some([split.classes[i] for i in empty])}")
-    return ImageSplit(split.dataset, split.split, Subset(split.source, chosen), labels, split.classes)
+    official = expected is not None and (len(names), file_sha256(file)) == (
+        OFFICIAL[expected].count,
+        OFFICIAL[expected].sha256,
+    )
+    of_published = len(split) == info("imagenet").counts["train"]
+    return ImageSplit(
+        split.dataset,
+        split.split,
+        Subset(split.source, chosen),
+        labels,
+        split.classes,
+        official_part=official and of_published,
+    )
 
 
 def fetch(name: str) -> Path:
@@ -80,7 +93,7 @@ def fetch(name: str) -> Path:
     """
     from filelock import FileLock
 
-    from core.artifacts import file_sha256, make_folder, writing
+    from core.artifacts import make_folder, writing
     from core.datasets.demo import cache_folder
     from core.progress import say
 
@@ -95,8 +108,6 @@ def fetch(name: str) -> Path:
 
 def _download(official: OfficialList, file: Path) -> None:
     from torch.hub import download_url_to_file
-
-    from core.artifacts import file_sha256
 
     arrived = file.with_name(f".{file.name}.part")
     try:
@@ -127,8 +138,6 @@ def _names(file: Path) -> list[str]:
 
 def _check_size(file: Path, names: int, images: int, expected: str) -> None:
     """Refuse the other official list by its bytes, and any list by its part of the split."""
-    from core.artifacts import file_sha256
-
     digest = file_sha256(file)
     for other, official in OFFICIAL.items():
         if digest == official.sha256 and other != expected:

@@ -1,4 +1,4 @@
-"""The evaluation transform: torchvision on Pillow images, nothing else."""
+"""The evaluation transforms: torchvision on Pillow images, nothing else."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ def evaluation_view(image: Image.Image, size: int, *, resize: int | None = None)
     """Shorter side to `resize` (256/224 of the size unless given), bilinear, centre crop: (size, size, 3) uint8."""
     image = TF.resize(image, [resize or resize_side(size)], InterpolationMode.BILINEAR)
     return np.array(TF.center_crop(image, [size, size]))
+
+
+def squashed_view(image: Image.Image, size: int, *, resize: int | None = None) -> np.ndarray:
+    """As `evaluation_view`, but both sides are then resized to `size`: nothing is cropped, proportions are lost.
+
+    VISSL's transform for VOC07: Resize(256), then Resize([224, 224]).
+    """
+    image = TF.resize(image, [resize or resize_side(size)], InterpolationMode.BILINEAR)
+    return np.array(TF.resize(image, [size, size], InterpolationMode.BILINEAR))
 
 
 def resize_side(size: int) -> int:

@@ -11,7 +11,8 @@ import torch
 from pydantic import Field
 
 from core import datasets
-from core.config import Config
+from core.artifacts import make_folder
+from core.config import Config, digest
 from core.datasets import DataPlaces, ImageSplit
 from core.errors import DataError
 from model_zoo.backbone import Backbone
@@ -51,9 +52,24 @@ class RunContext:
     seed: int
     device: torch.device
     cache: Path
+    folder: Path = Path()  # this run's own: checkpoints, native configurations, pictures
     workers: int = 0
     tuned: dict[str, Any] = field(default_factory=dict)  # what was chosen, and on which split
     notes: list[str] = field(default_factory=list)
+    items: dict[str, Any] = field(default_factory=dict)  # arrays, one row a test item: stored beside the record
+
+    def resume_file(self, backbone: Backbone, config: TaskConfig) -> Path:
+        """Where a long training leaves its state; another one's state is never found there."""
+        key = {
+            "weights": backbone.weights_sha256,
+            "arch": backbone.arch.model_dump(mode="json"),
+            "input": backbone.input.model_dump(mode="json"),
+            "config": config.model_dump(mode="json"),
+            "train": self.splits["train"].manifest_sha256(),
+            "seed": self.seed,
+            "torch": str(torch.__version__),
+        }
+        return make_folder(self.cache) / f"training-{digest(key)}.ckpt"
 
 
 class Task(Protocol):

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 
 
-def run(commands: Sequence[Sequence[str]], *, jobs: int, gpus: int) -> list[int]:
-    """Run every command, `jobs` at a time; returns their exit codes in order.
+def run(commands: Sequence[Sequence[str]], *, jobs: int, gpus: int, gpus_each: int = 1) -> list[int]:
+    """Run every command, `jobs` at a time, with `gpus_each` GPUs each; returns their exit codes in order.
 
     Ctrl-C ends the running ones; they and those not started yet have exit code 130.
     """
@@ -25,7 +25,7 @@ def run(commands: Sequence[Sequence[str]], *, jobs: int, gpus: int) -> list[int]
         try:
             if stopped:
                 return 130
-            process = subprocess.Popen(command, env=_environment(slot, jobs, gpus), start_new_session=True)
+            process = subprocess.Popen(command, env=_environment(slot, jobs, gpus, gpus_each), start_new_session=True)
             running[slot] = process
             code = process.wait()
             return 130 if stopped else code
@@ -44,12 +44,13 @@ def run(commands: Sequence[Sequence[str]], *, jobs: int, gpus: int) -> list[int]
             return [future.result() for future in futures]
 
 
-def _environment(slot: int, jobs: int, gpus: int) -> dict[str, str]:
+def _environment(slot: int, jobs: int, gpus: int, gpus_each: int) -> dict[str, str]:
     environment = dict(os.environ)
     if gpus:
         visible = environment.get("CUDA_VISIBLE_DEVICES")
         devices = visible.split(",") if visible else [str(i) for i in range(gpus)]
-        environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+        mine = [devices[(slot * gpus_each + i) % len(devices)] for i in range(min(gpus_each, len(devices)))]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
     elif jobs > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     return environment

@@ -31,7 +31,7 @@ def write(out: Path, *, suite: str = "", curves: Mapping[str, Path] | None = Non
     atomic_write_text(out / "report.md", render.markdown(table) + render.literature_markdown(table))
     atomic_write_text(out / "report.csv", render.csv_text(table))
     page = out / "report.html"
-    atomic_write_text(page, html.page(table, results, suite=suite, curves=curves))
+    atomic_write_text(page, html.page(table, results, suite=suite, curves=curves, out=out))
     return page
 
 

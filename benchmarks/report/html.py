@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
 from benchmarks.report import plots, render
 from benchmarks.report.table import Table
-from benchmarks.result import Result
+from benchmarks.result import Result, run_folder
 
 
-def page(table: Table, results: Sequence[Result], *, suite: str, curves: Mapping[str, Path] | None = None) -> str:
-    """The page's text. `curves`: a run's name and its `metrics.jsonl`."""
+def page(
+    table: Table,
+    results: Sequence[Result],
+    *,
+    suite: str,
+    curves: Mapping[str, Path] | None = None,
+    out: Path | None = None,
+) -> str:
+    """The page's text. `curves`: a run's name and its `metrics.jsonl`; `out`: where detectors left losses and pictures."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -25,6 +35,8 @@ def page(table: Table, results: Sequence[Result], *, suite: str, curves: Mapping
         sections=_sections(table),
         absent=table.absent,
         curves={name: svg for name, svg in drawn.items() if svg},
+        detectors=_detectors(results, out) if out else [],
+        notes=_notes(results),
         literature=render.literature(table),
         comparable=any(column.is_published for column in table.columns),
         results=[r for r in results if r.status == "ok"],
@@ -59,6 +71,32 @@ def _sections(table: Table) -> list[dict[str, object]]:
             }
         )
     return made
+
+
+def _notes(results: Sequence[Result]) -> list[tuple[str, str]]:
+    """(cell, note), each once: what a protocol had to say beside its numbers."""
+    return sorted({(result.cell, note) for result in results for note in result.task.notes})
+
+
+def _detectors(results: Sequence[Result], out: Path) -> list[dict[str, str | None]]:
+    """Losses and pictures of every run that left some."""
+    found = []
+    for result in results:
+        folder = run_folder(out, result)
+        pictures, losses = folder / "pictures.png", folder / "losses.jsonl"
+        if pictures.exists():
+            title = f"{result.backbone.name}, {result.cell}, seed {result.seed}"
+            drawn = plots.losses_plot(losses) if losses.exists() else None
+            found.append({"title": title, "losses": drawn, "pictures": _embedded(pictures)})
+    return found
+
+
+def _embedded(picture: Path) -> str:
+    """A picture as a data URL, as JPEG: the page stays one file."""
+    buffer = io.BytesIO()
+    with Image.open(picture) as image:
+        image.convert("RGB").save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _best(means: list[float], higher: bool) -> float:

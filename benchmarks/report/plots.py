@@ -47,12 +47,7 @@ _CURVES = (
 
 def pretraining_plot(metrics: Path) -> str | None:
     """Curves of a run's `metrics.jsonl`; None when it holds none."""
-    records = []
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:  # a line cut short by a kill
-            continue
+    records = _records(metrics)
     present = [
         (title, [n for n in names if any(n in r for r in records)])
         for title, names in _CURVES
@@ -72,6 +67,29 @@ def pretraining_plot(metrics: Path) -> str | None:
             axes.legend(fontsize=7)
     figure.tight_layout()
     return _svg(figure)
+
+
+def losses_plot(losses: Path) -> str | None:
+    """A detector's losses by iteration, from its `losses.jsonl`; None when it holds none."""
+    records = _records(losses)
+    if not records:
+        return None
+    figure, axes = plt.subplots(figsize=(6.4, 2.8))
+    for name in (n for n in records[0] if n not in ("iteration", "lr")):
+        axes.plot([r["iteration"] for r in records], [r[name] for r in records], label=name)
+    axes.set_xlabel("iteration")
+    axes.legend(fontsize=7, ncols=2)
+    return _svg(figure)
+
+
+def _records(file: Path) -> list[dict[str, float]]:
+    records = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:  # a line cut short by a kill
+            continue
+    return records
 
 
 def _svg(figure: Figure) -> str:

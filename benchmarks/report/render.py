@@ -21,17 +21,25 @@ def number(value: Value, column: Column) -> str:
 
 def shown(table: Table) -> tuple[Column, ...]:
     """Columns of the summary: each cell's headline and its plain metrics; variants of a metric only in the CSV."""
-    return tuple(c for c in table.columns if c.primary or c.metric in ("top5", "top1_k200", "mAP_11pt"))
+    return tuple(c for c in table.columns if c.primary or c.metric in ("top5", "top1_k200", "mAP_11pt", "alignment"))
 
 
 def heading(column: Column, table: Table) -> str:
-    """Cell and metric, marked when the number is a demo's or a rehearsal's; with the configuration where it is needed."""
+    """Cell and metric, marked when the number is a demo's or a rehearsal's; with what tells two configurations apart."""
     alike = {
-        c.config8 for c in table.columns if (c.cell, c.metric, c.data) == (column.cell, column.metric, column.data)
+        c.config8: c for c in table.columns if (c.cell, c.metric, c.data) == (column.cell, column.metric, column.data)
     }
-    marks = f" [{column.config8}]" if len(alike) > 1 else ""
+    marks = f" [{_difference(column, list(alike.values()))}]" if len(alike) > 1 else ""
     marks += (" DEMO" if column.is_demo else "") + (" REHEARSAL" if column.profile == "smoke" else "")
     return f"{column.cell} {column.metric}{marks}"
+
+
+def _difference(column: Column, alike: list[Column]) -> str:
+    """`features=augmented, epochs=10`: the fields that are not the same in all of them; a hash where there are many."""
+    others = [dict(c.fields) for c in alike]
+    own = [(k, v) for k, v in column.fields if any(other.get(k) != v for other in others)]
+    text = ", ".join(f"{key}={value.strip(chr(34))}" for key, value in own)
+    return text if 0 < len(text) <= 60 else column.config8
 
 
 def sections(table: Table) -> list[tuple[str, list[Column]]]:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.result import Result
 from core.config import digest
+
+_TITLES = {
+    "imagenet": "ImageNet",
+    "imagenet100": "ImageNet-100",
+    "places205": "Places205",
+    "inat18": "iNaturalist 2018",
+    "stl10": "STL-10",
+    "voc": "VOC",
+    "coco": "COCO",
+}
 
 
 @dataclass(frozen=True)
@@ -25,6 +37,7 @@ class Column:
     is_demo: bool
     profile: str
     manifest: str  # of the data: numbers of different data are never averaged, whatever the data are called
+    fields: tuple[tuple[str, str], ...] = ()  # the whole configuration, `a.b` and its value
 
 
 @dataclass(frozen=True)
@@ -119,7 +132,7 @@ def _column(result: Result, metric: str, unit: str, higher: bool) -> Column:
     if data.is_published:
         label = data.name
     else:
-        what = "demo scenes" if data.is_demo else f"{data.name} layout"
+        what = "demo scenes" if data.is_demo else f"{_TITLES.get(data.name, data.name)} layout"
         label = f"{what}, {data.counts['train']}/{data.counts['test']} images"
     primary = metric == result.primary
     sha = result.task.config_sha256[:8]
@@ -135,7 +148,16 @@ def _column(result: Result, metric: str, unit: str, higher: bool) -> Column:
         is_demo=data.is_demo,
         profile=result.profile,
         manifest=data.manifest_sha256[:8],
+        fields=tuple(_flat(result.task.config)),
     )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in sorted(config.items()):
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", json.dumps(value)
 
 
 def _value(numbers: dict[str, list[float]], *, anew: bool) -> Value:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,33 +126,59 @@ def write_sidecars(backbone: Backbone, path: Path, settings: Mapping[str, Any]) 
         atomic_write_text(file, yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120))
 
 
-def compare(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], surplus: Sequence[str], engine: str) -> None:
-    """Whether the engine holds exactly these tensors.
+@dataclass(frozen=True)
+class Places:
+    """Where an engine's models keep the tensors of a backbone."""
 
-    Args:
-        expected: exported tensors under the names that the engine's model gives them.
-        state: the engine's state_dict.
-        surplus: names of backbone tensors in `state` that were not exported.
-        engine: its name, for the sentence.
+    engine: str
+    prefixes: tuple[str, ...]  # before the ResNet's names: none, or a detector's
+    stem: str  # a tensor that every backbone has, to find the prefix by
+    last_stage: str  # what a C4 detector keeps elsewhere,
+    c4_head: str  # under this prefix
+    own: re.Pattern[str]  # the start of a ResNet's names, without prefix
+
+
+def check_state(exported: Mapping[str, Tensor], state: Mapping[str, Tensor], places: Places) -> None:
+    """Whether the engine's model holds exactly the exported tensors; num_batches_tracked does not count.
 
     Raises:
-        ExportError: names the first tensors that are missing, different or left as initialised.
+        ExportError: names the first tensors that are missing, were not exported, or are different.
     """
     import torch
 
+    engine, found = places.engine, [prefix for prefix in places.prefixes if prefix + places.stem in state]
+    if len(found) != 1:
+        raise ExportError(
+            f"{engine}'s model has no {places.stem} under {', '.join(map(repr, places.prefixes))}; its tensors start "
+            f"with {', '.join(list(state)[:2]) or 'none'}"
+        )
+    c4 = any(name.startswith(places.c4_head + places.last_stage) for name in state)
+    expected = {
+        (places.c4_head if c4 and name.startswith(places.last_stage) else found[0]) + name: tensor
+        for name, tensor in exported.items()
+        if not name.endswith("num_batches_tracked")
+    }
     missing = [name for name in expected if name not in state]
     if missing:
         raise ExportError(f"{engine} has no place for {len(missing)} of {len(expected)} tensors: {_some(missing)}")
+    surplus = [name for name in _backbone_names(state, (found[0], places.c4_head), places.own) if name not in expected]
     if surplus:
         raise ExportError(f"{engine}'s backbone has {len(surplus)} tensors that were not exported: {_some(surplus)}")
-    different = [
-        name for name, tensor in expected.items() if not torch.equal(state[name].detach().cpu().float(), tensor)
-    ]
+    different = [n for n, tensor in expected.items() if not torch.equal(state[n].detach().cpu().float(), tensor)]
     if different:
         raise ExportError(
             f"{len(different)} of {len(expected)} tensors in {engine} are not the exported ones (not loaded, or "
             f"changed since): {_some(different)}"
         )
+
+
+def _backbone_names(state: Mapping[str, Tensor], prefixes: Sequence[str], own: re.Pattern[str]) -> list[str]:
+    return [
+        name
+        for name in state
+        if any(name.startswith(prefix) and own.match(name, len(prefix)) for prefix in prefixes)
+        and not name.endswith("num_batches_tracked")
+    ]
 
 
 def feature_difference(backbone: Backbone, stages_fn: Callable[[Tensor], Sequence[Tensor]]) -> float:

@@ -17,9 +17,10 @@ from core.artifacts import atomic_write
 from model_zoo.export import (
     NORM_TENSORS,
     ExportError,
+    Places,
     Unit,
     base_planes,
-    compare,
+    check_state,
     in_rgb,
     pixel_scale,
     refuse_trunk,
@@ -33,9 +34,14 @@ if TYPE_CHECKING:
     from model_zoo.architecture import Architecture
     from model_zoo.backbone import Backbone
 
-_PLACES = ("", "backbone.", "backbone.bottom_up.")  # the ResNet itself, C4 and DC5, FPN
-_ROI_HEADS = "roi_heads."  # C4 keeps res5 there
-_OWN = re.compile(r"stem\.|res[2-5]\.\d+\.")
+_PLACES = Places(
+    engine="Detectron2",
+    prefixes=("", "backbone.", "backbone.bottom_up."),  # the ResNet itself, C4 and DC5, FPN
+    stem="stem.conv1.weight",
+    last_stage="res5.",
+    c4_head="roi_heads.",
+    own=re.compile(r"stem\.|res[2-5]\.\d+\."),  # roi_heads.res5.norm is MoCo's extra norm, no part of the backbone
+)
 
 
 def key_table(arch: Architecture) -> dict[str, str]:
@@ -121,21 +127,4 @@ def check_engine_state(backbone: Backbone, state: Mapping[str, Tensor]) -> None:
     Raises:
         ExportError: names the first tensors that are missing, different or were not exported.
     """
-    exported = _tensors(backbone)
-    places = [place for place in _PLACES if f"{place}stem.conv1.weight" in state]
-    if len(places) != 1:
-        raise ExportError(
-            f"Detectron2's model has no stem.conv1.weight under {', '.join(repr(p) for p in _PLACES)}; its tensors "
-            f"start with {', '.join(list(state)[:2]) or 'none'}"
-        )
-    place = places[0]
-    c4 = any(name.startswith(f"{_ROI_HEADS}res5.") for name in state)
-    expected = {(_ROI_HEADS if c4 and name.startswith("res5.") else place) + name: t for name, t in exported.items()}
-    surplus = [
-        name
-        for name in state
-        for start in {place, _ROI_HEADS}
-        if name.startswith(start) and _OWN.match(name, len(start))
-        if name not in expected and not name.endswith("num_batches_tracked")
-    ]
-    compare(expected, state, surplus, "Detectron2")
+    check_state(_tensors(backbone), state, _PLACES)

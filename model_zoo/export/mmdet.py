@@ -6,6 +6,7 @@ warns and trains from noise (mmengine/runner/checkpoint.py, mmdet/models/backbon
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from core.artifacts import atomic_save
 from model_zoo.export import (
     NORM_TENSORS,
-    ExportError,
+    Places,
     base_planes,
-    compare,
+    check_state,
     in_rgb,
     pixel_scale,
     refuse_trunk,
@@ -30,7 +31,14 @@ if TYPE_CHECKING:
     from model_zoo.backbone import Backbone
 
 PREFIX = "backbone."
-_SHARED_HEAD = "roi_head.shared_head."  # C4 keeps layer4 there
+_PLACES = Places(
+    engine="MMDetection",
+    prefixes=("", PREFIX),
+    stem="conv1.weight",
+    last_stage="layer4.",
+    c4_head="roi_head.shared_head.",
+    own=re.compile(r"(?:conv1|bn1|layer[1-4])\."),
+)
 
 
 def key_table(arch: Architecture) -> dict[str, str]:
@@ -97,24 +105,4 @@ def check_engine_state(backbone: Backbone, state: Mapping[str, Tensor]) -> None:
     Raises:
         ExportError: names the first tensors that are missing, different or were not exported.
     """
-    exported = {name.removeprefix(PREFIX): tensor for name, tensor in _tensors(backbone).items()}
-    counted = {name: tensor for name, tensor in exported.items() if not name.endswith("num_batches_tracked")}
-    places = [place for place in ("", PREFIX) if f"{place}conv1.weight" in state]
-    if len(places) != 1:
-        raise ExportError(
-            f"MMDetection's model has no conv1.weight, bare or under '{PREFIX}'; its tensors start with "
-            f"{', '.join(list(state)[:2]) or 'none'}"
-        )
-    c4 = any(name.startswith(f"{_SHARED_HEAD}layer4.") for name in state)
-    expected = {
-        (_SHARED_HEAD if c4 and name.startswith("layer4.") else places[0]) + name: tensor
-        for name, tensor in counted.items()
-    }
-    surplus = [
-        name
-        for name in state
-        for start in {places[0], _SHARED_HEAD}
-        if name.startswith((f"{start}conv1.", f"{start}bn1.", *(f"{start}layer{stage}." for stage in range(1, 5))))
-        if name not in expected and not name.endswith("num_batches_tracked")
-    ]
-    compare(expected, state, surplus, "MMDetection")
+    check_state({name.removeprefix(PREFIX): tensor for name, tensor in _tensors(backbone).items()}, state, _PLACES)

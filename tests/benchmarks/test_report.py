@@ -167,7 +167,7 @@ def test_demo_and_rehearsal_are_marked_everywhere(demo, profile):
 def test_data_that_are_not_the_published_ones_are_never_called_so():
     table = gather([make(50.0, published=False, counts=(381, 394))])
     text = render.markdown(table)
-    assert "**imagenet layout, 381/394 images** (not the published data set)" in text
+    assert "**ImageNet layout, 381/394 images** (not the published data set)" in text
     assert "**imagenet**" not in text
     assert "cannot be compared" in render.literature_markdown(table)
     page = html.page(table, [make(50.0, published=False, counts=(381, 394))], suite="")

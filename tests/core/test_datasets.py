@@ -14,8 +14,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from core import datasets
-from core.datasets import DataPlaces, Files, ImageSplit, Subset, demo, imagefolder, is_published, stl10
-from core.errors import DataError
+from core.datasets import KNOWN, DataPlaces, Files, ImageSplit, Subset, demo, imagefolder, is_published, stl10
+from core.errors import ConfigError, DataError
 from core.images import CorruptImage
 
 # ---------------------------------------------------------------- image folders
@@ -246,6 +246,27 @@ def test_an_unknown_data_set_names_the_nearest(tmp_path):
             call("imagnet")
 
 
+def test_places_from_the_command_line():
+    named = datasets.parse_places(["voc=/a/b=c", "stl10=~/x"])
+    assert named == {"voc": Path("/a/b=c"), "stl10": Path.home() / "x"}
+    for wrong in ("voc", "voc="):
+        with pytest.raises(ConfigError, match="expected name=PATH"):
+            datasets.parse_places([wrong])
+    with pytest.raises(DataError, match="did you mean 'voc'"):
+        datasets.parse_places(["vox=/a"])
+
+
+def test_published_counts():
+    # VOC: the devkit's own tables; Places205, iNaturalist 2018 and COCO 2017: their pages
+    counts = {
+        name: tuple(known.counts[k] for k in (known.train, known.test, "classes")) for name, known in KNOWN.items()
+    }
+    assert counts["voc"] == (5011, 4952, 20)
+    assert counts["places205"] == (2448873, 20500, 205)
+    assert counts["inat18"] == (437513, 24426, 8142)
+    assert counts["coco"] == (118287, 5000, 80)
+
+
 def test_load_translates_the_protocols_names_of_splits(folder, stl):
     places = DataPlaces(None, {"imagenet": folder, "stl10": stl})
     assert datasets.load("imagenet", "test", places).split == "val"
@@ -331,6 +352,56 @@ def test_the_manifest_sees_names_sizes_labels_and_numbers(folder):
     seen.append(ImageSplit("x", "y", split.source, 1 - split.labels, split.classes).manifest_sha256())
     seen.append(ImageSplit("x", "y", split.source, None, split.classes).manifest_sha256())
     assert len(set(seen)) == len(seen)
+
+
+def test_the_manifest_of_several_labels_per_image(folder):
+    source = imagefolder.read(folder, "train").source
+    labels = np.array([[1, -1, 0], [-1, 1, 1], [0, 0, 0], [1, 1, -1]], np.int8)
+    rows = [f"{source.name(i)}\t{source.size(i)}\t[{', '.join(str(int(v)) for v in labels[i])}]" for i in range(4)]
+    expected = hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()
+    assert ImageSplit("x", "y", source, labels, ("a", "b", "c")).manifest_sha256() == expected
+    turned = Files(source.root, source.paths[::-1])
+    assert ImageSplit("x", "y", turned, labels[::-1], ("a", "b", "c")).manifest_sha256() == expected
+    labels[2, 1] = 1
+    assert ImageSplit("x", "y", source, labels, ("a", "b", "c")).manifest_sha256() != expected
+
+
+# ---------------------------------------------------------------- images in both splits
+
+
+def test_duplicates_are_the_images_with_the_same_bytes(folder):
+    train, val = (imagefolder.read(folder, split) for split in ("train", "val"))
+    assert datasets.duplicates(train, val) == []
+    for name in ("cat/copy.png", "ant/copy.png"):
+        (folder / "val" / name).write_bytes((folder / "train/cat/b.png").read_bytes())
+    same_size = bytearray((folder / "train/cat/a.PNG").read_bytes())
+    same_size[-1] ^= 1
+    (folder / "val/cat/other.png").write_bytes(bytes(same_size))
+    found = datasets.duplicates(train, imagefolder.read(folder, "val"))
+    assert sorted(found) == [("cat/b.png", "ant/copy.png"), ("cat/b.png", "cat/copy.png")]
+
+
+def test_only_images_of_equal_size_are_read(folder):
+    train, val = (imagefolder.read(folder, split) for split in ("train", "val"))
+    file = folder / "val/cat/1.png"
+    file.write_bytes(file.read_bytes() + bytes(1000))
+    sizes = {train.source.size(i) for i in range(len(train))}
+    read = []
+
+    class Watched(Files):
+        def stored(self, index):
+            read.append(self.name(index))
+            return super().stored(index)
+
+    watched = ImageSplit("x", "val", Watched(val.source.root, val.source.paths), val.labels, val.classes)
+    datasets.duplicates(train, watched)
+    assert read == [name for i, name in enumerate(val.source.paths) if val.source.size(i) in sizes]
+    assert "cat/1.png" not in read
+
+
+def test_a_subset_gives_the_stored_bytes(folder):
+    split = imagefolder.read(folder, "train")
+    assert Subset(split.source, np.array([3])).stored(0) == (folder / "train/cat/b.png").read_bytes()
 
 
 # ---------------------------------------------------------------- demo scenes
@@ -436,6 +507,13 @@ def test_demo_image_folder(root):
         assert np.bincount(read.labels).tolist() == [per_class] * len(demo.CLASSES)
         assert read.source.rgb(0).shape == (demo.SIDE, demo.SIDE, 3)
     assert not is_published("imagenet", {"test": read})
+
+
+def test_demo_imagenet100(root):
+    train, val = (datasets.load("imagenet100", role, DataPlaces(root)) for role in ("train", "test"))
+    assert train.classes == val.classes == demo.CLASSES[:4]
+    assert np.bincount(train.labels).tolist() == [20] * 4
+    assert np.bincount(val.labels).tolist() == [10] * 4
 
 
 def test_demo_voc(root):

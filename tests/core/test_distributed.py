@@ -81,12 +81,13 @@ def replaced(rank: int) -> dict[str, object]:
     """What `synchronise_batchnorm` makes of a nested module."""
     torch.manual_seed(3)
     module = nn.Sequential(nn.Conv2d(2, CHANNELS, 1), nn.Sequential(prepared(nn.BatchNorm2d(CHANNELS, eps=1e-3))))
-    module[1][0].eval()
+    module[1][0].eval().requires_grad_(False)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     after = synchronise_batchnorm(module, torch.device("cpu"))
     return {
         "type": type(after[1][0]).__name__,
         "settings": (after[1][0].eps, after[1][0].momentum, after[1][0].training),
+        "trained": [name for name, parameter in after.named_parameters() if parameter.requires_grad],
         "same state": list(before) == list(after.state_dict())
         and all(torch.equal(before[name], value) for name, value in after.state_dict().items()),
     }
@@ -237,7 +238,8 @@ def test_low_precision_activations_stay_in_low_precision(two_ranks):
 @pytest.mark.slow
 def test_every_batchnorm_is_replaced_and_keeps_its_state(two_ranks):
     for out in two_ranks:
-        assert out["replaced"] == {"type": "GlobalBatchNorm", "settings": (1e-3, 0.1, False), "same state": True}
+        assert out["replaced"] == {"type": "GlobalBatchNorm", "settings": (1e-3, 0.1, False), "same state": True,
+                                   "trained": ["0.weight", "0.bias"]}  # fmt: skip
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from torch import nn
 from torchvision import transforms
 
 from core.datasets import DataPlaces, ImageSplit, Subset, load
+from core.errors import ConfigError
 from core.images import CorruptImage
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone
@@ -191,7 +192,7 @@ def test_a_replaced_image_changes_the_key(image_folder, ctx, computed):
 
 @pytest.mark.parametrize("keep", [0, 50, 1000])
 def test_a_cut_cache_file_is_computed_again(split, ctx, computed, keep):
-    first = features.extract(make_backbone(), split, ctx)
+    first = features.extract(make_backbone(), split, ctx).clone()  # mapped from the file that is cut
     (file,) = ctx.cache.glob("*.npy")
     file.write_bytes(file.read_bytes()[:keep])
     assert torch.equal(features.extract(make_backbone(), split, ctx), first)
@@ -246,3 +247,49 @@ def test_features_that_are_not_finite_are_refused(split, ctx):
 
     with pytest.raises(FloatingPointError, match="imagenet train"):
         features.compute(_Nan(), InputSpec(size=32), split, ctx, size=32, resize=37)
+
+
+@pytest.mark.parametrize(("pooling", "size"), [("gap", 64), ("res5_2x2", 64), ("res5_2x2", 100)])
+@pytest.mark.parametrize("squash", [False, True])
+def test_pooling_and_squashing_equal_a_plain_loop(split, ctx, pooling, size, squash):
+    """64 pixels: C5 is 2x2 and each cell is a window; 100: it is 4x4, windows of 3x3."""
+    backbone = make_backbone()
+    resize = size + 10
+    fit = [transforms.Resize((size, size))] if squash else [transforms.CenterCrop(size)]
+    view = transforms.Compose([transforms.Resize(resize), *fit, transforms.ToTensor()])
+    normalise = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    network, rows = backbone.build().eval(), []
+    for path in split.source.paths:
+        with Image.open(split.source.root / path) as image, torch.no_grad():
+            c5 = network.stages(normalise(view(image.convert("RGB")))[None])[-1][0]
+        side = c5.shape[-1]
+        if pooling == "gap":
+            rows.append(c5.mean(dim=(1, 2)))
+        else:
+            corners = [(0, 0), (0, 1), (1, 0), (1, 1)]
+            cells = [c5[:, y : y + side - 1, x : x + side - 1].mean(dim=(1, 2)) for y, x in corners]
+            rows.append(torch.stack(cells, dim=1).flatten())
+    found = features.extract(backbone, split, ctx, size=size, resize=resize, pooling=pooling, squash=squash)
+    torch.testing.assert_close(found, torch.stack(rows), rtol=1e-4, atol=1e-4)
+    assert found.std(dim=0).mean() > 1e-3, "rows differ, so the order is seen"
+
+
+def test_pooling_and_squashing_have_keys_of_their_own(split, ctx, computed):
+    options = [{}, {"pooling": "res5_2x2"}, {"squash": True}, {"pooling": "res5_2x2", "squash": True}]
+    for _ in range(2):
+        for option in options:
+            features.extract(make_backbone(), split, ctx, size=40, **option)
+    assert len(computed) == len(options)
+
+
+def test_2x2_of_a_resnet50_are_8192_numbers():
+    with torch.device("meta"):
+        network = build(Architecture(name="resnet50"))
+        found = features.pooled(network, torch.empty(2, 3, 224, 224), "res5_2x2")
+        expected = nn.AvgPool2d(6, 1)(network.stages(torch.empty(2, 3, 224, 224))[-1]).flatten(1)
+    assert found.shape == expected.shape == (2, 8192)
+
+
+def test_2x2_of_a_single_cell_is_refused(split, ctx):
+    with pytest.raises(ConfigError, match="C5 of 2x2 cells or more, not 1x1: set a larger size"):
+        features.extract(make_backbone(), split, ctx, size=32, pooling="res5_2x2")

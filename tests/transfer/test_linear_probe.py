@@ -9,7 +9,7 @@ from sklearn.metrics import top_k_accuracy_score
 from core.datasets import ImageSplit
 from core.errors import DataError
 from transfer.protocol import RunContext
-from transfer.supervised import Heads, Schedule, accuracies, batches_of, train_heads
+from transfer.supervised import Classifier, Heads, Order, SgdConfig, accuracies, batches_of, fit
 from transfer.tasks import linear_probe
 
 CPU = torch.device("cpu")
@@ -58,18 +58,20 @@ def probe(monkeypatch):
     return run
 
 
-def schedule(epochs, steps):
-    return Schedule(epochs, steps, momentum=0.9, nesterov=True, weight_decay=1e-4)
+def train(heads, x, y, *, batch, epochs, seed, weight_decay=1e-4):
+    config = SgdConfig(batch=batch, epochs=epochs, weight_decay=weight_decay)
+    order = Order(len(x), batch, epochs, seed)
+    fit(Classifier(None, heads), batches_of(x, y, order), config, order, device=CPU)
 
 
 def test_heads_trained_together_equal_heads_trained_alone():
     x, y = make_blobs(70, 3, spread=1.0)
     rates = (0.01, 0.3, 5.0)
     together = Heads(16, 3, rates, seed=4)
-    train_heads(together, batches_of(x, y, 16, seed=4), schedule(3, 5), device=CPU)
+    train(together, x, y, batch=16, epochs=3, seed=4)
     for head, rate in zip(together.linear, rates, strict=True):
         alone = Heads(16, 3, (rate,), seed=4)
-        train_heads(alone, batches_of(x, y, 16, seed=4), schedule(3, 5), device=CPU)
+        train(alone, x, y, batch=16, epochs=3, seed=4)
         assert torch.equal(head.weight, alone.linear[0].weight)
         assert torch.equal(head.bias, alone.linear[0].bias)
     assert not torch.allclose(together.linear[0].weight, together.linear[1].weight)
@@ -80,8 +82,9 @@ def test_training_equals_a_loop_written_out():
     heads = Heads(16, 3, (0.5,), seed=0)
     weight = torch.randn(3, 16, generator=torch.Generator().manual_seed(0)) * 0.01
     assert torch.equal(heads.linear[0].weight, weight)
-    order = list(batches_of(x, y, 8, seed=0)(0)) + list(batches_of(x, y, 8, seed=0)(1))
-    train_heads(heads, batches_of(x, y, 8, seed=0), schedule(2, 3), device=CPU)
+    order = list(batches_of(x, y, Order(20, 8, 2, seed=0))(0))
+    assert [len(rows) for rows, _ in order] == [8, 8, 4, 8, 8, 4]
+    train(heads, x, y, batch=8, epochs=2, seed=0)
     w = torch.cat([weight, torch.zeros(3, 1)], dim=1).double()
     velocity = torch.zeros_like(w)
     for step, (rows, labels) in enumerate(order):
@@ -97,7 +100,7 @@ def test_training_equals_a_loop_written_out():
 def test_one_diverging_head_does_not_stop_the_others():
     x, y = make_blobs(60, 3, spread=0.1)
     heads = Heads(16, 3, (0.1, 1e30), seed=0)
-    train_heads(heads, batches_of(x * 10, y, 16, seed=0), schedule(5, 4), device=CPU)
+    train(heads, x * 10, y, batch=16, epochs=5, seed=0)
     sound, diverged = accuracies(heads, x * 10, y, device=CPU)
     assert not torch.isfinite(heads.linear[1].weight).all()
     assert sound["top1"] == 100
@@ -111,17 +114,27 @@ def test_all_heads_diverging_raises(probe):
 
 
 @pytest.mark.parametrize(("rows", "batch"), [(10, 3), (10, 10), (10, 64), (1, 4)])
-def test_batches_hold_every_row_once(rows, batch):
+def test_batches_hold_every_row_once_an_epoch(rows, batch):
     x = torch.arange(rows)[:, None].float()
-    epochs = [[b[0].flatten() for b in batches_of(x, torch.arange(rows), batch, seed=7)(epoch)] for epoch in (0, 1)]
-    for parts in epochs:
-        assert sorted(torch.cat(parts).tolist()) == list(range(rows))
-        assert len(parts) == -(-rows // batch)
-    for features, labels in batches_of(x, torch.arange(rows), batch, seed=7)(3):
-        assert features.flatten().tolist() == labels.tolist()
-    if rows == 10 and batch == 3:
-        assert torch.cat(epochs[0]).tolist() != torch.cat(epochs[1]).tolist()
-        assert len(epochs[0][-1]) == 1
+    order = Order(rows, batch, epochs=2, seed=7)
+    parts = [(features.flatten().tolist(), labels.tolist()) for features, labels in batches_of(x, x[:, 0], order)(0)]
+    assert all(features == labels for features, labels in parts)
+    steps = -(-rows // batch)
+    assert (order.steps_per_epoch, len(parts)) == (steps, 2 * steps)
+    epochs = [[row for features, _ in parts[e * steps : (e + 1) * steps] for row in features] for e in (0, 1)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(rows))
+    if rows == 10:
+        assert epochs[0] != epochs[1]
+    for start in range(2 * steps + 1):
+        later = batches_of(x, x[:, 0], order)(start)
+        assert [features.flatten().tolist() for features, _ in later] == [features for features, _ in parts[start:]]
+
+
+def test_batches_of_some_rows_only():
+    x, rows = torch.arange(20)[:, None].float(), torch.tensor([3, 5, 7, 11, 13])
+    found = [x.flatten().tolist() for x, _ in batches_of(x, x[:, 0], Order(5, 2, 1, seed=0), rows)(0)]
+    assert [len(part) for part in found] == [2, 2, 1]
+    assert sorted(row for part in found for row in part) == rows.tolist()
 
 
 def test_the_last_small_batch_is_counted(monkeypatch):

@@ -48,7 +48,7 @@ def _average_precision(
     kept = set(ids)
     images = [image for image in known.images if image["id"] in kept]
     truth = list(_truth(known, images, kind))
-    if not any(not item["iscrowd"] for item in truth):
+    if not any(not item.get("iscrowd") for item in truth):
         raise DataError(f"{split.annotations}: no object {'with a mask ' if kind == 'segm' else ''}in it to find")
     found = _boxes(ids, categories, detections) if kind == "bbox" else _masks(ids, categories, detections)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -69,8 +69,8 @@ def _truth(known: coco.Instances, images: Sequence[dict[str, Any]], kind: str) -
             continue
         item, _ = usable(annotation, by_id[annotation["image_id"]])
         if item is not None and (kind == "bbox" or item.get("segmentation")):
-            area = annotation["bbox"][2] * annotation["bbox"][3]
-            yield {"area": area, **item}
+            stated, (_, _, width, height) = item.get("area"), item["bbox"]
+            yield {**item, "area": stated if isinstance(stated, int | float) else width * height}
 
 
 def _boxes(ids: Sequence[int], categories: Sequence[int], detections: Sequence[Detections]) -> Iterator[dict[str, Any]]:

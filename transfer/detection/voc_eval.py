@@ -184,6 +184,7 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _eleven_point(recall: np.ndarray, precision: np.ndarray) -> float:
     """Mean over recalls 0, 0.1, ..., 1 of the best precision at that recall or a larger one (VOC 2007)."""
     best = np.concatenate([np.maximum.accumulate(precision[::-1])[::-1], [0.0]])
+    # The recalls are multiples of 0.1 as floats, as in the devkit: 3 of 10 objects are not yet 0.30000000000000004.
     points = best[np.searchsorted(recall, np.arange(0.0, 1.1, 0.1), side="left")]
     return float(sum(points / 11.0))
 

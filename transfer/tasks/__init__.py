@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, cast
 
@@ -23,11 +24,21 @@ def get(name: str) -> Task:
     return cast(Task, _module(name))
 
 
-def preset_fields(task: Task, preset: str) -> dict[str, Any]:
-    """The fields a preset sets; ConfigError with the nearest name otherwise."""
+def preset_fields(task: Task, preset: str, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The fields a preset sets; ConfigError with the nearest name otherwise.
+
+    A key `field=value` of a preset holds fields that it sets only where the cell's `field` has that value.
+    """
     if preset not in task.Config.PRESETS:
         raise ConfigError(f"unknown preset '{preset}'{nearest(preset, task.Config.PRESETS)}")
-    return dict(task.Config.PRESETS[preset])
+    fields: dict[str, Any] = {}
+    for key, value in task.Config.PRESETS[preset].items():
+        field, conditional, wanted = key.partition("=")
+        if not conditional:
+            fields[key] = value
+        elif (values or {}).get(field, task.Config.model_fields[field].default) == wanted:
+            fields |= value
+    return fields
 
 
 def _module(name: str) -> ModuleType:

@@ -18,6 +18,7 @@ from core.progress import track
 from model_zoo.backbone import Backbone
 from transfer.features import extract
 from transfer.protocol import Metric, RunContext, TaskConfig, image_data_missing, image_splits
+from transfer.supervised import items_of
 
 version = 1
 _SMOKE_IMAGES = 256
@@ -73,19 +74,26 @@ def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric
     bank = extract(
         backbone, train, ctx, size=config.size, resize=config.resize
     )  # stays on the CPU, goes over in chunks
-    query = extract(backbone, test, ctx, size=config.size, resize=config.resize).to(ctx.device)
+    query = extract(backbone, test, ctx, size=config.size, resize=config.resize)
     bank_labels = torch.as_tensor(train.labels, device=ctx.device)
     votes: dict[str, float | None] = {"": config.temperature}
     if config.extra_columns:
         votes |= {"_T0.1": 0.1, "_majority": None}
     correct = {(k, name): 0 for k in config.k for name in votes}
+    headline = []
     parts = torch.arange(len(query)).split(2048)
     for rows in track(parts, total=len(parts), label="neighbours"):
-        similarity, index = neighbours(query[rows], bank, max(config.k), metric=config.metric, chunk=config.chunk)
+        similarity, index = neighbours(
+            query[rows].to(ctx.device), bank, max(config.k), metric=config.metric, chunk=config.chunk
+        )
         truth = torch.as_tensor(test.labels[rows.numpy()], device=ctx.device)
         for k, name in correct:
             scores = knn_scores(
                 similarity, bank_labels[index], k=k, classes=len(train.classes), temperature=votes[name]
             )
-            correct[k, name] += int((scores.argmax(dim=1) == truth).sum())
+            answer = scores.argmax(dim=1)
+            correct[k, name] += int((answer == truth).sum())
+            if (k, name) == (config.headline_k, ""):
+                headline.append(answer.cpu())
+    ctx.items |= items_of(torch.cat(headline)[:, None], torch.as_tensor(test.labels), len(test.classes))
     return {f"top1_k{k}{name}": Metric(100.0 * n / len(query)) for (k, name), n in correct.items()}

@@ -1,31 +1,66 @@
-"""A linear classifier on frozen features; several learning rates share one pass, chosen on a held-out slice of train.
+"""A linear classifier on a frozen encoder: on cached features, or on augmented images (RandomResizedCrop, flip).
 
-MSBReg section 8.1 prints no rate, schedule or batch. Preset `sweep` is ours: SGD with Nesterov momentum, batch 1024, no
-weight decay, 100 epochs, cosine per iteration; the head that is best on the slice held out of *train* is the one
-reported, at its last epoch, on the test split. The test split chooses nothing.
+MSBReg section 8.1 prints no rate, schedule or batch for ImageNet. Preset `sweep` is ours: many rates share one pass, and
+the head that is best on a slice held out of *train* is reported, at its last epoch, on the test split, which chooses
+nothing. The other presets are one published course each, on the whole train split, the last epoch reported:
+
+- `msbreg`: section 8.4, Places205 and iNat18. "Equally spaced" decays are read as thirds of the iterations.
+- `vissl`: BatchNorm before the classifier (vissl configs/.../places205/eval_resnet_8gpu_transfer_places205_linear.yaml).
+- `moco` (main_lincls.py), `barlow` (evaluate.py), `simsiam` (main_lincls.py, LARS), `wmse` (htdt eval/sgd.py, Adam).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
+from torch import Tensor
 
+from core.artifacts import tensors_sha256
+from core.datasets import ImageSplit, Subset
 from core.errors import DataError
-from model_zoo.backbone import Backbone
-from transfer.features import extract
-from transfer.protocol import Metric, RunContext, TaskConfig, image_data_missing, image_splits
-from transfer.supervised import Heads, Schedule, accuracies, batches_of, train_heads
+from model_zoo.backbone import Backbone, identity_tensors
+from model_zoo.resnet import feature_dim
+from transfer.augment import crop_and_flip, image_batches
+from transfer.features import FrozenMoved, extract
+from transfer.protocol import Metric, RunContext, image_data_missing, image_splits
+from transfer.supervised import (
+    Classifier,
+    Heads,
+    Order,
+    SgdConfig,
+    accuracies,
+    batches_of,
+    best_classes,
+    fit,
+    hits,
+    items_of,
+)
 
-version = 1
+version = 2
+
+_STEPS = {"schedule": "steps", "gamma": 0.1}
+_PUBLISHED = {"holdout": 0.0, "features": "augmented", "nesterov": False}
 
 
-class Config(TaskConfig):
+class Config(SgdConfig):
     """Fields of the cell."""
 
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"sweep": {}}
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "sweep": {},
+        "msbreg": {**_PUBLISHED, **_STEPS, "rates": [0.2], "batch": 256, "weight_decay": 1e-4, "epochs": 28,
+                   "milestones": [1 / 3, 2 / 3]},
+        "vissl": {**_PUBLISHED, **_STEPS, "rates": [0.01], "batch": 256, "weight_decay": 5e-4, "epochs": 14,
+                  "milestones": [4 / 14, 8 / 14, 12 / 14], "nesterov": True, "head_norm": "affine"},
+        "moco": {**_PUBLISHED, **_STEPS, "rates": [30.0], "batch": 256, "milestones": [0.6, 0.8]},
+        "barlow": {**_PUBLISHED, "rates": [0.3], "batch": 256, "weight_decay": 1e-6, "per_epoch": True},
+        "simsiam": {**_PUBLISHED, "rates": [1.6], "batch": 4096, "epochs": 90, "optimizer": "lars", "per_epoch": True},
+        "wmse": {**_PUBLISHED, "features": "cached", "rates": [0.01], "batch": 1000, "epochs": 500, "optimizer": "adam",
+                 "weight_decay": 5e-6, "schedule": "exponential", "gamma": 1e-4, "per_epoch": True},
+    }  # fmt: skip
 
     preset: str = "sweep"
     rates: tuple[Annotated[float, Field(gt=0)], ...] = (
@@ -41,15 +76,20 @@ class Config(TaskConfig):
         30.0,
         100.0,
     )  # at `batch`
-    batch: Annotated[int, Field(gt=0)] = 1024
-    epochs: Annotated[int, Field(gt=0)] = 100
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    nesterov: bool = True
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    holdout: Annotated[float, Field(gt=0, lt=0.5)] = 0.1  # of train, where the rate is chosen
+    features: Literal["cached", "augmented"] = "cached"
+    head_norm: Literal["none", "plain", "affine"] = "none"
+    holdout: Annotated[float, Field(ge=0, lt=0.5)] = (
+        0.1  # of train, where the rate is chosen; 0: one rate, all of train
+    )
     holdout_max: Annotated[int, Field(gt=0)] = 10_000
-    size: Annotated[int, Field(ge=16)] | None = None  # pixels of the centre crop; none: the backbone's
+    size: Annotated[int, Field(ge=16)] | None = None  # pixels of the crops; none: the backbone's
     resize: Annotated[int, Field(ge=16)] | None = None
+
+    @model_validator(mode="after")
+    def _choice_needs_a_slice(self) -> Self:
+        if len(self.rates) > 1 and not self.holdout:
+            raise ValueError("several rates need a slice of train to choose on: set holdout above 0, or one rate")
+        return self
 
 
 def primary(config: Config) -> str:
@@ -72,31 +112,58 @@ splits = image_splits
 
 
 def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:
-    """`top1` and `top5` of the chosen head on the test split."""
+    """`top1` and `top5` of the chosen head on the test split; the top five classes of every test image are kept."""
     train, test = ctx.splits["train"], ctx.splits["test"]
-    x = extract(backbone, train, ctx, size=config.size, resize=config.resize)
-    y = torch.as_tensor(train.labels)
-    fit, held_out = hold_out(len(train), config, ctx.seed)
-    heads = Heads(x.shape[1], len(train.classes), config.rates, ctx.seed)
-    steps = -(-len(fit) // config.batch)
-    schedule = Schedule(config.epochs, steps, config.momentum, config.nesterov, config.weight_decay)
-    train_heads(heads, batches_of(x[fit], y[fit], config.batch, ctx.seed), schedule, device=ctx.device)
-    chosen = choose(heads, x[held_out], y[held_out], ctx)
-    x_test = extract(backbone, test, ctx, size=config.size, resize=config.resize)
-    result = accuracies(heads, x_test, torch.as_tensor(test.labels), device=ctx.device)[chosen]
-    return {name: Metric(value) for name, value in result.items()}
+    fit_on, held_out = hold_out(len(train), config, ctx.seed)
+    order = Order(len(fit_on), config.batch, config.epochs, ctx.seed)
+    sides = {"size": config.size, "resize": config.resize}
+    if config.features == "cached":
+        x, y = extract(backbone, train, ctx, **sides), torch.as_tensor(train.labels)
+        heads = Heads(x.shape[1], len(train.classes), config.rates, ctx.seed, config.head_norm)
+        fit(Classifier(None, heads), batches_of(x, y, order, fit_on), config, order, device=ctx.device)
+        there = (x[held_out], y[held_out])
+    else:
+        heads = _fit_on_images(backbone, train, fit_on, order, config, ctx)
+        aside = part_of(train, held_out)
+        there = (extract(backbone, aside, ctx, **sides), torch.as_tensor(aside.labels)) if len(held_out) else ()
+    chosen = choose(heads, *there, ctx) if len(held_out) else 0
+    y_test = torch.as_tensor(test.labels)
+    best = best_classes(heads, extract(backbone, test, ctx, **sides), device=ctx.device)[chosen]
+    ctx.items |= items_of(best, y_test, len(test.classes))
+    return {name: Metric(value) for name, value in hits(best, y_test).items()}
 
 
-def hold_out(images: int, config: Config, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _fit_on_images(
+    backbone: Backbone, train: ImageSplit, rows: Tensor, order: Order, config: Config, ctx: RunContext
+) -> Heads:
+    """Heads trained on augmented images; the encoder's tensors are the same afterwards."""
+    heads = Heads(feature_dim(backbone.arch), len(train.classes), config.rates, ctx.seed, config.head_norm)
+    encoder = backbone.build()
+    size = config.size or backbone.input.size
+    batches = image_batches(train, crop_and_flip(size), backbone.input, order, ctx, size, rows)
+    resume = ctx.resume_file(backbone, config)
+    fit(Classifier(encoder, heads), batches, config, order, device=ctx.device, resume=resume)
+    if tensors_sha256(identity_tensors(encoder.state_dict())) != backbone.weights_sha256:
+        raise FrozenMoved("the frozen encoder changed while the heads were trained")
+    return heads
+
+
+def hold_out(images: int, config: Config, seed: int) -> tuple[Tensor, Tensor]:
     """Rows to train on and rows held out, disjoint, drawn with the seed."""
     count = min(round(images * config.holdout), config.holdout_max)
-    if count < 1 or images - count < 1:
+    if (count < 1 and config.holdout) or images - count < 1:
         raise DataError(f"{images} training images are too few to hold {config.holdout:.0%} out")
     order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
     return order[count:], order[:count]
 
 
-def choose(heads: Heads, x: torch.Tensor, y: torch.Tensor, ctx: RunContext) -> int:
+def part_of(split: ImageSplit, rows: Tensor) -> ImageSplit:
+    """Some images of a split, in the given order."""
+    chosen = np.asarray(rows)
+    return ImageSplit(split.dataset, split.split, Subset(split.source, chosen), split.labels[chosen], split.classes)
+
+
+def choose(heads: Heads, x: Tensor, y: Tensor, ctx: RunContext) -> int:
     """The head with the best held-out top-1 (the lower rate on a tie); says what was tuned, and on what."""
     scores = [result["top1"] for result in accuracies(heads, x, y, device=ctx.device)]
     best = [i for i, score in enumerate(scores) if score == max(scores)]

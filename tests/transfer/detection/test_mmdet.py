@@ -408,9 +408,7 @@ def test_a_killed_run_goes_on_and_another_is_refused(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     spec = course("c4", lr=1e12, warmup=0, iterations=20, precise_bn=0)
-    with pytest.raises(
-        BackbenchError, match=r"not finite at iteration \d+, rate 1000000000000\.0: .*last\.pth|no check"
-    ):
+    with pytest.raises(BackbenchError, match=r"not finite at iteration \d+, rate 1e\+12: .*last\.pth|no check"):
         engine.train(spec, backbone(), demo_split("c4"), job(tmp_path, checkpoint_every=1))
 
 

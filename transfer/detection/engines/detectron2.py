@@ -6,6 +6,7 @@ The run's folder gets `detectron2.yaml`, which Detectron2's own tools read, the 
 from __future__ import annotations
 
 import importlib.util
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,27 @@ def version() -> str:
     return f"detectron2 {detectron2.__version__}"
 
 
+def compiled() -> bool:
+    """Whether this Detectron2 has its own operators; both protocols use torchvision's in any case."""
+    return importlib.util.find_spec("detectron2._C") is not None and not _is_pure()
+
+
+def _is_pure() -> bool:
+    import detectron2
+
+    return Path(detectron2.__file__).with_name("_C.py").exists()
+
+
+def try_operators() -> None:
+    """A tiny NMS and ROIAlign through Detectron2's layers; raises when they do not work."""
+    from detectron2.layers import ROIAlign, batched_nms
+
+    boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 3.9]])
+    assert batched_nms(boxes, torch.tensor([0.9, 0.8]), torch.zeros(2), 0.5).tolist() == [0]
+    pooled = ROIAlign((1, 1), 1.0, 0, aligned=True)(torch.ones(1, 1, 8, 8), torch.tensor([[0.0, 1.0, 1.0, 5.0, 5.0]]))
+    assert abs(float(pooled) - 1) < 1e-6
+
+
 def _extra_norm_head() -> type:
     from detectron2.layers import get_norm
     from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
@@ -84,14 +106,13 @@ def _extra_norm_head() -> type:
 
 def configuration(spec: DetectionSpec, backbone: Backbone, classes: int, job: Job, weights: Path) -> Any:
     """The spec as Detectron2's own configuration."""
-    from detectron2.config import get_cfg
+    from detectron2.config import CfgNode, get_cfg
 
     cfg = get_cfg()
     cfg.OUTPUT_DIR, cfg.SEED, cfg.VERSION = str(job.folder), job.seed + 1, 2  # 0 or less means: draw one
     cfg.MODEL.DEVICE = job.device.type
     cfg.MODEL.WEIGHTS = str(weights)
-    for key, value in exporter.settings(backbone).items():
-        cfg.merge_from_list([key, value])
+    cfg.merge_from_other_cfg(CfgNode(exporter.settings(backbone)))
     resnets, norm = cfg.MODEL.RESNETS, {"sync": "SyncBN", "frozen": "FrozenBN"}[spec.norm]
     resnets.NORM = norm
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
@@ -169,11 +190,13 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.solver import build_lr_scheduler, build_optimizer
     from detectron2.utils.env import seed_all_rng
+    from detectron2.utils.events import EventStorage
 
     prepare()
-    make_folder(job.folder)
-    weights = job.folder / "backbone.pkl"
-    exporter.write(backbone, weights)
+    weights = make_folder(job.folder) / "backbone.pkl"
+    if distributed.is_main():
+        exporter.write(backbone, weights)
+    distributed.barrier()
     cfg = configuration(spec, backbone, len(train.classes), job, weights)
     if distributed.is_main():
         atomic_write_text(job.folder / "detectron2.yaml", cfg.dump())
@@ -186,12 +209,23 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
     if keeper.has_checkpoint():
         start = int(keeper.resume_or_load("", resume=True).get("iteration", -1)) + 1
         say(f"going on after iteration {start}: {job.folder}")
-    loader = train_loader(cfg, train, start, job)
-    forward = parallel(model, job.device)
-    losses_file = job.folder / "losses.jsonl"
-    cut(losses_file, start)
-    for iteration, batch in zip(track(range(start, spec.iterations), total=spec.iterations - start, label="detectron2"),
-                                loader, strict=False):  # fmt: skip
+    with EventStorage(start):  # Detectron2's models write to it
+        _iterate(spec, train_loader(cfg, train, start, job), parallel(model, job.device), keeper, start, job)
+        if spec.precise_bn and spec.norm == "sync":
+            fresh = train_loader(cfg, train, 1_000_003, job)
+            precise_statistics(model.train(), model, fresh, spec.precise_bn)
+    if distributed.is_main():
+        keeper.save("model_final", iteration=spec.iterations - 1)
+    return model
+
+
+def _iterate(spec: DetectionSpec, loader: Any, forward: nn.Module, keeper: Any, start: int, job: Job) -> None:
+    """The course from iteration `start` on, with checkpoints and losses.jsonl."""
+    optimizer, scheduler = keeper.checkpointables["optimizer"], keeper.checkpointables["scheduler"]
+    file = job.folder / "losses.jsonl"
+    cut(file, start)
+    steps = track(range(start, spec.iterations), total=spec.iterations - start, label="detectron2")
+    for iteration, batch in zip(steps, loader, strict=False):
         losses = forward(batch)
         total = sum(losses.values())
         parts = {name: float(value.detach()) for name, value in losses.items()}
@@ -201,16 +235,10 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
         total.backward()
         optimizer.step()
         if iteration % job.log_every == 0 or iteration == spec.iterations - 1:
-            log(losses_file, iteration, parts, rate(optimizer))
+            log(file, iteration, parts, rate(optimizer))
         scheduler.step()
         if (iteration + 1) % job.checkpoint_every == 0 and distributed.is_main() and iteration + 1 < spec.iterations:
             keeper.save(f"model_{iteration:07d}", iteration=iteration)
-    if spec.precise_bn and spec.norm == "sync":
-        fresh = train_loader(cfg, train, 1_000_003, job)
-        precise_statistics(model.train(), model, fresh, spec.precise_bn)
-    if distributed.is_main():
-        keeper.save("model_final", iteration=spec.iterations - 1)
-    return model
 
 
 def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
@@ -219,22 +247,10 @@ def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
     from detectron2.modeling import build_model
 
     model = build_model(cfg)
+    logging.getLogger("fvcore.common.checkpoint").setLevel(logging.ERROR)  # only warns of what is checked below
     DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    exporter.check_engine_state(backbone, backbone_state(model))
+    exporter.check_engine_state(backbone, model.state_dict())
     return distributed.synchronise_batchnorm(model, device)
-
-
-def backbone_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The backbone's tensors under the exporter's names: C4 keeps res5 in its head, FPN the trunk below `bottom_up`."""
-    state = {}
-    for name, tensor in model.state_dict().items():
-        for prefix in ("backbone.bottom_up.", "backbone.", "roi_heads."):
-            inner = name.removeprefix(prefix)
-            if inner != name and inner.split(".")[0] in ("stem", "res2", "res3", "res4", "res5"):
-                if not inner.startswith("res5.norm."):  # the head's extra norm, trained from nothing
-                    state[inner] = tensor
-                break
-    return state
 
 
 def train_loader(cfg: Any, split: DetectionSplit, start: int, job: Job) -> Any:

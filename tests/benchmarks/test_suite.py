@@ -1,0 +1,36 @@
+"""The dress rehearsal: every protocol of the paper's suite on data in the real layouts, from command to report."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import plan, run_all
+from benchmarks.result import items_path, read_all
+from core.datasets import DataPlaces, demo
+from model_zoo import backbone as zoo
+from model_zoo.architecture import Architecture, InputSpec
+from model_zoo.resnet import build
+
+
+@pytest.mark.slow
+def test_every_cell_of_the_paper_is_rehearsed(tmp_path):
+    arch = Architecture(name="resnet18", width=0.25)
+    zoo.save(tmp_path / "tiny.pth", build(arch, seed=0).state_dict(), arch, InputSpec(size=32))
+    out = tmp_path / "results"
+    places = DataPlaces(demo.root())
+    cells = [plan.load_cell(name, (), "smoke") for name in plan.load_suite("paper").cells]
+    possible = {cell.name for cell in cells if cell.task.missing(cell.config, places) is None}
+    assert {"voc07_svm", "places205_linear", "inat18_linear", "stl10_linear", "imagenet_semi1"} <= possible
+    arguments = ["--suite", "paper", "--profile", "smoke", "--seeds", "1", "--data-root", str(demo.root())]
+    code = run_all.main([*arguments, "--ckpt", str(tmp_path / "tiny.pth"), "--out", str(out)])
+    records = {record.cell: record for record in read_all(out)}
+    assert {name: record.reason for name, record in records.items() if record.status == "failed"} == {}
+    assert code == 0
+    assert {name for name, record in records.items() if record.status == "ok"} == possible
+    for record in records.values():
+        if record.status == "ok":
+            assert record.profile == "smoke" and record.data.is_demo and not record.data.is_published
+    assert "REHEARSAL" in (out / "report.md").read_text(encoding="utf-8")
+    kept = {path.parent.name.rpartition("-")[0] for path in out.glob("*/*/*.items.npz")}
+    assert {"voc07_svm", "imagenet_knn", "imagenet_linear", "imagenet_semi10"} <= kept
+    assert items_path(next(out.glob("*/voc07_svm-*/seed0.json"))).exists()

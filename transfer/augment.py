@@ -1,0 +1,94 @@
+"""Augmented training images of the supervised protocols: torchvision's transforms on Pillow images, seeded by image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from core.datasets import ImageSplit
+from model_zoo.architecture import InputSpec
+from transfer.features import normalise
+from transfer.protocol import RunContext
+from transfer.supervised import Batches, Order
+
+View = Callable[[Image.Image], Image.Image]
+
+
+def crop_and_flip(size: int) -> View:
+    """RandomResizedCrop (area 0.08 to 1, bilinear) and flip: every linear probe of the literature."""
+    return transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()])
+
+
+def byol_view(size: int) -> View:
+    """BYOL's transform as MSBReg's Table 9 has it for its first view (colour 0.4, 0.4, 0.2, 0.1; grey 0.2; blur 1.0)."""
+    kernel = max(3, size // 10 // 2 * 2 + 1)
+    colour = transforms.ColorJitter(0.4, 0.4, 0.2, 0.1)
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(size),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomApply([colour], p=0.8),
+            transforms.RandomGrayscale(0.2),
+            transforms.GaussianBlur(kernel, (0.1, 2.0)),
+        ]
+    )
+
+
+class SeededViews(Dataset):
+    """(epoch, index) -> (S, S, 3) uint8 view and label; the view depends on (seed, epoch, index) alone."""
+
+    def __init__(self, split: ImageSplit, view: View, seed: int) -> None:
+        self.split, self.view, self.seed = split, view, seed
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, int]:
+        epoch, index = key
+        image = self.split.source.pil(index)
+        words = np.random.SeedSequence((self.seed, epoch, index)).generate_state(2, np.uint32)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+            pixels = np.array(self.view(image))
+        label = -1 if self.split.labels is None else int(self.split.labels[index])
+        return pixels, label
+
+
+def image_batches(
+    split: ImageSplit, view: View, spec: InputSpec, order: Order, ctx: RunContext, size: int, rows: Tensor | None = None
+) -> Batches:
+    """Batches of augmented, normalised images (B, 3, S, S) on the device; of the given `rows` only, when there are some.
+
+    An image that cannot be read fails the run and is named (CorruptImage).
+    """
+
+    def keys(start: int) -> Iterator[list[tuple[int, int]]]:
+        for epoch, chosen in order.rows(start):
+            chosen = chosen if rows is None else rows[chosen]
+            yield [(epoch, int(index)) for index in chosen]
+
+    def from_step(start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        loader = DataLoader(
+            SeededViews(split, view, ctx.seed),
+            batch_sampler=keys(start),
+            num_workers=ctx.workers,
+            collate_fn=partial(_collate, size=size),
+            pin_memory=ctx.device.type == "cuda",
+        )
+        for images, labels in loader:
+            yield normalise(images, spec, ctx.device), labels
+
+    return from_step
+
+
+def _collate(items: list[tuple[np.ndarray, int]], size: int) -> tuple[Tensor, Tensor]:
+    """(B, S, S, 3) uint8 and labels (B,); B may be 0."""
+    images = np.stack([pixels for pixels, _ in items]) if items else np.empty((0, size, size, 3), np.uint8)
+    return torch.from_numpy(images), torch.tensor([label for _, label in items], dtype=torch.long)

@@ -1,0 +1,97 @@
+"""What both detection tasks share: train on an engine, detect, keep the pictures and the configuration."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from core.datasets import DataPlaces, Files
+from core.distributed import is_main
+from core.errors import DataError
+from model_zoo.backbone import Backbone
+from transfer.detection import draw, engines
+from transfer.detection.data import Detections, DetectionSplit
+from transfer.detection.engines import Job
+from transfer.detection.spec import DetectionSpec, scaled
+from transfer.protocol import RunContext, TaskConfig, image_data_missing
+
+_PICTURES = 12
+SMOKE = {"iterations": 3, "batch": 2, "milestones": [2], "warmup": 1, "sides_train": [96, 128], "side_test": 128,
+         "side_max": 192, "rois": 32, "proposals_train": [200, 50], "proposals_test": [200, 50], "precise_bn": 2}  # fmt: skip
+
+
+class DetectionConfig(TaskConfig):
+    """Fields of a detection cell."""
+
+    engine: Literal["detectron2", "mmdet"] = "detectron2"
+    spec: DetectionSpec
+    batch: Annotated[int, Field(gt=0)] | None = None  # images a step; another than the spec's scales rate and course
+    bad: Literal["error", "skip"] = "error"  # annotations that cannot be used: stop, or leave them out and say so
+    checkpoint_every: Annotated[int, Field(gt=0)] = 5000  # iterations
+    log_every: Annotated[int, Field(gt=0)] = 20
+
+    def course(self) -> DetectionSpec:
+        """The spec at this cell's batch."""
+        return scaled(self.spec, self.batch or self.spec.batch)
+
+
+def missing(config: DetectionConfig, places: DataPlaces) -> str | None:
+    """Data or engine absent."""
+    return image_data_missing(config, places) or engines.get(config.engine).missing()
+
+
+def engine_version(config: DetectionConfig) -> str:
+    """Part of a record's identity."""
+    return engines.get(config.engine).version()
+
+
+def check_published(splits: dict[str, DetectionSplit], config: DetectionConfig, counts: dict[str, int]) -> None:
+    """DataError when the images are not the published ones and `expect` says they must be."""
+    have = {split.split: len(split) for split in splits.values()}
+    if config.data.expect == "published" and any(counts.get(name) != count for name, count in have.items()):
+        want = ", ".join(f"{name} {counts.get(name)}" for name in have)
+        raise DataError(
+            f"'{config.data.name}' has {', '.join(f'{k} {v}' for k, v in have.items())}; published: {want}. Half a data "
+            "set? If it is meant to be another one, set <cell>.data.expect=any"
+        )
+
+
+def limited(split: DetectionSplit, limit: int) -> DetectionSplit:
+    """At most `limit` images, always the same ones."""
+    if not limit or limit >= len(split):
+        return split
+    rows = np.sort(np.random.default_rng(0).permutation(len(split))[:limit])
+    files = Files(split.source.root, tuple(split.source.paths[i] for i in rows))
+    return DetectionSplit(
+        split.dataset,
+        f"{split.split}[{limit}]",
+        files,
+        tuple(split.pictures[i] for i in rows),
+        split.classes,
+        annotations=split.annotations,
+    )
+
+
+def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext) -> list[Detections]:
+    """Train on the train split, detect in the test split; leaves pictures and losses in the run's folder."""
+    engine, spec = engines.get(config.engine), config.course()
+    train, test = ctx.splits["train"], ctx.splits["test"]
+    job = Job(ctx.folder, ctx.seed, ctx.device, ctx.workers, config.checkpoint_every, config.log_every, ctx.notes)
+    if spec != config.spec:
+        ctx.notes.append(
+            f"batch {spec.batch} instead of {config.spec.batch}: rate {spec.lr:g}, {spec.iterations} iterations by the "
+            "linear rule; not comparable with the published rows"
+        )
+    model = engine.train(spec, backbone, train, job)
+    found = engine.detect(model, spec, test, job)
+    if is_main():
+        shown = np.linspace(0, len(test) - 1, min(_PICTURES, len(test))).astype(int).tolist()
+        draw.grid(test, found, shown, ctx.folder / "pictures.png")
+    return found
+
+
+def smoke_fields(config: DetectionConfig) -> dict[str, Any]:
+    """A rehearsal: a few iterations on a few small images."""
+    return {"data": {"limit": 8}, "batch": None, "spec": {**config.spec.model_dump(mode="json"), **SMOKE}}

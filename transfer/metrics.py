@@ -1,0 +1,67 @@
+"""Average precision: pure functions of scores. Equal scores enter together: the order of the images changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+AveragePrecision = Callable[[np.ndarray, np.ndarray], float]
+
+
+def area_ap(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Area under the interpolated precision-recall curve, 0 to 1 (VISSL vissl/utils/svm_utils/evaluate.py, FAIR svm_helper.py).
+
+    Interpolated: at each recall the best precision at that recall or more. The references take equal scores one by one, in
+    an order their sort leaves open; here they enter together.
+
+    Args:
+        scores: (N,) float, higher is more likely positive.
+        positive: (N,) bool.
+
+    Raises:
+        ValueError: no image is positive, or a score is NaN or infinite.
+    """
+    hits, precision = _curve(scores, positive)
+    best = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(np.sum(np.diff(hits, prepend=0) * best) / hits[-1])
+
+
+def eleven_point_ap(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Mean of the best precision at recall >= 0, 0.1, ..., 1 (VOC 2007 development kit, VOCevalcls), 0 to 1.
+
+    Recall is compared in whole images: 3 of 10 is 0.3 exactly, whatever floats make of it.
+
+    Args:
+        scores: (N,) float, higher is more likely positive.
+        positive: (N,) bool.
+
+    Raises:
+        ValueError: no image is positive, or a score is NaN or infinite.
+    """
+    hits, precision = _curve(scores, positive)
+    return float(np.mean([precision[10 * hits >= tenth * hits[-1]].max() for tenth in range(11)]))
+
+
+def class_aps(ap: AveragePrecision, scores_NK: np.ndarray, labels_NK: np.ndarray) -> np.ndarray:
+    """(K,) AP of every class; images labelled 0 for a class (1 present, -1 absent) do not count for it.
+
+    Raises:
+        ValueError: a class has no positive.
+    """
+    columns = zip(scores_NK.T, labels_NK.T, strict=True)
+    return np.array([ap(scores[labels != 0], labels[labels != 0] == 1) for scores, labels in columns])
+
+
+def _curve(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(true positives, precision) at every distinct score, from the highest to the lowest."""
+    scores, positive = np.asarray(scores), np.asarray(positive, dtype=bool)
+    if not positive.any():
+        raise ValueError("average precision does not exist without a positive image")
+    if not np.isfinite(scores).all():
+        raise ValueError("scores hold NaN or infinite values")
+    order = np.argsort(-scores)
+    last_of_its_score = np.append(np.diff(scores[order]) != 0, True)
+    hits = np.cumsum(positive[order])[last_of_its_score]
+    taken = np.arange(1, len(scores) + 1)[last_of_its_score]
+    return hits, hits / taken

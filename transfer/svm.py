@@ -1,0 +1,133 @@
+"""Many linear SVMs at once, one per class, cost and fold, spread over processes (VISSL vissl/utils/svm_utils/svm_trainer.py).
+
+Labels are 1 (positive), -1 (negative) and 0 (the image is left out). The numbers are those of a plain loop of scikit-learn's
+LinearSVC and cross_val_score, however many processes there are.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from sklearn.svm import LinearSVC
+
+MAX_ITER = 2000
+_SEED = 0  # liblinear visits the images in a drawn order; the references leave it open
+
+
+@dataclass(frozen=True)
+class Fits:
+    """Fitted machines, in the order they were asked for."""
+
+    machines: list[LinearSVC]
+    unfinished: int  # how many stopped at MAX_ITER
+
+    def scores(self, x_NC: np.ndarray) -> np.ndarray:
+        """(N, machines) float64 signed distances."""
+        x = x_NC.astype(np.float64)  # once, not in every machine
+        return np.stack([machine.decision_function(x) for machine in self.machines], axis=1)
+
+
+def machine(cost: float) -> LinearSVC:
+    """The SVM of VISSL and FAIR (svm_trainer.py, train_svm_kfold.py); they fix no random state, here it is fixed."""
+    from sklearn.svm import LinearSVC
+
+    return LinearSVC(
+        C=cost,
+        class_weight={1: 2, -1: 1},
+        intercept_scaling=1.0,
+        penalty="l2",
+        loss="squared_hinge",
+        tol=1e-4,
+        dual=True,
+        max_iter=MAX_ITER,
+        random_state=_SEED,
+    )
+
+
+def unit_rows(x_NC: np.ndarray) -> np.ndarray:
+    """x / (||x|| + 1e-5) of every row (VISSL svm_trainer.py)."""
+    return x_NC / (np.linalg.norm(x_NC, axis=1, keepdims=True) + 1e-5)
+
+
+def cross_validate(
+    x_NC: np.ndarray, labels_NK: np.ndarray, costs: Sequence[float], *, folds: int, jobs: int | None = None
+) -> tuple[np.ndarray, int]:
+    """Average precision (scikit-learn's) of every class, cost and held-out fold; folds stratified, not shuffled.
+
+    Returns:
+        (classes, costs, folds) float64, 0 to 1; how many fits stopped at MAX_ITER.
+    """
+    found = np.full((labels_NK.shape[1], len(costs), folds), np.nan)
+    places = list(np.ndindex(found.shape))
+    calls = ((labels_NK[:, k], costs[c], folds, fold) for k, c, fold in places)
+    unfinished = 0
+    for i, (precision, finished) in _spread(_fit_fold, x_NC, calls, len(places), jobs):
+        found[places[i]] = precision
+        unfinished += not finished
+    return found, unfinished
+
+
+def fit_all(x_NC: np.ndarray, labels: Sequence[np.ndarray], costs: Sequence[float], *, jobs: int | None = None) -> Fits:
+    """One machine for each (labels (N,), cost)."""
+    calls = zip(labels, costs, strict=True)
+    by_place = dict(_spread(_fit, x_NC, calls, len(labels), jobs))
+    pairs = [by_place[i] for i in range(len(labels))]
+    return Fits([fitted for fitted, _ in pairs], sum(not finished for _, finished in pairs))
+
+
+def _spread(
+    function: Callable[..., Any], x_NC: np.ndarray, calls: Iterable[tuple], total: int, jobs: int | None
+) -> Iterator[tuple[int, Any]]:
+    """(place, function(x, *call)) of every call, in the order they end.
+
+    Processes, not threads: liblinear's random generator belongs to the process. joblib maps the features into all of them.
+    """
+    import joblib
+
+    from core.progress import track  # here: it brings torch, which the processes can do without
+
+    jobs = min(jobs or joblib.cpu_count(), total)
+    numbered = enumerate(calls)
+    if jobs == 1:
+        results: Iterable = (_numbered(function, i, x_NC, *call) for i, call in numbered)
+    else:
+        parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
+        results = parallel(joblib.delayed(_numbered)(function, i, x_NC, *call) for i, call in numbered)
+    yield from track(results, total=total, label="SVM fits")
+
+
+def _numbered(function: Callable[..., Any], place: int, *args: Any) -> tuple[int, Any]:
+    return place, function(*args)
+
+
+def _fit_fold(x_NC: np.ndarray, labels_N: np.ndarray, cost: float, folds: int, fold: int) -> tuple[float, bool]:
+    """Average precision on one held-out fold; whether the fit converged."""
+    from sklearn.metrics import average_precision_score
+    from sklearn.model_selection import StratifiedKFold
+
+    rows = np.flatnonzero(labels_N)
+    kept, held_out = list(StratifiedKFold(folds).split(rows, labels_N[rows]))[fold]
+    kept, held_out = rows[kept], rows[held_out]
+    fitted, finished = _fit_rows(x_NC[kept], labels_N[kept], cost)
+    return average_precision_score(labels_N[held_out], fitted.decision_function(x_NC[held_out])), finished
+
+
+def _fit(x_NC: np.ndarray, labels_N: np.ndarray, cost: float) -> tuple[LinearSVC, bool]:
+    """A machine fitted on the images whose label is not 0; whether it converged."""
+    rows = np.flatnonzero(labels_N)
+    return _fit_rows(x_NC[rows], labels_N[rows], cost)
+
+
+def _fit_rows(x_NC: np.ndarray, labels_N: np.ndarray, cost: float) -> tuple[LinearSVC, bool]:
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # counted instead
+        fitted = machine(cost).fit(x_NC, labels_N)
+    return fitted, bool(fitted.n_iter_ < MAX_ITER)

@@ -1,0 +1,86 @@
+"""Mask R-CNN R50-FPN on COCO 2017, 90k iterations of 16 images (MSBReg section 8.4, Table 10).
+
+Preset `msbreg`: rate 0.05, warm-up 50 (the paper prints both; no reference code has the pair); `moco`: 0.02 and 1000
+(facebookresearch/moco#34). Backbone and FPN with synchronised BatchNorm, two fully connected layers, four mask
+convolutions, PreciseBN. Box and mask AP on val2017 by pycocotools.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from core.datasets import DataPlaces, info
+from model_zoo.backbone import Backbone
+from transfer.detection import coco_eval
+from transfer.detection import run as detection
+from transfer.detection.data import DetectionSplit, read_coco
+from transfer.detection.run import DetectionConfig
+from transfer.detection.spec import DetectionSpec
+from transfer.protocol import DataSpec, Metric, RunContext
+
+version = 1
+
+_COURSE = {
+    "head": "fpn",
+    "masks": True,
+    "iterations": 90_000,
+    "batch": 16,
+    "milestones": [60_000, 80_000],
+    "sides_train": list(range(640, 801, 32)),
+    "proposals_train": [2000, 1000],
+    "proposals_test": [1000, 1000],
+}
+_PRESETS = {
+    "msbreg": {"spec": {**_COURSE, "lr": 0.05, "warmup": 50}},
+    "moco": {"spec": {**_COURSE, "lr": 0.02, "warmup": 1000}},
+}
+
+
+class Config(DetectionConfig):
+    """Fields of the cell."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = _PRESETS
+
+    data: DataSpec = DataSpec(name="coco")
+    preset: str = "msbreg"
+    spec: DetectionSpec = DetectionSpec.model_validate_json(json.dumps(_PRESETS["msbreg"]["spec"]))
+
+
+def primary(config: Config) -> str:
+    """Headline metric."""
+    return "box_AP"
+
+
+def deterministic(config: Config) -> bool:
+    """Never: the heads' initialisation and the order of the images are drawn."""
+    return False
+
+
+missing = detection.missing
+engine_version = detection.engine_version
+smoke = detection.smoke_fields
+
+
+def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
+    """train2017 and val2017, annotated.
+
+    Raises:
+        DataError: half there, or not the published images while `expect` says so.
+    """
+    root = places.of(config.data.name)
+    found = {
+        role: read_coco(root, name, bad=config.bad) for role, name in (("train", "train2017"), ("test", "val2017"))
+    }
+    detection.check_published(found, config, dict(info("coco").counts))
+    return {role: detection.limited(split, config.data.limit) for role, split in found.items()}
+
+
+def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:
+    """`box_AP`, `mask_AP` and their parts (50, 75, small, medium, large)."""
+    found = detection.detections(backbone, config, ctx)
+    return {
+        name: Metric(value)
+        for name, value in coco_eval.evaluate(ctx.splits["test"], found, masks=config.spec.masks).items()
+    }

@@ -1,0 +1,124 @@
+"""Fine-tuning on 1% or 10% of ImageNet's labels, by SimCLR's official lists (MSBReg section 8.2, Table 3).
+
+The encoder and the classifier have rates of their own; a rate of 0 freezes the encoder, and the record says so: the
+paper's 1% row is a frozen encoder, which its rivals' rows are not. Evaluation is the last epoch's, on the whole test split.
+
+Presets: `msbreg` (rates, momentum and batch are the paper's; epochs, cosine and no weight decay are our reading),
+`barlow` (barlowtwins README, evaluate.py), `swav` (eval_semisup.py: 20 epochs, x0.2 after 12 and 16).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from core import lists
+from core.artifacts import tensors_sha256
+from core.datasets import DataPlaces, ImageSplit, Subset
+from model_zoo.backbone import Backbone, identity_tensors
+from model_zoo.resnet import feature_dim
+from transfer.augment import crop_and_flip, image_batches
+from transfer.features import FrozenMoved, compute, resize_side
+from transfer.protocol import Metric, RunContext, image_data_missing, image_splits, limited
+from transfer.supervised import Classifier, Heads, Order, SgdConfig, best_classes, fit, hits, items_of
+
+version = 1
+
+_SWAV = {"batch": 256, "epochs": 20, "nesterov": False, "schedule": "steps", "milestones": [0.6, 0.8], "gamma": 0.2}
+
+
+class Config(SgdConfig):
+    """Fields of the cell."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "msbreg": {
+            "batch": 1024,
+            "share=1%": {"epochs": 60, "rate_head": 2.0, "rate_encoder": 0.0},
+            "share=10%": {"epochs": 30, "rate_head": 0.25, "rate_encoder": 2.5e-4},
+        },
+        "barlow": {"batch": 256, "epochs": 20, "nesterov": False, "per_epoch": True, "rate_head": 0.5,
+                   "rate_encoder": 0.005},
+        "swav": {
+            **_SWAV,
+            "share=1%": {"rate_head": 5.0, "rate_encoder": 0.02},
+            "share=10%": {"rate_head": 0.2, "rate_encoder": 0.01},
+        },
+    }  # fmt: skip
+
+    preset: str = "msbreg"
+    share: Literal["1%", "10%"] = "1%"
+    list: str | None = None  # a file of image names, or `drawn`, instead of the official list of this share
+    rate_head: Annotated[float, Field(gt=0)] = 2.0  # at `batch`
+    rate_encoder: Annotated[float, Field(ge=0)] = 0.0  # 0: the encoder is frozen
+    size: Annotated[int, Field(ge=16)] | None = None  # pixels of the crops; none: the backbone's
+    resize: Annotated[int, Field(ge=16)] | None = None
+
+
+def primary(config: Config) -> str:
+    """Headline metric."""
+    return "top1"
+
+
+def deterministic(config: Config) -> bool:
+    """Never: the head's initialisation, the order of the images and the crops are drawn."""
+    return False
+
+
+def smoke(config: Config) -> dict[str, Any]:
+    """A few images drawn from any image folder, two epochs."""
+    return {"data": {"limit": 64}, "epochs": 2, "batch": 32, "list": config.list or "drawn"}
+
+
+missing = image_data_missing
+
+
+def splits(config: Config, places: DataPlaces) -> dict[str, ImageSplit]:
+    """The listed part of train, the whole test split.
+
+    Raises:
+        DataError: a name that train does not have, the other share's list, a class without an image.
+    """
+    whole = image_splits(config.model_copy(update={"data": config.data.model_copy(update={"limit": 0})}), places)
+    if config.list == "drawn":
+        listed = draw(whole["train"], float(config.share.rstrip("%")) / 100)
+    else:
+        listed = lists.subset(whole["train"], config.list or config.share, expected=config.share)
+    return {"train": limited(listed, config.data.limit), "test": limited(whole["test"], config.data.limit)}
+
+
+def draw(train: ImageSplit, share: float) -> ImageSplit:
+    """A share of every class, one image at least, always the same ones: for data that have no official list."""
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).numpy()
+    labels = train.labels[order]
+    rows = [order[labels == c][: max(1, round(share * int((labels == c).sum())))] for c in range(len(train.classes))]
+    chosen = np.sort(np.concatenate(rows))
+    return ImageSplit(train.dataset, train.split, Subset(train.source, chosen), train.labels[chosen], train.classes)
+
+
+def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:
+    """`top1` and `top5` at the end of the course."""
+    train, test = ctx.splits["train"], ctx.splits["test"]
+    size = config.size or backbone.input.size
+    encoder = backbone.build()
+    heads = Heads(feature_dim(backbone.arch), len(train.classes), [config.rate_head], ctx.seed)
+    model = Classifier(encoder, heads, rate_encoder=config.rate_encoder)
+    order = Order(len(train), config.batch, config.epochs, ctx.seed)
+    batches = image_batches(train, crop_and_flip(size), backbone.input, order, ctx, size)
+    fit(model, batches, config, order, device=ctx.device, resume=ctx.resume_file(backbone, config))
+    frozen = not config.rate_encoder
+    if frozen and tensors_sha256(identity_tensors(encoder.state_dict())) != backbone.weights_sha256:
+        raise FrozenMoved("the frozen encoder changed while the head was trained")
+    ctx.notes.append(
+        "encoder frozen: a linear probe on few labels"
+        if frozen
+        else f"encoder fine-tuned at rate {config.rate_encoder:g}"
+    )
+    x = compute(model.encoder, backbone.input, test, ctx, size=size, resize=config.resize or resize_side(size))
+    y_test = torch.as_tensor(test.labels)
+    best = best_classes(heads, x, device=ctx.device)[0]
+    ctx.items |= items_of(best, y_test, len(test.classes))
+    return {name: Metric(value) for name, value in hits(best, y_test).items()}

@@ -1,0 +1,129 @@
+"""VOC07 with few images: linear SVMs on k positives and 19k negatives of each class (FAIR extra_scripts/README.md).
+
+Each k is drawn five times; mAP_k<k> is the mean over the draws (area AP as in `voc07_svm`), mAP_k<k>_std their standard
+deviation. Images that are not drawn, and those with difficult objects only, take no part in training. The draws are seeded,
+without replacement, the same for every backbone, and do not depend on which other k are measured.
+
+There is one cost, 0.5 as in PCL. Nothing can be tuned on one image, and the best of several on the test split is a choice
+made on the test split: we refuse it. Preset `gap`: globally pooled features, centre crop. Preset `fair`: C5 pooled to 2x2,
+images squashed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from core.datasets import ImageSplit
+from core.errors import DataError
+from model_zoo.backbone import Backbone
+from transfer import svm
+from transfer.metrics import area_ap, class_aps
+from transfer.protocol import Metric, RunContext, image_data_missing
+from transfer.tasks import voc07_svm
+from transfer.tasks.voc07_svm import FeatureConfig, embed, note_unfinished, refuse_rare, resolved
+
+version = 1
+
+
+class Config(FeatureConfig):
+    """Fields of the cell."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "gap": {"feature": "gap", "transform": "crop"},
+        "fair": {"feature": "res5_2x2", "transform": "squash"},
+    }
+
+    preset: str = "gap"
+    k: tuple[Annotated[int, Field(gt=0)], ...] = (1, 2, 4, 8, 16, 32, 64, 96)
+    headline_k: Annotated[int, Field(gt=0)] = 16
+    negatives: Annotated[int, Field(gt=0)] = 19  # for each positive
+    samples: Annotated[int, Field(gt=0)] = 5  # draws of each k
+    cost: Annotated[float, Field(gt=0)] = 0.5
+
+
+def primary(config: Config) -> str:
+    """Headline metric."""
+    return f"mAP_k{config.headline_k}"
+
+
+deterministic = voc07_svm.deterministic  # the draws are fixed, too
+
+
+def smoke(config: Config) -> dict[str, Any]:
+    """A few images, the smallest k, two draws."""
+    kept = [k for k in config.k if k <= 2] or [2]
+    headline = config.headline_k if config.headline_k in kept else kept[-1]
+    return {"data": {"limit": 512}, "k": kept, "headline_k": headline, "samples": min(config.samples, 2)}
+
+
+missing = image_data_missing
+splits = voc07_svm.splits
+
+
+def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:
+    """`mAP_k<k>` and, of several draws, `mAP_k<k>_std` for every k that the data allow."""
+    train, test = ctx.splits["train"], ctx.splits["test"]
+    truth = resolved(test, config.difficult_test)
+    refuse_rare(test, truth, 1, "at test, so its AP does not exist: give more images", negatives=0)
+    sizes = possible(train, config, ctx)
+    assert train.labels is not None
+    draws = [
+        column
+        for k in sizes
+        for sample in range(config.samples)
+        for column in draw(train.labels, k, config.negatives * k, sample).T
+    ]
+    x = embed(backbone, train, config, ctx)
+    fits = svm.fit_all(x, draws, [config.cost] * len(draws), jobs=config.jobs)
+    note_unfinished(fits.unfinished, ctx)
+    scores = fits.scores(embed(backbone, test, config, ctx)).reshape(len(test), -1, len(train.classes))
+    each = [100 * class_aps(area_ap, scores[:, i], truth).mean() for i in range(scores.shape[1])]
+    metrics = {}
+    for k, found in zip(sizes, np.reshape(each, (len(sizes), config.samples)), strict=True):
+        metrics[f"mAP_k{k}"] = Metric(float(found.mean()))
+        if config.samples > 1:
+            metrics[f"mAP_k{k}_std"] = Metric(float(found.std(ddof=1)), higher_is_better=False)
+    return metrics
+
+
+def possible(train: ImageSplit, config: Config, ctx: RunContext) -> list[int]:
+    """The k for which every class has enough positives; what is left out, or short of negatives, becomes a note.
+
+    Raises:
+        DataError: the headline's k is not among them, or a class has no negative.
+    """
+    assert train.labels is not None
+    if config.headline_k not in config.k:
+        raise DataError(f"headline_k {config.headline_k} is not among k {list(config.k)}")
+    refuse_rare(
+        train, train.labels, config.headline_k, f"for headline_k={config.headline_k}: set it to less", negatives=1
+    )
+    positives, negatives = ((train.labels == sign).sum(axis=0) for sign in (1, -1))
+    kept = [k for k in dict.fromkeys(config.k) if k <= positives.min()]
+    left_out = [str(k) for k in sorted(set(config.k) - set(kept))]
+    if left_out:
+        rarest = int(positives.argmin())
+        have = f"{train.classes[rarest]} has only {positives[rarest]} positive images"
+        ctx.notes.append(f"left out: k={', '.join(left_out)}, for {have}")
+    for k in kept:
+        short = [name for name, have in zip(train.classes, negatives, strict=True) if have < config.negatives * k]
+        if short:
+            ctx.notes.append(
+                f"k={k}: fewer than {config.negatives * k} negatives of {', '.join(short)}; all were taken"
+            )
+    return kept
+
+
+def draw(labels_NK: np.ndarray, positives: int, negatives: int, sample: int) -> np.ndarray:
+    """(N, classes) int8: 1 and -1 for the images drawn for a class, 0 for the rest; all negatives where there are fewer."""
+    drawn = np.zeros_like(labels_NK)
+    for label in range(labels_NK.shape[1]):
+        generator = np.random.default_rng([positives, sample, label])
+        for sign, count in ((1, positives), (-1, negatives)):
+            rows = np.flatnonzero(labels_NK[:, label] == sign)
+            drawn[generator.permutation(rows)[:count], label] = sign
+    return drawn

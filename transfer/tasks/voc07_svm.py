@@ -1,0 +1,168 @@
+"""VOC07 classification: one linear SVM per class on frozen features (MSBReg section 8.4, Table 5, which prints no detail).
+
+The cost of a class is the one with the best average precision in cross-validation on trainval; the machine is then refitted
+on all of trainval, and the test split chooses nothing. mAP is the mean area under the *interpolated* precision-recall curve
+(VISSL, FAIR); mAP_11pt is VOC 2007's own, not comparable with it.
+
+Preset `obow`: OBoW's features (globally pooled, Resize 256, centre crop 224) with VISSL's 11 costs; OBoW's own list is 0.05,
+0.1, 0.3, 0.5, 1, 3, 5 and powers of a half. Preset `vissl`: C5 pooled to 2x2 (8192 numbers of a ResNet-50), images squashed
+to 224x224. Preset `pcl`: the single cost 0.5 without cross-validation, difficult objects are negatives at test too (PCL
+eval_svm_voc.py tries several costs and reports the best on the test split, which we refuse).
+
+Images that hold a class only as difficult objects are negatives in training and dropped at test: so did the published numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from core.datasets import DataPlaces, ImageSplit
+from core.errors import DataError
+from model_zoo.backbone import Backbone
+from transfer import svm
+from transfer.features import Pooling, extract
+from transfer.metrics import area_ap, class_aps, eleven_point_ap
+from transfer.protocol import DataSpec, Metric, RunContext, TaskConfig, image_data_missing, labelled_splits
+
+version = 1
+
+Difficult = Literal["negative", "drop"]
+
+
+class FeatureConfig(TaskConfig):
+    """Fields of every protocol with SVMs on frozen features."""
+
+    data: DataSpec = DataSpec(name="voc")
+    feature: Pooling = "gap"
+    transform: Literal["crop", "squash"] = "crop"  # squash: no crop, both sides resized to `size`
+    normalize: bool = True  # x / (||x|| + 1e-5)
+    difficult_test: Difficult = "drop"  # images with difficult objects only, at test
+    size: Annotated[int, Field(ge=16)] | None = None  # pixels of the view; none: the backbone's
+    resize: Annotated[int, Field(ge=16)] | None = None  # of the shorter side; none: 256/224 of the size
+    jobs: Annotated[int, Field(gt=0)] | None = None  # processes, about 1 GB each at 8192 numbers; none: one per core
+
+
+class Config(FeatureConfig):
+    """Fields of the cell."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "obow": {"feature": "gap", "transform": "crop"},
+        "vissl": {"feature": "res5_2x2", "transform": "squash"},
+        "pcl": {"costs": [0.5], "difficult": "negative", "difficult_test": "negative"},
+    }
+
+    preset: str = "obow"
+    costs: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (
+        *(0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0),
+    )  # a single one: no cross-validation
+    folds: Annotated[int, Field(ge=2)] = 3
+    difficult: Difficult = "negative"  # images with difficult objects only, in training and cross-validation
+
+
+def primary(config: Config) -> str:
+    """Headline metric."""
+    return "mAP"
+
+
+def deterministic(config: FeatureConfig) -> bool:
+    """Always: the folds are not shuffled, and liblinear's random state is fixed."""
+    return True
+
+
+def smoke(config: Config) -> dict[str, Any]:
+    """A few images, two folds and at most two costs."""
+    costs = sorted({config.costs[0], config.costs[len(config.costs) // 2]})
+    return {"data": {"limit": 512}, "costs": costs, "folds": 2}
+
+
+missing = image_data_missing
+
+
+def splits(config: FeatureConfig, places: DataPlaces) -> dict[str, ImageSplit]:
+    """Train and test split, labels (N, classes).
+
+    Raises:
+        DataError: half there, not the published images, or with one label per image.
+    """
+    found = labelled_splits(config.data, places)
+    if any(split.labels is None or split.labels.ndim != 2 for split in found.values()):
+        raise DataError(f"'{config.data.name}' has not several labels per image: set data.name to one that has (voc)")
+    return found
+
+
+def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:
+    """`mAP` (area) and `mAP_11pt` on the test split."""
+    train, test = ctx.splits["train"], ctx.splits["test"]
+    labels, truth = resolved(train, config.difficult), resolved(test, config.difficult_test)
+    if len(config.costs) > 1:
+        refuse_rare(train, labels, config.folds, f"for {config.folds} folds: set folds to less, or give more images")
+    else:
+        refuse_rare(train, labels, 1, "to fit a machine: give more images")
+    refuse_rare(test, truth, 1, "at test, so its AP does not exist: give more images", negatives=0)
+    x = embed(backbone, train, config, ctx)
+    costs, unfinished = choose(x, labels, config, ctx)
+    fits = svm.fit_all(x, list(labels.T), costs, jobs=config.jobs)
+    note_unfinished(unfinished + fits.unfinished, ctx)
+    scores = fits.scores(embed(backbone, test, config, ctx))
+    per_class = 100 * class_aps(area_ap, scores, truth)
+    ctx.items |= {"scores": scores.astype(np.float32), "labels": test.labels, "per_class_AP": per_class}  # %
+    eleven = 100 * class_aps(eleven_point_ap, scores, truth)
+    return {"mAP": Metric(float(per_class.mean())), "mAP_11pt": Metric(float(eleven.mean()))}
+
+
+def resolved(split: ImageSplit, difficult: Difficult) -> np.ndarray:
+    """(N, classes) int8: 1, -1, and 0 for images left out; `difficult` says what becomes of the data set's own 0."""
+    assert split.labels is not None
+    return np.where(split.labels == 0, np.int8(-1), split.labels) if difficult == "negative" else split.labels
+
+
+def refuse_rare(
+    split: ImageSplit, labels: np.ndarray, positives: int, advice: str, *, negatives: int | None = None
+) -> None:
+    """Before anything is computed: DataError names the classes with fewer images, with or without them, than needed."""
+    negatives = positives if negatives is None else negatives
+    counts = [(int((column == 1).sum()), int((column == -1).sum())) for column in labels.T]
+    rare = [
+        f"{name} ({have} with it, {without} without)"
+        for name, (have, without) in zip(split.classes, counts, strict=True)
+        if have < positives or without < negatives
+    ]
+    if rare:
+        raise DataError(f"{split.dataset} {split.split} has too few images of class {', '.join(rare)} {advice}")
+
+
+def embed(backbone: Backbone, split: ImageSplit, config: FeatureConfig, ctx: RunContext) -> np.ndarray:
+    """Features (N, C) float32, with rows of length 1 where `normalize` says so."""
+    options = {"size": config.size, "resize": config.resize, "pooling": config.feature}
+    x = extract(backbone, split, ctx, **options, squash=config.transform == "squash").numpy()
+    return svm.unit_rows(x) if config.normalize else x
+
+
+def choose(x: np.ndarray, labels: np.ndarray, config: Config, ctx: RunContext) -> tuple[list[float], int]:
+    """The cost of every class (the first on a tie) and how many fits did not converge; says what was tuned, and on what."""
+    train = ctx.splits["train"]
+    if len(config.costs) == 1:
+        return list(config.costs) * len(train.classes), 0
+    by_fold, unfinished = svm.cross_validate(x, labels, config.costs, folds=config.folds, jobs=config.jobs)
+    by_cost = by_fold.mean(axis=2)
+    costs = [config.costs[i] for i in by_cost.argmax(axis=1)]
+    ctx.tuned |= {
+        "costs": dict(zip(train.classes, costs, strict=True)),
+        "on": f"{config.folds}-fold cross-validation on {train.split}",
+        "AP_there": dict(zip(train.classes, (100 * by_cost.max(axis=1)).tolist(), strict=True)),
+    }
+    ends = {min(config.costs), max(config.costs)}
+    edge = [f"{name} ({cost:g})" for name, cost in zip(train.classes, costs, strict=True) if cost in ends]
+    if len(config.costs) > 2 and edge:
+        ctx.notes.append(f"the chosen cost is at an end of the list for {', '.join(edge)}: widen `costs`")
+    return costs, unfinished
+
+
+def note_unfinished(count: int, ctx: RunContext) -> None:
+    """Say how many fits were cut short; the references cut them at the same number."""
+    if count:
+        ctx.notes.append(f"{count} SVM fits stopped at {svm.MAX_ITER} iterations before they converged")

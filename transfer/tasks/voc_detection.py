@@ -1,0 +1,80 @@
+"""Faster R-CNN R50-C4 on VOC07+12, tested on VOC07 (MSBReg section 8.4, Table 5: "exactly the same as MoCo").
+
+24k iterations of 16 images, rate 0.02, drops after 18k and 22k, warm-up 100, shorter side 480 to 800, BatchNorm
+synchronised and unfrozen, an extra norm behind res5, PreciseBN (facebookresearch/moco detection/configs/
+pascal_voc_R_50_C4_24k_moco.yaml). AP is the mean over IoU .50:.05:.95 of VOC07's 11-point AP; difficult objects are
+trained on, and ignored in the test.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from core.datasets import DataPlaces, info
+from model_zoo.backbone import Backbone
+from transfer.detection import run as detection
+from transfer.detection import voc_eval
+from transfer.detection.data import DetectionSplit, read_voc
+from transfer.detection.run import DetectionConfig
+from transfer.detection.spec import DetectionSpec
+from transfer.protocol import DataSpec, Metric, RunContext
+
+version = 1
+
+_MOCO = {
+    "head": "c4",
+    "iterations": 24_000,
+    "batch": 16,
+    "lr": 0.02,
+    "milestones": [18_000, 22_000],
+    "warmup": 100,
+    "sides_train": list(range(480, 801, 32)),
+}
+
+
+class Config(DetectionConfig):
+    """Fields of the cell."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"moco": {"spec": _MOCO}}
+
+    data: DataSpec = DataSpec(name="voc")
+    preset: str = "moco"
+    spec: DetectionSpec = DetectionSpec.model_validate_json(json.dumps(_MOCO))
+    train: Literal["trainval07+12", "trainval"] = "trainval07+12"
+    eleven_point: bool = True  # VOC07's AP; false: area under the curve
+
+
+def primary(config: Config) -> str:
+    """Headline metric."""
+    return "AP"
+
+
+def deterministic(config: Config) -> bool:
+    """Never: the head's initialisation and the order of the images are drawn."""
+    return False
+
+
+missing = detection.missing
+engine_version = detection.engine_version
+smoke = detection.smoke_fields
+
+
+def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
+    """Annotated images; VOC07's test split is the test.
+
+    Raises:
+        DataError: half there, or not the published images while `expect` says so.
+    """
+    root = places.of(config.data.name)
+    found = {role: read_voc(root, name, bad=config.bad) for role, name in (("train", config.train), ("test", "test"))}
+    detection.check_published(found, config, dict(info("voc").counts))
+    return {role: detection.limited(split, config.data.limit) for role, split in found.items()}
+
+
+def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:
+    """`AP`, `AP50`, `AP75`."""
+    found = detection.detections(backbone, config, ctx)
+    scores = voc_eval.evaluate(ctx.splits["test"], found, eleven_point=config.eleven_point, rounded=True)
+    return {name: Metric(scores[name]) for name in ("AP", "AP50", "AP75")}
