@@ -119,6 +119,7 @@ def test_the_reference_of_the_rate_is_detectron2s_scheduler(tmp_path, pair, warm
         scheduler.step()
 
 
+@pytest.mark.slow
 def test_norms_are_not_decayed_and_all_else_is(tmp_path, pair):
     from mmengine.optim import build_optim_wrapper
 
@@ -132,6 +133,7 @@ def test_norms_are_not_decayed_and_all_else_is(tmp_path, pair):
     assert len(decay) == len(list(model.parameters())), "nothing is frozen"
 
 
+@pytest.mark.slow
 def test_frozen_norms_stay_as_they_are(tmp_path, pair):
     cfg = engine.write_native(course("c4", norm="frozen"), backbone(), pair, job(tmp_path))
     model = engine.build(cfg, backbone(), torch.device("cpu")).train()
@@ -203,6 +205,7 @@ def test_images_without_boxes_and_boxes_without_anchors():
 # ---------------------------------------------------------------- weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["c4", "fpn"])
 @pytest.mark.parametrize(
     ("arch", "stages"), [("resnet18", (1, 2)), ("resnet50", (3, 4))], ids=["basic blocks", "bottlenecks"]
@@ -230,6 +233,7 @@ def broken(folder: Path, change) -> None:
     torch.save(state, folder / "backbone.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -254,6 +258,7 @@ def test_weights_that_do_not_arrive_are_refused(tmp_path, pair, change, words):
         engine.build(cfg, trained, torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_another_depth_is_refused(tmp_path, pair):
     cfg = engine.write_native(course("fpn"), backbone("resnet18"), pair, job(tmp_path))
     with pytest.raises(ExportError, match="layer"):
@@ -279,6 +284,7 @@ def test_training_sees_difficult_objects_small_images_and_boxes_as_given(tmp_pat
     assert flips == {True, False}
 
 
+@pytest.mark.slow
 def test_red_is_the_first_channel_that_the_network_sees(tmp_path, pair):
     other = dataclasses.replace(backbone(), input=InputSpec(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5)))
     cfg = engine.write_native(course("c4", batch=1), other, pair, job(tmp_path))
@@ -287,6 +293,7 @@ def test_red_is_the_first_channel_that_the_network_sees(tmp_path, pair):
     torch.testing.assert_close(data["inputs"].mean((0, 2, 3)), torch.tensor([0.5 / 0.2, -0.4 / 0.25, -0.3 / 0.5]))
 
 
+@pytest.mark.slow
 def test_images_are_resized_by_pillow_and_padded_to_the_whole_batch(tmp_path):
     split = demo_split("fpn", count=1)
     cfg = engine.write_native(course("fpn", sides_train=(72,), batch=1), backbone(), split, job(tmp_path))
