@@ -118,10 +118,10 @@ class PreciseStatisticsHook(Hook):
         self.count = count
 
     def after_train(self, runner: Any) -> None:
-        """Over the runner's own training batches."""
+        """Over training batches in another order; the runner's own sampler cannot be started a second time."""
         model = getattr(runner.model, "module", runner.model)
-        model.train()
-        precise_statistics(model, lambda batch: losses(model, batch), runner.train_dataloader, self.count)
+        batches = runner.build_dataloader(runner.cfg.train_dataloader, seed=runner.seed + 1)
+        precise_statistics(model.train(), lambda batch: losses(model, batch), batches, self.count)
         runner.save_checkpoint(runner.work_dir, "precise.pth", save_optimizer=False, save_param_scheduler=False)
 
 

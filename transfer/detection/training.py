@@ -47,7 +47,7 @@ def refuse_not_finite(total: Tensor, losses: dict[str, float], iteration: int, r
     """
     if bool(distributed.any_rank(~torch.isfinite(total.detach()).reshape(1))):
         last = f"the last good checkpoint is {saved}" if saved is not None else "no checkpoint yet"
-        raise BackbenchError(f"a loss is not finite at iteration {iteration}, rate {rate}: {losses}; {last}")
+        raise BackbenchError(f"a loss is not finite at iteration {iteration}, rate {rate:g}: {losses}; {last}")
 
 
 def rate(optimizer: torch.optim.Optimizer) -> float:

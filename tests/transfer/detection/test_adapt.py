@@ -232,7 +232,8 @@ def test_checkpoints_of_mmengine_can_be_read_and_nothing_else_is_let_in(tmp_path
     history = buffers.HistoryBuffer()
     for value in (1.5, 2.5):
         history.update(value)
-    torch.save({"message_hub": {"log_scalars": {"train/loss": history}}}, tmp_path / "iter_1.pth")
+    hub = {"log_scalars": {"train/loss": history}, "runtime_info": {"loss": np.float64(0.5), "iter": np.int64(3)}}
+    torch.save({"message_hub": hub}, tmp_path / "iter_1.pth")
     torch.save({"message_hub": types.SimpleNamespace()}, tmp_path / "other.pth")
     torch.save({"message_hub": buffers.HistoryBuffer.update}, tmp_path / "method.pth")
     before = torch.serialization.get_safe_globals()
@@ -242,7 +243,9 @@ def test_checkpoints_of_mmengine_can_be_read_and_nothing_else_is_let_in(tmp_path
             torch.load(tmp_path / "iter_1.pth")
         for _ in range(2):
             mmengine_resume.apply()
-        read = torch.load(tmp_path / "iter_1.pth")["message_hub"]["log_scalars"]["train/loss"]
+        back = torch.load(tmp_path / "iter_1.pth")["message_hub"]
+        assert back["runtime_info"] == {"loss": 0.5, "iter": 3}
+        read = back["log_scalars"]["train/loss"]
         assert read.mean() == 2.0
         assert [a.tolist() for a in read.data] == [[1.5, 2.5], [1, 1]]
         assert read.statistics("max") == 2.5

@@ -1,8 +1,8 @@
 """mmengine 0.10 resuming its own checkpoints on torch >= 2.6, where `torch.load` reads with weights_only unless told.
 
-Its checkpoints hold `HistoryBuffer` objects (mmengine/logging/history_buffer.py), what NumPy needs to rebuild their arrays,
-and their four statistics, which pickle names as attributes of the class. Exactly these are allowed; nothing is read
-without weights_only. Can go when mmengine does this itself.
+Its checkpoints hold `HistoryBuffer` objects (mmengine/logging/history_buffer.py), what NumPy needs to rebuild arrays and
+numbers, and the buffers' four statistics, which pickle names as attributes of the class. Exactly these are allowed;
+nothing is read without weights_only. Can go when mmengine does this itself.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ def apply() -> None:
     import torch
     from mmengine.logging.history_buffer import HistoryBuffer
 
-    rebuild = np.empty(0).__reduce__()[0]  # its module has another name in NumPy 1
+    rebuild = [np.empty(0).__reduce__()[0], np.float64().__reduce__()[0]]  # their module has another name in NumPy 1
     numbers = [type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4")]
-    allowed = [HistoryBuffer, np.dtype, np.ndarray, rebuild, *numbers, (statistic, "builtins.getattr")]
+    allowed = [HistoryBuffer, np.dtype, np.ndarray, *rebuild, *numbers, (statistic, "builtins.getattr")]
     torch.serialization.add_safe_globals(allowed)
 
 

@@ -412,14 +412,21 @@ def write_native(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit,
 
 
 def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
-    """The detector with the backbone's weights in it, each tensor compared with the exported one."""
+    """The detector with the backbone's weights in it, each tensor compared with the exported one.
+
+    Raises:
+        BackbenchError: a tensor is missing, over or another one.
+    """
     from mmdet.registry import MODELS
     from mmengine.logging import MMLogger
 
     MMLogger.get_current_instance().setLevel("ERROR")  # or it prints how every tensor was initialised
     with contextlib.redirect_stdout(io.StringIO()):
         model = MODELS.build(cfg.model)
-        model.init_weights()
+        try:
+            model.init_weights()
+        except AssertionError as error:  # mmengine found no tensor below the prefix
+            raise BackbenchError(f"{cfg.model.backbone.init_cfg.checkpoint}: {error}") from None
     exporter.check_engine_state(backbone, model.state_dict())
     return distributed.synchronise_batchnorm(model, device).to(device)
 

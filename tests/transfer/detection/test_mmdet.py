@@ -1,0 +1,519 @@
+"""MMDetection as an engine: its settings against Detectron2's rules, its data, training, resuming, detection."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from core import distributed
+from core.datasets import Files, demo
+from core.errors import BackbenchError, ConfigError, DataError
+from core.images import CorruptImage
+from model_zoo.architecture import Architecture, InputSpec
+from model_zoo.backbone import Backbone
+from model_zoo.export import ExportError
+from model_zoo.resnet import build as build_trunk
+from transfer.detection.data import DetectionSplit, Instance, Picture, read_coco, read_voc
+from transfer.detection.engines import Job
+from transfer.detection.engines import mmdet as engine
+from transfer.detection.spec import DetectionSpec
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ready():
+    if engine.missing():
+        pytest.skip(engine.missing())
+    engine.prepare()
+
+
+def backbone(name: str = "resnet18", seed: int = 0, **arch) -> Backbone:
+    architecture = Architecture(name=name, **arch)
+    return Backbone("random", architecture, build_trunk(architecture, seed).state_dict(), InputSpec(), "", "random")
+
+
+def course(head: str, **fields) -> DetectionSpec:
+    small = {"iterations": 3, "batch": 2, "lr": 0.01, "warmup": 1, "precise_bn": 1, "rois": 16, "side_max": 160,
+             "sides_train": (64, 96), "side_test": 96, "masks": head == "fpn",
+             "proposals_train": (200, 50), "proposals_test": (200, 50)}  # fmt: skip
+    return DetectionSpec(head=head, **{**small, **fields})
+
+
+def job(folder: Path, **fields) -> Job:
+    return Job(folder, **{"seed": 0, "device": torch.device("cpu"), "checkpoint_every": 2, "log_every": 1, **fields})
+
+
+def first(split: DetectionSplit, count: int) -> DetectionSplit:
+    source = Files(split.source.root, split.source.paths[:count])
+    return dataclasses.replace(split, source=source, pictures=split.pictures[:count], _manifest=[])
+
+
+def demo_split(head: str, role: str = "train", count: int = 8) -> DetectionSplit:
+    if head == "c4":
+        return first(read_voc(demo.root() / "voc", {"train": "trainval", "test": "test"}[role]), count)
+    return first(read_coco(demo.root() / "coco", f"{role.replace('test', 'val')}2017", masks=True), count)
+
+
+@pytest.fixture
+def pair(tmp_path) -> DetectionSplit:
+    """A 20x30 red image with a plain, a difficult and a crowd object, and an image of nothing but a crowd."""
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (20, 30), (255, 0, 0)).save(tmp_path / name)
+    objects = (
+        Instance(0, (0, 2, 10, 12)),
+        Instance(1, (5.5, 5, 20, 30), difficult=True),
+        Instance(0, (1, 1, 3, 3), crowd=True),
+    )
+    pictures = (Picture("a", 20, 30, objects), Picture("b", 20, 30, objects[2:]))
+    return DetectionSplit("voc", "trainval", Files(tmp_path, ("a.png", "b.png")), pictures, ("cup", "bus"))
+
+
+# ---------------------------------------------------------------- the configuration
+
+
+def detectron2_rate(spec: DetectionSpec, iteration: int) -> float:
+    """WarmupMultiStepLR (detectron2/solver/lr_scheduler.py), by its formula."""
+    warmup = min(spec.warmup, spec.iterations)
+    scale = 1.0 if iteration >= warmup else 0.001 + (1 - 0.001) * iteration / warmup
+    return spec.lr * scale * 0.1 ** sum(iteration >= m for m in spec.milestones)
+
+
+COURSES = [(0, ()), (1, (9,)), (5, (7, 11)), (100, ()), (3, (5, 5))]
+
+
+@pytest.mark.parametrize(("warmup", "milestones"), COURSES)
+def test_the_rate_is_detectron2s_at_every_iteration(tmp_path, pair, warmup, milestones):
+    spec = course("c4", iterations=14, warmup=warmup, milestones=milestones)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=spec.lr)
+    schedulers = engine._schedulers(engine.configuration(spec, backbone(), pair, job(tmp_path)), optimizer)
+    for iteration in range(spec.iterations):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(detectron2_rate(spec, iteration), rel=1e-6), iteration
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+
+
+@pytest.mark.parametrize(("warmup", "milestones"), COURSES[:4])
+def test_the_reference_of_the_rate_is_detectron2s_scheduler(tmp_path, pair, warmup, milestones):
+    solver = pytest.importorskip("detectron2.solver")
+    from detectron2.config import get_cfg
+
+    spec, cfg = course("c4", iterations=14, warmup=warmup, milestones=milestones), get_cfg()
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS = 14, milestones, warmup
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=spec.lr)
+    scheduler = solver.build_lr_scheduler(cfg, optimizer)
+    for iteration in range(spec.iterations):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(detectron2_rate(spec, iteration), rel=1e-6), iteration
+        optimizer.step()
+        scheduler.step()
+
+
+@pytest.mark.slow
+def test_norms_are_not_decayed_and_all_else_is(tmp_path, pair):
+    from mmengine.optim import build_optim_wrapper
+
+    cfg = engine.write_native(course("fpn", weight_decay=0.25), backbone(), pair, job(tmp_path))
+    model = engine.build(cfg, backbone(), torch.device("cpu"))
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    decay = {id(p): g["weight_decay"] for g in wrapper.optimizer.param_groups for p in g["params"]}
+    norms = {id(p) for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d) for p in m.parameters()}
+    assert len(norms) == 2 * (20 + 8), "of ResNet-18 and of the FPN's eight convolutions, none in the heads"
+    assert {name for name, p in model.named_parameters() if decay[id(p)] != (0.0 if id(p) in norms else 0.25)} == set()
+    assert len(decay) == len(list(model.parameters())), "nothing is frozen"
+
+
+@pytest.mark.slow
+def test_frozen_norms_stay_as_they_are(tmp_path, pair):
+    cfg = engine.write_native(course("c4", norm="frozen"), backbone(), pair, job(tmp_path))
+    model = engine.build(cfg, backbone(), torch.device("cpu")).train()
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert len(norms) == 21
+    assert not any(m.training or m.weight.requires_grad for m in norms)
+    assert cfg.custom_hooks == []
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(tmp_path, pair, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    with pytest.raises(ConfigError, match="batch=2 does not divide by 3 processes"):
+        engine.configuration(course("c4"), backbone(), pair, job(tmp_path))
+
+
+def test_the_native_file_is_what_is_trained(tmp_path, pair):
+    from mmengine.config import Config
+
+    cfg = engine.write_native(course("fpn"), backbone(), pair, job(tmp_path))
+    assert Config.fromfile(tmp_path / "mmdet.py").to_dict() == cfg.to_dict()
+
+
+def reference_match(overlaps: torch.Tensor) -> tuple[list[int], list[int]]:
+    """(labels, boxes) of detectron2/modeling/matcher.py at 0.3 and 0.7, one anchor at a time."""
+    labels, boxes = [], []
+    for anchor in range(overlaps.shape[1]):
+        column = overlaps[:, anchor].tolist()
+        best = max(column)
+        is_best_of_a_box = any(column[k] == max(overlaps[k].tolist()) for k in range(len(column)))
+        labels.append(1 if best >= 0.7 or is_best_of_a_box else 0 if best < 0.3 else -1)
+        boxes.append(column.index(best))
+    return labels, boxes
+
+
+def assigned(overlaps: torch.Tensor) -> tuple[list[int], list[int], list[int]]:
+    from mmdet.registry import TASK_UTILS
+
+    assigner = TASK_UTILS.build(engine._train_cfg(course("c4"))["rpn"]["assigner"])
+    result = assigner.assign_wrt_overlaps(overlaps, torch.arange(len(overlaps)) + 10)
+    return [min(i, 1) for i in result.gt_inds.tolist()], (result.gt_inds - 1).tolist(), result.labels.tolist()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_anchors_are_assigned_as_detectron2_does(seed):
+    generator = torch.Generator().manual_seed(seed)
+    overlaps = torch.rand(4, 60, generator=generator).mul(8).round() / 8 * (0.2, 0.6, 1.0)[seed % 3] + 0.01  # with ties
+    labels, boxes, classes = assigned(overlaps)
+    expected_labels, expected_boxes = reference_match(overlaps)
+    assert labels == expected_labels
+    positive = [i for i, label in enumerate(labels) if label == 1]
+    assert [boxes[i] for i in positive] == [expected_boxes[i] for i in positive]
+    assert [classes[i] for i in positive] == [expected_boxes[i] + 10 for i in positive]
+    assert len(positive) >= 4
+
+
+def test_the_reference_of_the_assignment_is_detectron2s_matcher():
+    matcher = pytest.importorskip("detectron2.modeling.matcher").Matcher([0.3, 0.7], [0, -1, 1], True)
+    overlaps = torch.rand(4, 60).mul(8).round() / 8 * 0.9 + 0.01
+    boxes, labels = matcher(overlaps)
+    assert reference_match(overlaps) == (labels.tolist(), boxes.tolist())
+
+
+def test_images_without_boxes_and_boxes_without_anchors():
+    assert assigned(torch.zeros(0, 5))[0] == [0] * 5
+    overlaps = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.2, 0.1]])  # the first box is empty
+    assert assigned(overlaps)[:2] == ([0, 1, 0], [-1, 1, -1])
+
+
+# ---------------------------------------------------------------- weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["c4", "fpn"])
+@pytest.mark.parametrize(
+    ("arch", "stages"), [("resnet18", (1, 2)), ("resnet50", (3, 4))], ids=["basic blocks", "bottlenecks"]
+)
+def test_the_detector_computes_the_backbones_features(tmp_path, pair, head, arch, stages):
+    exported = backbone(arch)
+    cfg = engine.write_native(course(head), exported, pair, job(tmp_path))
+    model = engine.build(cfg, exported, torch.device("cpu")).eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = exported.build().eval().stages(image)
+        found = model.backbone(image)
+        torch.testing.assert_close(tuple(found), expected[2:3] if head == "c4" else expected)
+        if head == "c4":
+            after = model.roi_head.shared_head(found[0])
+            norm = model.roi_head.shared_head.norm
+            norm.running_mean += 1
+            torch.testing.assert_close(after, expected[3] / math.sqrt(1 + norm.eps))
+            torch.testing.assert_close(model.roi_head.shared_head(found[0]), after - 1 / math.sqrt(1 + norm.eps))
+
+
+def broken(folder: Path, change) -> None:
+    state = torch.load(folder / "backbone.pth")
+    state["state_dict"] = change(state["state_dict"])
+    torch.save(state, folder / "backbone.pth")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda s: {f"module.{k}": v for k, v in s.items()},
+            r"backbone\.pth: backbone\. is not in the pretrained model",
+        ),
+        (lambda s: {k: v for k, v in s.items() if "layer1.0.conv1" not in k}, "layer1.0.conv1"),
+        (lambda s: {k: v for k, v in s.items() if "layer4.1.bn2.running_var" not in k}, "layer4.1.bn2.running_var"),
+        (lambda s: {**s, "backbone.bn1.bias": s["backbone.bn1.bias"] + 1e-3}, "bn1.bias"),
+    ],
+    ids=["prefix", "missing", "missing in the head", "another value"],
+)
+def test_weights_that_do_not_arrive_are_refused(tmp_path, pair, change, words):
+    trained = backbone()
+    for name, tensor in trained.state.items():
+        if name.endswith("running_var"):
+            tensor += 0.5  # mmdet's own start is 1
+    cfg = engine.write_native(course("c4"), trained, pair, job(tmp_path))
+    broken(tmp_path, change)
+    with pytest.raises(BackbenchError, match=words):
+        engine.build(cfg, trained, torch.device("cpu"))
+
+
+@pytest.mark.slow
+def test_another_depth_is_refused(tmp_path, pair):
+    cfg = engine.write_native(course("fpn"), backbone("resnet18"), pair, job(tmp_path))
+    with pytest.raises(ExportError, match="layer"):
+        engine.build(cfg, backbone("resnet34"), torch.device("cpu"))
+
+
+# ---------------------------------------------------------------- data
+
+
+def test_training_sees_difficult_objects_small_images_and_boxes_as_given(tmp_path, pair):
+    cfg = engine.write_native(course("c4", sides_train=(40,), batch=1), backbone(), pair, job(tmp_path))
+    stored = json.loads((tmp_path / "train.json").read_text())
+    assert [image["file_name"] for image in stored["images"]] == ["a.png"], "nothing to learn from a crowd alone"
+    assert [a["bbox"] for a in stored["annotations"]] == [[0, 2, 10, 10], [5.5, 5, 14.5, 25], [1, 1, 2, 2]]
+    flips = set()
+    for _, batch in zip(range(8), engine.train_loader(cfg, 0, job(tmp_path)), strict=False):
+        (sample,) = batch["data_samples"]
+        assert sample.img_shape == (60, 40)
+        boxes = sample.gt_instances.bboxes.tensor.tolist()
+        assert boxes in ([[0, 4, 20, 24], [11, 10, 40, 60]], [[20, 4, 40, 24], [0, 10, 29, 60]])
+        assert sample.gt_instances.labels.tolist() == [0, 1]
+        flips.add(sample.flip)
+    assert flips == {True, False}
+
+
+@pytest.mark.slow
+def test_red_is_the_first_channel_that_the_network_sees(tmp_path, pair):
+    other = dataclasses.replace(backbone(), input=InputSpec(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5)))
+    cfg = engine.write_native(course("c4", batch=1), other, pair, job(tmp_path))
+    model = engine.build(cfg, other, torch.device("cpu"))
+    data = model.data_preprocessor(next(engine.train_loader(cfg, 0, job(tmp_path))), True)
+    torch.testing.assert_close(data["inputs"].mean((0, 2, 3)), torch.tensor([0.5 / 0.2, -0.4 / 0.25, -0.3 / 0.5]))
+
+
+@pytest.mark.slow
+def test_images_are_resized_by_pillow_and_padded_to_the_whole_batch(tmp_path):
+    split = demo_split("fpn", count=1)
+    cfg = engine.write_native(course("fpn", sides_train=(72,), batch=1), backbone(), split, job(tmp_path))
+    batches = engine.train_loader(cfg, 0, job(tmp_path))
+    batch = next(b for b in batches if not b["data_samples"][0].flip)
+    expected = np.asarray(split.source.pil(0).resize((90, 72), Image.Resampling.BILINEAR))
+    assert np.array_equal(batch["inputs"][0].numpy()[::-1].transpose(1, 2, 0), expected)
+    model = engine.build(cfg, backbone(), torch.device("cpu"))
+    wide = {"inputs": [batch["inputs"][0], torch.zeros(3, 20, 130).byte()], "data_samples": batch["data_samples"] * 2}
+    data = model.data_preprocessor(wide, True)
+    assert data["inputs"].shape == (2, 3, 96, 160)
+    assert {sample.pad_shape for sample in data["data_samples"]} == {(96, 160)}
+
+
+def test_a_broken_image_is_named(tmp_path, pair):
+    cfg = engine.write_native(course("c4", batch=1), backbone(), pair, job(tmp_path))
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CorruptImage, match=r"a\.png: not a whole image"):
+        next(engine.train_loader(cfg, 0, job(tmp_path)))
+    with pytest.raises(CorruptImage, match=r"a\.png"):
+        engine.detect(torch.nn.Identity(), course("c4"), pair, job(tmp_path))
+
+
+def test_an_image_of_another_size_than_annotated_is_named(tmp_path, pair):
+    Image.new("RGB", (21, 30)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: is 21x30 pixels, its annotation says 20x30"):
+        engine.detect(torch.nn.Identity(), course("c4"), pair, job(tmp_path))
+
+
+# ---------------------------------------------------------------- is it usable
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "mmcv" else object())
+    assert engine.missing() == "mmcv not installed: python -m transfer.detection install"
+
+
+def test_operators_are_tried(monkeypatch):
+    import mmcv.ops
+
+    engine.try_operators()
+    assert "mmdet 3." in engine.version()
+    assert "mmengine" in engine.version()
+    assert engine.compiled() in (True, False)
+    monkeypatch.setattr(mmcv.ops, "nms", lambda boxes, scores, iou: (boxes, torch.tensor([0, 1, 2])))
+    with pytest.raises(BackbenchError, match="is broken"):
+        engine.try_operators()
+
+
+# ---------------------------------------------------------------- whole runs
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["c4", "fpn"])
+def test_trains_and_detects_in_the_images_own_pixels(tmp_path, head):
+    spec, train, test = course(head, score_threshold=0.0), demo_split(head), demo_split(head, "test", 3)
+    model = engine.train(spec, backbone(), train, job(tmp_path))
+    lines = records(tmp_path)
+    assert [line["iteration"] for line in lines] == [0, 1, 2]
+    names = {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"} | ({"loss_mask"} if spec.masks else set())
+    for line in lines:
+        assert set(line) == {"iteration", "total", "lr"} | names
+        assert all(math.isfinite(value) for value in line.values())
+    moved = [n for n, t in backbone().state.items() if n.endswith("conv1.weight") and n.startswith("layer1")
+             and not torch.equal(t, model.state_dict()[f"backbone.{n}"])]  # fmt: skip
+    assert len(moved) == 2, "no stage is frozen"
+    found = engine.detect(model, spec, test, job(tmp_path))
+    check_detections(found, test, spec)
+    again = engine.train(spec, backbone(), train, job(tmp_path))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), "a finished run is read, not trained again"
+
+
+def check_detections(found, test, spec) -> None:
+    width, height = demo.SCENE
+    assert len(found) == len(test)
+    for one in found:
+        assert one.boxes.dtype == one.scores.dtype == np.float32
+        assert one.labels.dtype == np.int64
+        assert len(one.boxes) == len(one.scores) == len(one.labels) > 0
+        assert (np.diff(one.scores) <= 0).all()
+        assert one.boxes.min() >= 0
+        assert (one.boxes.max(axis=0) <= [width, height, width, height]).all()
+        assert one.boxes[:, 2].max() > 120, "wider than what the network sees (120x96)"
+        if spec.masks:
+            assert [tuple(mask["size"]) for mask in one.masks] == [(height, width)] * len(one.boxes)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_another_is_refused(tmp_path, monkeypatch):
+    spec, split = course("c4", iterations=6, milestones=(5,), warmup=4), demo_split("c4")
+    real = engine.refuse_not_finite
+
+    def killed(total, losses, iteration, *rest):
+        if iteration == 3:
+            raise KeyboardInterrupt
+        real(total, losses, iteration, *rest)
+
+    monkeypatch.setattr(engine, "refuse_not_finite", killed)
+    with pytest.raises(KeyboardInterrupt):
+        engine.train(spec, backbone(), split, job(tmp_path))
+    monkeypatch.undo()
+    assert [line["iteration"] for line in records(tmp_path)] == [0, 1, 2]
+    kept = torch.load(tmp_path / "last.pth")
+    assert kept["meta"]["iter"] == 2
+    engine.train(spec, backbone(), split, job(tmp_path))
+    lines = records(tmp_path)
+    assert [line["iteration"] for line in lines] == [0, 1, 2, 3, 4, 5]
+    assert [line["lr"] for line in lines] == pytest.approx([detectron2_rate(spec, i) for i in range(6)])
+    with pytest.raises(BackbenchError, match=r"last\.pth is of a run with another weights_sha256"):
+        engine.train(spec, backbone(seed=1), split, job(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    spec = course("c4", lr=1e12, warmup=0, iterations=20, precise_bn=0)
+    with pytest.raises(BackbenchError, match=r"not finite at iteration \d+, rate 1e\+12: .*last\.pth|no check"):
+        engine.train(spec, backbone(), demo_split("c4"), job(tmp_path, checkpoint_every=1))
+
+
+HEADS = {  # Detectron2's names -> MMDetection's
+    "proposal_generator.rpn_head.conv": "rpn_head.rpn_conv",
+    "proposal_generator.rpn_head.objectness_logits": "rpn_head.rpn_cls",
+    "proposal_generator.rpn_head.anchor_deltas": "rpn_head.rpn_reg",
+    "roi_heads.box_predictor.cls_score": "roi_head.bbox_head.fc_cls",
+    "roi_heads.box_predictor.bbox_pred": "roi_head.bbox_head.fc_reg",
+    "roi_heads.box_head.fc1": "roi_head.bbox_head.shared_fcs.0",
+    "roi_heads.box_head.fc2": "roi_head.bbox_head.shared_fcs.1",
+    "roi_heads.res5.norm": "roi_head.shared_head.norm",
+    "roi_heads.mask_head.deconv": "roi_head.mask_head.upsample",
+    "roi_heads.mask_head.predictor": "roi_head.mask_head.conv_logits",
+    **{f"roi_heads.mask_head.mask_fcn{i + 1}": f"roi_head.mask_head.convs.{i}.conv" for i in range(4)},
+    **{f"backbone.fpn_{kind}{i + 2}.norm": f"neck.{part}.{i}.bn"
+       for kind, part in (("lateral", "lateral_convs"), ("output", "fpn_convs")) for i in range(4)},
+    **{f"backbone.fpn_{kind}{i + 2}": f"neck.{part}.{i}.conv"
+       for kind, part in (("lateral", "lateral_convs"), ("output", "fpn_convs")) for i in range(4)},
+}  # fmt: skip
+
+
+def lively(model: torch.nn.Module) -> None:
+    """Heads whose boxes and scores differ from place to place."""
+    generator = torch.Generator().manual_seed(3)
+    for name, p in model.named_parameters():
+        if name.endswith("weight") and ("cls" in name or "predictor" in name or "logits" in name):
+            p.data = torch.randn(p.shape, generator=generator) * 0.3
+        elif name.endswith("weight") and ("reg" in name or "deltas" in name):
+            p.data = torch.randn(p.shape, generator=generator) * 0.03
+
+
+def used(split: DetectionSplit) -> Backbone:
+    """A random backbone with statistics of real activations."""
+    fresh = backbone()
+    trunk = fresh.build().train()
+    for module in trunk.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    pixels = np.stack([np.asarray(split.source.pil(i)) for i in range(len(split))]).transpose(0, 3, 1, 2)
+    trunk((torch.from_numpy(pixels).float() / 255 - 0.45) / 0.225)
+    return dataclasses.replace(fresh, state=trunk.state_dict(), _cache={})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["c4", "fpn"])
+def test_both_engines_find_the_same_with_the_same_weights(tmp_path, head):
+    pytest.importorskip("detectron2")
+    from model_zoo.export import detectron2 as exporter
+    from transfer.detection.engines import detectron2 as other
+
+    spec, test = course(head, score_threshold=0.1), demo_split(head, "test", 4)
+    shared = used(test)
+    ours = engine.build(engine.write_native(spec, shared, test, job(tmp_path)), shared, torch.device("cpu"))
+    lively(ours)
+    other.prepare()
+    exporter.write(shared, tmp_path / "backbone.pkl")
+    cfg = other.configuration(spec, shared, len(test.classes), job(tmp_path), tmp_path / "backbone.pkl")
+    theirs = other.build(cfg, shared, torch.device("cpu"))
+    state, mine = theirs.state_dict(), ours.state_dict()
+    named = {
+        n: HEADS[n.rpartition(".")[0]] + "." + n.rpartition(".")[2] for n in state if n.rpartition(".")[0] in HEADS
+    }
+    assert len(named) == {"c4": 6 + 4 + 5, "fpn": 6 + 4 + 4 + 12 + 48}[head]
+    theirs.load_state_dict({**state, **{n: mine[m].reshape(state[n].shape) for n, m in named.items()}})
+    pairs = zip(
+        engine.detect(ours, spec, test, job(tmp_path)), other.detect(theirs, spec, test, job(tmp_path)), strict=True
+    )
+    total = 0
+    for a, b in pairs:
+        assert len(a.scores) == len(b.scores)
+        total += len(a.scores)
+        np.testing.assert_allclose(a.scores, b.scores, atol=1e-4)
+        for i in range(len(a.scores)):  # equal scores may change places
+            near = [j for j in range(len(b.scores)) if a.labels[i] == b.labels[j] and abs(a.scores[i] - b.scores[j]) < 1e-4
+                    and np.abs(a.boxes[i] - b.boxes[j]).max() < 0.02]  # fmt: skip
+            assert near, (i, a.labels[i], a.scores[i], a.boxes[i])
+            if spec.masks:
+                from pycocotools import mask as coco_mask
+
+                assert max(coco_mask.iou([a.masks[i]], [b.masks[j] for j in near], [0] * len(near))[0]) > 0.98
+    assert total > 20
+
+
+@pytest.mark.slow
+def test_mmdetections_own_tool_trains_from_the_native_file_and_resumes(tmp_path):
+    import mmdet
+
+    spec = course("c4", iterations=2, precise_bn=1)
+    engine.write_native(spec, backbone(), demo_split("c4"), job(tmp_path, checkpoint_every=1))
+    tool = Path(mmdet.__file__).parent / ".mim/tools/train.py"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, str(tool), str(tmp_path / "mmdet.py")]
+    for extra in ([], ["--resume", "--cfg-options", "train_cfg.max_iters=3"]):
+        done = subprocess.run(
+            [*command, *extra], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert "resumed epoch: 0, iter: 2" in done.stdout + done.stderr
+    assert (tmp_path / "iter_3.pth").exists()
+    assert (tmp_path / "precise.pth").exists()
