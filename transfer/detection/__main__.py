@@ -8,7 +8,7 @@ from core.errors import run_cli
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 1 when an engine cannot be used."""
+    """Exit code 1 when an engine, or OpenCV, cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m transfer.detection", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     doctor = commands.add_parser("doctor", help="is every engine usable, which versions, what to do otherwise")
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
 
         install()
         return 0
-    from transfer.detection.doctor import examine, text
+    from transfer.detection.doctor import examine, healthy, text
 
     found = examine()
     if args.json:
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(found, indent=1))
     else:
         print(text(found))
-    return 0 if all(engine["usable"] for engine in found["engines"].values()) else 1
+    return 0 if healthy(found) else 1
 
 
 if __name__ == "__main__":

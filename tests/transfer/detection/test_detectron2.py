@@ -1,0 +1,700 @@
+"""Detectron2's engine: the protocol's configuration, what is loaded, what is fed, and how a course goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import nn
+
+from core import distributed
+from core.artifacts import load_torch
+from core.config import build as build_config
+from core.datasets import Files, demo
+from core.errors import BackbenchError, ConfigError, DataError
+from model_zoo.export import ExportError, feature_difference
+from model_zoo.export import detectron2 as exporter
+from transfer import tasks
+from transfer.detection import run
+from transfer.detection.data import DetectionSplit, Instance, Picture
+from transfer.detection.engines import Job
+from transfer.detection.engines import detectron2 as engine
+
+ROOT = Path(__file__).resolve().parents[3]
+pytestmark = pytest.mark.skipif(engine.missing() is not None, reason="Detectron2 is not installed")
+
+
+@pytest.fixture(autouse=True)
+def prepared():
+    engine.prepare()
+
+
+@pytest.fixture
+def job(tmp_path):
+    return Job(tmp_path / "run", 0, torch.device("cpu"), checkpoint_every=2, log_every=1)
+
+
+def preset(task: str, name: str):
+    module = tasks.get(task)
+    return build_config(module.Config, {**tasks.preset_fields(module, name), "preset": name}).course()
+
+
+def configured(spec, backbone, classes: int, job: Job):
+    return engine.configuration(spec, backbone, classes, job, Path("backbone.pkl"))
+
+
+def check(cfg, values: dict) -> None:
+    """Every key of `values` as it is in the configuration; tuples and lists are the same."""
+    found = {}
+    for key in values:
+        node = cfg
+        for part in key.split("."):
+            node = getattr(node, part)
+        found[key] = json.loads(json.dumps(node))
+    assert found == json.loads(json.dumps(values))
+
+
+# What both protocols share: facebookresearch/moco detection/configs and Detectron2's defaults.
+BOTH = {
+    "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.RESNETS.NORM": "SyncBN",
+    "MODEL.RESNETS.STRIDE_IN_1X1": False,
+    "MODEL.RESNETS.DEPTH": 50,
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+    "INPUT.FORMAT": "RGB",
+    "INPUT.RANDOM_FLIP": "horizontal",
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": "choice",
+    "INPUT.MAX_SIZE_TRAIN": 1333,
+    "INPUT.MIN_SIZE_TEST": 800,
+    "INPUT.MAX_SIZE_TEST": 1333,
+    "INPUT.CROP.ENABLED": False,
+    "MODEL.RPN.HEAD_NAME": "StandardRPNHead",
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 256,
+    "MODEL.RPN.POSITIVE_FRACTION": 0.5,
+    "MODEL.RPN.IOU_THRESHOLDS": [0.3, 0.7],
+    "MODEL.RPN.NMS_THRESH": 0.7,
+    "MODEL.RPN.SMOOTH_L1_BETA": 0.0,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 512,
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.25,
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS": [0.5],
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.05,
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.5,
+    "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": True,
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlignV2",
+    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 0,
+    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 0.0,
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": False,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": [10.0, 10.0, 5.0, 5.0],
+    "SOLVER.IMS_PER_BATCH": 16,
+    "SOLVER.GAMMA": 0.1,
+    "SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR",
+    "SOLVER.WARMUP_METHOD": "linear",
+    "SOLVER.WARMUP_FACTOR": 0.001,
+    "SOLVER.MOMENTUM": 0.9,
+    "SOLVER.NESTEROV": False,
+    "SOLVER.WEIGHT_DECAY": 1e-4,
+    "SOLVER.WEIGHT_DECAY_NORM": 0.0,
+    "SOLVER.BIAS_LR_FACTOR": 1.0,
+    "SOLVER.WEIGHT_DECAY_BIAS": None,
+    "SOLVER.CLIP_GRADIENTS.ENABLED": False,
+    "SOLVER.AMP.ENABLED": False,
+    "TEST.DETECTIONS_PER_IMAGE": 100,
+    "TEST.PRECISE_BN.ENABLED": True,
+    "TEST.PRECISE_BN.NUM_ITER": 200,
+    "DATALOADER.ASPECT_RATIO_GROUPING": True,
+}
+C4 = {
+    "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+    "MODEL.RESNETS.OUT_FEATURES": ["res4"],
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[32, 64, 128, 256, 512]],
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[0.5, 1.0, 2.0]],
+    "MODEL.RPN.IN_FEATURES": ["res4"],
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 12000,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 2000,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 6000,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 1000,
+    "MODEL.ROI_HEADS.NAME": "Res5ROIHeadsExtraNorm",
+    "MODEL.ROI_HEADS.IN_FEATURES": ["res4"],
+    "MODEL.ROI_HEADS.NUM_CLASSES": 20,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 14,
+    "MODEL.MASK_ON": False,
+    "INPUT.MIN_SIZE_TRAIN": [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800],
+    "SOLVER.BASE_LR": 0.02,
+    "SOLVER.MAX_ITER": 24000,
+    "SOLVER.STEPS": [18000, 22000],
+    "SOLVER.WARMUP_ITERS": 100,
+}
+FPN = {
+    "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
+    "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.FPN.NORM": "SyncBN",
+    "MODEL.FPN.OUT_CHANNELS": 256,
+    "MODEL.FPN.FUSE_TYPE": "sum",
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64], [128], [256], [512]],
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[0.5, 1.0, 2.0]],
+    "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 2000,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 1000,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 1000,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 1000,
+    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+    "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
+    "MODEL.ROI_HEADS.NUM_CLASSES": 80,
+    "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
+    "MODEL.ROI_BOX_HEAD.NUM_CONV": 0,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 1024,
+    "MODEL.ROI_BOX_HEAD.NORM": "",
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
+    "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead",
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 4,
+    "MODEL.ROI_MASK_HEAD.NORM": "",
+    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 14,
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": "ROIAlignV2",
+    "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": False,
+    "MODEL.MASK_ON": True,
+    "INPUT.MASK_FORMAT": "polygon",
+    "INPUT.MIN_SIZE_TRAIN": [640, 672, 704, 736, 768, 800],
+    "SOLVER.MAX_ITER": 90000,
+    "SOLVER.STEPS": [60000, 80000],
+}
+
+
+def resnet50_like_the_published(trained_like):
+    backbone = trained_like("resnet50")
+    return replace(backbone, input=type(backbone.input)())  # ImageNet's mean and standard deviation
+
+
+def test_c4_is_mocos_configuration(trained_like, job):
+    cfg = configured(preset("voc_detection", "moco"), resnet50_like_the_published(trained_like), 20, job)
+    check(cfg, BOTH | C4)
+
+
+@pytest.mark.parametrize(("name", "lr", "warmup"), [("msbreg", 0.05, 50), ("moco", 0.02, 1000)])
+def test_fpn_is_base_rcnn_fpn_with_synchronised_norms(trained_like, job, name, lr, warmup):
+    spec = preset("coco_instance_segmentation", name)
+    cfg = configured(spec, resnet50_like_the_published(trained_like), 80, job)
+    check(cfg, BOTH | FPN | {"SOLVER.BASE_LR": lr, "SOLVER.WARMUP_ITERS": warmup})
+
+
+def test_norms_stand_where_the_protocols_put_them(trained_like, job):
+    """Extra norm behind res5, norms on backbone and FPN, none in the heads, none of them frozen or decayed."""
+    from detectron2.modeling import build_model
+    from detectron2.solver import build_optimizer
+
+    norms = {}
+    for name in ("c4", "fpn"):
+        spec = preset("voc_detection", "moco").model_copy(update={"head": name})
+        cfg = configured(spec, trained_like("resnet18"), 3, job)
+        model = build_model(cfg)
+        norms[name] = [n for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        assert all(p.requires_grad for p in model.parameters())
+        decay = {id(p): g["weight_decay"] for g in build_optimizer(cfg, model).param_groups for p in g["params"]}
+        owned = {id(p) for n in norms[name] for p in model.get_submodule(n).parameters()}
+        assert {decay[i] for i in owned} == {0.0}
+        assert {decay[i] for i in set(decay) - owned} == {1e-4}
+    assert "roi_heads.res5.norm" in norms["c4"]
+    assert len(norms["c4"]) == 20 + 1, "ResNet-18's and the extra one"
+    assert sorted(n for n in norms["fpn"] if "bottom_up" not in n) == sorted(
+        f"backbone.fpn_{kind}{stage}.norm" for kind in ("lateral", "output") for stage in (2, 3, 4, 5)
+    )
+
+
+def test_untrained_statistics_are_looked_at_with_frozen_norms(trained_like, job, short):
+    cfg = configured(short("fpn", norm="frozen"), trained_like("resnet18"), 3, job)
+    check(cfg, {"MODEL.RESNETS.NORM": "FrozenBN", "MODEL.FPN.NORM": "", "TEST.PRECISE_BN.ENABLED": False})
+
+
+def test_rates_of_a_whole_course_are_the_protocols(trained_like, job):
+    """From the warm-up's formula and the drops."""
+    from detectron2.solver import build_lr_scheduler
+
+    cfg = configured(preset("voc_detection", "moco"), trained_like("resnet18"), 20, job)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+    scheduler, rates = build_lr_scheduler(cfg, optimizer), []
+    i = np.array([0, 1, 50, 99, 100, 5000, 17_999, 18_000, 21_999, 22_000, 23_999])
+    for scheduler.last_epoch in i.tolist():
+        rates += scheduler.get_lr()
+    expected = (
+        0.02
+        * np.where(i < 100, 0.001 + 0.999 * i / 100, 1.0)
+        * np.where(i < 18_000, 1, np.where(i < 22_000, 0.1, 0.01))
+    )
+    np.testing.assert_allclose(rates, expected, rtol=1e-9)
+
+
+# ---------------------------------------------------------------- what is loaded
+
+
+@pytest.mark.parametrize("head", ["c4", "fpn"])
+def test_the_backbone_arrives_whole(head, trained_like, scenes, short, job, tmp_path):
+    check_loaded("resnet18", head, trained_like, scenes, short, job, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet34", "resnet50"])
+@pytest.mark.parametrize("head", ["c4", "fpn"])
+def test_deeper_backbones_arrive_whole(name, head, trained_like, scenes, short, job, tmp_path):
+    check_loaded(name, head, trained_like, scenes, short, job, tmp_path)
+
+
+def check_loaded(name, head, trained_like, scenes, short, job, tmp_path) -> None:
+    backbone = trained_like(name)
+    cfg = engine.write_native(short(head), backbone, scenes(tmp_path / "images", 1), job)
+    model = engine.build(cfg, backbone, job.device)
+    state, table = model.state_dict(), exporter.key_table(backbone.arch)
+    for theirs, tensor in backbone.state.items():
+        if not theirs.endswith("num_batches_tracked"):
+            (ours,) = (n for n in state if n.endswith(f".{table[theirs]}"))
+            assert torch.equal(state[ours], tensor), ours
+    assert feature_difference(backbone, lambda x: engine.trunk_stages(model.eval(), x)) < 1e-4
+    if head == "c4":
+        assert torch.equal(
+            model.roi_heads.res5.norm.weight,
+            torch.ones(backbone.state["layer4.1.bn2.weight"].shape[0] * (4 if name == "resnet50" else 1)),
+        )
+
+
+def spoilt(monkeypatch, change) -> None:
+    """The exported file holds other names or tensors than it should."""
+    export = exporter.export
+
+    def wrong(backbone):
+        payload = export(backbone)
+        change(payload)
+        return payload
+
+    monkeypatch.setattr(exporter, "export", wrong)
+
+
+def rename(payload: dict) -> None:
+    payload["model"] = {f"encoder_{name}": value for name, value in payload["model"].items()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        rename,
+        lambda payload: payload.pop("matching_heuristics"),
+        lambda payload: payload["model"].pop("res3.0.conv1.weight"),
+        lambda payload: payload["model"].pop("res5.1.conv2.norm.running_var"),
+    ],
+    ids=["wrong prefix", "names taken literally", "a missing tensor", "a missing statistic"],
+)
+def test_nothing_is_trained_from_noise(change, monkeypatch, trained_like, scenes, short, job, tmp_path):
+    spoilt(monkeypatch, change)
+    with pytest.raises(ExportError, match="not the exported ones"):
+        engine.train(short(), trained_like("resnet18"), scenes(tmp_path / "images", 2), job)
+    assert not (job.folder / "losses.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["resnet34", pytest.param("resnet50", marks=pytest.mark.slow)])
+def test_a_detector_of_another_depth_is_refused(name, trained_like, scenes, short, job, tmp_path):
+    backbone = trained_like("resnet18")
+    engine.write_native(short(), backbone, scenes(tmp_path / "images", 1), job)
+    other = configured(short(), trained_like(name), 10, job)
+    other.MODEL.WEIGHTS = str(job.folder / "backbone.pkl")
+    with pytest.raises(ExportError):
+        engine.build(other, backbone, job.device)
+
+
+def test_a_trunk_that_computes_something_else_is_refused(monkeypatch, trained_like, scenes, short, job, tmp_path):
+    backbone = trained_like("resnet18")
+    cfg = engine.write_native(short(), backbone, scenes(tmp_path / "images", 1), job)
+    stages = engine.trunk_stages
+    monkeypatch.setattr(engine, "trunk_stages", lambda model, x: [1.001 * stage for stage in stages(model, x)])
+    with pytest.raises(ExportError, match=r"differ from torchvision's by 1\.0e-03"):
+        engine.build(cfg, backbone, job.device)
+
+
+def test_a_backbone_for_bgr_sees_the_same_images(trained_like, scenes, short, job, tmp_path):
+    """The detector's features of an RGB picture are the backbone's of the BGR one."""
+    backbone = trained_like("resnet18", order="bgr")
+    split = scenes(tmp_path / "images", 1)
+    model = engine.build(engine.write_native(short(), backbone, split, job), backbone, job.device).eval()
+    pixels = engine.read_image(split.file(0), 160, 128)
+    seen = model.preprocess_image([{"image": torch.as_tensor(pixels.transpose(2, 0, 1).copy())}]).tensor
+    bgr = torch.as_tensor(pixels[:, :, ::-1].copy()).permute(2, 0, 1)[None] / 255
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (backbone.input.mean, backbone.input.std))
+    expected = backbone.build().eval().stages((bgr - mean) / std)
+    with torch.no_grad():
+        for ours, theirs in zip(engine.trunk_stages(model, seen), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+
+
+def test_the_native_file_builds_the_same_detector(trained_like, scenes, short, job, tmp_path):
+    from detectron2.config import get_cfg
+    from detectron2.modeling import build_model
+
+    cfg = engine.write_native(short("c4"), trained_like("resnet18"), scenes(tmp_path / "images", 1), job)
+    read = get_cfg()
+    read.merge_from_file(str(job.folder / "detectron2.yaml"))
+    assert yaml.safe_load(read.dump()) == yaml.safe_load(cfg.dump())
+    assert str(build_model(read)) == str(build_model(cfg))
+
+
+def test_the_native_file_names_official_data_as_detectron2_does(trained_like, scenes, short, job, tmp_path):
+    split = replace(
+        scenes(tmp_path / "images", 1), dataset="coco", split="train2017", classes=tuple(map(str, range(80)))
+    )
+    cfg = engine.write_native(short(), trained_like("resnet18"), split, job)
+    assert cfg.DATASETS.TRAIN == ("coco_2017_train",) and cfg.DATASETS.TEST == ("coco_2017_val",)
+    cfg = engine.write_native(short(), trained_like("resnet18"), replace(split, split="train2017[8]"), job)
+    assert cfg.DATASETS.TRAIN == ()
+
+
+# ---------------------------------------------------------------- what is fed
+
+
+def a_split(folder: Path, pixels: list[Image.Image], instances: list[tuple[Instance, ...]]) -> DetectionSplit:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(pixels):
+        image.save(folder / f"{i}.png")
+    pictures = tuple(Picture(str(i), *p.size, o) for i, (p, o) in enumerate(zip(pixels, instances, strict=True)))
+    return DetectionSplit("own", "train", Files(folder, tuple(f"{p.id}.png" for p in pictures)), pictures, ("a", "b"))
+
+
+SQUARE = (16.0, 8.0, 48.0, 40.0)
+POLYGON = [[16, 8, 48, 8, 48, 40, 16, 40]]
+
+
+def runs(width: int, height: int, box: tuple) -> dict:
+    """A box as COCO's run lengths, column by column, not packed."""
+    mask = np.zeros((height, width), np.uint8)
+    mask[int(box[1]) : int(box[3]), int(box[0]) : int(box[2])] = 1
+    flat = mask.T.reshape(-1)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flat, [1 - flat[-1]]]).astype(np.int8)))
+    return {"size": [height, width], "counts": np.diff(np.concatenate([[0], edges])).tolist()}
+
+
+def packed(mask: dict) -> dict:
+    from pycocotools import mask as coco_mask
+
+    found = coco_mask.frPyObjects(mask, *mask["size"])
+    return {"size": found["size"], "counts": found["counts"].decode("ascii")}
+
+
+RUNS = runs(64, 48, SQUARE)
+
+
+@pytest.mark.parametrize("mask", [POLYGON, RUNS, packed(RUNS)], ids=["polygon", "runs", "packed runs"])
+def test_masks_of_every_kind_reach_the_detector(mask, trained_like, short, job, tmp_path):
+    split = a_split(tmp_path / "images", [Image.new("RGB", (64, 48))], [(Instance(0, SQUARE, mask=mask),)])
+    cfg = engine.write_native(short(sides_train=(96,)), trained_like("resnet18"), split, job)
+    cfg.INPUT.RANDOM_FLIP = "none"
+    record = engine._mapper(cfg)(engine.records(split)[0])
+    masks = record["instances"].gt_masks
+    assert record["image"].shape == (3, 96, 128)
+    box = torch.tensor([[32.0, 16.0, 96.0, 80.0]])
+    torch.testing.assert_close(record["instances"].gt_boxes.tensor, box)
+    torch.testing.assert_close(masks.get_bounding_boxes().tensor, box)
+    cropped = masks.crop_and_resize(torch.tensor([[0.0, 16.0, 64.0, 80.0]]), 32)[0]
+    assert cropped[:, 17:].all() and not cropped[:, :15].any(), "the right half of the crop is the object"
+    assert bool(job.notes) == isinstance(mask, dict), "bitmaps are said"
+
+
+def test_a_crowds_run_lengths_do_not_decide_the_masks_form(tmp_path):
+    objects = (Instance(0, SQUARE, mask=POLYGON), Instance(1, SQUARE, crowd=True, mask=RUNS))
+    split = a_split(tmp_path / "images", [Image.new("RGB", (64, 48))], [objects])
+    assert engine.mask_format(split) == "polygon"
+
+
+@pytest.mark.slow
+def test_objects_of_both_kinds_and_a_crowd_in_one_course(trained_like, short, job, tmp_path):
+    pixels = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (48, 64), np.uint8)) for i in range(3)]  # grey
+    objects = [
+        (Instance(0, SQUARE, mask=POLYGON), Instance(1, SQUARE, crowd=True, mask=RUNS)),
+        (Instance(1, SQUARE, mask=RUNS),),
+        (),
+    ]
+    split = a_split(tmp_path / "images", pixels, objects)
+    spec = short(iterations=1, precise_bn=0)
+    model = engine.train(spec, trained_like("resnet18"), split, job)
+    (line,) = (json.loads(row) for row in (job.folder / "losses.jsonl").read_text().splitlines())
+    assert {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"} < set(line)
+    assert len(engine.detect(model, spec, split, job)) == 3
+
+
+def test_a_split_without_any_object_is_an_error(trained_like, short, job, tmp_path):
+    split = a_split(tmp_path / "images", [Image.new("L", (64, 48))], [()])
+    with pytest.raises(DataError, match="own train: no image has an object"):
+        engine.train(short(), trained_like("resnet18"), split, job)
+
+
+def test_pictures_are_read_as_the_annotations_count(tmp_path):
+    grey = np.arange(48 * 64, dtype=np.uint8).reshape(48, 64)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    assert (engine.read_image(tmp_path / "grey.png", 64, 48) == grey[:, :, None]).all()
+    turned = Image.Exif()
+    turned[274] = 6  # a viewer turns it by 90 degrees; boxes are counted in the file's own pixels
+    Image.fromarray(grey).save(tmp_path / "turned.jpg", exif=turned)
+    assert engine.read_image(tmp_path / "turned.jpg", 64, 48).shape == (48, 64, 3)
+    with pytest.raises(DataError, match=r"grey\.png: is 64x48 pixels, its annotation says 48x64"):
+        engine.read_image(tmp_path / "grey.png", 48, 64)
+    whole = (tmp_path / "turned.jpg").read_bytes()
+    (tmp_path / "torn.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"torn\.jpg: not a whole image"):
+        engine.read_image(tmp_path / "torn.jpg", 64, 48)
+
+
+def test_a_torn_picture_is_named_while_training(trained_like, scenes, short, job, tmp_path):
+    split = scenes(tmp_path / "images", 1)
+    whole = split.file(0).read_bytes()
+    split.file(0).write_bytes(whole[: len(whole) // 2])
+    cfg = configured(short(), trained_like("resnet18"), 10, job)
+    with pytest.raises(DataError, match=r"0\.png: not a whole image"):
+        next(iter(engine.train_loader(cfg, split, 0, job)))
+
+
+def test_detections_are_in_the_pictures_own_pixels(scenes, short, job, tmp_path):
+    """A detector that marks one place of what it sees: the place is found again in the original, boxes and masks."""
+    from detectron2.modeling.postprocessing import detector_postprocess
+    from detectron2.structures import Boxes, Instances
+
+    class Marks(nn.Module):
+        def forward(self, batch):
+            (item,) = batch
+            height, width = item["image"].shape[1:]
+            assert item["image"].dtype == torch.uint8 and min(height, width) == 64
+            found = Instances((height, width))
+            found.pred_boxes = Boxes(torch.tensor([[0.25 * width, 0.5 * height, 0.75 * width, float(height)]]))
+            found.scores, found.pred_classes = torch.tensor([0.9]), torch.tensor([3])
+            found.pred_masks = torch.ones(1, 1, 28, 28)
+            return [{"instances": detector_postprocess(found, item["height"], item["width"])}]
+
+    split = scenes(tmp_path / "images", 2)
+    for detections in engine.detect(Marks(), short(side_test=64), split, job):
+        np.testing.assert_allclose(detections.boxes, [[40, 64, 120, 128]], atol=1e-4)
+        assert detections.scores.tolist() == pytest.approx([0.9]) and detections.labels.tolist() == [3]
+        assert detections.masks[0]["size"] == [128, 160]
+        from pycocotools import mask as coco_mask
+
+        filled = coco_mask.decode(detections.masks[0]).astype(bool)
+        assert filled[66:126, 42:118].all() and filled.sum() <= 82 * 66
+
+
+# ---------------------------------------------------------------- how a course goes on
+
+
+def a_course() -> dict:
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+    return {
+        "model": model,
+        "optimizer": optimizer,
+        "scheduler": torch.optim.lr_scheduler.MultiStepLR(optimizer, [3], 0.5),
+    }
+
+
+def advance(course: dict) -> None:
+    course["optimizer"].zero_grad()
+    course["model"](torch.ones(1, 2)).sum().backward()
+    course["optimizer"].step()
+    course["scheduler"].step()
+
+
+def saved_course(folder: Path, iterations: int) -> dict:
+    course = a_course()
+    for iteration in range(iterations):
+        advance(course)
+        engine.save(folder / f"model_{iteration:07d}.pth", iteration, {"seed": 1}, course)
+    return course
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.glob("*.pth"))
+
+
+def test_a_course_goes_on_where_it_was(tmp_path):
+    first, second = saved_course(tmp_path, 4), a_course()
+    assert engine.resume(tmp_path, {"seed": 1}, second) == 4
+    assert second["optimizer"].param_groups[0]["lr"] == 0.5
+    for course in (first, second):
+        advance(course)
+    assert torch.equal(first["model"].weight, second["model"].weight), "momentum goes on too"
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path):
+    course = saved_course(tmp_path, 5)
+    assert names(tmp_path) == ["model_0000003.pth", "model_0000004.pth"]
+    engine.save(tmp_path / "model_final.pth", 5, {"seed": 1}, course)
+    assert names(tmp_path) == ["model_0000004.pth", "model_final.pth"]
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    assert engine.resume(tmp_path, {"seed": 1}, a_course()) == 6
+
+
+def tear(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path, capsys):
+    saved_course(tmp_path, 3)
+    tear(tmp_path / "model_0000002.pth")
+    assert engine.resume(tmp_path, {"seed": 1}, a_course()) == 2
+    assert "model_0000002.pth: not a readable torch checkpoint" in capsys.readouterr().err
+    tear(tmp_path / "model_0000001.pth")
+    with pytest.raises(BackbenchError, match="none of its 2 checkpoints can be read; remove them to start anew"):
+        engine.resume(tmp_path, {"seed": 1}, a_course())
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    saved_course(tmp_path, 1)
+    with pytest.raises(BackbenchError, match=r"model_0000000\.pth is of a run with another seed"):
+        engine.resume(tmp_path, {"seed": 2}, a_course())
+    assert engine.resume(tmp_path / "empty", {"seed": 2}, a_course()) == 0
+
+
+def test_weights_that_are_not_finite_replace_nothing(tmp_path):
+    course = saved_course(tmp_path, 2)
+    with torch.no_grad():
+        course["model"].bias[0] = float("inf")
+    with pytest.raises(BackbenchError, match=r"after iteration 2, rate 1: bias .*checkpoint is .*model_0000001\.pth"):
+        engine.save(tmp_path / "model_0000002.pth", 2, {"seed": 1}, course)
+    assert names(tmp_path) == ["model_0000000.pth", "model_0000001.pth"]
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch, trained_like, short, job):
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    with pytest.raises(ConfigError, match="batch=2 does not divide by 3 processes"):
+        configured(short(), trained_like("resnet18"), 3, job)
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["c4", "fpn"])
+def test_losses_fall(head, trained_like, scenes, short, job, tmp_path):
+    spec = short(head, iterations=30, batch=4, lr=0.02, milestones=(), warmup=5, precise_bn=0, rois=32)
+    engine.train(spec, trained_like("resnet18"), scenes(tmp_path / "images", 16), job)
+    totals = [line["total"] for line in lines(job.folder)]
+    assert len(totals) == 30
+    assert np.mean(totals[-5:]) < 0.8 * np.mean(totals[:5])
+
+
+@pytest.mark.slow
+def test_a_rate_that_diverges_stops_with_the_last_good_checkpoint(trained_like, scenes, short, job, tmp_path):
+    job.checkpoint_every = 1
+    spec = short(iterations=12, lr=1e8, warmup=1, milestones=())
+    with pytest.raises(
+        BackbenchError, match=r"not finite .*iteration \d+, rate 1e\+08|iteration \d+, rate 100000000"
+    ) as error:
+        engine.train(spec, trained_like("resnet18"), scenes(tmp_path / "images", 4), job)
+    kept = engine.checkpoints(job.folder)
+    assert kept and str(kept[0]) in str(error.value)
+    assert all(torch.isfinite(tensor).all() for tensor in load_torch(kept[0])["model"].values())
+    assert not (job.folder / "model_final.pth").exists()
+
+
+@pytest.mark.slow
+def test_a_finished_course_is_not_run_again(trained_like, scenes, short, job, tmp_path):
+    backbone, split = trained_like("resnet18"), scenes(tmp_path / "images", 4)
+    first = engine.train(short("c4"), backbone, split, job).state_dict()
+    written = (job.folder / "model_final.pth").stat().st_mtime_ns
+    second = engine.train(short("c4"), backbone, split, job).state_dict()
+    assert (job.folder / "model_final.pth").stat().st_mtime_ns == written
+    assert all(torch.equal(first[name], second[name]) for name in first), "statistics are not estimated once more"
+
+
+def command(out: Path, *overrides: str) -> list[str]:
+    values = ["--ckpt", "random:resnet18", "--cell", "coco_instance_segmentation", "--profile", "smoke", "--workers", "0",
+              "--data-root", str(demo.root()), "--out", str(out), "log_every=1", *overrides]  # fmt: skip
+    return [str(ROOT / "benchmarks" / "run_one.py"), *values]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on(tmp_path):
+    """Iteration and rate go on exactly, each iteration stands once in the record of losses."""
+    course = ["spec.iterations=14", "spec.milestones=[9]", "spec.warmup=4", "spec.lr=0.004", "checkpoint_every=3"]
+    arguments = [sys.executable, *command(tmp_path, *course)]
+    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        (folder,) = [file.parent for file in tmp_path.rglob("losses.jsonl")] or [None]
+        if folder and engine.checkpoints(folder) and (folder / "losses.jsonl").read_text().count("\n") >= 5:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+    kept = engine.checkpoints(folder)[0]
+    reached = load_torch(kept)["iteration"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert f"going on after {reached + 1} iterations: {kept}" in done.stderr
+    record = lines(folder)
+    assert [line["iteration"] for line in record] == list(range(14))
+    rates = [0.004 * (0.001 + 0.999 * i / 4) if i < 4 else 0.004 * (0.1 if i >= 9 else 1) for i in range(14)]
+    np.testing.assert_allclose([line["lr"] for line in record], rates, rtol=1e-9)
+    assert len(list(folder.glob("model_*.pth"))) == 2
+
+
+def spread(folder: Path) -> None:
+    """One rank of a course in two processes; leaves what it has for the test to compare."""
+    from conftest import scenes, short, trained_like
+
+    device = distributed.init()
+    job = Job(folder / "run", 0, device, log_every=1)
+    split, spec = scenes(folder / f"images{distributed.rank()}", 5), short("c4")
+    split = replace(split, source=Files(folder / "images0", split.source.paths))
+    distributed.barrier()
+    model = engine.train(spec, trained_like("resnet18"), split, job)
+    norms = {type(m).__name__ for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    boxes = [torch.as_tensor(d.boxes) for d in run.detect(engine, model, spec, split, job)]
+    torch.save(
+        {"state": model.state_dict(), "norms": list(norms), "boxes": boxes}, folder / f"rank{distributed.rank()}.pth"
+    )
+    distributed.shutdown()
+
+
+def torchrun(*arguments: str) -> None:
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(start, capture_output=True, text=True, check=False, timeout=280, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_detector(tmp_path, trained_like, scenes, short, job):
+    torchrun(__file__, str(tmp_path))
+    ranks = [load_torch(tmp_path / f"rank{rank}.pth") for rank in range(2)]
+    assert [rank["norms"] for rank in ranks] == [["GlobalBatchNorm"]] * 2
+    for name, tensor in ranks[0]["state"].items():
+        assert torch.equal(tensor, ranks[1]["state"][name]), name
+    assert [line["iteration"] for line in lines(tmp_path / "run")] == list(range(4))
+    split, spec = scenes(tmp_path / "alone", 5), short("c4")
+    cfg = engine.write_native(spec, trained_like("resnet18"), split, job)
+    model = engine.build(cfg, trained_like("resnet18"), job.device)
+    model.load_state_dict(load_torch(tmp_path / "run" / "model_final.pth")["model"])
+    alone = engine.detect(model, spec, split, job)
+    for rank in ranks:
+        assert len(rank["boxes"]) == len(alone) == 5
+        for ours, theirs in zip(rank["boxes"], alone, strict=True):
+            torch.testing.assert_close(ours, torch.as_tensor(theirs.boxes), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_record(tmp_path):
+    torchrun(*command(tmp_path, "spec.iterations=2"))
+    (record,) = tmp_path.rglob("seed0.json")
+    values = json.loads(record.read_text())
+    assert values["status"] == "ok" and values["task"]["engine"] == engine.version()
+    assert values["data"]["counts"]["test"] == 8
+
+
+if __name__ == "__main__":
+    spread(Path(sys.argv[1]))

@@ -1,0 +1,148 @@
+"""What both engines share around training: the rule for other batches, notes, shares of ranks, reasons."""
+
+from __future__ import annotations
+
+import importlib.util
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import plan
+from core.config import build
+from core.datasets import DataPlaces, demo
+from core.errors import ConfigError, DataError
+from transfer import tasks
+from transfer.detection import engines, run
+from transfer.detection.data import Detections
+from transfer.detection.spec import DetectionSpec, scaled
+from transfer.protocol import RunContext
+
+DETECTION = [name for name in plan.cell_names() if hasattr(plan.load_cell(name).config, "spec")]
+
+
+def spec(**fields: object) -> DetectionSpec:
+    values = {"head": "c4", "iterations": 24_000, "milestones": (18_000, 22_000), "sides_train": (480,)}
+    return DetectionSpec.model_validate({**values, **fields})
+
+
+@pytest.mark.parametrize(
+    ("batch", "lr", "iterations", "milestones", "warmup"),
+    [
+        (16, 0.02, 24_000, (18_000, 22_000), 100),
+        (8, 0.01, 48_000, (36_000, 44_000), 200),
+        (2, 0.0025, 192_000, (144_000, 176_000), 800),
+        (64, 0.08, 6_000, (4_500, 5_500), 25),
+        (12, 0.015, 32_000, (24_000, 29_333), 133),
+    ],
+)
+def test_another_batch_sees_as_many_images(batch, lr, iterations, milestones, warmup):
+    found = scaled(spec(), batch)
+    assert (found.batch, found.iterations, found.milestones, found.warmup) == (batch, iterations, milestones, warmup)
+    assert found.lr == pytest.approx(lr)
+    assert found.model_dump(exclude={"batch", "lr", "iterations", "milestones", "warmup"}) == spec().model_dump(
+        exclude={"batch", "lr", "iterations", "milestones", "warmup"}
+    )
+
+
+def test_a_huge_batch_still_takes_a_step():
+    found = scaled(spec(iterations=2, milestones=(1,)), 1600)
+    assert (found.iterations, found.milestones) == (1, (1,))
+
+
+def test_a_course_is_overridden_field_by_field():
+    cell = plan.load_cell("voc0712_detection", ["spec.iterations=30", "spec.sides_train=[96,128]", "batch=8"])
+    assert cell.config.spec.iterations == 30 and cell.config.spec.sides_train == (96, 128)
+    assert cell.config.spec.lr == 0.02, "the rest is the protocol's"
+    assert (cell.config.course().iterations, cell.config.course().lr) == (60, 0.01)
+    with pytest.raises(ConfigError, match=r"unknown key 'spec\.iteration'; did you mean 'spec\.iterations'"):
+        plan.load_cell("voc0712_detection", ["spec.iteration=30"])
+    with pytest.raises(ConfigError, match=r"spec\.iterations"):
+        plan.load_cell("voc0712_detection", ["spec.iterations=0"])
+
+
+@pytest.mark.parametrize("name", DETECTION)
+def test_an_absent_engine_is_a_reason(name, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    cell = plan.load_cell(name)
+    reason = cell.task.missing(cell.config, DataPlaces(demo.root()))
+    assert "not installed" in reason and "python -m transfer.detection install" in reason
+
+
+class Stub:
+    """An engine that finds in each image one box as wide as its number."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def train(self, spec: DetectionSpec, _backbone: object, _train: object, job: object) -> str:
+        job.notes.append(f"trained {spec.iterations}")
+        return "model"
+
+    def detect(self, model: str, _spec: object, test, _job: object) -> list[Detections]:
+        assert model == "model"
+        self.asked += [picture.id for picture in test.pictures]
+        return [
+            Detections(
+                np.array([[0, 0, float(p.id) + 1, 1]], np.float32), np.ones(1, np.float32), np.zeros(1, np.int64)
+            )
+            for p in test.pictures
+        ]
+
+
+@pytest.fixture
+def context(scenes, tmp_path):
+    split = scenes(tmp_path / "images", 3)
+    return RunContext({"train": split, "test": split}, 0, torch.device("cpu"), tmp_path / "cache", tmp_path)
+
+
+@pytest.mark.parametrize(("batch", "notes"), [(None, ["trained 4"]), (2, ["trained 4"]), (1, [None, "trained 8"])])
+def test_another_batch_is_noted_and_warned_of(batch, notes, context, short, monkeypatch, capsys):
+    monkeypatch.setattr(engines, "get", lambda _name: Stub())
+    found = run.detections(object(), run.DetectionConfig(spec=short("c4"), batch=batch), context)
+    assert [float(d.boxes[0, 2]) for d in found] == [1, 2, 3]
+    assert (context.folder / "pictures.png").exists()
+    warning = (
+        "batch 1 instead of 2: rate 0.0025, 8 iterations by the linear rule; not comparable with the published rows"
+    )
+    assert context.notes == [warning if note is None else note for note in notes]
+    assert (f"warning: {warning}" in capsys.readouterr().err) == (batch == 1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_every_image_is_seen_by_one_rank_and_stands_in_its_row(ranks, scenes, short, monkeypatch, tmp_path):
+    split, seen = scenes(tmp_path, 4), [Stub() for _ in range(ranks)]
+    monkeypatch.setattr(run, "world_size", lambda: ranks)
+
+    def shares(mine: list[Detections]) -> list[list[Detections]]:
+        others = [
+            stub.detect("model", None, run.of_rows(split, range(r, 4, ranks)), None) for r, stub in enumerate(seen)
+        ]
+        assert [d.boxes.tolist() for d in mine] == [d.boxes.tolist() for d in others[0]]
+        return others
+
+    monkeypatch.setattr(run, "gather", shares)
+    found = run.detect(Stub(), "model", short(), split, SimpleNamespace())
+    assert [float(d.boxes[0, 2]) for d in found] == [1, 2, 3, 4]
+    assert sorted(name for stub in seen for name in stub.asked) == ["0", "1", "2", "3"]
+
+
+def test_a_limit_keeps_the_same_images_and_says_so(scenes, tmp_path):
+    split = scenes(tmp_path, 9)
+    kept = run.limited(split, 4)
+    assert len(kept) == 4 and kept.split == "train[4]"
+    assert [p.id for p in kept.pictures] == [p.id for p in run.limited(split, 4).pictures]
+    assert [kept.file(i).name for i in range(4)] == [f"{p.id}.png" for p in kept.pictures]
+    assert all(picture in split.pictures for picture in kept.pictures)
+    assert run.limited(split, 0) is split and run.limited(split, 9) is split
+
+
+def test_other_images_than_the_published_ones_are_refused(scenes, tmp_path):
+    split = scenes(tmp_path, 3)
+    config = build(tasks.get("coco_instance_segmentation").Config, {})
+    with pytest.raises(DataError, match=r"'coco' has train 3; published: train 5\. Half a data set\?"):
+        run.check_published({"train": split}, config, {"train": 5})
+    run.check_published({"train": split}, config, {"train": 3})
+    free = config.model_copy(update={"data": config.data.model_copy(update={"expect": "any"})})
+    run.check_published({"train": split}, free, {"train": 5})
