@@ -444,7 +444,7 @@ def train_loader(cfg: Any, start: int, job: Job) -> Iterator[Any]:
     from mmengine.runner import Runner
 
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools speaks there
-        return iter(Runner.build_dataloader(cfg.train_dataloader, seed=job.seed + 7919 * start))
+        return iter(Runner.build_dataloader(cfg.train_dataloader, seed=(job.seed + 7919 * start) % 2**31))
 
 
 def _identity(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> dict[str, Any]:
