@@ -580,8 +580,9 @@ def lines(folder: Path) -> list[dict]:
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["c4", "fpn"])
 def test_losses_fall(head, trained_like, scenes, short, job, tmp_path):
-    spec = short(head, iterations=30, batch=4, lr=0.02, milestones=(), warmup=5, precise_bn=0, rois=32)
-    engine.train(spec, trained_like("resnet18"), scenes(tmp_path / "images", 16), job)
+    job.checkpoint_every = 100
+    spec = short(head, iterations=30, lr=0.01, milestones=(), warmup=5, precise_bn=0, rois=8, sides_train=(64,))
+    engine.train(spec, trained_like("resnet18"), scenes(tmp_path / "images", 8), job)
     totals = [line["total"] for line in lines(job.folder)]
     assert len(totals) == 30
     assert np.mean(totals[-5:]) < 0.8 * np.mean(totals[:5])
@@ -662,7 +663,7 @@ def spread(folder: Path) -> None:
 
 
 def torchrun(*arguments: str) -> None:
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", *arguments]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(start, capture_output=True, text=True, check=False, timeout=280, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -35,6 +35,8 @@ class Engine(Protocol):
     def prepare(self) -> None: ...  # applies the engine's adaptations; nothing else does
     def missing(self) -> str | None: ...  # why it cannot be used, or None
     def version(self) -> str: ...  # of everything that decides its numbers
+    def compiled(self) -> bool: ...  # whether it brings its own operators
+    def try_operators(self) -> None: ...  # raises when NMS or ROIAlign do not work
     def train(self, spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> object: ...
     def detect(self, model: object, spec: DetectionSpec, test: DetectionSplit, job: Job) -> list[Detections]: ...
 
