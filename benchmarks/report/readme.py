@@ -61,10 +61,11 @@ def _each(table: Table) -> str:
     for column in table.columns:
         if not column.primary:
             continue
+        digits = 1 if column.unit == "%" else 3
         rows = [
-            f"{row.name} {', '.join(f'{n:.1f}' for n in row.values[column].numbers)}"
+            f"{row.name} {', '.join(f'{n:.{digits}f}' for n in row.values[column].numbers)}"
             for row in table.rows
             if column in row.values
         ]
-        lines.append(f"- `{column.cell}` {column.metric}, one by one: {'; '.join(rows)}")
+        lines.append(f"- {render.heading(column, table)}, one by one: {'; '.join(rows)}")
     return "\n".join(lines) + "\n"
