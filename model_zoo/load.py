@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from model_zoo.backbone import Backbone
 from model_zoo.formats import Extracted
 from model_zoo.resnet import LAYERS, build, expected_shapes
 
+if TYPE_CHECKING:
+    from model_zoo.entries import Entry
+
 UNKNOWABLE = (
     "channel order, stride placement and padding cannot be told from weights; RGB and torchvision's conventions assumed"
 )
@@ -28,10 +32,10 @@ _GENERIC = {"model", "checkpoint", "last", "latest", "final", "backbone", "ckpt"
 
 
 def load(source: str | Path, *, name: str | None = None, seed: int = 0, like: Backbone | None = None) -> Backbone:
-    """Read a backbone from a checkpoint file, or make `random:<architecture>` anew for a seed.
+    """Read a backbone from a checkpoint file or the zoo, or make `random:<architecture>` anew for a seed.
 
     Args:
-        source: a path, or `random:resnet50`.
+        source: a path, `zoo:NAME` (downloaded on first use), or `random:resnet50`.
         name: what to call it in tables; from the path unless given.
         seed: of a random backbone.
         like: a backbone whose architecture and input a random one takes.
@@ -41,6 +45,8 @@ def load(source: str | Path, *, name: str | None = None, seed: int = 0, like: Ba
     """
     if str(source).startswith("random:"):
         return _random(str(source), name, seed, like)
+    if str(source).startswith("zoo:"):
+        return _from_zoo(str(source), name)
     path = Path(source)
     try:
         return _from_file(path, name)
@@ -67,10 +73,26 @@ def _random(source: str, name: str | None, seed: int, like: Backbone | None) -> 
     return Backbone(name or source, arch, state, spec, source, "random", (f"initialised with seed {seed}",))
 
 
-def _from_file(path: Path, name: str | None) -> Backbone:
+def _from_zoo(source: str, name: str | None) -> Backbone:
+    """The entry's file, with the architecture and input that the entry states."""
+    from model_zoo import download, entries
+
+    entry = entries.get(source.removeprefix("zoo:"))
+    path = download.fetch(entry)
+    try:
+        backbone = _from_file(path, name or entry.name, entry)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source} ({path}): {error}") from None
+    if entry.format and backbone.format != entry.format:
+        layout = f"its layout is '{backbone.format}', the source describes '{entry.format}'"
+        return replace(backbone, source=source, notes=(*backbone.notes, layout))
+    return replace(backbone, source=source)
+
+
+def _from_file(path: Path, name: str | None, entry: Entry | None = None) -> Backbone:
     obj = read_container(path)
     layout, found = recognise(obj)
-    side = _sidecar(path)
+    side = _sidecar(path) if entry is None else entry.model_dump(mode="json", include={"arch", "input"})
     stated = {**found.arch, **side.get("arch", {})}
     try:
         arch = build_config(Architecture, {**infer_architecture(found.state, stated), **stated}, where="arch")
@@ -83,6 +105,7 @@ def _from_file(path: Path, name: str | None) -> Backbone:
     )
     if layout != "backbench" and not side:
         notes.append(UNKNOWABLE)
+    notes += entry.notes if entry else ()
     return Backbone(name or default_name(path), arch, state, spec, str(path), layout, tuple(notes))
 
 
@@ -109,7 +132,9 @@ def recognise(obj: Any) -> tuple[str, Extracted]:
         raise CheckpointError(
             f"more than one layout matches ({', '.join(matching)}); state which by converting it first"
         )
-    raise CheckpointError(f"no known layout: {_describe(obj)}; known layouts: {', '.join(known)}")
+    near = formats.nearest(obj)
+    like = f"; nearest: {', '.join(near)}" if near else ""
+    raise CheckpointError(f"no known layout: {_describe(obj)}{like}; known layouts: {', '.join(known)}")
 
 
 def _describe(obj: Any) -> str:

@@ -15,13 +15,14 @@ from model_zoo.load import load
 from model_zoo.resnet import build
 
 
-def card(path: Path) -> dict[str, Any]:
+def card(source: str | Path) -> dict[str, Any]:
     """Facts about a checkpoint, in order; every check of `load` has passed when this returns.
 
     Raises:
         CheckpointError: the file does not hold a sound backbone.
     """
-    backbone = load(path)
+    backbone = load(source)
+    path = _file(source)
     parameters = sum(t.numel() for n, t in backbone.state.items() if n.endswith(("weight", "bias")))
     spec = backbone.input
     return {
@@ -36,6 +37,15 @@ def card(path: Path) -> dict[str, Any]:
         "batchnorm": _batchnorm(backbone),
         "notes": list(backbone.notes) or ["none"],
     }
+
+
+def _file(source: str | Path) -> Path:
+    """The file itself; `load` has fetched a zoo entry's already."""
+    if not str(source).startswith("zoo:"):
+        return Path(source)
+    from model_zoo import download, entries
+
+    return download.fetch(entries.get(str(source).removeprefix("zoo:")))
 
 
 def _features(backbone: Backbone) -> str:

@@ -6,6 +6,7 @@ around a backbone's tensors, for the contract tests). A module says nothing of t
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import importlib
 import pkgutil
@@ -15,9 +16,11 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from core.errors import CheckpointError
+from model_zoo.architecture import Architecture
 
 _CANONICAL = re.compile(
     r"^(?P<prefix>.*?)(?P<name>(?:conv1|bn1)\.\w+|layer[1-4]\.\d+\.(?:(?:conv|bn)[123]|downsample\.[01])\.\w+)$"
@@ -90,6 +93,29 @@ def mmselfsup_copies(tensors: Mapping[str, Tensor]) -> list[str]:
     """Prefixes under which mmselfsup 0.x, OpenSelfSup and DenseCL store the network of `backbone.` once more."""
     found = prefixes(tensors)
     return [copy for copy in _COPIES if copy in found] if "backbone." in found else []
+
+
+def nearest(obj: Any, count: int = 2) -> list[str]:
+    """The layouts whose names are most like those seen in a file that fits none."""
+    seen = {_shape_of(key) for _, tensors in tensor_dicts(obj) for key in tensors}
+    if not seen:
+        return []
+    sample = {"conv1.weight": torch.zeros(2, 3, 7, 7), "bn1.running_mean": torch.zeros(2)}
+    sample |= {f"layer1.0.{name}": torch.zeros(2, 2, 1, 1) for name in ("conv1.weight", "conv2.weight")}
+    scores = {}
+    for name, module in modules().items():
+        example = module.example(sample, Architecture(name="resnet18"))
+        theirs = {_shape_of(key) for _, tensors in tensor_dicts(example) for key in tensors}
+        best = [difflib.get_close_matches(key, seen, n=1, cutoff=0.6) for key in theirs]
+        scores[name] = sum(
+            difflib.SequenceMatcher(None, key, b[0]).ratio() for key, b in zip(theirs, best, strict=True) if b
+        )
+    likely = sorted((name for name, score in scores.items() if score > 1), key=lambda name: -scores[name])
+    return likely[:count]
+
+
+def _shape_of(key: str) -> str:
+    return re.sub(r"\d+", "0", key)
 
 
 def the_one(obj: Any, wanted: Callable[[Mapping[str, Tensor]], object]) -> Mapping[str, Tensor]:

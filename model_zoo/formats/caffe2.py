@@ -1,7 +1,7 @@
 """Caffe2's blobs (`res2_0_branch2a_w`, `res_conv1_bn_s`), flat or under `blobs`: fair_self_supervision_benchmark's pickles.
 
 `rm` and `riv` are running mean and variance (VISSL's extra_scripts/convert_caffe2_to_torchvision_resnet.py and
-Detectron2's c2_model_loading.py take `riv` as it is). Input is BGR on the 0-255 scale; where the stride lies the file does not say.
+Detectron2's c2_model_loading.py take `riv` as it is). Input is BGR on the 0-255 scale; where the stride lies is not said.
 """
 
 from __future__ import annotations
