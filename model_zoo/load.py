@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from core.artifacts import is_plain_pickle, load_pickle, load_torch
+from core.artifacts import is_plain_archive, is_plain_pickle, load_pickle, load_torch, unpacked
 from core.config import build as build_config
 from core.config import read_mapping
 from core.errors import CheckpointError, ConfigError, nearest
@@ -110,7 +110,7 @@ def _from_file(path: Path, name: str | None, entry: Entry | None = None) -> Back
 
 
 def read_container(path: Path) -> Any:
-    """A torch file, safetensors or a pickle of arrays, without running anything."""
+    """A torch file, safetensors, a pickle of arrays, or one of these in a zip archive, without running anything."""
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -119,6 +119,9 @@ def read_container(path: Path) -> Any:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"not a readable safetensors file ({error})") from None
+    if is_plain_archive(path):
+        with unpacked(path) as inner:
+            return load_pickle(inner) if is_plain_pickle(inner) else load_torch(inner)
     return load_pickle(path) if is_plain_pickle(path) else load_torch(path)
 
 
