@@ -195,6 +195,10 @@ def check(found: Extracted, arch: Architecture) -> dict[str, Tensor]:
     Raises:
         CheckpointError: names the first tensors that are wrong.
     """
+    if any(name.startswith("conv1.0.") for name in found.leftover):
+        raise CheckpointError(
+            "a stem of several 3x3 convolutions (ResNet-C, -D, -T; timm's resnet50d), which is not known here"
+        )
     expected = expected_shapes(arch)
     counters = {name for name in expected if name.endswith("num_batches_tracked")}
     missing = [name for name in expected if name not in found.state and name not in counters]

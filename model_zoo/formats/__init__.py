@@ -95,23 +95,27 @@ def mmselfsup_copies(tensors: Mapping[str, Tensor]) -> list[str]:
     return [copy for copy in _COPIES if copy in found] if "backbone." in found else []
 
 
-def nearest(obj: Any, count: int = 2) -> list[str]:
-    """The layouts whose names are most like those seen in a file that fits none."""
-    seen = {_shape_of(key) for _, tensors in tensor_dicts(obj) for key in tensors}
-    if not seen:
-        return []
+def nearest(obj: Any, count: int = 3) -> list[str]:
+    """The layouts whose names are most like those of the ResNet seen in a file that fits none."""
+    keys = [key for _, tensors in tensor_dicts(obj) for key in tensors]
+    seen = sorted({_shape_of(key) for key in keys if key.endswith("weight")})[:8]
     sample = {"conv1.weight": torch.zeros(2, 3, 7, 7), "bn1.running_mean": torch.zeros(2)}
-    sample |= {f"layer1.0.{name}": torch.zeros(2, 2, 1, 1) for name in ("conv1.weight", "conv2.weight")}
+    sample |= {f"layer1.0.conv{i}.weight": torch.zeros(2, 2, 1, 1) for i in (1, 2)}
     scores = {}
     for name, module in modules().items():
-        example = module.example(sample, Architecture(name="resnet18"))
-        theirs = {_shape_of(key) for _, tensors in tensor_dicts(example) for key in tensors}
-        best = [difflib.get_close_matches(key, seen, n=1, cutoff=0.6) for key in theirs]
-        scores[name] = sum(
-            difflib.SequenceMatcher(None, key, b[0]).ratio() for key, b in zip(theirs, best, strict=True) if b
-        )
-    likely = sorted((name for name, score in scores.items() if score > 1), key=lambda name: -scores[name])
+        theirs = {_shape_of(key) for key in _keys_below(module.example(sample, Architecture(name="resnet18")))}
+        best = [max(difflib.SequenceMatcher(None, key, other).ratio() for other in theirs) for key in seen]
+        scores[name] = sum(best) / max(1, len(best))
+    likely = sorted((name for name, score in scores.items() if score > 0.7), key=lambda name: -scores[name])
     return likely[:count]
+
+
+def _keys_below(obj: Any) -> list[str]:
+    """Names of all tensors, however deep."""
+    found = []
+    for key, value in obj.items() if isinstance(obj, Mapping) else ():
+        found += [str(key)] if isinstance(value, Tensor) else _keys_below(value)
+    return found
 
 
 def _shape_of(key: str) -> str:
