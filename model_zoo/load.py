@@ -172,7 +172,8 @@ def infer_architecture(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -
     names = [n for n, (b, layers) in LAYERS.items() if list(layers) == blocks and (b.expansion == 4) == bottleneck]
     if not names:
         kind = "bottleneck" if bottleneck else "basic"
-        raise CheckpointError(f"{kind} blocks {blocks} per stage are no ResNet known here ({', '.join(LAYERS)})")
+        cifar = ": three stages, as CIFAR's ResNets have," if blocks[2] and not blocks[3] else ""
+        raise CheckpointError(f"{kind} blocks {blocks} per stage{cifar} are no ResNet known here ({', '.join(LAYERS)})")
     inferred: dict[str, Any] = {"name": names[0]}
     planes = state.get("layer1.0.conv1.weight")
     if planes is not None and planes.ndim == 4 and planes.shape[0] != 64:
