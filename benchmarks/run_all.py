@@ -43,8 +43,8 @@ def parser() -> argparse.ArgumentParser:
         description="Measure what a checkpoint transfers to. Without data it runs the embedded demo suite, and says so.",
         epilog="Results already there are reused only when weights, protocol, data and seed are identical.",
     )
-    p.add_argument("--ckpt", action="append", default=[], metavar="[NAME=]FILE", help="or zoo:NAME; may be given several "
-                   "times; checkpoints of one NAME are one row, with mean and spread")  # fmt: skip
+    p.add_argument("--ckpt", action="append", default=[], metavar="[NAME=]FILE", help="or zoo:NAME, timm:NAME; may be given "
+                   "several times; checkpoints of one NAME are one row, with mean and spread")  # fmt: skip
     p.add_argument("--suite", help="demo or paper (default: paper when data are given, else demo)")
     p.add_argument("--tasks", metavar="a,b", help="only these cells")
     p.add_argument("--profile", choices=["full", "smoke"], default="full", help="smoke: a few steps of every cell")
@@ -118,7 +118,7 @@ def curves_of(ckpts: list[str]) -> dict[str, Path]:
     found = {}
     for ckpt in ckpts:
         name, path = split_name(ckpt)
-        if path.startswith("zoo:"):
+        if path.startswith(("zoo:", "timm:", "hf-hub:")):
             continue
         metrics = Path(path).parent / "metrics.jsonl"
         if metrics.exists():

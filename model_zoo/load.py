@@ -35,7 +35,8 @@ def load(source: str | Path, *, name: str | None = None, seed: int = 0, like: Ba
     """Read a backbone from a checkpoint file or the zoo, or make `random:<architecture>` anew for a seed.
 
     Args:
-        source: a path, `zoo:NAME` (downloaded on first use), or `random:resnet50`.
+        source: a path, `zoo:NAME` or timm's `timm:NAME` and `hf-hub:OWNER/NAME` (downloaded on first use), or
+            `random:resnet50`.
         name: what to call it in tables; from the path unless given.
         seed: of a random backbone.
         like: a backbone whose architecture and input a random one takes.
@@ -47,6 +48,8 @@ def load(source: str | Path, *, name: str | None = None, seed: int = 0, like: Ba
         return _random(str(source), name, seed, like)
     if str(source).startswith("zoo:"):
         return _from_zoo(str(source), name)
+    if str(source).startswith(("timm:", "hf-hub:")):
+        return _from_timm(str(source), name)
     path = Path(source)
     try:
         return _from_file(path, name)
@@ -87,6 +90,29 @@ def _from_zoo(source: str, name: str | None) -> Backbone:
         layout = f"its layout is '{backbone.format}', the source describes '{entry.format}'"
         return replace(backbone, source=source, notes=(*backbone.notes, layout))
     return replace(backbone, source=source)
+
+
+def _from_timm(source: str, name: str | None) -> Backbone:
+    """A ResNet with the weights and the input that timm has for it; timm downloads and caches."""
+    import timm
+
+    wanted = source.removeprefix("timm:")
+    try:
+        model = timm.create_model(wanted, pretrained=True)
+    except Exception as error:  # the hub's client has its own errors for every way to be offline
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{source}: timm has no such weights at hand ({type(error).__name__}: {reason})"
+        ) from None
+    config = model.pretrained_cfg
+    spec = {"size": config["input_size"][-1], "mean": config["mean"], "std": config["std"]}
+    try:
+        layout, found = recognise(model.state_dict())
+        arch = build_config(Architecture, infer_architecture(found.state, {}), where="arch")
+        state = check(found, arch)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from None
+    return Backbone(name or wanted, arch, state, build_config(InputSpec, spec, where="input"), source, layout)
 
 
 def _from_file(path: Path, name: str | None, entry: Entry | None = None) -> Backbone:

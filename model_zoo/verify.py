@@ -13,7 +13,7 @@ from core.artifacts import file_sha256
 from core.embeddings import effective_rank
 from model_zoo.architecture import Architecture, InputSpec, architecture_fields
 from model_zoo.backbone import Backbone
-from model_zoo.load import load
+from model_zoo.load import UNKNOWABLE, load
 from model_zoo.resnet import build
 
 IMAGES = 16
@@ -30,7 +30,7 @@ def card(source: str | Path) -> dict[str, Any]:
     backbone = load(source)
     path = _file(source)
     fresh = build(backbone.arch, seed=0)
-    features = _features(backbone, backbone.build())
+    x = images(backbone.input)
     warnings: list[str] = []
     rows = {
         "file": str(path),
@@ -40,10 +40,10 @@ def card(source: str | Path) -> dict[str, Any]:
         "parameters": f"{sum(t.numel() for n, t in backbone.state.items() if n.endswith(('weight', 'bias'))):,}",
         "weights_sha256": backbone.weights_sha256,
         "file_sha256": file_sha256(path),
-        "features": _spread(features, _features(backbone, fresh), warnings),
+        "features": _spread(_features(backbone.build(), x), _features(fresh, x), warnings),
         "batchnorm": _batchnorm(backbone, fresh.state_dict(), warnings),
         "weights": _weights(backbone, fresh.state_dict(), warnings),
-        "conventions": conventions(backbone) or ["torchvision's"],
+        "conventions": conventions(backbone) or [f"torchvision's{', assumed' if UNKNOWABLE in backbone.notes else ''}"],
         "notes": list(backbone.notes) or ["none"],
     }
     return {**rows, "warnings": warnings or ["none"]}
@@ -97,9 +97,9 @@ def images(spec: InputSpec) -> Tensor:
 
 
 @torch.no_grad()
-def _features(backbone: Backbone, module: torch.nn.Module) -> Tensor:
-    """(16, C)"""
-    return module.eval()(images(backbone.input))
+def _features(module: torch.nn.Module, x: Tensor) -> Tensor:
+    """(16, C) pooled features."""
+    return module.eval()(x)
 
 
 def _spread(features: Tensor, fresh: Tensor, warnings: list[str]) -> str:

@@ -286,6 +286,13 @@ def test_no_network(server, monkeypatch):
     assert "cannot reach 127.0.0.1" in text and "BACKBENCH_ZOO" in text
 
 
+def test_the_environments_proxy_is_used(server, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", server.url)
+    wanted = entry(server, url="http://nowhere.invalid/resnet50.pth")
+    assert download.fetch(wanted).read_bytes() == DATA
+    assert [path for path, *_ in server.seen] == ["http://nowhere.invalid/resnet50.pth"]
+
+
 def test_the_mirror_is_asked_first(server, monkeypatch):
     monkeypatch.setenv("BACKBENCH_ZOO_MIRROR", f"{server.url}/mirror/")
     assert download.fetch(entry(server)).read_bytes() == DATA

@@ -66,8 +66,7 @@ def under(prefix, tensors):
 # ---------------------------------------------------------------- built by the library, saved its own way
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+@pytest.mark.parametrize(("name", "ending"), [("resnet18", "pth"), ("resnet50", "safetensors")])
 @torch.no_grad()
 def test_timm(tmp_path, name, ending):
     model = unlike_fresh(timm.create_model(name, num_classes=10))
@@ -79,8 +78,30 @@ def test_timm(tmp_path, name, ending):
     assert_same_features(path, expected, format="torchvision", arch=Architecture(name=name))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34"])
-@pytest.mark.parametrize("zipped", [True, False])
+@torch.no_grad()
+def test_timm_by_name(tmp_path, monkeypatch):
+    """timm's own loading, its weights from a file in place of the hub."""
+    model = unlike_fresh(timm.create_model("resnet18", num_classes=1000))
+    torch.save(model.state_dict(), tmp_path / "r18.pth")
+    own = {"file": str(tmp_path / "r18.pth"), "mean": (0.1, 0.2, 0.3)}
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda n, pretrained: create(n, pretrained, pretrained_cfg_overlay=own))
+    backbone = load("timm:resnet18.a1_in1k")
+    assert (backbone.name, backbone.source) == ("resnet18.a1_in1k", "timm:resnet18.a1_in1k")
+    assert (backbone.input.mean, backbone.input.size) == ((0.1, 0.2, 0.3), 224)
+    model.fc = nn.Identity()
+    torch.testing.assert_close(backbone.build().eval()(X), model(X), rtol=1e-5, atol=1e-5)
+    with pytest.raises(CheckpointError, match="timm:resnet18d: a stem of several 3x3 convolutions"):
+        monkeypatch.setattr(timm, "create_model", lambda n, pretrained: create(n))
+        load("timm:resnet18d")
+
+
+def test_timm_without_such_weights():
+    with pytest.raises(CheckpointError, match="timm:none_such: timm has no such weights at hand"):
+        load("timm:none_such")
+
+
+@pytest.mark.parametrize(("name", "zipped"), [("resnet18", True), ("resnet34", False)])
 @torch.no_grad()
 def test_torchvision(tmp_path, name, zipped):
     model = unlike_fresh(torchvision.models.get_model(name))
@@ -205,9 +226,14 @@ def documented(s, t):
     }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def families(state, twin):
+    return documented(state, twin)
+
+
 @pytest.mark.parametrize("family", sorted(documented({}, {})))
-def test_documented_layout(write, state, twin, family):
-    layout, obj = documented(state, twin)[family]
+def test_documented_layout(write, state, families, family):
+    layout, obj = families[family]
     backbone = load(write(obj))
     assert backbone.format == layout
     same = (name for name in state if not name.endswith("num_batches_tracked"))

@@ -1,5 +1,7 @@
 """What `verify` says of sound, untrained, collapsed and unusual backbones."""
 
+import functools
+
 import pytest
 import torch
 
@@ -13,6 +15,12 @@ ARCH = Architecture(name="resnet18", width=0.25)
 
 
 def trained_state():
+    """A new copy of `_trained`."""
+    return {name: tensor.clone() for name, tensor in _trained().items()}
+
+
+@functools.cache
+def _trained():
     """A network whose statistics are measured on the images, and whose weights left their initialisation."""
     module = build(ARCH, seed=0).train()
     for i, tensor in enumerate(module.parameters()):
@@ -71,6 +79,14 @@ def test_a_collapsed_one(look):
     card = look(state)
     assert any(line.startswith("COLLAPSED") for line in card["warnings"])
     assert "100% constant" in card["features"]
+
+
+def test_an_unknown_files_conventions_are_assumed(tmp_path):
+    torch.save(trained_state(), tmp_path / "model.pth")
+    (tmp_path / "model.pth.yaml").write_text("input: {size: 32, order: bgr}")
+    assert verify.card(tmp_path / "model.pth")["conventions"] == ["channels are BGR"]
+    (tmp_path / "model.pth.yaml").unlink()
+    assert verify.card(tmp_path / "model.pth")["conventions"] == ["torchvision's, assumed"]
 
 
 def test_the_rank_is_that_of_the_features(look, tmp_path):
