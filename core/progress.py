@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
@@ -70,6 +71,7 @@ class Transfers:
         self._bars = Progress(
             *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True, disable=not on
         )
+        self._stopped = threading.Event()
 
     def __enter__(self) -> Transfers:
         self._bars.start()
@@ -81,7 +83,24 @@ class Transfers:
         self._bars.stop()
 
     def add(self, label: str) -> Callable[[int, int | None], None]:
-        """A new file; call the result with (bytes there, bytes in all or None), from any thread."""
+        """A new file; call the result with (bytes there, bytes in all or None), from any thread.
+
+        After `stop` that call raises KeyboardInterrupt, which ends the thread at its next bytes.
+        """
+        show = self._shower(label)
+
+        def tell(done: int, total: int | None) -> None:
+            if self._stopped.is_set():
+                raise KeyboardInterrupt
+            show(done, total)
+
+        return tell
+
+    def stop(self) -> None:
+        """Let every thread that still transfers end."""
+        self._stopped.set()
+
+    def _shower(self, label: str) -> Callable[[int, int | None], None]:
         if not self._bars.disable:
             task = self._bars.add_task(label, total=None)
             return lambda done, total: self._bars.update(task, completed=done, total=total, visible=done != total)

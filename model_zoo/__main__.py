@@ -96,12 +96,11 @@ def _list(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([entry.model_dump(mode="json") for entry in found], indent=2))
         return 0
+    name, method = (max((len(getattr(entry, field)) for entry in found), default=0) for field in ("name", "method"))
     for entry in found:
         weights = entry.url or (f"see {', '.join(entry.see)}" if entry.see else "numbers only")
-        by_hand = " (by hand)" if entry.by_hand else ""
-        print(
-            f"{entry.name:<28} {entry.method:<24} {entry.arch.name:<10} {len(entry.published):>3} numbers  {weights}{by_hand}"
-        )
+        row = f"{entry.name:<{name}}  {entry.method:<{method}}  {entry.arch.name}  {len(entry.published):>3} numbers  {weights}"
+        print(row + (" (by hand)" if entry.by_hand else ""))
     return 0
 
 

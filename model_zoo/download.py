@@ -101,8 +101,9 @@ def fetch_all(
                     found[entry.name] = error
                 if done:
                     done(entry, found[entry.name])
-        except BaseException:  # Ctrl-C: what has not begun never does
+        except BaseException:  # Ctrl-C: what has not begun never does, what has keeps its part for the next time
             pool.shutdown(wait=False, cancel_futures=True)
+            bars.stop()
             raise
     return found
 

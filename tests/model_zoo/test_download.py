@@ -1,5 +1,6 @@
 """Downloads from a real server on loopback that behaves as badly as servers do."""
 
+import contextlib
 import hashlib
 import http.server
 import json
@@ -352,6 +353,34 @@ def test_several_at_once_and_one_that_fails(server, tmp_path):
     assert sorted(p.name for p in (tmp_path / "to").glob("*.pth")) == [f"net_{i}.pth" for i in range(1, 5)]
     assert isinstance(found["net_0"], BackbenchError)
     assert set(download.pins()) == {f"net_{i}" for i in range(1, 5)}, "no pin of a neighbour is lost"
+
+
+def test_ctrl_c_ends_what_is_under_way(server, tmp_path):
+    """One file is there, Ctrl-C comes, the other stops at its next bytes and keeps its part."""
+
+    def by_name(h):
+        if "quick" in h.path:
+            threading.Event().wait(0.1)
+            return good(h)
+        h.send_response(200)
+        h.send_header("Content-Length", str(len(DATA)))
+        h.send_header("ETag", '"one"')
+        h.end_headers()
+        with contextlib.suppress(OSError):  # the client went
+            for start in range(0, len(DATA), 10_000):
+                h.wfile.write(DATA[start : start + 10_000])
+                threading.Event().wait(0.01)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    server.script = [by_name]
+    names = ("quick", "slow")
+    wanted = [entry(server, url=f"{server.url}/{name}.pth").model_copy(update={"name": name}) for name in names]
+    with pytest.raises(KeyboardInterrupt):
+        download.fetch_all(wanted, tmp_path, interrupt)
+    assert sorted(p.name for p in tmp_path.glob("*.pth")) == ["quick.pth"]
+    assert 0 < (tmp_path / ".slow.pth.part").stat().st_size < len(DATA)
 
 
 def _fetch_elsewhere(wanted, cache, queue):
