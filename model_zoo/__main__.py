@@ -155,9 +155,6 @@ def _download(args: argparse.Namespace) -> int:
     wanted = [entries.get(name) for name in args.name]
     if args.all:
         wanted = [entry for entry in entries.all_entries() if download.places(entry)]
-    for entry in wanted:
-        if entry.url:
-            say(f"{entry.name}: licence {entry.licence}")
 
     def tell(entry: Entry, found: Path | BackbenchError) -> None:
         print(f"{entry.name}  {found}") if isinstance(found, Path) else say(f"FAILED {entry.name}: {found}")

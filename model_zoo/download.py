@@ -72,7 +72,10 @@ def fetch(entry: Entry, folder: Path | None = None, bars: Transfers | None = Non
     target = folder / entry.file
     with writing(target), FileLock(str(folder / f".{entry.file}.lock")):
         if target.exists():
-            check(entry, target)
+            try:
+                check(entry, target)
+            except CheckpointError as error:
+                raise CheckpointError(f"{error}; remove the file to have it fetched again") from None
             return target
         with Transfers() if bars is None else contextlib.nullcontext(bars) as shown:
             _download(entry, target, shown)
@@ -222,12 +225,15 @@ def places(entry: Entry) -> list[str]:
 
 def _download(entry: Entry, target: Path, bars: Transfers) -> None:
     """Ask one place after the other, check, pin, move into place."""
+    from core.progress import say
+
     by_hand = (
         f"{entry.by_hand}: download {entry.url} in a browser as {entry.file} into a folder, name it in BACKBENCH_ZOO"
     )
     failed = [f"{entry.name}: {by_hand}"] if entry.by_hand else []
     part = target.with_name(f".{target.name}.part")
     for url in places(entry):
+        say(f"{entry.name}: from {url}, licence of the weights: {entry.licence or 'not stated'}")
         try:
             _retrieve(url, part, entry.name, bars)
             sha256 = check(entry, part)

@@ -108,8 +108,10 @@ def refusal(wanted, kind=BackbenchError):
     return str(caught.value)
 
 
-def test_a_file_comes_once_and_is_kept(server):
-    path = download.fetch(entry(server))
+def test_a_file_comes_once_and_is_kept(server, capsys):
+    wanted = entry(server, licence="CC-BY-NC-4.0")
+    path = download.fetch(wanted)
+    assert capsys.readouterr().err == f"some_r50: from {wanted.url}, licence of the weights: CC-BY-NC-4.0\n"
     assert path == download.cache() / "some_r50.pth"
     assert path.read_bytes() == DATA
     assert download.fetch(entry(server)) == path
@@ -212,7 +214,7 @@ def test_an_unknown_checksum_is_pinned(server):
     server.script = [lambda h: good(h, data=DATA[::-1])]
     assert "pinned" in refusal(wanted)
     path.write_bytes(b"damaged in the cache")
-    with pytest.raises(CheckpointError, match="pinned"):
+    with pytest.raises(CheckpointError, match=r"pinned.*remove the file to have it fetched again"):
         download.fetch(wanted)
 
 
