@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from core.errors import BackbenchError, ConfigError, run_cli
+from core.errors import BackbenchError, ConfigError, nearest, run_cli
 
 if TYPE_CHECKING:
     from benchmarks.plan import Cell
@@ -26,7 +26,7 @@ _RUN_ONE = Path(__file__).resolve().parent / "run_one.py"
 class Subject:
     """A backbone to measure, as `run_one` is told of it; a random baseline is one backbone per seed."""
 
-    ckpt: str  # [NAME=]FILE or random:<architecture>
+    ckpt: str  # [NAME=]FILE, zoo:<entry> or random:<architecture>
     like: str | None
     backbones: tuple[Backbone, ...]
 
@@ -43,14 +43,15 @@ def parser() -> argparse.ArgumentParser:
         description="Measure what a checkpoint transfers to. Without data it runs the embedded demo suite, and says so.",
         epilog="Results already there are reused only when weights, protocol, data and seed are identical.",
     )
-    p.add_argument("--ckpt", action="append", default=[], metavar="[NAME=]FILE", help="may be given several times; "
-                   "checkpoints of one NAME are one row, with mean and spread")  # fmt: skip
+    p.add_argument("--ckpt", action="append", default=[], metavar="[NAME=]FILE", help="or zoo:NAME, timm:NAME; may be given "
+                   "several times; checkpoints of one NAME are one row, with mean and spread")  # fmt: skip
     p.add_argument("--suite", help="demo or paper (default: paper when data are given, else demo)")
     p.add_argument("--tasks", metavar="a,b", help="only these cells")
     p.add_argument("--profile", choices=["full", "smoke"], default="full", help="smoke: a few steps of every cell")
     p.add_argument("--data-root", type=Path, metavar="DIR", help="folder that holds the data sets by name")
     p.add_argument("--data", action="append", default=[], metavar="name=PATH", help="one data set elsewhere")
-    p.add_argument("--baselines", default="", metavar="a,b", help="random: the same architecture, anew for each seed")
+    p.add_argument("--baselines", default="", metavar="a,b", help="random: the same architecture, anew for each seed; or "
+                   "names of zoo entries")  # fmt: skip
     p.add_argument("--seeds", type=int, metavar="N", help="of the evaluation (default: the suite's)")
     p.add_argument("--out", type=Path, default=Path("results"), metavar="DIR")
     p.add_argument("--jobs", type=int, default=0, metavar="N", help="cells at a time (default: one per GPU, or 1)")
@@ -120,6 +121,8 @@ def curves_of(ckpts: list[str]) -> dict[str, Path]:
     found = {}
     for ckpt in ckpts:
         name, path = split_name(ckpt)
+        if path.startswith(("zoo:", "timm:", "hf-hub:")):
+            continue
         metrics = Path(path).parent / "metrics.jsonl"
         if metrics.exists():
             shown = name or default_name(Path(path))
@@ -131,6 +134,7 @@ def find_subjects(ckpts: list[str], baselines: str, seeds: int) -> list[Subject]
     """Load every checkpoint once, so that a bad one stops before any cell runs; `random` follows their architectures."""
     from benchmarks.run_one import split_name
     from core.progress import say
+    from model_zoo import entries
     from model_zoo.load import load
 
     def random(ckpt: str, like: str | None) -> Subject:
@@ -138,6 +142,15 @@ def find_subjects(ckpts: list[str], baselines: str, seeds: int) -> list[Subject]
         template = load(like) if like else None
         made = (load(source, name=name, seed=seed, like=template) for seed in range(seeds))
         return Subject(ckpt, like, tuple(made))
+
+    def from_zoo(name: str) -> Subject:
+        known = {entry.name for entry in entries.all_entries()}
+        if name not in known:
+            close = hint if "did you mean" in (hint := nearest(name, known)) else ""
+            raise ConfigError(
+                f"unknown baseline '{name}'; known: random, random:<architecture>, names of zoo entries{close}"
+            )
+        return Subject(f"zoo:{name}", None, (load(f"zoo:{name}"),))
 
     subjects = []
     for ckpt in ckpts:
@@ -160,7 +173,7 @@ def find_subjects(ckpts: list[str], baselines: str, seeds: int) -> list[Subject]
         elif baseline.startswith("random:"):
             subjects.append(random(baseline, None))
         else:
-            raise ConfigError(f"unknown baseline '{baseline}'; known: random, random:<architecture>")
+            subjects.append(from_zoo(baseline.removeprefix("zoo:")))
     return subjects
 
 

@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 def parser() -> argparse.ArgumentParser:
     """The command line; `run_all` builds one of these for each cell."""
     p = argparse.ArgumentParser(prog="benchmarks/run_one.py", description=__doc__)
-    p.add_argument("--ckpt", required=True, metavar="[NAME=]FILE", help="a checkpoint, or random:resnet50")
-    p.add_argument(
-        "--like", type=Path, metavar="FILE", help="take a random backbone's architecture and input from here"
-    )
+    p.add_argument("--ckpt", required=True, metavar="[NAME=]FILE", help="a checkpoint, zoo:NAME or random:resnet50")
+    p.add_argument("--like", metavar="FILE", help="take a random backbone's architecture and input from here")
     p.add_argument("--cell", required=True)
     p.add_argument("--out", type=Path, default=Path("results"))
     p.add_argument("--suite", default="none", help="the suite's name in the record")
@@ -62,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         distributed.shutdown()
 
 
-def backbones(ckpt: str, like: Path | None, seeds: int, cell: Cell) -> list[tuple[int, Backbone]]:
+def backbones(ckpt: str, like: str | None, seeds: int, cell: Cell) -> list[tuple[int, Backbone]]:
     """(seed, backbone) pairs: a random backbone anew for each seed, a fixed one once where the task draws nothing."""
     from model_zoo.load import load
 

@@ -9,8 +9,10 @@ import io
 import os
 import pickle
 import re
+import shutil
 import tempfile
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -224,10 +226,61 @@ def load_torch(path: Path) -> Any:
             ) from None
 
 
+_LARGEST_RATIO = 30  # weights hardly compress: what unpacks to more is no checkpoint
+_CHECKPOINTS = (".pth", ".pt", ".tar", ".ckpt", ".th", ".torch", ".pkl", ".bin")
+
+
+def _refuse_bomb(path: Path, archive: zipfile.ZipFile) -> None:
+    """CheckpointError when an archive announces far more than it holds."""
+    unpacked, packed = sum(member.file_size for member in archive.infolist()), path.stat().st_size
+    if unpacked > _LARGEST_RATIO * packed + (1 << 20):
+        raise CheckpointError(
+            f"{path}: {packed} bytes that would unpack to {unpacked}: refused, no weights compress so far"
+        )
+
+
+def is_plain_archive(path: Path) -> bool:
+    """Whether the file is a zip archive that `torch.save` did not write."""
+    if not _head(Path(path)).startswith(b"PK"):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return not any(name.endswith(("data.pkl", "constants.pkl")) for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
+
+
+@contextlib.contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """The one checkpoint in a plain zip archive, in a temporary folder, under a name of ours.
+
+    Raises:
+        CheckpointError: not exactly one checkpoint in it, a name that leaves the folder, a bomb, damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory(prefix="backbench-") as folder:
+            _refuse_bomb(path, archive)
+            for name in archive.namelist():
+                if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or re.match(r"[A-Za-z]:", name):
+                    raise CheckpointError(f"{path}: holds '{name}', which leads out of its folder; refused")
+            found = [member for member in archive.infolist() if member.filename.endswith(_CHECKPOINTS)]
+            if len(found) != 1:
+                raise CheckpointError(
+                    f"{path}: an archive with {len(found)} checkpoints; unpack it and give the one you mean"
+                )
+            target = Path(folder) / "checkpoint"
+            with archive.open(found[0]) as source, target.open("wb") as file:
+                shutil.copyfileobj(source, file)
+            yield target
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error, EOFError) as error:
+        raise CheckpointError(f"{path}: not a readable archive ({error})") from None
+
+
 def _is_torchscript(path: Path) -> bool:
     """Whether torch.load would hand the file over to torch.jit.load, which runs what it holds."""
     try:
         with zipfile.ZipFile(path) as archive:
+            _refuse_bomb(path, archive)
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError):
         return False
@@ -295,7 +348,19 @@ def _latin1(text: str, codec: str) -> bytes:
     return text.encode("latin-1")
 
 
+class _ByolState:
+    """Stands for BYOL's NamedTuple of networks: a dictionary of its fields (deepmind-research, byol/byol_experiment.py)."""
+
+    def __new__(cls, *values: object) -> Any:
+        names = ("online_params", "target_params", "online_state", "target_state", "opt_state")
+        return dict(zip(names, values, strict=False))
+
+
+_HAIKU = "haiku._src.data_structures"  # its mappings are pickled as themselves and a dictionary
 _ARRAYS: dict[tuple[str, str], Any] = {
+    **{(_HAIKU, name): dict for name in ("FlatMapping", "FlatMap", "frozendict")},
+    ("byol.byol_experiment", "_ByolExperimentState"): _ByolState,
+    ("byol.utils.optimizers", "LarsState"): _Inert,
     ("collections", "OrderedDict"): OrderedDict,
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
@@ -310,6 +375,8 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ARRAYS:
             return _ARRAYS[module, name]
+        if module.startswith("optax."):
+            return _Inert
         raise CheckpointError(f"holds '{module}.{name}', which is no array but code; refused, nothing was run")
 
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from core.distributed import is_main
 
@@ -49,3 +60,56 @@ def track(items: Iterable[T], *, total: int, label: str) -> Iterator[T]:
         if now - last >= _LINE_EVERY_S:
             last = now
             say(f"{label}: {done} of {total}, {duration((now - start) / done * (total - done))} left")
+
+
+class Transfers:
+    """Bars of bytes, one per file, several at once; without a terminal, a plain line per file every 15 s."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        on = is_main() and sys.stderr.isatty()
+        self._bars = Progress(
+            *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True, disable=not on
+        )
+        self._stopped = threading.Event()
+
+    def __enter__(self) -> Transfers:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def add(self, label: str) -> Callable[[int, int | None], None]:
+        """A new file; call the result with (bytes there, bytes in all or None), from any thread.
+
+        After `stop` that call raises KeyboardInterrupt, which ends the thread at its next bytes.
+        """
+        show = self._shower(label)
+
+        def tell(done: int, total: int | None) -> None:
+            if self._stopped.is_set():
+                raise KeyboardInterrupt
+            show(done, total)
+
+        return tell
+
+    def stop(self) -> None:
+        """Let every thread that still transfers end."""
+        self._stopped.set()
+
+    def _shower(self, label: str) -> Callable[[int, int | None], None]:
+        if not self._bars.disable:
+            task = self._bars.add_task(label, total=None)
+            return lambda done, total: self._bars.update(task, completed=done, total=total, visible=done != total)
+        last = time.monotonic()
+
+        def line(done: int, total: int | None) -> None:
+            nonlocal last
+            if time.monotonic() - last >= _LINE_EVERY_S:
+                last = time.monotonic()
+                say(f"{label}: {done / 1e6:.0f} MB" + (f" of {total / 1e6:.0f}" if total else ""))
+
+        return line

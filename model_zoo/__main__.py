@@ -1,13 +1,17 @@
-"""`python -m model_zoo verify|convert|list|show`."""
+"""`python -m model_zoo verify|convert|list|show|download`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from core.errors import CheckpointError, run_cli
+from core.errors import BackbenchError, CheckpointError, run_cli
 from model_zoo import export
+
+if TYPE_CHECKING:
+    from model_zoo.entries import Entry
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -15,12 +19,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m model_zoo", description="Checkpoints in, checked backbones out.")
     commands = parser.add_subparsers(dest="command", required=True)
     verify = commands.add_parser("verify", help="say what a checkpoint is and whether it is sound")
-    verify.add_argument("file", type=Path)
+    verify.add_argument("file", help="a checkpoint, or zoo:NAME")
     verify.add_argument("--json", action="store_true")
     convert = commands.add_parser(
         "convert", help="write a checkpoint of any known layout as model.pth or for an engine"
     )
-    convert.add_argument("file", type=Path)
+    convert.add_argument("file", help="a checkpoint, or zoo:NAME")
     convert.add_argument("--to", metavar="ENGINE", help=f"write for {' or '.join(export.names())}, with its settings")
     convert.add_argument("-o", "--output", type=Path, required=True)
     convert.add_argument("--force", action="store_true", help="overwrite the output")
@@ -30,8 +34,16 @@ def main(argv: list[str] | None = None) -> int:
     listing.add_argument("--json", action="store_true")
     show = commands.add_parser("show", help="an entry's card with its published numbers")
     show.add_argument("name")
+    show.add_argument("--json", action="store_true")
+    down = commands.add_parser("download", help="fetch and check weights; goes on where it stopped")
+    down.add_argument("name", nargs="*", help="entries, see list")
+    down.add_argument("--all", action="store_true", help="every entry that a program can fetch")
+    down.add_argument(
+        "--to", type=Path, metavar="DIR", help="here in place of the cache (fit for BACKBENCH_ZOO, a mirror)"
+    )
     args = parser.parse_args(argv)
-    return {"verify": _verify, "convert": _convert, "list": _list, "show": _show}[args.command](args)
+    known = {"verify": _verify, "convert": _convert, "list": _list, "show": _show, "download": _download}
+    return known[args.command](args)
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -84,21 +96,71 @@ def _list(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([entry.model_dump(mode="json") for entry in found], indent=2))
         return 0
+    name, method = (max((len(getattr(entry, field)) for entry in found), default=0) for field in ("name", "method"))
     for entry in found:
-        weights = entry.url or "numbers only"
-        print(f"{entry.name:<28} {entry.method:<24} {entry.arch.name:<10} {len(entry.published):>3} numbers  {weights}")
+        weights = entry.url or (f"see {', '.join(entry.see)}" if entry.see else "numbers only")
+        row = f"{entry.name:<{name}}  {entry.method:<{method}}  {entry.arch.name}  {len(entry.published):>3} numbers  {weights}"
+        print(row + (" (by hand)" if entry.by_hand else ""))
     return 0
 
 
 def _show(args: argparse.Namespace) -> int:
     from model_zoo import entries
+    from model_zoo.architecture import architecture_fields
 
     entry = entries.get(args.name)
-    print(f"{entry.name}: {entry.method}, {entry.arch.name}")
-    print(f"weights: {entry.url or 'none (' + (entry.no_weights or '') + ')'}")
+    if args.json:
+        print(json.dumps(entry.model_dump(mode="json"), indent=2))
+        return 0
+    print(f"{entry.name}: {entry.method}, {architecture_fields(entry.arch)}")
+    for label, value in _card(entry):
+        print(f"{label:>14}  {value}")
     for number in entry.published:
         print(f"  {number.cell:<28} {number.metric:<12} {number.value:>7g}  {number.variant or '':<30} {number.source}")
     return 0
+
+
+def _card(entry: Entry) -> list[tuple[str, str]]:
+    """(label, value) of what is known of an entry's weights."""
+    recipe = ", ".join(f"{value} {key}" for key, value in entry.recipe.model_dump().items() if value)
+    rows = [("pretrained on", entry.pretrained_on + (f" ({recipe})" if recipe else ""))]
+    if not entry.url:
+        rows.append(("weights", f"none ({entry.no_weights})"))
+        return rows + ([("see", ", ".join(entry.see))] if entry.see else [])
+    from model_zoo.download import pins
+
+    spec = entry.input
+    known = {"sha256": entry.sha256, "sha256 begins": entry.sha256_prefix, "md5 begins": entry.md5_prefix}
+    pin = pins().get(entry.name, {}).get("sha256")
+    checksums = [f"{name} {value}" for name, value in known.items() if value] + ([f"pinned {pin}"] if pin else [])
+    rows += [("weights", entry.url), *(("mirror", mirror) for mirror in entry.mirrors)]
+    rows += [("by hand", entry.by_hand)] if entry.by_hand else []
+    rows += [
+        ("checksum", "; ".join(checksums) or "unknown until first download, then pinned"),
+        ("size", f"{entry.size_mb:g} MB" if entry.size_mb else "not stated"),
+        ("layout", entry.format or "not stated; recognised when read"),
+        ("input", f"{spec.order.upper()}, {spec.size} px, mean {list(spec.mean)}, std {list(spec.std)}"),
+        ("licence", entry.licence or "not stated"),
+        ("read in", entry.source or "not stated"),
+    ]
+    return rows + [("note", note) for note in entry.notes]
+
+
+def _download(args: argparse.Namespace) -> int:
+    from core.progress import say
+    from model_zoo import download, entries
+
+    if bool(args.name) == args.all:
+        raise BackbenchError("give names of entries, or --all; `python -m model_zoo list` shows them")
+    wanted = [entries.get(name) for name in args.name]
+    if args.all:
+        wanted = [entry for entry in entries.all_entries() if download.places(entry)]
+
+    def tell(entry: Entry, found: Path | BackbenchError) -> None:
+        print(f"{entry.name}  {found}") if isinstance(found, Path) else say(f"FAILED {entry.name}: {found}")
+
+    found = download.fetch_all(wanted, args.to, tell)
+    return int(any(isinstance(result, BackbenchError) for result in found.values()))
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from core.artifacts import is_plain_pickle, load_pickle, load_torch
+from core.artifacts import is_plain_archive, is_plain_pickle, load_pickle, load_torch, unpacked
 from core.config import build as build_config
 from core.config import read_mapping
 from core.errors import CheckpointError, ConfigError, nearest
@@ -18,6 +19,9 @@ from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone
 from model_zoo.formats import Extracted
 from model_zoo.resnet import LAYERS, build, expected_shapes
+
+if TYPE_CHECKING:
+    from model_zoo.entries import Entry
 
 UNKNOWABLE = (
     "channel order, stride placement and padding cannot be told from weights; RGB and torchvision's conventions assumed"
@@ -28,10 +32,11 @@ _GENERIC = {"model", "checkpoint", "last", "latest", "final", "backbone", "ckpt"
 
 
 def load(source: str | Path, *, name: str | None = None, seed: int = 0, like: Backbone | None = None) -> Backbone:
-    """Read a backbone from a checkpoint file, or make `random:<architecture>` anew for a seed.
+    """Read a backbone from a checkpoint file or the zoo, or make `random:<architecture>` anew for a seed.
 
     Args:
-        source: a path, or `random:resnet50`.
+        source: a path, `zoo:NAME` or timm's `timm:NAME` and `hf-hub:OWNER/NAME` (downloaded on first use), or
+            `random:resnet50`.
         name: what to call it in tables; from the path unless given.
         seed: of a random backbone.
         like: a backbone whose architecture and input a random one takes.
@@ -41,6 +46,10 @@ def load(source: str | Path, *, name: str | None = None, seed: int = 0, like: Ba
     """
     if str(source).startswith("random:"):
         return _random(str(source), name, seed, like)
+    if str(source).startswith("zoo:"):
+        return _from_zoo(str(source), name)
+    if str(source).startswith(("timm:", "hf-hub:")):
+        return _from_timm(str(source), name)
     path = Path(source)
     try:
         return _from_file(path, name)
@@ -67,10 +76,49 @@ def _random(source: str, name: str | None, seed: int, like: Backbone | None) -> 
     return Backbone(name or source, arch, state, spec, source, "random", (f"initialised with seed {seed}",))
 
 
-def _from_file(path: Path, name: str | None) -> Backbone:
+def _from_zoo(source: str, name: str | None) -> Backbone:
+    """The entry's file, with the architecture and input that the entry states."""
+    from model_zoo import download, entries
+
+    entry = entries.get(source.removeprefix("zoo:"))
+    path = download.fetch(entry)
+    try:
+        backbone = _from_file(path, name or entry.name, entry)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source} ({path}): {error}") from None
+    if entry.format and backbone.format != entry.format:
+        layout = f"its layout is '{backbone.format}', the source describes '{entry.format}'"
+        return replace(backbone, source=source, notes=(*backbone.notes, layout))
+    return replace(backbone, source=source)
+
+
+def _from_timm(source: str, name: str | None) -> Backbone:
+    """A ResNet with the weights and the input that timm has for it; timm downloads and caches."""
+    import timm
+
+    wanted = source.removeprefix("timm:")
+    try:
+        model = timm.create_model(wanted, pretrained=True)
+    except Exception as error:  # the hub's client has its own errors for every way to be offline
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{source}: timm has no such weights at hand ({type(error).__name__}: {reason})"
+        ) from None
+    config = model.pretrained_cfg
+    spec = {"size": config["input_size"][-1], "mean": config["mean"], "std": config["std"]}
+    try:
+        layout, found = recognise(model.state_dict())
+        arch = build_config(Architecture, infer_architecture(found.state, {}), where="arch")
+        state = check(found, arch)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from None
+    return Backbone(name or wanted, arch, state, build_config(InputSpec, spec, where="input"), source, layout)
+
+
+def _from_file(path: Path, name: str | None, entry: Entry | None = None) -> Backbone:
     obj = read_container(path)
     layout, found = recognise(obj)
-    side = _sidecar(path)
+    side = _sidecar(path) if entry is None else entry.model_dump(mode="json", include={"arch", "input"})
     stated = {**found.arch, **side.get("arch", {})}
     try:
         arch = build_config(Architecture, {**infer_architecture(found.state, stated), **stated}, where="arch")
@@ -83,11 +131,12 @@ def _from_file(path: Path, name: str | None) -> Backbone:
     )
     if layout != "backbench" and not side:
         notes.append(UNKNOWABLE)
+    notes += entry.notes if entry else ()
     return Backbone(name or default_name(path), arch, state, spec, str(path), layout, tuple(notes))
 
 
 def read_container(path: Path) -> Any:
-    """A torch file, safetensors or a pickle of arrays, without running anything."""
+    """A torch file, safetensors, a pickle of arrays, or one of these in a zip archive, without running anything."""
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -96,6 +145,9 @@ def read_container(path: Path) -> Any:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"not a readable safetensors file ({error})") from None
+    if is_plain_archive(path):
+        with unpacked(path) as inner:
+            return load_pickle(inner) if is_plain_pickle(inner) else load_torch(inner)
     return load_pickle(path) if is_plain_pickle(path) else load_torch(path)
 
 
@@ -109,7 +161,9 @@ def recognise(obj: Any) -> tuple[str, Extracted]:
         raise CheckpointError(
             f"more than one layout matches ({', '.join(matching)}); state which by converting it first"
         )
-    raise CheckpointError(f"no known layout: {_describe(obj)}; known layouts: {', '.join(known)}")
+    near = formats.nearest(obj)
+    like = f"; nearest: {', '.join(near)}" if near else ""
+    raise CheckpointError(f"no known layout: {_describe(obj)}{like}; known layouts: {', '.join(known)}")
 
 
 def _describe(obj: Any) -> str:
@@ -144,7 +198,8 @@ def infer_architecture(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -
     names = [n for n, (b, layers) in LAYERS.items() if list(layers) == blocks and (b.expansion == 4) == bottleneck]
     if not names:
         kind = "bottleneck" if bottleneck else "basic"
-        raise CheckpointError(f"{kind} blocks {blocks} per stage are no ResNet known here ({', '.join(LAYERS)})")
+        cifar = ": three stages, as CIFAR's ResNets have," if blocks[2] and not blocks[3] else ""
+        raise CheckpointError(f"{kind} blocks {blocks} per stage{cifar} are no ResNet known here ({', '.join(LAYERS)})")
     inferred: dict[str, Any] = {"name": names[0]}
     planes = state.get("layer1.0.conv1.weight")
     if planes is not None and planes.ndim == 4 and planes.shape[0] != 64:
@@ -167,6 +222,10 @@ def check(found: Extracted, arch: Architecture) -> dict[str, Tensor]:
     Raises:
         CheckpointError: names the first tensors that are wrong.
     """
+    if any(name.startswith("conv1.0.") for name in found.leftover):
+        raise CheckpointError(
+            "a stem of several 3x3 convolutions (ResNet-C, -D, -T; timm's resnet50d), which is not known here"
+        )
     expected = expected_shapes(arch)
     counters = {name for name in expected if name.endswith("num_batches_tracked")}
     missing = [name for name in expected if name not in found.state and name not in counters]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -73,7 +77,8 @@ def feature_dim(arch: Architecture) -> int:
     return round(64 * arch.width) * 8 * block.expansion
 
 
-def expected_shapes(arch: Architecture) -> dict[str, torch.Size]:
+@functools.lru_cache(maxsize=64)
+def expected_shapes(arch: Architecture) -> Mapping[str, torch.Size]:
     """Name and shape of every tensor of the architecture, without allocating it."""
     with torch.device("meta"):
-        return {name: tensor.shape for name, tensor in Trunk(arch).state_dict().items()}
+        return MappingProxyType({name: tensor.shape for name, tensor in Trunk(arch).state_dict().items()})

@@ -6,55 +6,152 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from core.artifacts import file_sha256
 from core.embeddings import effective_rank
-from model_zoo.architecture import architecture_fields
+from model_zoo.architecture import Architecture, InputSpec, architecture_fields
 from model_zoo.backbone import Backbone
-from model_zoo.load import load
+from model_zoo.load import UNKNOWABLE, load
 from model_zoo.resnet import build
 
+IMAGES = 16
+_LOWEST_RANK = 2.0  # of at most 15: below it the images are hardly told apart
+_LIKE_FRESH = 0.02  # a layer whose spread is as near as this to a fresh network's has hardly been trained
 
-def card(path: Path) -> dict[str, Any]:
-    """Facts about a checkpoint, in order; every check of `load` has passed when this returns.
+
+def card(source: str | Path) -> dict[str, Any]:
+    """Facts about a checkpoint or `zoo:NAME`, in order; every check of `load` has passed when this returns.
 
     Raises:
         CheckpointError: the file does not hold a sound backbone.
     """
-    backbone = load(path)
-    parameters = sum(t.numel() for n, t in backbone.state.items() if n.endswith(("weight", "bias")))
-    spec = backbone.input
-    return {
+    backbone = load(source)
+    path = _file(source)
+    fresh = build(backbone.arch, seed=0)
+    x = images(backbone.input)
+    warnings: list[str] = []
+    rows = {
         "file": str(path),
         "layout": backbone.format,
         "architecture": architecture_fields(backbone.arch),
-        "input": f"{spec.order.upper()}, {spec.size} px, mean {list(spec.mean)}, std {list(spec.std)}",
-        "parameters": f"{parameters:,}",
+        "input": _input(backbone.input),
+        "parameters": f"{sum(t.numel() for n, t in backbone.state.items() if n.endswith(('weight', 'bias'))):,}",
         "weights_sha256": backbone.weights_sha256,
         "file_sha256": file_sha256(path),
-        "features": _features(backbone),
-        "batchnorm": _batchnorm(backbone),
+        "features": _spread(_features(backbone.build(), x), _features(fresh, x), warnings),
+        "batchnorm": _batchnorm(backbone, fresh.state_dict(), warnings),
+        "weights": _weights(backbone, fresh.state_dict(), warnings),
+        "conventions": conventions(backbone) or [f"torchvision's{', assumed' if UNKNOWABLE in backbone.notes else ''}"],
         "notes": list(backbone.notes) or ["none"],
     }
+    return {**rows, "warnings": warnings or ["none"]}
 
 
-def _features(backbone: Backbone) -> str:
-    """Spread of the features of 16 random images: a dead network has none."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(16, 3, backbone.input.size, backbone.input.size, generator=generator)
-    module = backbone.build().eval()
-    with torch.no_grad():
-        features = module(x)
-    rank = float(effective_rank(features))
-    return f"{features.shape[1]} dimensions, effective rank {rank:.1f} of 15 on noise, norm {features.norm(dim=1).mean():.3g}"
+def conventions(backbone: Backbone) -> list[str]:
+    """What differs from torchvision's conventions, each of which changes numbers when it is forgotten."""
+    usual, arch, spec = InputSpec(), backbone.arch, backbone.input
+    plain = Architecture(name=arch.name)
+    found = []
+    if arch.stride_in_1x1:
+        found.append("a block's stride is in its first 1x1 convolution (Caffe2, MSRA)")
+    if arch.pool_padding != plain.pool_padding:
+        found.append("max-pooling is padded at the end (TensorFlow's SAME, Caffe)")
+    if arch.stem != plain.stem:
+        found.append(f"the stem is {arch.stem}, for small images")
+    if spec.order == "bgr":
+        found.append("channels are BGR")
+    if tuple(spec.std) != tuple(usual.std) or tuple(spec.mean) not in (tuple(usual.mean), tuple(usual.mean)[::-1]):
+        swav = " (SwAV's code)" if spec.std == (0.228, 0.224, 0.225) else ""
+        found.append(f"mean {list(spec.mean)} and std {list(spec.std)} are not ImageNet's usual ones{swav}")
+    return found
 
 
-def _batchnorm(backbone: Backbone) -> str:
+def _input(spec: InputSpec) -> str:
+    return f"{spec.order.upper()}, {spec.size} px, mean {list(spec.mean)}, std {list(spec.std)}"
+
+
+def _file(source: str | Path) -> Path:
+    """The file itself; `load` has fetched a zoo entry's already."""
+    if not str(source).startswith("zoo:"):
+        return Path(source)
+    from model_zoo import download, entries
+
+    return download.fetch(entries.get(str(source).removeprefix("zoo:")))
+
+
+def images(spec: InputSpec) -> Tensor:
+    """Rendered scenes (16, 3, size, size) as the backbone wants to see them."""
+    import numpy as np
+
+    from core.datasets.demo import CLASSES, render_single
+
+    rng = np.random.default_rng(0)
+    pixels = np.stack([render_single(i % len(CLASSES), rng) for i in range(IMAGES)])
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    x = F.interpolate(x, (spec.size, spec.size), mode="bilinear", antialias=True)
+    x = x.flip(1) if spec.order == "bgr" else x
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
+    return (x - mean) / std
+
+
+@torch.no_grad()
+def _features(module: torch.nn.Module, x: Tensor) -> Tensor:
+    """(16, C) pooled features."""
+    return module.eval()(x)
+
+
+def _spread(features: Tensor, fresh: Tensor, warnings: list[str]) -> str:
+    """Whether the rendered scenes are told apart, beside a fresh network."""
+    if not bool(torch.isfinite(features).all()):
+        warnings.append("features of ordinary images are NaN or infinite")
+        return f"{features.shape[1]} dimensions, not finite"
+    rank, dead = float(effective_rank(features)), float((features.std(dim=0) == 0).float().mean())
+    if rank < _LOWEST_RANK:
+        warnings.append(f"COLLAPSED: {IMAGES} different images have features of effective rank {rank:.1f}")
+    return (
+        f"{features.shape[1]} dimensions, effective rank {rank:.1f} of {IMAGES - 1} on {IMAGES} rendered scenes "
+        f"(fresh network: {effective_rank(fresh):.1f}), {100 * dead:.0f}% constant, norm {features.norm(dim=1).mean():.3g}"
+    )
+
+
+def _batchnorm(backbone: Backbone, fresh: dict[str, Tensor], warnings: list[str]) -> str:
     """Whether the running statistics were ever updated, and whether the weights left their initialisation."""
-    means = torch.cat([t for n, t in backbone.state.items() if n.endswith("running_mean")])
-    variances = torch.cat([t for n, t in backbone.state.items() if n.endswith("running_var")])
-    if bool((means == 0).all()) and bool((variances == 1).all()):
-        return "UNTRAINED: all running statistics are those of a fresh network"
-    fresh = build(backbone.arch, seed=0).state_dict()
-    ratio = float(backbone.state["layer4.1.conv1.weight"].std() / fresh["layer4.1.conv1.weight"].std())
-    return f"trained statistics; last stage's weights {ratio:.2f} times a fresh network's spread"
+    layers = [name.removesuffix(".running_mean") for name in backbone.state if name.endswith("running_mean")]
+    untouched = [
+        layer
+        for layer in layers
+        if bool(
+            (backbone.state[f"{layer}.running_mean"] == 0).all() and (backbone.state[f"{layer}.running_var"] == 1).all()
+        )
+    ]
+    if len(untouched) == len(layers):
+        affine = all(bool((backbone.state[f"{layer}.weight"] == 1).all()) for layer in layers)
+        how = "those of a fresh network" if affine else "those of a fresh network, folded into scale and shift perhaps"
+        warnings.append(f"BatchNorm statistics are {how}")
+        return f"UNTRAINED: all running statistics are {how}"
+    if untouched:
+        warnings.append(
+            f"BatchNorm statistics of {len(untouched)} of {len(layers)} layers are untrained: {untouched[0]}, ..."
+        )
+    last = "layer4.1.conv1.weight"
+    ratio = float(backbone.state[last].std() / fresh[last].std())
+    some = f" in {len(layers) - len(untouched)} of {len(layers)} layers" if untouched else ""
+    return f"trained statistics{some}; last stage's weights {ratio:.2f} times a fresh network's spread"
+
+
+def _weights(backbone: Backbone, fresh: dict[str, Tensor], warnings: list[str]) -> str:
+    """Spread of each convolution's weights over that of random initialisation, and filters without any weight."""
+    convolutions = [name for name, tensor in backbone.state.items() if tensor.ndim == 4]
+    ratios = sorted(float(backbone.state[name].std() / fresh[name].std()) for name in convolutions)
+    empty = sum(int((backbone.state[name].flatten(1).norm(dim=1) == 0).sum()) for name in convolutions)
+    middle = ratios[len(ratios) // 2]
+    if all(abs(ratio - 1) < _LIKE_FRESH for ratio in ratios[len(ratios) // 4 : -len(ratios) // 4]):
+        warnings.append("the weights spread as at random initialisation: hardly trained")
+    if empty:
+        warnings.append(f"{empty} filters are all zero")
+    return (
+        f"{len(ratios)} convolutions, spread {ratios[0]:.2f} to {ratios[-1]:.2f} (middle {middle:.2f}) times random "
+        f"initialisation, {empty} filters all zero"
+    )

@@ -12,7 +12,6 @@ lists, difficult objects), `coco/` (polygons, gaps in the category ids), `places
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import xml.etree.ElementTree as ET
@@ -27,6 +26,7 @@ from filelock import FileLock
 from PIL import Image
 
 from core.artifacts import make_folder, writing
+from core.cache import cache_folder
 from core.progress import say
 
 VERSION = 6
@@ -46,12 +46,6 @@ class Placed:
     polygon: np.ndarray  # (P, 2) float, pixels
     box: tuple[float, float, float, float]  # x0, y0, x1, y1, clipped to the scene
     difficult: bool
-
-
-def cache_folder() -> Path:
-    """`BACKBENCH_CACHE`, or `backbench` below the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "backbench"
-    return Path(os.environ.get("BACKBENCH_CACHE") or default)
 
 
 def root() -> Path:

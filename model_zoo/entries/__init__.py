@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
+import re
+from pathlib import Path, PurePosixPath
 from typing import Annotated
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field
 
@@ -25,17 +27,57 @@ class PublishedNumber(Config):
     source: str
 
 
-class Entry(Config):
-    """A backbone of the literature."""
+class Recipe(Config):
+    """What the source says of the pretraining."""
 
-    name: str
+    epochs: Annotated[int, Field(gt=0)] | None = None
+    batch: Annotated[int, Field(gt=0)] | None = None
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+HashPrefix = Annotated[str, Field(pattern=r"^[0-9a-f]{8,32}$")]
+Url = Annotated[str, Field(pattern=r"^https?://\S+$")]
+
+
+class Entry(Config):
+    """A backbone of the literature, with the place of its weights or the reason why there are none."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]  # also the name of its file in the cache
     method: str
     arch: Architecture
     input: InputSpec = InputSpec()
     pretrained_on: str
-    url: str | None = None
+    recipe: Recipe = Recipe()
+    url: Url | None = None
+    mirrors: tuple[Url, ...] = ()  # the same bytes elsewhere
+    by_hand: str | None = None  # why a program cannot fetch the url
     no_weights: str | None = None  # why there is no url
+    see: tuple[str, ...] = ()  # entries with public weights of the same method
+    sha256: Sha256 | None = None  # None: unknown until the first download, then pinned in the cache
+    sha256_prefix: HashPrefix | None = None  # what the authors publish of it
+    md5_prefix: HashPrefix | None = None
+    size_mb: Annotated[float, Field(gt=0)] | None = None
+    format: str | None = None  # the layout its source describes; None: not stated
+    licence: str | None = None
+    source: str | None = None  # where the facts above were read
+    notes: tuple[str, ...] = ()  # what weights cannot tell, and what keeps a number from being reached
     published: tuple[PublishedNumber, ...] = ()
+
+    @property
+    def file(self) -> str:
+        """Its file's name in the cache: the entry's own name, since many authors call theirs `resnet50.pth`."""
+        return self.name + self.suffix
+
+    @property
+    def remote_file(self) -> str:
+        """The file's name where it is published, as a browser saves it."""
+        return unquote(PurePosixPath(urlsplit(self.url or "").path).name)
+
+    @property
+    def suffix(self) -> str:
+        """`.pth.tar` of `moco_v2_200ep_pretrain.pth.tar`; `.pth` where the url does not say."""
+        found = re.search(r"(\.pth)?\.(pth|pt|tar|ckpt|torch|pkl|zip|safetensors)$", self.remote_file)
+        return found[0] if found else ".pth"
 
 
 @functools.cache

@@ -92,7 +92,13 @@ def _tensors(backbone: Backbone) -> dict[str, Tensor]:
 
 
 def write(backbone: Backbone, path: Path) -> None:
-    """Write the pickle, and beside it what it cannot tell: FILE.yaml for us, FILE.settings.yaml for Detectron2."""
+    """Write the pickle, and beside it what it cannot tell: FILE.yaml for us, FILE.settings.yaml for Detectron2.
+
+    Raises:
+        ExportError: Detectron2 cannot build the backbone, or would not take the file for a pickle.
+    """
+    if path.suffix != ".pkl":
+        raise ExportError(f"{path}: Detectron2 reads a pickle only from a file named .pkl; name it {path.stem}.pkl")
     payload = export(backbone)
     write_sidecars(backbone, path, settings(backbone))
     atomic_write(path, lambda file: pickle.dump(payload, file, protocol=4))

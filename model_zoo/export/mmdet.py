@@ -1,7 +1,8 @@
 """MMDetection 3: its ResNet has torchvision's names; they stand under `backbone.`, where a detector keeps them.
 
 Under that prefix the file works as `load_from` and, with `prefix: backbone.`, as `init_cfg`; without it mmengine only
-warns and trains from noise (mmengine/runner/checkpoint.py, mmdet/models/backbones/resnet.py).
+warns and trains from noise (mmengine/runner/checkpoint.py, mmdet/models/backbones/resnet.py). A C4 detector keeps layer4
+in `roi_head.shared_head`, which needs the same `init_cfg` for itself: `load_from` leaves it as initialised.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ around a backbone's tensors, for the contract tests). A module says nothing of t
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import importlib
 import pkgutil
@@ -15,9 +16,11 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from core.errors import CheckpointError
+from model_zoo.architecture import Architecture
 
 _CANONICAL = re.compile(
     r"^(?P<prefix>.*?)(?P<name>(?:conv1|bn1)\.\w+|layer[1-4]\.\d+\.(?:(?:conv|bn)[123]|downsample\.[01])\.\w+)$"
@@ -41,10 +44,18 @@ def modules() -> dict[str, ModuleType]:
     return {name: importlib.import_module(f"model_zoo.formats.{name}") for name in names}
 
 
-def tensor_dicts(obj: Any) -> list[tuple[str, Mapping[str, Tensor]]]:
+WRAPPERS = ("state_dict", "model")
+# A copy of the network beside the one that transfers: averaged, of the keys, or of the teacher.
+TWINS = ("momentum_backbone.", "momentum_encoder.", "backbone_momentum.", "teacher_backbone.", "student_backbone.",
+         "key_backbone.", "target_backbone.")  # fmt: skip
+_COPIES = ("encoder_q.0.", "encoder_k.0.", "online_net.0.", "target_net.0.", "encoder.0.", "encoder_k.module.0.",
+           "target_net.module.0.", "momentum_encoder.module.0.")  # fmt: skip
+
+
+def tensor_dicts(obj: Any, keys: Iterable[str] = WRAPPERS) -> list[tuple[str, Mapping[str, Tensor]]]:
     """Dictionaries of tensors: the object itself, then what lies under the usual keys, with the key."""
     found = []
-    for key, value in (("", obj), *((k, obj.get(k)) for k in ("state_dict", "model") if isinstance(obj, Mapping))):
+    for key, value in (("", obj), *((k, obj.get(k)) for k in keys if isinstance(obj, Mapping))):
         if isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values()):
             found.append((key, {str(k): v for k, v in value.items() if isinstance(v, Tensor)}))
     return found
@@ -65,6 +76,50 @@ def is_openmmlab(obj: Any) -> bool:
     if not isinstance(obj, Mapping) or not isinstance(obj.get("meta"), Mapping):
         return False
     return any(where == "state_dict" and "backbone." in prefixes(tensors) for where, tensors in tensor_dicts(obj))
+
+
+def is_lightning(obj: Any) -> bool:
+    """Lightning's container, or its `state_dict` alone with a twin network, around `backbone.` or `encoder.`."""
+    if not isinstance(obj, Mapping) or is_openmmlab(obj):
+        return False
+    for where, tensors in tensor_dicts(obj):
+        found = prefixes(tensors)
+        if where == "state_dict" and ("backbone." in found or "encoder." in found):
+            return "pytorch-lightning_version" in obj or any(twin in found for twin in TWINS)
+    return False
+
+
+def mmselfsup_copies(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Prefixes under which mmselfsup 0.x, OpenSelfSup and DenseCL store the network of `backbone.` once more."""
+    found = prefixes(tensors)
+    return [copy for copy in _COPIES if copy in found] if "backbone." in found else []
+
+
+def nearest(obj: Any, count: int = 3) -> list[str]:
+    """The layouts whose names are most like those of the ResNet seen in a file that fits none."""
+    keys = [key for _, tensors in tensor_dicts(obj) for key in tensors]
+    seen = sorted({_shape_of(key) for key in keys if key.endswith("weight")})[:8]
+    sample = {"conv1.weight": torch.zeros(2, 3, 7, 7), "bn1.running_mean": torch.zeros(2)}
+    sample |= {f"layer1.0.conv{i}.weight": torch.zeros(2, 2, 1, 1) for i in (1, 2)}
+    scores = {}
+    for name, module in modules().items():
+        theirs = {_shape_of(key) for key in _keys_below(module.example(sample, Architecture(name="resnet18")))}
+        best = [max(difflib.SequenceMatcher(None, key, other).ratio() for other in theirs) for key in seen]
+        scores[name] = sum(best) / max(1, len(best))
+    likely = sorted((name for name, score in scores.items() if score > 0.7), key=lambda name: -scores[name])
+    return likely[:count]
+
+
+def _keys_below(obj: Any) -> list[str]:
+    """Names of all tensors, however deep."""
+    found = []
+    for key, value in obj.items() if isinstance(obj, Mapping) else ():
+        found += [str(key)] if isinstance(value, Tensor) else _keys_below(value)
+    return found
+
+
+def _shape_of(key: str) -> str:
+    return re.sub(r"\d+", "0", key)
 
 
 def the_one(obj: Any, wanted: Callable[[Mapping[str, Tensor]], object]) -> Mapping[str, Tensor]:

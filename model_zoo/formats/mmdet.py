@@ -14,7 +14,7 @@ from torch import Tensor
 from core.errors import CheckpointError
 from model_zoo.architecture import Architecture
 from model_zoo.export.mmdet import PREFIX, key_table
-from model_zoo.formats import Extracted, is_openmmlab, take
+from model_zoo.formats import Extracted, is_openmmlab, mmselfsup_copies, take
 
 _DROP = ("neck.*", "head.*", "data_preprocessor.*", f"{PREFIX}fc.*")
 _DETECTOR = ("rpn_head.", "roi_head.", "bbox_head.", "mask_head.")
@@ -22,7 +22,7 @@ _DETECTOR = ("rpn_head.", "roi_head.", "bbox_head.", "mask_head.")
 
 def matches(obj: Any) -> bool:
     """Whether a ResNet stands under `backbone.` in mmengine's container."""
-    return is_openmmlab(obj) and "format" not in obj
+    return is_openmmlab(obj) and "format" not in obj and not mmselfsup_copies(obj["state_dict"])
 
 
 def extract(obj: Any) -> Extracted:

@@ -1,7 +1,7 @@
-"""MoCo v1 and v2, PCL, AdCo, ReSim: `state_dict` with `module.encoder_q.`, its momentum twin `encoder_k` and a queue.
+"""MoCo v1 and v2, PCL, AdCo, ReSim, MoCHi, MSF: `module.encoder_q.`, its momentum twin `encoder_k` and a queue.
 
 The query encoder is the one that transfers (facebookresearch/moco, main_lincls.py); the twin, the queue and the head
-`fc` are dropped.
+`fc` are dropped. ReSSL has the network one level deeper (`encoder_q.net.`), MSF calls the twin `encoder_t`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor
 from model_zoo.architecture import Architecture
 from model_zoo.formats import Extracted, prefixes, take, tensor_dicts, the_one
 
-_PREFIXES = ("module.encoder_q.", "encoder_q.")
+_PREFIXES = ("module.encoder_q.", "encoder_q.", "module.encoder_q.net.")
+_DROP = ("encoder_q.fc.*", "encoder_q.head.*", "encoder_q.fpn*", "encoder_k.*", "encoder_t.*", "predict_q.*", "queue*")
 
 
 def _query(tensors: Mapping[str, Tensor]) -> str | None:
@@ -32,8 +33,8 @@ def extract(obj: Any) -> Extracted:
     """The query encoder's tensors."""
     tensors = the_one(obj, _query)
     prefix = _query(tensors) or ""
-    outer = prefix.removesuffix("encoder_q.")
-    return take(tensors, prefix, (f"{prefix}fc.*", f"{outer}encoder_k.*", f"{outer}queue", f"{outer}queue_ptr"))
+    outer = prefix.partition("encoder_q.")[0]
+    return take(tensors, prefix, [outer + name for name in _DROP])
 
 
 def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:

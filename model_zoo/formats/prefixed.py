@@ -2,7 +2,8 @@
 
 Flat, or under `state_dict` or `model`; heads beside the backbone are dropped by the list below. Read in the code of SwAV
 (`module.`), Barlow Twins and VICReg (`module.backbone.`), solo-learn (`backbone.`), SimSiam and PixPro
-(`module.encoder.`). A momentum twin (`momentum_backbone.`, `encoder_k.`, ...) makes it another layout.
+(`module.encoder.`), CompRess (`module.`), PyContrast (`module.encoder.`), htdt/self-supervised (`model.module.`).
+A momentum twin (`momentum_backbone.`, `encoder_k.`, ...) makes it another layout.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor
 
 from model_zoo.architecture import Architecture
-from model_zoo.formats import Extracted, is_openmmlab, prefixes, take, tensor_dicts, the_one
+from model_zoo.formats import Extracted, is_lightning, is_openmmlab, prefixes, take, tensor_dicts, the_one
 
-PREFIXES = ("module.", "backbone.", "encoder.", "module.backbone.", "module.encoder.")
-_HEADS = ("fc", "head", "heads", "neck", "projector", "projection_head", "predictor", "prototypes", "classifier", "bn")
+PREFIXES = ("module.", "backbone.", "encoder.", "module.backbone.", "module.encoder.", "model.module.")
+_HEADS = ("fc", "head", "heads", "neck", "projector", "projection_head", "predictor", "prototypes", "classifier", "bn",
+          "head_jig", "jigsaw", "linear")  # fmt: skip
 
 
 def _only_prefix(tensors: Mapping[str, Tensor]) -> str | None:
@@ -28,7 +30,7 @@ def _only_prefix(tensors: Mapping[str, Tensor]) -> str | None:
 
 def matches(obj: Any) -> bool:
     """Whether all ResNet names stand under one known prefix."""
-    if isinstance(obj, Mapping) and ("format" in obj or is_openmmlab(obj)):
+    if isinstance(obj, Mapping) and ("format" in obj or is_openmmlab(obj) or is_lightning(obj)):
         return False
     return any(_only_prefix(tensors) for _, tensors in tensor_dicts(obj))
 

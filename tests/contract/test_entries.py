@@ -8,7 +8,7 @@ import pytest
 
 from core.config import build, read_mapping
 from core.errors import BackbenchError, ConfigError
-from model_zoo import entries
+from model_zoo import entries, formats
 
 FILES = sorted(Path(entries.__file__).parent.glob("*.yaml"))
 
@@ -74,6 +74,11 @@ def test_entry_is_sound(path):
     assert entry.method.strip() and entry.pretrained_on.strip()
     assert (entry.url is None) != (entry.no_weights is None), "either a place or the reason why there is none"
     assert entry.published or entry.url
+    if entry.url:
+        assert entry.licence and entry.source, "where the facts were read, and under what terms the weights are"
+        assert entry.format is None or entry.format in formats.modules()
+    for other in entry.see:
+        assert entries.get(other).url, "points to weights"
     for number in entry.published:
         assert number.source.strip()
         assert number.cell in CELLS
@@ -82,11 +87,43 @@ def test_entry_is_sound(path):
             assert 1 < number.value < 100, "percent"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_no_number_twice(path):
-    published = entries.get(path.stem).published
-    keys = collections.Counter((n.cell, n.metric, n.variant, n.source) for n in published)
-    assert [key for key, count in keys.items() if count > 1] == []
+def test_no_number_twice():
+    for entry in entries.all_entries():
+        keys = collections.Counter((n.cell, n.metric, n.variant, n.source) for n in entry.published)
+        assert [(entry.name, key) for key, count in keys.items() if count > 1] == []
+
+
+def test_most_baselines_have_public_weights():
+    assert sum(entry.url is not None for entry in entries.all_entries()) >= 80
+
+
+def test_no_two_entries_share_a_place_or_a_file():
+    found = [entry for entry in entries.all_entries() if entry.url]
+    assert len({entry.url for entry in found}) == len({entry.file for entry in found}) == len(found)
+
+
+def test_every_method_of_the_paper_has_a_row():
+    """Those with public weights point to them; the others say why not."""
+    rows = {entry.method: entry for _, entry, _ in msbreg_rows() if entry.pretrained_on == "ImageNet"}
+    with_weights = {"BYOL", "SimCLR", "MoCo", "MoCo v2", "SwAV", "SimSiam", "Barlow Twins", "VICReg", "OBoW", "PixPro"}
+    with_weights |= {"PIRL", "NPID", "PCL"}
+    assert set(rows) == with_weights | {"W-MSE", "BoWNet", "LA", "MSBReg"}
+    assert {method for method, entry in rows.items() if entry.see} == with_weights
+    assert any(entry.url and entry.method.startswith("supervised") for entry in entries.all_entries())
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "remote"),
+    [
+        ("moco_v2_200ep", "moco_v2_200ep.pth.tar", "moco_v2_200ep_pretrain.pth.tar"),
+        ("barlowtwins_1000ep", "barlowtwins_1000ep.pth", "resnet50.pth"),
+        ("densecl_in1k_200ep", "densecl_in1k_200ep.pth", "densecl_r50_imagenet_200ep.pth"),
+        ("lightly_byol_100ep", "lightly_byol_100ep.ckpt", "epoch=99-step=500400.ckpt"),
+        ("obow_200ep", "obow_200ep.zip", "ImageNetFull_ResNet50_OBoW_full_feature_extractor.zip"),
+    ],
+)
+def test_names_of_files(name, file, remote):
+    assert (entries.get(name).file, entries.get(name).remote_file) == (file, remote)
 
 
 def test_every_number_of_the_paper_is_there():

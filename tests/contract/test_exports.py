@@ -92,8 +92,8 @@ def test_names_are_those_of_the_trunk_and_invertible(target, name, width):
 )
 def test_weights_come_back_bit_for_bit(target, name, width, tmp_path):
     before = make_backbone(name, width, stride_in_1x1=True, spec=InputSpec(size=96, mean=(0.1, 0.2, 0.3)))
-    target.write(before, tmp_path / "out.file")
-    after = load(tmp_path / "out.file")
+    target.write(before, tmp_path / "out.pkl")
+    after = load(tmp_path / "out.pkl")
     assert after.format == target.__name__.rpartition(".")[2]
     assert (after.arch, after.input) == (before.arch, before.input)
     assert list(after.state) == list(before.state)
@@ -103,8 +103,8 @@ def test_weights_come_back_bit_for_bit(target, name, width, tmp_path):
 
 def test_a_bgr_backbone_leaves_as_the_same_function_of_rgb(target, tmp_path):
     before = make_backbone(spec=BGR)
-    target.write(before, tmp_path / "out.file")
-    after = load(tmp_path / "out.file")
+    target.write(before, tmp_path / "out.pkl")
+    after = load(tmp_path / "out.pkl")
     assert (after.input.order, after.input.size) == ("rgb", 96)
     assert after.weights_sha256 == export.in_rgb(before).weights_sha256 != before.weights_sha256
     image = torch.rand(2, 3, 48, 48, dtype=torch.float64)  # RGB in [0, 1]; double, so that the sums agree in any order
@@ -122,15 +122,15 @@ def test_a_bgr_backbone_leaves_as_the_same_function_of_rgb(target, tmp_path):
 
 def test_the_settings_file_is_the_settings(target, tmp_path):
     backbone = make_backbone(spec=BGR)
-    target.write(backbone, tmp_path / "out.file")
-    assert yaml.safe_load((tmp_path / "out.file.settings.yaml").read_text()) == target.settings(backbone)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.file", "out.file.settings.yaml", "out.file.yaml"]
+    target.write(backbone, tmp_path / "out.pkl")
+    assert yaml.safe_load((tmp_path / "out.pkl.settings.yaml").read_text()) == target.settings(backbone)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.pkl", "out.pkl.settings.yaml", "out.pkl.yaml"]
 
 
 @pytest.mark.parametrize("arch", [{"stem": "3x3"}, {"stem": "3x3-nopool"}, {"pool_padding": "end"}])
 def test_what_an_engine_cannot_build_is_refused(target, arch, tmp_path):
     backbone = Backbone("x", Architecture(name="resnet50", **arch), {}, InputSpec(), "test", "backbench")
-    for attempt in (target.export, target.settings, lambda b: target.write(b, tmp_path / "out.file")):
+    for attempt in (target.export, target.settings, lambda b: target.write(b, tmp_path / "out.pkl")):
         with pytest.raises(ExportError, match=next(iter(arch.values()))):
             attempt(backbone)
     assert list(tmp_path.iterdir()) == []

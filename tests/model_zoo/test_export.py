@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,6 +120,12 @@ def test_images_are_told_as_rgb_in_0_to_255():
     assert mmdet.settings(turned)["data_preprocessor"] == images
     assert detectron2.settings(turned)["INPUT"] == {"FORMAT": "RGB"}
     assert detectron2.settings(turned)["MODEL"]["PIXEL_MEAN"] == images["mean"]
+
+
+def test_detectron2_takes_pickles_by_their_suffix(tmp_path):
+    with pytest.raises(ExportError, match=r"out\.pth: .* name it out\.pkl"):
+        detectron2.write(make_backbone(), tmp_path / "out.pth")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34"])
@@ -495,6 +502,31 @@ def test_mmdets_resnet_computes_the_same(mmdet_models, tmp_path, name, fields):
     model.init_weights()
     mmdet.check_engine_state(backbone, model.state_dict())
     assert feature_difference(backbone, model) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["faster-rcnn_r50_fpn.py", "faster-rcnn_r50-caffe-c4.py"])
+def test_mmdets_detectors_find_the_backbone(mmdet_models, tmp_path, base):
+    import mmdet as library
+    from mmengine.config import Config
+    from mmengine.runner import load_checkpoint
+
+    backbone = make_backbone(width=1)
+    mmdet.write(backbone, tmp_path / "out.pth")
+    settings = mmdet.settings(backbone)
+    cfg = Config.fromfile(Path(library.__file__).parent / ".mim" / "configs" / "_base_" / "models" / base).model
+    weights = {"type": "Pretrained", "checkpoint": str(tmp_path / "out.pth"), "prefix": settings["prefix"]}
+    cfg.backbone.update({**settings["backbone"], "init_cfg": weights})
+    c4 = "shared_head" in cfg.roi_head
+    if c4:
+        cfg.roi_head.shared_head.update({"style": "pytorch", "init_cfg": weights, "pretrained": None})
+    model = mmdet_models.build(cfg)
+    load_checkpoint(model, str(tmp_path / "out.pth"))
+    if c4:  # the shared head is not the backbone's
+        with pytest.raises(ExportError, match=r"not the exported ones .*: roi_head\.shared_head\.layer4"):
+            mmdet.check_engine_state(backbone, model.state_dict())
+        model.init_weights()
+    mmdet.check_engine_state(backbone, model.state_dict())
 
 
 @pytest.mark.slow

@@ -1,0 +1,43 @@
+"""DINO's run checkpoint {"student", "teacher", "optimizer", "args", ...}: the teacher's `backbone.`.
+
+The teacher is what facebookresearch/dino evaluates (eval_linear.py, --checkpoint_key teacher); the student is passed over
+and DINO's `head` is dropped. Its published backbone alone has torchvision's layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model_zoo.architecture import Architecture
+from model_zoo.formats import Extracted, prefixes, take
+
+_PREFIXES = ("backbone.", "module.backbone.")
+
+
+def _teacher(obj: Any) -> Mapping[str, Tensor]:
+    if not isinstance(obj, Mapping) or not isinstance(obj.get("teacher"), Mapping):
+        return {}
+    return {str(key): value for key, value in obj["teacher"].items() if isinstance(value, Tensor)}
+
+
+def matches(obj: Any) -> bool:
+    """Whether a ResNet stands under the teacher's `backbone.`."""
+    return any(prefix in _PREFIXES for prefix in prefixes(_teacher(obj)))
+
+
+def extract(obj: Any) -> Extracted:
+    """The teacher's tensors."""
+    tensors = _teacher(obj)
+    prefix = next(prefix for prefix in _PREFIXES if prefix in prefixes(tensors))
+    return take(tensors, prefix, (f"{prefix}fc.*", f"{prefix.removesuffix('backbone.')}head.*"))
+
+
+def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:
+    """A file of this layout."""
+    teacher = {f"backbone.{name}": tensor for name, tensor in state.items()}
+    student = {f"module.backbone.{name}": torch.zeros_like(tensor) for name, tensor in state.items()}
+    return {"student": student, "teacher": {**teacher, "head.mlp.0.weight": torch.zeros(8, 8)}, "epoch": 100}

@@ -1,0 +1,52 @@
+"""OpenSelfSup, mmselfsup 0.x and DenseCL: `backbone.` and the same tensors once more under `encoder_q.0.` and the like.
+
+The second copy must be equal to the first; momentum twins (`encoder_k`, `target_net`), necks, heads and queues are
+dropped (WXinlong/DenseCL, tools/extract_backbone_weights.py takes `backbone.`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.errors import CheckpointError
+from model_zoo.architecture import Architecture
+from model_zoo.formats import Extracted, mmselfsup_copies, take, tensor_dicts, the_one
+
+_SAME = ("encoder_q.0.", "online_net.0.", "encoder.0.")  # the others are momentum twins
+_DROP = ("backbone.fc.*", "encoder_q.*", "encoder_k.*", "online_net.*", "target_net.*", "encoder.*", "momentum_encoder.*",
+         "neck.*", "head.*", "queue*", "data_preprocessor.*")  # fmt: skip
+
+
+def matches(obj: Any) -> bool:
+    """Whether the network stands there under two names."""
+    return any(mmselfsup_copies(tensors) for _, tensors in tensor_dicts(obj))
+
+
+def extract(obj: Any) -> Extracted:
+    """The tensors under `backbone.`, once its second copy is found equal."""
+    tensors = the_one(obj, mmselfsup_copies)
+    found = take(tensors, "backbone.", _DROP)
+    for copy in (copy for copy in mmselfsup_copies(tensors) if copy in _SAME):
+        other = [n for n, t in found.state.items() if n.endswith("weight") and not _equal(t, tensors.get(copy + n))]
+        if other:
+            raise CheckpointError(
+                f"'backbone.{other[0]}' and '{copy}{other[0]}' differ; save the one you mean on its own"
+            )
+    return found
+
+
+def _equal(one: Tensor, other: Tensor | None) -> bool:
+    return other is not None and torch.equal(one, other)
+
+
+def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:
+    """A file of this layout, as DenseCL's runner writes it."""
+    tensors = {f"backbone.{name}": tensor for name, tensor in state.items()}
+    copy = {f"encoder_q.0.{name}": tensor for name, tensor in state.items()}
+    twin = {f"encoder_k.0.{name}": torch.zeros_like(tensor) for name, tensor in state.items()}
+    neck = {"encoder_q.1.mlp.0.weight": torch.zeros(8, 8), "queue": torch.zeros(8, 16)}
+    return {"meta": {"epoch": 200}, "state_dict": {**tensors, **copy, **twin, **neck}}

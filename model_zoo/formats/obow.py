@@ -1,0 +1,59 @@
+"""OBoW's {"network": ...}: torchvision's names in the feature-extractor file, its own in the whole model's.
+
+In the whole model the student is `feature_extractor._feature_blocks.`, the stem's convolution `0.Conv` (valeoai/obow,
+obow/feature_extractor.py); the teacher, the word extractor and predictor and the classifier are dropped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model_zoo.architecture import Architecture
+from model_zoo.formats import Extracted, prefixes, take
+
+_OWN = re.compile(r"^(module\.)?feature_extractor\._feature_blocks\.(?P<block>[0-4])\.(?P<rest>.+)$")
+_DROP = ("fc.*", *(f"{start}{name}.*" for start in ("", "module.") for name in
+                   ("feature_extractor_teacher", "bow_extractor", "bow_predictor", "linear_classifier")))  # fmt: skip
+
+
+def _network(obj: Any) -> dict[str, Tensor]:
+    """The tensors under `network`, their own names turned into torchvision's."""
+    if not isinstance(obj, Mapping) or not isinstance(obj.get("network"), Mapping):
+        return {}
+    return {_canonical(str(key)): value for key, value in obj["network"].items() if isinstance(value, Tensor)}
+
+
+def _canonical(key: str) -> str:
+    found = _OWN.match(key)
+    if not found:
+        return key
+    rest = found["rest"]
+    return (
+        rest.replace("Conv", "conv1").replace("bn", "bn1") if found["block"] == "0" else f"layer{found['block']}.{rest}"
+    )
+
+
+def matches(obj: Any) -> bool:
+    """Whether a ResNet stands under `network`."""
+    return "" in prefixes(_network(obj))
+
+
+def extract(obj: Any) -> Extracted:
+    """The student's tensors."""
+    return take(_network(obj), "", _DROP)
+
+
+def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:
+    """The whole model's file."""
+    stem = {"conv1": "0.Conv", "bn1": "0.bn", **{f"layer{i}": str(i) for i in range(1, 5)}}
+    tensors = {}
+    for name, tensor in state.items():
+        top, _, rest = name.partition(".")
+        tensors[f"feature_extractor._feature_blocks.{stem[top]}.{rest}"] = tensor
+        tensors[f"feature_extractor_teacher._feature_blocks.{stem[top]}.{rest}"] = torch.zeros_like(tensor)
+    return {"epoch": 200, "network": {**tensors, "bow_predictor.kappa": torch.zeros(1)}, "meters": None}
