@@ -433,7 +433,7 @@ def test_end_to_end(ckpt, out, image_folder):
     assert {r.backbone.arch["width"] for r in found} == {0.25}
     markdown = (out / "report.md").read_text()
     assert "| mine (resnet18) |" in markdown and "| random:resnet18 |" in markdown
-    assert "imagenet layout, 24/12 images" in markdown
+    assert "ImageNet layout, 24/12 images" in markdown
     assert "mine" in (out / "report.csv").read_text()
     assert "<html" in (out / "report.html").read_text()
     assert "| mine (resnet18) |" in done.stdout

@@ -1,4 +1,4 @@
-"""The dress rehearsal: every protocol of the paper's suite on data in the real layouts, from command to report."""
+"""The dress rehearsal: every protocol without a detector on data in the real layouts, from command to report."""
 
 from __future__ import annotations
 
@@ -13,15 +13,28 @@ from model_zoo.resnet import build
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_cell_of_the_paper_is_rehearsed(tmp_path):
     arch = Architecture(name="resnet18", width=0.25)
     zoo.save(tmp_path / "tiny.pth", build(arch, seed=0).state_dict(), arch, InputSpec(size=32))
     out = tmp_path / "results"
     places = DataPlaces(demo.root())
     cells = [plan.load_cell(name, (), "smoke") for name in plan.load_suite("paper").cells]
+    cells = [cell for cell in cells if not hasattr(cell.task, "engine_version")]  # the engines have their own tests
     possible = {cell.name for cell in cells if cell.task.missing(cell.config, places) is None}
     assert {"voc07_svm", "places205_linear", "inat18_linear", "stl10_linear", "imagenet_semi1"} <= possible
-    arguments = ["--suite", "paper", "--profile", "smoke", "--seeds", "1", "--data-root", str(demo.root())]
+    arguments = [
+        "--tasks",
+        ",".join(cell.name for cell in cells),
+        "--suite",
+        "paper",
+        "--profile",
+        "smoke",
+        "--seeds",
+        "1",
+        "--data-root",
+        str(demo.root()),
+    ]
     code = run_all.main([*arguments, "--ckpt", str(tmp_path / "tiny.pth"), "--out", str(out)])
     records = {record.cell: record for record in read_all(out)}
     assert {name: record.reason for name, record in records.items() if record.status == "failed"} == {}
