@@ -149,7 +149,7 @@ def measured(folder: Path) -> dict[str, object]:
         ctx = RunContext(splits=task.splits(config, places), seed=0, device=CPU, cache=cache)
         metrics = task.run(backbone(), config, ctx)
         out[name] = {key: metric.value for key, metric in metrics.items()} | {"tuned": ctx.tuned, "notes": ctx.notes}
-        out[name] |= {"top5": torch.as_tensor(ctx.items["top5"])} if ctx.items else {}
+        out[name] |= {"best": torch.as_tensor(ctx.items["best"])} if ctx.items else {}
     return out
 
 
@@ -262,11 +262,11 @@ def test_only_the_kept_features_are_left(two_ranks):
 @pytest.mark.parametrize("name", ["uniformity", "augmented", "cached", "frozen", "fine-tuned"])
 def test_a_protocol_in_two_processes_gives_the_numbers_of_one(two_ranks, one_process, name):
     expected = dict(one_process["measured"][name])
-    best = expected.pop("top5", None)
+    best = expected.pop("best", None)
     for out in two_ranks:
         found = dict(out["measured"][name])
         if best is not None:
-            assert torch.equal(found.pop("top5"), best)
+            assert torch.equal(found.pop("best"), best)
         assert {key: found[key] for key in ("tuned", "notes")} == {key: expected[key] for key in ("tuned", "notes")}
         for key in set(expected) - {"tuned", "notes"}:
             assert found[key] == pytest.approx(expected[key], rel=1e-4), key
