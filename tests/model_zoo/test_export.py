@@ -418,9 +418,7 @@ def detectron2_library(old_pillow):
 def detectron2_config(library, settings_file, base=None):
     cfg = library.config.get_cfg()
     if base:
-        from detectron2 import model_zoo
-
-        cfg.merge_from_file(model_zoo.get_config_file(base))
+        cfg.merge_from_file(str(Path(library.config.__file__).parent.parent / "model_zoo" / "configs" / base))
     cfg.merge_from_file(str(settings_file))
     cfg.MODEL.DEVICE, cfg.MODEL.RESNETS.NORM, cfg.MODEL.BACKBONE.FREEZE_AT = "cpu", "BN", 0
     return cfg

@@ -153,7 +153,7 @@ def test_the_native_file_is_what_is_trained(tmp_path, pair):
     from mmengine.config import Config
 
     cfg = engine.write_native(course("fpn"), backbone(), pair, job(tmp_path))
-    assert Config.fromfile(tmp_path / "mmdet.py").to_dict() == cfg.to_dict()
+    assert Config.fromfile(tmp_path / "mmdet_config.py").to_dict() == cfg.to_dict()
 
 
 def reference_match(overlaps: torch.Tensor) -> tuple[list[int], list[int]]:
@@ -507,8 +507,8 @@ def test_mmdetections_own_tool_trains_from_the_native_file_and_resumes(tmp_path)
     spec = course("c4", iterations=2, precise_bn=1)
     engine.write_native(spec, backbone(), demo_split("c4"), job(tmp_path, checkpoint_every=1))
     tool = Path(mmdet.__file__).parent / ".mim/tools/train.py"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, str(tool), str(tmp_path / "mmdet.py")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(tool), str(tmp_path / "mmdet_config.py")]
     for extra in ([], ["--resume", "--cfg-options", "train_cfg.max_iters=3"]):
         done = subprocess.run(
             [*command, *extra], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False

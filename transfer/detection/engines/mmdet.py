@@ -1,6 +1,6 @@
 """MMDetection 3: the same protocols as `detectron2.py`, with everything in which MMDetection's defaults differ set right.
 
-The run's folder gets `mmdet.py`, a native configuration that MMDetection's own tools/train.py runs, with the annotations
+The run's folder gets `mmdet_config.py`, a native configuration that MMDetection's own tools/train.py runs, with the annotations
 (`train.json`, COCO's format) and exported weights that it names, and checkpoints. What is trained here is built from that
 configuration. Differences that stay: the order and draws of random numbers, deltas of box sizes clamped from below too,
 boxes of less than one pixel left out (mmdet/datasets/coco.py), detections scaled before their NMS instead of after it.
@@ -399,14 +399,14 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
 
 
 def write_native(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> Any:
-    """`backbone.pth`, `train.json` and `mmdet.py` in the job's folder; returns the configuration."""
+    """`backbone.pth`, `train.json` and `mmdet_config.py` in the job's folder; returns the configuration."""
     make_folder(job.folder)
     usable = trainable(train)
     cfg = configuration(spec, backbone, usable, job)
     if distributed.is_main():
         exporter.write(backbone, job.folder / "backbone.pth")
         atomic_write_text(job.folder / "train.json", json.dumps(annotations(usable)))
-        atomic_write_text(job.folder / "mmdet.py", cfg.pretty_text)
+        atomic_write_text(job.folder / "mmdet_config.py", cfg.pretty_text)
     distributed.barrier()
     return cfg
 
