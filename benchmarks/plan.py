@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def load_cell(name: str, overrides: Sequence[str] = (), profile: Profile = "full
 
 
 def split_overrides(overrides: Sequence[str], cells: Sequence[str]) -> dict[str, list[str]]:
-    """`<cell>.<field>=value` by cell.
+    """`<cell>.<field>=value` by cell; a pattern means every planned cell that it fits (`voc0712*.data.limit=16`).
 
     Raises:
         ConfigError: not of that form, or a cell that is not planned.
@@ -102,11 +103,14 @@ def split_overrides(overrides: Sequence[str], cells: Sequence[str]) -> dict[str,
         name, dot, rest = override.partition(".")
         if not dot or "=" not in rest:
             raise ConfigError(f"'{override}' is not of the form <cell>.<field>=<value>")
-        if name not in by_cell:
+        fitting = fnmatch.filter(by_cell, name)
+        if not fitting:
             known = cell_names()
-            why = "is not among the cells of this run" if name in known else f"is no cell{nearest(name, known)}"
+            is_cell = bool(fnmatch.filter(known, name))
+            why = "is not among the cells of this run" if is_cell else f"is no cell{nearest(name, known)}"
             raise ConfigError(f"'{override}': '{name}' {why}")
-        by_cell[name].append(rest)
+        for cell in fitting:
+            by_cell[cell].append(rest)
     return by_cell
 
 

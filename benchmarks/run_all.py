@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     wanted = [name.strip() for name in args.tasks.split(",")] if args.tasks else list(suite.cells)
     for name in wanted:
         plan.load_cell(name)  # refuses unknown names before anything is read
-    own = [o for o in suite.overrides if o.partition(".")[0] in wanted]
+    own = [o for o in suite.overrides if fnmatch.filter(wanted, o.partition(".")[0])]
     overrides = plan.split_overrides([*own, *args.override], wanted)
     cells = [plan.load_cell(name, overrides[name], args.profile) for name in wanted]
     named = datasets.parse_places(args.data)

@@ -28,6 +28,7 @@ from transfer import tasks
         (lambda: plan.load_cell("imagenet_linear", ["epochs=2.5"]), "'epochs'"),
         (lambda: plan.split_overrides(["imagnet_knn.k=[1]"], ["imagenet_knn"]), "did you mean 'imagenet_knn'"),
         (lambda: plan.split_overrides(["stl10_knn.k=[1]"], ["imagenet_knn"]), "not among the cells of this run"),
+        (lambda: plan.split_overrides(["stl10*.k=[1]"], ["imagenet_knn"]), "not among the cells of this run"),
         (lambda: plan.split_overrides(["k=[1]"], ["imagenet_knn"]), "<cell>.<field>=<value>"),
         (lambda: datasets.parse_places(["imagenet"]), "expected name=PATH"),
         (lambda: datasets.parse_places(["imagenet="]), "expected name=PATH"),
@@ -97,6 +98,8 @@ def test_config_digest_is_stable():
 def test_split_overrides():
     found = plan.split_overrides(["a.k=[1]", "b.data.limit=3", "a.data.name=x.y=z"], ["a", "b", "c"])
     assert found == {"a": ["k=[1]", "data.name=x.y=z"], "b": ["data.limit=3"], "c": []}
+    several = plan.split_overrides(["voc*.data.limit=3", "voc_a.data.limit=4"], ["voc_a", "voc_b", "coco"])
+    assert several == {"voc_a": ["data.limit=3", "data.limit=4"], "voc_b": ["data.limit=3"], "coco": []}
 
 
 def test_suites_refuse_what_they_do_not_know(tmp_path, monkeypatch):
