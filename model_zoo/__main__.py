@@ -116,7 +116,7 @@ def _show(args: argparse.Namespace) -> int:
     for label, value in _card(entry):
         print(f"{label:>14}  {value}")
     for number in entry.published:
-        print(f"  {number.cell:<28} {number.metric:<12} {number.value:>7g}  {number.variant or '':<30} {number.source}")
+        print(f"  {number.cell:<28} {number.metric:<12} {number.value:>7g}  {number.setting:<30} {number.source}")
     return 0
 
 

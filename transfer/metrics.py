@@ -27,6 +27,29 @@ def area_ap(scores: np.ndarray, positive: np.ndarray) -> float:
     return float(np.sum(np.diff(hits, prepend=0) * best) / hits[-1])
 
 
+def resampled_area_aps(scores: np.ndarray, positive: np.ndarray, times_RN: np.ndarray) -> np.ndarray:
+    """(R,) `area_ap` of R resamples of the images at once; NaN where a resample has no positive.
+
+    Args:
+        scores: (N,) float, higher is more likely positive.
+        positive: (N,) bool.
+        times_RN: (R, N) int, how often each image stands in each resample.
+    """
+    order = np.argsort(-scores)
+    ends_score = np.append(np.diff(scores[order]) != 0, True)
+    group = np.cumsum(ends_score) - ends_score  # images of one score enter together
+    hit = np.flatnonzero(np.asarray(positive, dtype=bool)[order])  # recall grows at these only
+    ends_hit = np.append(np.diff(group[hit]) != 0, True)[: len(hit)]
+    times = times_RN[:, order]
+    hits = np.cumsum(times[:, hit], axis=1)[:, ends_hit]
+    taken = np.cumsum(times, axis=1)[:, np.flatnonzero(ends_score)[group[hit[ends_hit]]]]
+    precision = hits / np.maximum(taken, 1)
+    best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    total = hits[:, -1] if hits.shape[1] else np.zeros(len(times))
+    area = np.sum(np.diff(hits, axis=1, prepend=0) * best, axis=1)
+    return np.where(total > 0, area / np.maximum(total, 1), np.nan)
+
+
 def eleven_point_ap(scores: np.ndarray, positive: np.ndarray) -> float:
     """Mean of the best precision at recall >= 0, 0.1, ..., 1 (VOC 2007 development kit, VOCevalcls), 0 to 1.
 

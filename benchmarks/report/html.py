@@ -11,7 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from benchmarks.report import plots, render
-from benchmarks.report.table import Table
+from benchmarks.report.comparison import Comparison, Line, compare, first_random
+from benchmarks.report.literature import literature
+from benchmarks.report.table import Column, Table
 from benchmarks.result import Result, run_folder
 
 
@@ -22,8 +24,17 @@ def page(
     suite: str,
     curves: Mapping[str, Path] | None = None,
     out: Path | None = None,
+    comparisons: Sequence[Comparison] | None = None,
 ) -> str:
-    """The page's text. `curves`: a run's name and its `metrics.jsonl`; `out`: where detectors left losses and pictures."""
+    """The page's text.
+
+    Args:
+        curves: a run's name and its `metrics.jsonl`.
+        out: where detectors left losses and pictures.
+        comparisons: of the columns to show, for marks and differences; made without a baseline unless given.
+    """
+    if comparisons is None:
+        comparisons = compare(table, render.shown(table), {}, with_literature=False)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -32,23 +43,25 @@ def page(
         suite=suite,
         is_demo=any(column.is_demo for column in table.columns),
         is_smoke=any(column.profile == "smoke" for column in table.columns),
-        sections=_sections(table),
+        sections=_sections(table, comparisons),
+        baseline=first_random(table) if any(line.difference for c in comparisons for line in c.lines) else None,
+        intervals=render.intervals_made(comparisons),
         absent=table.absent,
         curves={name: svg for name, svg in drawn.items() if svg},
         detectors=_detectors(results, out) if out else [],
         notes=_notes(results),
-        literature=render.literature(table),
+        literature=literature(table),
         comparable=any(column.is_published for column in table.columns),
         results=[r for r in results if r.status == "ok"],
     )
 
 
-def _sections(table: Table) -> list[dict[str, object]]:
+def _sections(table: Table, comparisons: Sequence[Comparison]) -> list[dict[str, object]]:
     """A section per data set: heading, table cells, plots."""
+    lines = {(c.column, id(line.row)): line for c in comparisons for line in c.lines}
     made = []
     for title, columns in render.sections(table):
         rows = [row for row in table.rows if any(column in row.values for column in columns)]
-        best = {c: _best([row.values[c].mean for row in rows if c in row.values], c.higher_is_better) for c in columns}
         made.append(
             {
                 "data": title,
@@ -58,12 +71,7 @@ def _sections(table: Table) -> list[dict[str, object]]:
                     {
                         "label": render.label(row),
                         "random": row.name.startswith("random:"),
-                        "cells": [
-                            (render.number(row.values[c], c), row.values[c].mean == best[c])
-                            if c in row.values
-                            else ("–", False)
-                            for c in columns
-                        ],
+                        "cells": [_cell(lines.get((c, id(row))), c) for c in columns],
                     }
                     for row in rows
                 ],
@@ -71,6 +79,16 @@ def _sections(table: Table) -> list[dict[str, object]]:
             }
         )
     return made
+
+
+def _cell(line: Line | None, column: Column) -> dict[str, str]:
+    """A number, its mark, and its difference to the baseline."""
+    if line is None:
+        return {"text": "–", "mark": "", "difference": "", "why": ""}
+    found = line.difference
+    beside = render.difference(found, column).partition(" (")[0] if found and found.value is not None else ""
+    text = render.row_number(line, column)
+    return {"text": text, "mark": line.mark, "difference": beside, "why": found.why if found else ""}
 
 
 def _notes(results: Sequence[Result]) -> list[tuple[str, str]]:
@@ -97,7 +115,3 @@ def _embedded(picture: Path) -> str:
     with Image.open(picture) as image:
         image.convert("RGB").save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _best(means: list[float], higher: bool) -> float:
-    return max(means) if higher else min(means)

@@ -6,6 +6,7 @@ import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from benchmarks import report, result
@@ -256,9 +257,10 @@ def test_literature_stands_apart():
     table = gather([make(50.0, cell="imagenet_knn", metric="top1_k20")])
     text = render.literature_markdown(table)
     (rows,) = tables(text)
-    values = [float(row[2].strip("*")) for row in rows[2:]]
+    values = [float(re.sub(r"[*]|</?u>", "", row[2])) for row in rows[2:]]
     assert values == sorted(values, reverse=True)
-    assert ["imagenet_knn top1_k20", "MSBReg (resnet50)", "*66.2*", "K=4", "MSBReg Table 4"] in rows
+    assert ["imagenet_knn top1_k20", "MSBReg (resnet50)", "***66.2***", "K=4", "", "MSBReg Table 4"] in rows
+    assert [row[1] for row in rows if "<u>" in row[2]] == ["SwAV (resnet50)"], "Table 4's second best"
     assert "66.2" not in render.markdown(table)
     assert render.literature_markdown(gather([make(1.0, cell="none_such")])) == ""
 
@@ -341,8 +343,33 @@ def test_page_takes_whatever_was_tuned(tuned):
 def test_the_best_is_marked_in_the_metrics_own_direction():
     for higher, best in ((True, "52.0"), (False, "50.0")):
         results = [make(50.0, name="a", higher=higher), make(52.0, name="b", weights="b", higher=higher)]
-        text = html.page(gather(results), results, suite="")
-        assert re.findall(r'<td class="best">([^<]*)</td>', text) == [best]
+        text = html.page(gather(results), results, suite="").partition("<h2>Published")[0]
+        assert re.findall(r'<span class="best">([^<]*)</span>', text) == [best]
+
+
+def test_the_second_best_is_underlined():
+    results = [make(v, name=n, weights=n) for n, v in (("a", 50.0), ("b", 52.0), ("c", 40.0), ("d", 50.0))]
+    text = html.page(gather(results), results, suite="").partition("<h2>Published")[0]
+    assert re.findall(r'<span class="second">([^<]*)</span>', text) == ["50.0", "50.0"]
+    assert re.findall(r'<span class="best">([^<]*)</span>', text) == ["52.0"]
+
+
+def test_the_report_says_the_difference_to_the_random_baseline(tmp_path):
+    """With its interval where scores per test item are stored, and without one where they are not."""
+    labels = np.zeros(100, dtype=np.int32)
+    for name, right, weights in (("mine", 80, "a"), ("random:resnet50", 50, "b")):
+        best = (np.arange(100) >= right).astype(np.int32)[:, None]
+        result.write(tmp_path, make(float(right), name=name, weights=weights), {"best": best, "labels": labels})
+        result.write(tmp_path, make(float(right), name=name, weights=weights, cell="inat18_linear"))
+    page = report.write(tmp_path).read_text()
+    text = (tmp_path / "report.md").read_text()
+    (table,) = (rows for rows in tables(text) if rows[0][-1] == "difference")
+    found = {row[0]: row[3] for row in table[2:]}
+    assert re.fullmatch(r"\+30\.0 \[\+2\d\.0, \+39\.0\]", found["imagenet_linear top1"])
+    assert found["inat18_linear top1"] == "+30.0 (no interval: no scores per test item are stored)"
+    assert found["imagenet_linear top1"] in page and 'title="no interval: no scores' in page
+    assert "paired bootstrap" in page and "paired bootstrap" in text
+    assert "**80.0**" in text
 
 
 def test_no_nan_anywhere(tmp_path, curves):
