@@ -88,10 +88,10 @@ def flags(row: Published, columns: Sequence[Column], archs: set[str]) -> tuple[s
     """What differs from the measured columns, and what cannot be compared since the source does not say it."""
     number = row.number
     found = [] if row.entry.arch.name in archs else [f"{row.entry.arch.name} (here {_names(archs)})"]
-    measured = {number.data} if number.data else {f"the published {_data(columns[0])}"}
-    here = {_data(column) if column.is_published else column.data for column in columns}
+    measured = number.data or f"the published {columns[0].dataset}"
+    here = {column.dataset if column.is_published else column.data for column in columns}
     if number.data or not all(column.is_published for column in columns):
-        found.append(f"on {_names(measured)} (here {_names(here)})")
+        found.append(f"on {measured} (here {_names(here)})")
     unstated = []
     for name, places in _FIELDS.items():
         mine = {_field(column, places) for column in columns} - {None}
@@ -122,10 +122,6 @@ def _frozen(column: Column) -> bool | None:
     """Whether the encoder stood still, where the protocol may train it."""
     rate = dict(column.fields).get("rate_encoder")
     return None if rate is None else json.loads(rate) == 0
-
-
-def _data(column: Column) -> str:
-    return _field(column, ["data.name"]) or column.data
 
 
 def _names(found: set[str]) -> str:

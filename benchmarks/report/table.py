@@ -38,6 +38,7 @@ class Column:
     profile: str
     manifest: str  # of the data: numbers of different data are never averaged, whatever the data are called
     fields: tuple[tuple[str, str], ...] = ()  # the whole configuration, `a.b` and its value
+    dataset: str = ""  # the data set's plain name, whatever images it holds
     engine: str = ""  # library and version, where one runs the protocol
 
 
@@ -151,6 +152,7 @@ def _column(result: Result, metric: str, unit: str, higher: bool) -> Column:
         profile=result.profile,
         manifest=data.manifest_sha256[:8],
         fields=tuple(_flat(result.task.config)),
+        dataset=data.name,
         engine=result.task.engine or "",
     )
 
