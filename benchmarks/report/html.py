@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
@@ -50,7 +51,7 @@ def page(
         curves={name: svg for name, svg in drawn.items() if svg},
         detectors=_detectors(results, out) if out else [],
         notes=_notes(results),
-        literature=literature(table),
+        literature=_literature(table),
         comparable=any(column.is_published for column in table.columns),
         results=[r for r in results if r.status == "ok"],
     )
@@ -89,6 +90,16 @@ def _cell(line: Line | None, column: Column) -> dict[str, str]:
     beside = render.difference(found, column).partition(" (")[0] if found and found.value is not None else ""
     text = render.row_number(line, column)
     return {"text": text, "mark": line.mark, "difference": beside, "why": found.why if found else ""}
+
+
+def _literature(table: Table) -> list[dict[str, Any]]:
+    """Published rows by cell and metric; what is not the same in all of them is said once."""
+    made = []
+    for name, rows in literature(table):
+        common = [flag for flag in rows[0][1] if all(flag in flags for _, flags, _ in rows)]
+        shown = [(row, [flag for flag in flags if flag not in common], mark) for row, flags, mark in rows]
+        made.append({"name": name, "common": common, "rows": shown})
+    return made
 
 
 def _notes(results: Sequence[Result]) -> list[tuple[str, str]]:

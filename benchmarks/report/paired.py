@@ -124,7 +124,8 @@ def _of_average_precision(
     drawn = []
     for start in range(0, resamples, _CHUNK):
         rows = min(_CHUNK, resamples - start)
-        times = np.stack([np.bincount(draw, minlength=n) for draw in generator.integers(n, size=(rows, n))])
+        draws = generator.integers(n, size=(rows, n))
+        times = np.stack([np.bincount(draw, minlength=n) for draw in draws], axis=1, dtype=np.int32)
         drawn.append(sum(weight * _mean_ap(scores, truth, times) for weight, scores, truth in weighted))
     return _percentiles(np.concatenate(drawn), n, resamples)
 
@@ -138,10 +139,10 @@ def _scores(record: Result, items: Items) -> tuple[np.ndarray, np.ndarray]:
     return scores, labels
 
 
-def _mean_ap(scores_NK: np.ndarray, labels_NK: np.ndarray, times_RN: np.ndarray) -> np.ndarray:
+def _mean_ap(scores_NK: np.ndarray, labels_NK: np.ndarray, times_NR: np.ndarray) -> np.ndarray:
     """(R,) mean AP in percent."""
     each = []
     for scores, labels in zip(scores_NK.T, labels_NK.T, strict=True):
         counted = labels != 0
-        each.append(resampled_area_aps(scores[counted], labels[counted] == 1, times_RN[:, counted]))
+        each.append(resampled_area_aps(scores[counted], labels[counted] == 1, times_NR[counted]))
     return 100 * np.nanmean(each, axis=0)

@@ -130,14 +130,14 @@ def test_resamples_at_once_are_resamples_one_by_one(ties):
     scores = generator.normal(size=60).round(1 if ties else 9)
     positive = generator.random(60) < 0.2
     rows = generator.integers(60, size=(40, 60))
-    times = np.stack([np.bincount(row, minlength=60) for row in rows])
+    times = np.stack([np.bincount(row, minlength=60) for row in rows], axis=1)
     found = resampled_area_aps(scores, positive, times)
     assert found == pytest.approx([area_ap(scores[row], positive[row]) for row in rows], abs=1e-12)
-    assert resampled_area_aps(scores, positive, np.ones((1, 60), int)) == pytest.approx(area_ap(scores, positive))
+    assert resampled_area_aps(scores, positive, np.ones((60, 1), int)) == pytest.approx(area_ap(scores, positive))
 
 
 def test_a_resample_without_a_positive_has_no_average_precision():
     scores, positive = np.array([3.0, 2.0, 1.0]), np.array([True, False, False])
-    found = resampled_area_aps(scores, positive, np.array([[0, 2, 1], [1, 2, 0]]))
+    found = resampled_area_aps(scores, positive, np.array([[0, 1], [2, 2], [1, 0]]))
     assert np.isnan(found[0]) and found[1] == 1.0
-    assert np.isnan(resampled_area_aps(scores, np.zeros(3, bool), np.ones((2, 3), int))).all()
+    assert np.isnan(resampled_area_aps(scores, np.zeros(3, bool), np.ones((3, 2), int))).all()
