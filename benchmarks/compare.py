@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--resamples", type=int, default=10_000, metavar="N", help="of the test items, for the intervals "
                    "(default: 10000; of average precisions at most 2000)")  # fmt: skip
     p.add_argument("--csv", type=Path, metavar="FILE", help="also every row, unrounded")
+    p.add_argument("--html", type=Path, metavar="FILE", help="also a page with plots and provenance")
     return p
 
 
@@ -63,6 +64,12 @@ def main(argv: list[str] | None = None) -> int:
         print(render.absent_markdown(table))
     if args.csv:
         atomic_write_text(args.csv, render.comparisons_csv(comparisons))
+    if args.html:
+        from benchmarks.report import html
+
+        source = args.source if args.literature else None
+        shown = {"comparisons": comparisons, "baseline": args.to, "source": source}
+        atomic_write_text(args.html, html.page(table, list(found.values()), suite="", **shown))
     return 0
 
 

@@ -40,7 +40,8 @@ def write(out: Path, *, suite: str = "", curves: Mapping[str, Path] | None = Non
     atomic_write_text(out / "report.md", text + render.literature_markdown(table))
     atomic_write_text(out / "report.csv", render.csv_text(table))
     page = out / "report.html"
-    atomic_write_text(page, html.page(table, results, suite=suite, curves=curves, out=out, comparisons=comparisons))
+    text = html.page(table, results, suite=suite, curves=curves, out=out, comparisons=comparisons, baseline=to)
+    atomic_write_text(page, text)
     return page
 
 

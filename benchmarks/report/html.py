@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from benchmarks.report import plots, render
-from benchmarks.report.comparison import Comparison, Line, compare, first_random
+from benchmarks.report.comparison import Comparison, Line, compare
 from benchmarks.report.literature import literature
 from benchmarks.report.table import Column, Table
 from benchmarks.result import Result, run_folder
@@ -26,6 +26,8 @@ def page(
     curves: Mapping[str, Path] | None = None,
     out: Path | None = None,
     comparisons: Sequence[Comparison] | None = None,
+    baseline: str | None = None,
+    source: str | None = "",
 ) -> str:
     """The page's text.
 
@@ -33,6 +35,8 @@ def page(
         curves: a run's name and its `metrics.jsonl`.
         out: where detectors left losses and pictures.
         comparisons: of the columns to show, for marks and differences; made without a baseline unless given.
+        baseline: what the differences are to.
+        source: of the literature only what has this in its source; None: no literature.
     """
     if comparisons is None:
         comparisons = compare(table, render.shown(table), {}, with_literature=False)
@@ -45,13 +49,13 @@ def page(
         is_demo=any(column.is_demo for column in table.columns),
         is_smoke=any(column.profile == "smoke" for column in table.columns),
         sections=_sections(table, comparisons),
-        baseline=first_random(table) if any(line.difference for c in comparisons for line in c.lines) else None,
+        baseline=baseline,
         intervals=render.intervals_made(comparisons),
         absent=table.absent,
         curves={name: svg for name, svg in drawn.items() if svg},
         detectors=_detectors(results, out) if out else [],
         notes=_notes(results),
-        literature=_literature(table),
+        literature=[] if source is None else _literature(table, source),
         comparable=any(column.is_published for column in table.columns),
         results=[r for r in results if r.status == "ok"],
     )
@@ -92,10 +96,10 @@ def _cell(line: Line | None, column: Column) -> dict[str, str]:
     return {"text": text, "mark": line.mark, "difference": beside, "why": found.why if found else ""}
 
 
-def _literature(table: Table) -> list[dict[str, Any]]:
+def _literature(table: Table, source: str) -> list[dict[str, Any]]:
     """Published rows by cell and metric; what is not the same in all of them is said once."""
     made = []
-    for name, rows in literature(table):
+    for name, rows in literature(table, source=source):
         common = [flag for flag in rows[0][1] if all(flag in flags for _, flags, _ in rows)]
         shown = [(row, [flag for flag in flags if flag not in common], mark) for row, flags, mark in rows]
         made.append({"name": name, "common": common, "rows": shown})

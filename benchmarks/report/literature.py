@@ -58,7 +58,7 @@ def published(cell: str, metric: str, *, source: str = "") -> list[Published]:
     ]
 
 
-def literature(table: Table) -> list[tuple[str, list[tuple[Published, tuple[str, ...], str]]]]:
+def literature(table: Table, *, source: str = "") -> list[tuple[str, list[tuple[Published, tuple[str, ...], str]]]]:
     """Published numbers of the table's cells, by `cell metric`: (number, what is not the same, mark), best first."""
     groups: dict[tuple[str, str], list[Column]] = {}
     for column in table.columns:
@@ -66,7 +66,9 @@ def literature(table: Table) -> list[tuple[str, list[tuple[Published, tuple[str,
     found = []
     for (cell, metric), columns in sorted(groups.items()):
         higher = columns[0].higher_is_better
-        rows = sorted(published(cell, metric), key=lambda p: -p.number.value if higher else p.number.value)
+        rows = sorted(
+            published(cell, metric, source=source), key=lambda p: -p.number.value if higher else p.number.value
+        )
         marked = marks([row.number.value for row in rows], higher=higher)
         archs = archs_of(table, columns)
         if rows:

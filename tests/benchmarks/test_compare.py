@@ -267,6 +267,19 @@ def test_the_command_compares_folders_and_files(capsys, folder, tmp_path, tables
     assert tables(run(capsys, *files, "--to", "random:resnet18", "--no-literature")) == [first]
 
 
+def test_the_page_shows_the_same_differences(capsys, folder, tmp_path, tables):
+    text = run(
+        capsys, folder, "--to", "random:resnet18", "--source", "MSBReg Table 2", "--html", tmp_path / "page.html"
+    )
+    page = (tmp_path / "page.html").read_text()
+    (difference,) = (row[2] for row in tables(text)[0] if row[0].startswith("mine"))
+    assert difference.startswith("+") and difference in page and "the difference to random:resnet18" in page
+    assert page.count("<td>MSBReg Table 2") == 23 and "MSBReg Table 7" not in page
+    run(capsys, folder, "--no-literature", "--html", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "MSBReg" not in page and "the difference to" not in page
+
+
 def test_a_measurement_given_twice_counts_once(capsys, folder):
     once = run(capsys, folder, "--no-literature")
     assert run(capsys, folder, folder / ".", *sorted(folder.glob("*/*/seed0.json")), "--no-literature") == once
