@@ -105,15 +105,16 @@ def averages(
         (row, [row.values.get(column) for column in columns]) for row in table.rows
     ]
     if with_literature and all(column.is_published for column in columns):
-        grouped: dict[tuple[str, str | None], dict[Column, Published]] = {}
+        grouped: dict[tuple[str, str | None], dict[Column, list[Published]]] = {}
         for column in columns:
             for p in published(column.cell, column.metric, source=source):
                 if not p.number.data:
-                    grouped.setdefault((p.entry.name, p.number.variant), {}).setdefault(column, p)
+                    grouped.setdefault((p.entry.name, p.number.variant), {}).setdefault(column, []).append(p)
         for cells in grouped.values():
-            if len(cells) > 1:
-                values = [cells[c].value if c in cells else None for c in columns]
-                rows.append((next(iter(cells.values())), values))
+            alone = {column: found[0] for column, found in cells.items() if len(found) == 1}  # two sources: neither
+            if len(alone) > 1:
+                values = [alone[c].value if c in alone else None for c in columns]
+                rows.append((next(iter(alone.values())), values))
     return [Average(row, tuple(values), _mean(values)) for row, values in rows if any(values)]
 
 
@@ -150,7 +151,7 @@ def _marks(column: Column, rows: Sequence[Row | Published], beside: Sequence[Pub
 
 def _refuse_unknown(to: str, table: Table, beside: Sequence[Published]) -> None:
     measured = {row.name for row in table.rows}
-    if to in measured or any(row.is_called(to) for row in beside):
+    if to in measured | {row.label for row in table.rows} or any(row.is_called(to) for row in beside):
         return
     known = measured | {row.entry.name for row in beside} | {row.entry.method for row in beside}
     close = nearest(to.partition("@")[0], known)
@@ -168,7 +169,7 @@ class _Baseline:
 
     def __init__(self, to: str, table: Table, column: Column, beside: Sequence[Published]) -> None:
         self.column, self.row, self.why = column, None, ""
-        own = next((row for row in table.rows if row.name == to), None)
+        own = next((row for row in table.rows if to in (row.name, row.label)), None)
         called = [row for row in beside if row.is_called(to)]
         if own is not None:
             self.row = own if column in own.values else None

@@ -74,7 +74,7 @@ def _sections(table: Table, comparisons: Sequence[Comparison]) -> list[dict[str,
                 "headings": [render.heading(column, table) for column in columns],
                 "rows": [
                     {
-                        "label": render.label(row),
+                        "label": row.label,
                         "random": row.name.startswith("random:"),
                         "cells": [_cell(lines.get((c, id(row))), c) for c in columns],
                     }

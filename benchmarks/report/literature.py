@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.report.table import Column, Table, Value
+from benchmarks.report.table import Column, Table, Value, flat
+from core.errors import ConfigError
 from model_zoo import entries
 from model_zoo.entries import Entry, PublishedNumber
 
@@ -17,6 +19,17 @@ _FILED_UNDER = {
 }
 # Where a column's configuration holds what a source may state; the first that is set.
 _FIELDS = {"preset": ("preset",), "engine": ("engine",), "batch": ("batch", "spec.batch"), "epochs": ("epochs",)}
+# Fields that change no number, or that the data's own record tells.
+_INDIFFERENT = {
+    "preset",
+    "data.expect",
+    "data.limit",
+    "jobs",
+    "chunk",
+    "extra_columns",
+    "checkpoint_every",
+    "log_every",
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +52,7 @@ class Published:
     def is_called(self, name: str) -> bool:
         """Whether `NAME` or `NAME@TEXT` means it: the entry or its method, and a part of setting or source."""
         name, _, text = name.partition("@")
-        own = (self.entry.name, self.entry.method.lower())
+        own = (self.entry.name, self.entry.method.lower(), self.label.lower())
         return name.lower() in own and text.lower() in f"{self.number.setting} {self.number.source}".lower()
 
 
@@ -110,7 +123,26 @@ def flags(row: Published, columns: Sequence[Column], archs: set[str]) -> tuple[s
     elif mine and mine != {number.frozen}:
         words = {True: "frozen", False: "fine-tuned"}
         found.append(f"encoder {words[bool(number.frozen)]} (here {_names({words[bool(m)] for m in mine})})")
+    own = sorted({text for column in columns if column.is_published for text in changed(column)})
+    if own:
+        found.append(f"here other than the preset: {', '.join(own[:6])}{', ...' if len(own) > 6 else ''}")
     return (*found, f"not stated: {', '.join(unstated)}") if unstated else tuple(found)
+
+
+@functools.cache
+def changed(column: Column) -> tuple[str, ...]:
+    """`field=value` wherever a column was measured otherwise than its cell with its preset says."""
+    from benchmarks import plan  # loads the tasks: only when numbers of published data stand beside published numbers
+
+    preset = _field(column, ["preset"])
+    if preset is None or column.cell not in plan.cell_names():
+        return ()
+    try:
+        cell = plan.load_cell(column.cell, [f"preset={preset}"])
+    except ConfigError:
+        return (f"preset {preset}, which is no more",)
+    fresh = dict(flat(cell.config.model_dump(mode="json")))
+    return tuple(f"{k}={v}" for k, v in column.fields if k in fresh and fresh[k] != v and k not in _INDIFFERENT)
 
 
 def _field(column: Column, places: Sequence[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,10 +84,13 @@ def _load(record: Result, items: Items, *names: str) -> list[np.ndarray]:
     path = items.get(record.identity())
     if path is None or not path.exists():
         raise _No("no scores per test item are stored")
-    with np.load(path, allow_pickle=False) as stored:
-        if not set(names) <= set(stored.files):
-            raise _No("no scores per test item are stored for this metric")
-        return [stored[name] for name in names]
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if not set(names) <= set(stored.files):
+                raise _No("no scores per test item are stored for this metric")
+            return [stored[name] for name in names]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        raise _No(f"{path.name} of {record.backbone.name} cannot be read: measure it again") from None
 
 
 def _mean_correct(records: Sequence[Result], metric: str, items: Items) -> np.ndarray:

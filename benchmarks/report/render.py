@@ -76,7 +76,7 @@ def markdown(table: Table, comparisons: Sequence[Comparison] = ()) -> str:
         for row in table.rows:
             if any(column in row.values for column in columns):
                 cells = [marked(_cell(row, c), names.get((c, id(row)), "")) for c in columns]
-                lines.append(f"| {_plain(label(row))} | " + " | ".join(cells) + " |")
+                lines.append(f"| {_plain(row.label)} | " + " | ".join(cells) + " |")
         parts.append("\n".join(lines) + "\n")
     if table.absent:
         parts.append(absent_markdown(table))
@@ -87,11 +87,6 @@ def absent_markdown(table: Table) -> str:
     """Cells without a number, and why."""
     lines = [f"- {_plain(a.name)}, {a.cell}: {a.status}: {_plain(a.reason)}" for a in table.absent]
     return "Without a number:\n\n" + "\n".join(lines) + "\n"
-
-
-def label(row: Row) -> str:
-    """The row's name with its architecture."""
-    return row.name if row.arch in row.name else f"{row.name} ({row.arch})"
 
 
 def _plain(text: str) -> str:
@@ -139,7 +134,7 @@ def difference(found: Difference, column: Column) -> str:
 def differences_markdown(comparisons: Sequence[Comparison], table: Table, *, to: str) -> str:
     """Every measured row's difference to the baseline, one line each."""
     rows = [
-        f"| {heading(c.column, table)} | {_plain(data_title(c.column, table))} | {_plain(row_label(line.row))} | "
+        f"| {heading(c.column, table)} | {_plain(data_title(c.column, table))} | {_plain(line.row.label)} | "
         f"{difference(line.difference, c.column)} |"
         for c in comparisons
         for line in c.lines
@@ -192,7 +187,7 @@ def comparison_rows(comparison: Comparison, *, to: str | None, beside: bool) -> 
     """Cells of a column's rows, as Markdown."""
     rows = []
     for line in comparison.lines:
-        cells = [_plain(row_label(line.row)), marked(row_number(line, comparison.column), line.mark)]
+        cells = [_plain(line.row.label), marked(row_number(line, comparison.column), line.mark)]
         if to:
             cells.append(difference(line.difference, comparison.column) if line.difference else "baseline")
         if beside:
@@ -204,11 +199,6 @@ def comparison_rows(comparison: Comparison, *, to: str | None, beside: bool) -> 
     return rows
 
 
-def row_label(row: Row | Published) -> str:
-    """Of a measured or a published row."""
-    return row.label if isinstance(row, Published) else label(row)
-
-
 def row_number(line: Line, column: Column) -> str:
     """A published number as it was printed, in italics; a measured one with its spread."""
     return f"*{line.value.mean}*" if isinstance(line.row, Published) else number(line.value, column)
@@ -217,7 +207,9 @@ def row_number(line: Line, column: Column) -> str:
 def averages_markdown(found: Sequence[Average], columns: Sequence[Column], table: Table) -> str:
     """Headline numbers side by side, with their average where a row has all of them."""
     lines = ["**Average** over the headline numbers, of rows that have all of them", ""]
-    lines.append("| backbone | " + " | ".join(heading(c, table) for c in columns) + " | average |")
+    heads = [heading(c, table) for c in columns]
+    heads = [h if heads.count(h) == 1 else f"{h}, {data_title(c, table)}" for h, c in zip(heads, columns, strict=True)]
+    lines.append("| backbone | " + " | ".join(heads) + " | average |")
     lines.append("|---|" + "---|" * (len(columns) + 1))
     means = [row.mean for row in found if row.mean is not None]
     names = dict(zip(means, marks(means, higher=True), strict=True))
@@ -225,7 +217,7 @@ def averages_markdown(found: Sequence[Average], columns: Sequence[Column], table
         cells = ["-" if v is None else f"{v.mean:.1f}" for v in row.values]
         mean = "-" if row.mean is None else marked(f"{row.mean:.1f}", names[row.mean])
         setting = f", {row.row.number.variant}" if isinstance(row.row, Published) and row.row.number.variant else ""
-        lines.append(f"| {_plain(row_label(row.row))}{setting} | " + " | ".join([*cells, mean]) + " |")
+        lines.append(f"| {_plain(row.row.label)}{setting} | " + " | ".join([*cells, mean]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -245,7 +237,7 @@ def comparisons_csv(comparisons: Sequence[Comparison]) -> str:
             between = d.interval if d else None
             own = line.row.number if isinstance(line.row, Published) else None
             writer.writerow(
-                [row_label(line.row), "published" if own else "measured", c.cell, c.config8, c.metric, c.unit, c.data,
+                [line.row.label, "published" if own else "measured", c.cell, c.config8, c.metric, c.unit, c.data,
                  c.manifest, c.is_published, c.is_demo, c.profile, repr(v.mean), _exact(v.spread), len(v.numbers), v.over,
                  line.mark, _exact(d.value if d else None), _exact(between.low if between else None),
                  _exact(between.high if between else None), between.resamples if between else "", d.why if d else "",

@@ -62,6 +62,11 @@ class Row:
     backbones: int
     values: dict[Column, Value]
 
+    @property
+    def label(self) -> str:
+        """The name with its architecture."""
+        return self.name if self.arch in self.name else f"{self.name} ({self.arch})"
+
 
 @dataclass(frozen=True)
 class Absent:
@@ -151,16 +156,17 @@ def _column(result: Result, metric: str, unit: str, higher: bool) -> Column:
         is_demo=data.is_demo,
         profile=result.profile,
         manifest=data.manifest_sha256[:8],
-        fields=tuple(_flat(result.task.config)),
+        fields=tuple(flat(result.task.config)),
         dataset=data.name,
         engine=result.task.engine or "",
     )
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """`a.b` and its value as JSON, for every field of a configuration."""
     for key, value in sorted(config.items()):
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", json.dumps(value)
 

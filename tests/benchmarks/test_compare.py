@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import compare, result
+from benchmarks import compare, plan, result
 from benchmarks.report import render
 from benchmarks.report.comparison import averages, headlines
 from benchmarks.report.comparison import compare as compare_rows
@@ -107,7 +107,8 @@ def test_frozen_or_not_is_flagged(column_of):
     ours = row_of("imagenet_semi1", "top1", "MSBReg")
     column = column_of(SEMI, cell="imagenet_semi1")
     assert flags(ours, [column], {"resnet50"}) == ("not stated: epochs",)
-    tuned = column_of(SEMI | {"rate_encoder": 0.02, "batch": 256, "preset": "swav"}, cell="imagenet_semi1")
+    swav = {"rate_encoder": 0.02, "batch": 256, "epochs": 20, "preset": "swav"}
+    tuned = column_of(SEMI | swav, cell="imagenet_semi1")
     assert flags(ours, [tuned], {"resnet50"}) == (
         "preset msbreg (here swav)", "batch 1024 (here 256)", "encoder frozen (here fine-tuned)", "not stated: epochs",
     )  # fmt: skip
@@ -122,12 +123,30 @@ def test_engine_batch_architecture_and_data_are_flagged(column_of):
     fields = {"cell": "voc0712_detection_mmdet", "metric": "AP", "data": "voc"}
     column = column_of(config, "mmdet 3.3.0", **fields)
     assert flags(ours, [column], {"resnet50"}) == ("engine detectron2 (here mmdet)",)
-    assert flags(ours, [column_of(config | {"engine": "detectron2"}, **fields)], {"resnet50"}) == ()
+    same = column_of(config | {"engine": "detectron2"}, **fields | {"cell": "voc0712_detection"})
+    assert flags(ours, [same], {"resnet50"}) == ()
     small = column_of(config | {"batch": 4}, counts=(381, 394), published=False, **fields)
     assert flags(ours, [small], {"resnet18"})[:2] == (
         "resnet50 (here resnet18)", "on the published voc (here VOC layout, 381/394 images)",
     )  # fmt: skip
     assert "batch 16 (here 4)" in flags(ours, [small], {"resnet50"})
+
+
+def test_what_was_changed_in_a_preset_is_flagged(column_of):
+    """Same preset, same engine, same batch, but a shorter course."""
+    ours = row_of("voc0712_detection", "AP", "MSBReg")
+    config = plan.load_cell("voc0712_detection").config.model_dump(mode="json")
+    fields = {"cell": "voc0712_detection", "metric": "AP", "data": "voc"}
+    assert flags(ours, [column_of(config, **fields)], {"resnet50"}) == ()
+    assert flags(ours, [column_of(config | {"log_every": 5}, **fields)], {"resnet50"}) == ()
+    short = config | {"spec": config["spec"] | {"iterations": 100}}
+    found = flags(ours, [column_of(short, **fields)], {"resnet50"})
+    assert found == ("here other than the preset: spec.iterations=100",)
+    inat = plan.load_cell("inat18_linear").config.model_dump(mode="json")
+    column = column_of(inat, cell="inat18_linear", data="inat18")
+    assert flags(row_of("inat18_linear", "top1", "MSBReg"), [column], {"resnet50"}) == ()
+    gone = column_of(config | {"preset": "older"}, **fields)
+    assert "here other than the preset: preset older, which is no more" in flags(ours, [gone], {"resnet50"})
 
 
 def test_a_number_of_another_data_set_is_flagged(column_of):
@@ -164,6 +183,8 @@ def test_difference_to_a_published_row(make):
     assert [line.difference is None for line in others] == [True, False, False, False]
     (alone,) = lines_of(records, to="swav_r50_imagenet", with_literature=False)
     assert alone.difference.value == pytest.approx(0.3)
+    (shown,) = lines_of(records, to="SwAV (resnet50)", with_literature=False)
+    assert shown.difference == alone.difference, "as the table calls it"
 
 
 def test_several_published_rows_are_told_apart_by_their_setting(make):

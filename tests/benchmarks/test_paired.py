@@ -138,3 +138,11 @@ def test_other_labels_are_refused(shelf, draws, make):
     mine, other = shelf.top1(a, weights="a"), make(100.0, weights="b")
     shelf.put(other, {"best": np.full((N, 1), 3), "labels": np.full(N, 3)})
     assert "labels differ" in refused(shelf, [mine], [other])
+
+
+@pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x03\x04cut"])
+def test_a_damaged_file_of_scores_is_said(shelf, draws, content):
+    a, b = draws(4, 0.7, 0.6)
+    mine, other = shelf.top1(a, weights="a"), shelf.top1(b, weights="b")
+    shelf.items[mine.identity()].write_bytes(content)
+    assert refused(shelf, [mine], [other]) == "seed0.items.npz of mine cannot be read: measure it again"
