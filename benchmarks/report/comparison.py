@@ -15,7 +15,7 @@ from core.errors import BackbenchError, nearest
 
 @dataclass(frozen=True)
 class Difference:
-    """A row minus the baseline; without an interval, or without a difference at all, the reason."""
+    """A row minus the baseline; why there is no interval (a published number has none), or no difference at all."""
 
     value: float | None
     interval: Interval | None = None
@@ -108,7 +108,7 @@ def averages(
         grouped: dict[tuple[str, str | None], dict[Column, list[Published]]] = {}
         for column in columns:
             for p in published(column.cell, column.metric, source=source):
-                if not p.number.data:
+                if not p.number.data and p.number.cell == column.cell:  # one engine's number is not averaged twice
                     grouped.setdefault((p.entry.name, p.number.variant), {}).setdefault(column, []).append(p)
         for cells in grouped.values():
             alone = {column: found[0] for column, found in cells.items() if len(found) == 1}  # two sources: neither
@@ -204,7 +204,7 @@ class _Baseline:
             return Difference(None, why="published for other data")
         base = _value(self.row, self.column)
         if isinstance(row, Published) or isinstance(self.row, Published):
-            return Difference(value.mean - base.mean, why="a published number has no scores per test item")
+            return Difference(value.mean - base.mean)
         found = paired.interval(value.records, base.records, self.column.metric, items, resamples=resamples)
         if isinstance(found, str):
             return Difference(value.mean - base.mean, why=found)

@@ -127,7 +127,7 @@ def difference(found: Difference, column: Column) -> str:
         return f"- ({found.why})"
     text = f"{found.value:+.{digits}f}"
     if found.interval is None:
-        return f"{text} (no interval: {found.why})"
+        return f"{text} (no interval: {found.why})" if found.why else text
     return f"{text} [{found.interval.low:+.{digits}f}, {found.interval.high:+.{digits}f}]"
 
 
@@ -167,7 +167,8 @@ def intervals_made(comparisons: Sequence[Comparison]) -> str:
 
 def comparisons_markdown(comparisons: Sequence[Comparison], table: Table, *, to: str | None) -> str:
     """A table for each column: value, difference to the baseline, what is not the same in a published row's protocol."""
-    parts = [MARKS + (f" Published numbers are in italics. Difference: to {to}." if to else "") + "\n"]
+    about = f" Difference: to {to}; a published number has no scores per test item, so no interval." if to else ""
+    parts = [f"{MARKS} Published numbers are in italics.{about}\n"]
     if made := intervals_made(comparisons):
         parts.append(made + "\n")
     for comparison in comparisons:

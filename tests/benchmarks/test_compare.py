@@ -251,6 +251,8 @@ def test_published_rows_are_averaged_by_their_setting(make):
     means = {row.row.entry.method: row.mean for row in found[1:]}
     assert means["MSBReg"] == pytest.approx((87.8 + 56.4 + 47.9) / 3)
     assert means["OBoW"] is None, "no iNat18"
+    engines = gather([make(50.0, cell=f"voc0712_detection{end}", metric="AP", data="voc") for end in ("", "_mmdet")])
+    assert len(averages(engines, headlines(render.shown(engines)))) == 1, "one engine's number is not averaged twice"
     other = gather([make(50.0, cell=c, metric=m, data=d, published=False) for c, (m, d) in cells.items()])
     assert len(averages(other, headlines(render.shown(other)))) == 1, "of other data none"
 
