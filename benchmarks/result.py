@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -119,6 +119,12 @@ def folder(out: Path, backbone_name: str, weights_sha256: str, cell: str, config
     return Path(out) / f"{safe}-{weights_sha256[:8]}" / f"{cell}-{config_sha256[:8]}"
 
 
+def record_path(out: Path, result: Result) -> Path:
+    """`seed<k>.json` in its folder."""
+    place = folder(out, result.backbone.name, result.backbone.weights_sha256, result.cell, result.task.config_sha256)
+    return place / f"seed{result.seed}.json"
+
+
 def write(out: Path, result: Result, items: Mapping[str, np.ndarray] | None = None) -> Path:
     """Write a record atomically to its place; returns the path.
 
@@ -128,8 +134,8 @@ def write(out: Path, result: Result, items: Mapping[str, np.ndarray] | None = No
         items: arrays with a row a test item (scores, top five classes), for comparisons of two backbones on the same
             items; beside the record, compressed (`seed0.items.npz`).
     """
-    place = folder(out, result.backbone.name, result.backbone.weights_sha256, result.cell, result.task.config_sha256)
-    path = place / f"seed{result.seed}.json"
+    path = record_path(out, result)
+    place = path.parent
     if result.status != "ok" and _has_number(path):
         path = place / f"seed{result.seed}.{result.status}.json"
     else:
@@ -183,6 +189,34 @@ def read_all(out: Path) -> Iterator[Result]:
             yield read(path)
         except BackbenchError as error:
             say(f"left out: {error}")
+
+
+def read_paths(paths: Sequence[Path]) -> dict[Path, Result]:
+    """The records of files, and of all that lies below folders, by their paths; a measurement that is there twice once.
+
+    Raises:
+        BackbenchError: a path that is not there or holds no record, or a file that is none.
+    """
+    found: dict[Path, Result] = {}
+    for path in map(Path, paths):
+        if not path.exists():
+            raise BackbenchError(f"{path}: no such result file or folder")
+        files = sorted(p for p in path.rglob("seed*.json") if p.is_file()) if path.is_dir() else [path]
+        if not files:
+            raise BackbenchError(f"{path}: no result files below it; give what run_all wrote with --out")
+        for file in files:
+            try:
+                found[file.resolve()] = read(file)
+            except BackbenchError as error:
+                if not path.is_dir():
+                    raise
+                say(f"left out: {error}")
+    kept: dict[str, Path] = {}
+    for path, result in list(found.items()):
+        if result.status == "ok" and kept.setdefault(result.identity(), path) != path:
+            say(f"counted once: {path} is the measurement of {kept[result.identity()]}")
+            del found[path]
+    return found
 
 
 def _has_number(path: Path) -> bool:

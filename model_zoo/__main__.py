@@ -115,8 +115,9 @@ def _show(args: argparse.Namespace) -> int:
     print(f"{entry.name}: {entry.method}, {architecture_fields(entry.arch)}")
     for label, value in _card(entry):
         print(f"{label:>14}  {value}")
+    width = max((len(number.setting) for number in entry.published), default=0)
     for number in entry.published:
-        print(f"  {number.cell:<28} {number.metric:<12} {number.value:>7g}  {number.variant or '':<30} {number.source}")
+        print(f"  {number.cell:<28} {number.metric:<12} {number.value:>7g}  {number.setting:<{width}} {number.source}")
     return 0
 
 

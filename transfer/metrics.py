@@ -27,6 +27,32 @@ def area_ap(scores: np.ndarray, positive: np.ndarray) -> float:
     return float(np.sum(np.diff(hits, prepend=0) * best) / hits[-1])
 
 
+def resampled_area_aps(scores: np.ndarray, positive: np.ndarray, times_NR: np.ndarray) -> np.ndarray:
+    """(R,) `area_ap` of R resamples of the images at once; NaN where a resample has no positive.
+
+    Args:
+        scores: (N,) float, higher is more likely positive.
+        positive: (N,) bool.
+        times_NR: (N, R) int, how often each image stands in each resample.
+    """
+    order = np.argsort(-scores)
+    ends_score = np.append(np.diff(scores[order]) != 0, True)
+    group = np.cumsum(ends_score) - ends_score  # images of one score enter together
+    hit = np.flatnonzero(np.asarray(positive, dtype=bool)[order])  # recall grows at these only
+    if not len(hit):
+        return np.full(times_NR.shape[1], np.nan)
+    last = np.flatnonzero(np.append(np.diff(group[hit]) != 0, True))  # the last positive of each score
+    ends = np.flatnonzero(ends_score)[group[hit[last]]]
+    starts = np.append(0, ends[:-1] + 1)
+    times = times_NR[order]
+    taken = np.cumsum(np.add.reduceat(times[: ends[-1] + 1], starts, axis=0), axis=0)
+    hits = np.cumsum(times[hit], axis=0)[last]
+    precision = hits / np.maximum(taken, 1)
+    best = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+    area = np.sum(np.diff(hits, axis=0, prepend=0) * best, axis=0)
+    return np.where(hits[-1] > 0, area / np.maximum(hits[-1], 1), np.nan)
+
+
 def eleven_point_ap(scores: np.ndarray, positive: np.ndarray) -> float:
     """Mean of the best precision at recall >= 0, 0.1, ..., 1 (VOC 2007 development kit, VOCevalcls), 0 to 1.
 

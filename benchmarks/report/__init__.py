@@ -15,6 +15,8 @@ Planned = set[tuple[str, str, str]]
 def write(out: Path, *, suite: str = "", curves: Mapping[str, Path] | None = None, only: Planned | None = None) -> Path:
     """Write `report.md`, `report.csv` and `report.html` from the result files below `out`; returns the page's path.
 
+    Rows are set against the first random baseline, where there is one.
+
     Args:
         out: a folder of results.
         suite: named in the page's title.
@@ -22,16 +24,24 @@ def write(out: Path, *, suite: str = "", curves: Mapping[str, Path] | None = Non
         only: (weights, cell, configuration) hashes of the records to show; all below `out` unless given.
     """
     from benchmarks.report import html, render
+    from benchmarks.report.comparison import compare, first_random
     from benchmarks.report.table import gather
-    from benchmarks.result import read_all
+    from benchmarks.result import items_path, read_all, record_path
     from core.artifacts import atomic_write_text
 
     results = list(_chosen(read_all(out), only))
     table = gather(results)
-    atomic_write_text(out / "report.md", render.markdown(table) + render.literature_markdown(table))
+    items = {result.identity(): items_path(record_path(out, result)) for result in results}
+    to = first_random(table)
+    comparisons = compare(table, render.shown(table), items, to=to, with_literature=False)
+    text = render.markdown(table, comparisons)
+    if to:
+        text += "\n" + render.differences_markdown(comparisons, table, to=to)
+    atomic_write_text(out / "report.md", text + render.literature_markdown(table))
     atomic_write_text(out / "report.csv", render.csv_text(table))
     page = out / "report.html"
-    atomic_write_text(page, html.page(table, results, suite=suite, curves=curves, out=out))
+    text = html.page(table, results, suite=suite, curves=curves, out=out, comparisons=comparisons, baseline=to)
+    atomic_write_text(page, text)
     return page
 
 

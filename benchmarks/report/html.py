@@ -6,12 +6,15 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from benchmarks.report import plots, render
-from benchmarks.report.table import Table
+from benchmarks.report.comparison import Comparison, Line, compare
+from benchmarks.report.literature import literature
+from benchmarks.report.table import Column, Table
 from benchmarks.result import Result, run_folder
 
 
@@ -22,8 +25,21 @@ def page(
     suite: str,
     curves: Mapping[str, Path] | None = None,
     out: Path | None = None,
+    comparisons: Sequence[Comparison] | None = None,
+    baseline: str | None = None,
+    source: str | None = "",
 ) -> str:
-    """The page's text. `curves`: a run's name and its `metrics.jsonl`; `out`: where detectors left losses and pictures."""
+    """The page's text.
+
+    Args:
+        curves: a run's name and its `metrics.jsonl`.
+        out: where detectors left losses and pictures.
+        comparisons: of the columns to show, for marks and differences; made without a baseline unless given.
+        baseline: what the differences are to.
+        source: of the literature only what has this in its source; None: no literature.
+    """
+    if comparisons is None:
+        comparisons = compare(table, render.shown(table), {}, with_literature=False)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -32,23 +48,25 @@ def page(
         suite=suite,
         is_demo=any(column.is_demo for column in table.columns),
         is_smoke=any(column.profile == "smoke" for column in table.columns),
-        sections=_sections(table),
+        sections=_sections(table, comparisons),
+        baseline=baseline,
+        intervals=render.intervals_made(comparisons),
         absent=table.absent,
         curves={name: svg for name, svg in drawn.items() if svg},
         detectors=_detectors(results, out) if out else [],
         notes=_notes(results),
-        literature=render.literature(table),
+        literature=[] if source is None else _literature(table, source),
         comparable=any(column.is_published for column in table.columns),
         results=[r for r in results if r.status == "ok"],
     )
 
 
-def _sections(table: Table) -> list[dict[str, object]]:
+def _sections(table: Table, comparisons: Sequence[Comparison]) -> list[dict[str, object]]:
     """A section per data set: heading, table cells, plots."""
+    lines = {(c.column, id(line.row)): line for c in comparisons for line in c.lines}
     made = []
     for title, columns in render.sections(table):
         rows = [row for row in table.rows if any(column in row.values for column in columns)]
-        best = {c: _best([row.values[c].mean for row in rows if c in row.values], c.higher_is_better) for c in columns}
         made.append(
             {
                 "data": title,
@@ -56,20 +74,35 @@ def _sections(table: Table) -> list[dict[str, object]]:
                 "headings": [render.heading(column, table) for column in columns],
                 "rows": [
                     {
-                        "label": render.label(row),
+                        "label": row.label,
                         "random": row.name.startswith("random:"),
-                        "cells": [
-                            (render.number(row.values[c], c), row.values[c].mean == best[c])
-                            if c in row.values
-                            else ("–", False)
-                            for c in columns
-                        ],
+                        "cells": [_cell(lines.get((c, id(row))), c) for c in columns],
                     }
                     for row in rows
                 ],
                 "plots": [(render.heading(c, table), plots.cell_plot(table, c)) for c in columns if c.primary],
             }
         )
+    return made
+
+
+def _cell(line: Line | None, column: Column) -> dict[str, str]:
+    """A number, its mark, and its difference to the baseline."""
+    if line is None:
+        return {"text": "–", "mark": "", "difference": "", "why": ""}
+    found = line.difference
+    beside = render.difference(found, column).partition(" (")[0] if found and found.value is not None else ""
+    text = render.row_number(line, column)
+    return {"text": text, "mark": line.mark, "difference": beside, "why": found.why if found else ""}
+
+
+def _literature(table: Table, source: str) -> list[dict[str, Any]]:
+    """Published rows by cell and metric; what is not the same in all of them is said once."""
+    made = []
+    for name, rows in literature(table, source=source):
+        common = [flag for flag in rows[0][1] if all(flag in flags for _, flags, _ in rows)]
+        shown = [(row, [flag for flag in flags if flag not in common], mark) for row, flags, mark in rows]
+        made.append({"name": name, "common": common, "rows": shown})
     return made
 
 
@@ -97,7 +130,3 @@ def _embedded(picture: Path) -> str:
     with Image.open(picture) as image:
         image.convert("RGB").save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _best(means: list[float], higher: bool) -> float:
-    return max(means) if higher else min(means)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from benchmarks.report import render
+from benchmarks.report.comparison import compare, first_random
 from benchmarks.report.table import Table, gather
-from benchmarks.result import read_all
+from benchmarks.result import items_path, read_all, read_paths
 from benchmarks.speed import sentence
 from core.artifacts import atomic_write_text
 from core.errors import BackbenchError
@@ -16,38 +18,69 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 MEASURED = ROOT / "benchmarks" / "measured"
 
 
-def block(measured: Path) -> str:
+_BLOCK = re.compile(r"<!-- (measured|compare|speed)(?::([\w.-]+))? -->\n((?:(?!<!-- ).)*)<!-- /\1 -->", re.DOTALL)
+_BEGIN = re.compile(r"<!-- (?:measured|compare|speed)\b")
+_NUMBER = re.compile(r"[<>~+-]?\d[\d.,]*\s*(%|\[.*\]|\(.*\)|± ?[\d.,]+.*)?")
+
+
+def measured(folder: Path) -> str:
     """Summary table of a folder of results, and every number that its headline means are made of."""
-    table = gather(read_all(measured))
+    table = gather(read_all(folder))
     return render.markdown(table) + "\n" + _each(table)
 
 
+def compared(folder: Path) -> str:
+    """Every headline's difference to the folder's random baseline, with its interval.
+
+    Raises:
+        BackbenchError: there is no random baseline.
+    """
+    results = read_paths([folder])
+    table = gather(results.values())
+    to = first_random(table)
+    if to is None:
+        raise BackbenchError(f"{folder}: no random baseline to compare to")
+    items = {result.identity(): items_path(path) for path, result in results.items()}
+    columns = [column for column in table.columns if column.primary]
+    return render.differences_markdown(compare(table, columns, items, to=to, with_literature=False), table, to=to)
+
+
+def speed(folder: Path) -> str:
+    """The figures of the speed benchmarks, a sentence each."""
+    return "".join(f"- {sentence(json.loads(file.read_text()))}\n" for file in sorted(folder.glob("*.json")))
+
+
 def update(readme: Path, measured_root: Path = MEASURED) -> str:
-    """The README's text with every `<!-- measured:NAME -->` block made anew from `measured/NAME`.
+    """The README's text with every block made anew: `<!-- measured:NAME -->`, `<!-- compare:NAME -->`, `<!-- speed -->`.
 
     Raises:
         BackbenchError: a block without its end, or without results.
     """
     text = readme.read_text(encoding="utf-8")
-    parts = text.split("<!-- measured:")
-    made = [parts[0]]
-    for part in parts[1:]:
-        name, _, rest = part.partition(" -->")
-        _, end, after = rest.partition("<!-- /measured -->")
-        if not end or not (measured_root / name).is_dir():
-            raise BackbenchError(f"{readme}: block 'measured:{name}' has no end or no folder of results")
-        made.append(f"<!-- measured:{name} -->\n{block(measured_root / name)}{end}{after}")
-    return _speed("".join(made), measured_root / "speed")
+    made = {"measured": measured, "compare": compared, "speed": speed}
+
+    def anew(found: re.Match[str]) -> str:
+        kind, name = found[1], found[2] or "speed"
+        if not (measured_root / name).is_dir():
+            raise BackbenchError(f"{readme}: block '{kind}:{name}' has no folder of results")
+        begin, end = found.start(3) - found.start(), found.end(3) - found.start()
+        return found[0][:begin] + made[kind](measured_root / name) + found[0][end:]
+
+    begun, whole = len(_BEGIN.findall(text)), len(_BLOCK.findall(text))
+    if begun != whole:
+        raise BackbenchError(f"{readme}: {begun} blocks begin and {whole} are whole: one has no end")
+    return _BLOCK.sub(anew, text)
 
 
-def _speed(text: str, folder: Path) -> str:
-    """The `<!-- speed -->` block made anew from the figures of the speed benchmarks."""
-    before, begin, rest = text.partition("<!-- speed -->\n")
-    _, end, after = rest.partition("<!-- /speed -->")
-    if not end:
-        return text
-    lines = [f"- {sentence(json.loads(file.read_text()))}\n" for file in sorted(folder.glob("*.json"))]
-    return before + begin + "".join(lines) + end + after
+def by_hand(text: str) -> list[str]:
+    """Lines outside all blocks that hold a result: a table's cell that is a number, or a mean with its spread."""
+    found = []
+    for line in _BLOCK.sub("", text).splitlines():
+        cells = [re.sub(r"[*_`]|</?u>", "", cell).strip() for cell in line.strip().strip("|").split("|")]
+        is_row = line.lstrip().startswith("|")
+        if (is_row and any(_NUMBER.fullmatch(cell) for cell in cells)) or re.search(r"\d\s*(±|\+/-)\s*\d", line):
+            found.append(line)
+    return found
 
 
 def write(readme: Path) -> None:

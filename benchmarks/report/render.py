@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 
+from benchmarks.report.comparison import Average, Comparison, Difference, Line
+from benchmarks.report.literature import Published, literature, marks
+from benchmarks.report.paired import LEVEL, SEED
 from benchmarks.report.table import Column, Row, Table, Value
-from model_zoo import entries
-from model_zoo.entries import PublishedNumber
+
+MARKS = "Best in bold face, second best underlined."
 
 
 def number(value: Value, column: Column) -> str:
@@ -27,7 +31,9 @@ def shown(table: Table) -> tuple[Column, ...]:
 def heading(column: Column, table: Table) -> str:
     """Cell and metric, marked when the number is a demo's or a rehearsal's; with what tells two configurations apart."""
     alike = {
-        c.config8: c for c in table.columns if (c.cell, c.metric, c.data) == (column.cell, column.metric, column.data)
+        (c.config8, c.engine): c
+        for c in table.columns
+        if (c.cell, c.metric, c.data) == (column.cell, column.metric, column.data)
     }
     marks = f" [{_difference(column, list(alike.values()))}]" if len(alike) > 1 else ""
     marks += (" DEMO" if column.is_demo else "") + (" REHEARSAL" if column.profile == "smoke" else "")
@@ -36,27 +42,30 @@ def heading(column: Column, table: Table) -> str:
 
 def _difference(column: Column, alike: list[Column]) -> str:
     """`features=augmented, epochs=10`: the fields that are not the same in all of them; a hash where there are many."""
-    others = [dict(c.fields) for c in alike]
-    own = [(k, v) for k, v in column.fields if any(other.get(k) != v for other in others)]
+    others = [{**dict(c.fields), "version": c.engine} for c in alike]
+    fields = (*column.fields, ("version", column.engine))
+    own = [(k, v) for k, v in fields if any(other.get(k) != v for other in others)]
     text = ", ".join(f"{key}={value.strip(chr(34))}" for key, value in own)
     return text if 0 < len(text) <= 60 else column.config8
 
 
 def sections(table: Table) -> list[tuple[str, list[Column]]]:
     """Columns to show by their data: numbers of different data never share a table."""
-    keys = dict.fromkeys((column.data, column.manifest) for column in shown(table))
-    titles = [data for data, _ in keys]
-    return [
-        (
-            data if titles.count(data) == 1 else f"{data}, manifest {manifest}",
-            [column for column in shown(table) if (column.data, column.manifest) == (data, manifest)],
-        )
-        for data, manifest in keys
-    ]
+    by_title: dict[str, list[Column]] = {}
+    for column in shown(table):
+        by_title.setdefault(data_title(column, table), []).append(column)
+    return list(by_title.items())
 
 
-def markdown(table: Table) -> str:
-    """A table per data set, and what has no number."""
+def data_title(column: Column, table: Table) -> str:
+    """The data's name; with the manifest where other data have the same name."""
+    alone = {c.manifest for c in shown(table) if c.data == column.data} <= {column.manifest}
+    return column.data if alone else f"{column.data}, manifest {column.manifest}"
+
+
+def markdown(table: Table, comparisons: Sequence[Comparison] = ()) -> str:
+    """A table per data set, and what has no number; the best are marked where comparisons are given."""
+    names = {(c.column, id(line.row)): line.mark for c in comparisons for line in c.lines}
     if not table.rows and not table.absent:
         return "No results yet.\n"
     parts = []
@@ -66,17 +75,18 @@ def markdown(table: Table) -> str:
         lines.append("|---|" + "---|" * len(columns))
         for row in table.rows:
             if any(column in row.values for column in columns):
-                lines.append(f"| {_plain(label(row))} | " + " | ".join(_cell(row, c) for c in columns) + " |")
+                cells = [marked(_cell(row, c), names.get((c, id(row)), "")) for c in columns]
+                lines.append(f"| {_plain(row.label)} | " + " | ".join(cells) + " |")
         parts.append("\n".join(lines) + "\n")
     if table.absent:
-        lines = [f"- {_plain(a.name)}, {a.cell}: {a.status}: {_plain(a.reason)}" for a in table.absent]
-        parts.append("Without a number:\n\n" + "\n".join(lines) + "\n")
+        parts.append(absent_markdown(table))
     return "\n".join(parts)
 
 
-def label(row: Row) -> str:
-    """The row's name with its architecture."""
-    return row.name if row.arch in row.name else f"{row.name} ({row.arch})"
+def absent_markdown(table: Table) -> str:
+    """Cells without a number, and why."""
+    lines = [f"- {_plain(a.name)}, {a.cell}: {a.status}: {_plain(a.reason)}" for a in table.absent]
+    return "Without a number:\n\n" + "\n".join(lines) + "\n"
 
 
 def _plain(text: str) -> str:
@@ -88,36 +98,157 @@ def _cell(row: Row, column: Column) -> str:
     return number(row.values[column], column) if column in row.values else "-"
 
 
-def literature(table: Table) -> list[tuple[str, list[tuple[str, PublishedNumber]]]]:
-    """Published numbers of the cells in the table, by `cell metric`: (method, number), best first."""
-    wanted = {(column.cell, column.metric) for column in table.columns}
-    found: dict[tuple[str, str], list[tuple[str, PublishedNumber]]] = {}
-    for entry in entries.all_entries():
-        for published in entry.published:
-            if (published.cell, published.metric) in wanted:
-                found.setdefault((published.cell, published.metric), []).append(
-                    (f"{entry.method} ({entry.arch.name})", published)
-                )
-    return [
-        (f"{cell} {metric}", sorted(rows, key=lambda item: -item[1].value))
-        for (cell, metric), rows in sorted(found.items())
-    ]
-
-
 def literature_markdown(table: Table) -> str:
     """The literature's rows, apart from ours."""
     groups = literature(table)
     if not groups:
         return ""
-    lines = ["", "## Published in the literature (whole data sets; not measured here)", ""]
-    lines += ["| cell | method | value | setting | source |", "|---|---|---|---|---|"]
+    lines = ["", "## Published in the literature (whole data sets; not measured here)", "", MARKS, ""]
+    lines += ["| cell | method | value | setting | not the same here | source |", "|---|---|---|---|---|---|"]
     for name, rows in groups:
-        for method, published in rows:
-            setting = published.variant or ""
-            lines.append(f"| {name} | {method} | *{published.value:g}* | {setting} | {published.source} |")
+        for row, flags, mark in rows:
+            value = marked(f"*{row.number.value}*", mark)
+            cells = [name, row.label, value, row.number.setting, "; ".join(flags), row.number.source]
+            lines.append("| " + " | ".join(cells) + " |")
     if not any(column.is_published for column in table.columns):
         lines += ["", "None of our numbers above was measured on these data: they cannot be compared."]
     return "\n".join(lines) + "\n"
+
+
+def marked(text: str, mark: str) -> str:
+    """Best in bold face, second best underlined, as in the paper's tables."""
+    return {"best": f"**{text}**", "second": f"<u>{text}</u>"}.get(mark, text)
+
+
+def difference(found: Difference, column: Column) -> str:
+    """`+3.1 [+1.2, +5.0]`, in the metric's unit; the reason where there is no interval or no difference."""
+    digits = 1 if column.unit == "%" else 3
+    if found.value is None:
+        return f"- ({found.why})"
+    text = f"{found.value:+.{digits}f}"
+    if found.interval is None:
+        return f"{text} (no interval: {found.why})" if found.why else text
+    return f"{text} [{found.interval.low:+.{digits}f}, {found.interval.high:+.{digits}f}]"
+
+
+def differences_markdown(comparisons: Sequence[Comparison], table: Table, *, to: str) -> str:
+    """Every measured row's difference to the baseline, one line each."""
+    rows = [
+        f"| {heading(c.column, table)} | {_plain(data_title(c.column, table))} | {_plain(line.row.label)} | "
+        f"{difference(line.difference, c.column)} |"
+        for c in comparisons
+        for line in c.lines
+        if line.difference
+    ]
+    if not rows:
+        return ""
+    lines = [
+        f"**Difference to {_plain(to)}**",
+        "",
+        "| cell | data | backbone | difference |",
+        "|---|---|---|---|",
+        *rows,
+    ]
+    return "\n".join([*lines, "", intervals_made(comparisons)]).rstrip() + "\n"
+
+
+def intervals_made(comparisons: Sequence[Comparison]) -> str:
+    """How the intervals were made; empty without one."""
+    found = [line.difference.interval for c in comparisons for line in c.lines if line.difference]
+    made = sorted({(i.resamples, i.items) for i in found if i}, reverse=True)
+    if not made:
+        return ""
+    counts = ", ".join(f"{resamples} of {items} items" for resamples, items in made)
+    return (
+        f"In brackets: {LEVEL:.0%} paired bootstrap intervals over test items (resamples: {counts}; seed {SEED}); what other "
+        "seeds or pretrainings would change is not in them."
+    )
+
+
+def comparisons_markdown(comparisons: Sequence[Comparison], table: Table, *, to: str | None) -> str:
+    """A table for each column: value, difference to the baseline, what is not the same in a published row's protocol."""
+    about = f" Difference: to {to}; a published number has no scores per test item, so no interval." if to else ""
+    parts = [f"{MARKS} Published numbers are in italics.{about}\n"]
+    if made := intervals_made(comparisons):
+        parts.append(made + "\n")
+    for comparison in comparisons:
+        column = comparison.column
+        kind = "" if column.is_published else " (not the published data set)"
+        heads = ["backbone", "value", *(["difference"] if to else []), "setting", "not the same here", "source"]
+        beside = any(isinstance(line.row, Published) for line in comparison.lines)
+        heads = heads if beside else heads[:-3]
+        lines = [f"**{heading(column, table)}**, {_plain(data_title(column, table))}{kind}", ""]
+        lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+        lines += ["| " + " | ".join(cells) + " |" for cells in comparison_rows(comparison, to=to, beside=beside)]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def comparison_rows(comparison: Comparison, *, to: str | None, beside: bool) -> list[list[str]]:
+    """Cells of a column's rows, as Markdown."""
+    rows = []
+    for line in comparison.lines:
+        cells = [_plain(line.row.label), marked(row_number(line, comparison.column), line.mark)]
+        if to:
+            cells.append(difference(line.difference, comparison.column) if line.difference else "baseline")
+        if beside:
+            own = isinstance(line.row, Published)
+            cells += (
+                [line.row.number.setting, "; ".join(line.flags), line.row.number.source] if own else ["", "", "here"]
+            )
+        rows.append(cells)
+    return rows
+
+
+def row_number(line: Line, column: Column) -> str:
+    """A published number as it was printed, in italics; a measured one with its spread."""
+    return f"*{line.value.mean}*" if isinstance(line.row, Published) else number(line.value, column)
+
+
+def averages_markdown(found: Sequence[Average], columns: Sequence[Column], table: Table) -> str:
+    """Headline numbers side by side, with their average where a row has all of them."""
+    lines = ["**Average** over the headline numbers, of rows that have all of them", ""]
+    heads = [heading(c, table) for c in columns]
+    heads = [h if heads.count(h) == 1 else f"{h}, {data_title(c, table)}" for h, c in zip(heads, columns, strict=True)]
+    lines.append("| backbone | " + " | ".join(heads) + " | average |")
+    lines.append("|---|" + "---|" * (len(columns) + 1))
+    means = [row.mean for row in found if row.mean is not None]
+    names = dict(zip(means, marks(means, higher=True), strict=True))
+    for row in found:
+        cells = ["-" if v is None else f"{v.mean:.1f}" for v in row.values]
+        mean = "-" if row.mean is None else marked(f"{row.mean:.1f}", names[row.mean])
+        setting = f", {row.row.number.variant}" if isinstance(row.row, Published) and row.row.number.variant else ""
+        lines.append(f"| {_plain(row.row.label)}{setting} | " + " | ".join([*cells, mean]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def comparisons_csv(comparisons: Sequence[Comparison]) -> str:
+    """Every row of every column, unrounded."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(
+        ["backbone", "kind", "cell", "config", "metric", "unit", "data", "manifest", "is_published", "is_demo", "profile",
+         "mean", "spread", "n", "over", "mark", "difference", "low", "high", "resamples", "why", "setting",
+         "not_the_same", "source"]
+    )  # fmt: skip
+    for comparison in comparisons:
+        c = comparison.column
+        for line in comparison.lines:
+            v, d = line.value, line.difference
+            between = d.interval if d else None
+            own = line.row.number if isinstance(line.row, Published) else None
+            writer.writerow(
+                [line.row.label, "published" if own else "measured", c.cell, c.config8, c.metric, c.unit, c.data,
+                 c.manifest, c.is_published, c.is_demo, c.profile, repr(v.mean), _exact(v.spread), len(v.numbers), v.over,
+                 line.mark, _exact(d.value if d else None), _exact(between.low if between else None),
+                 _exact(between.high if between else None), between.resamples if between else "", d.why if d else "",
+                 own.setting if own else "", "; ".join(line.flags), own.source if own else ""]
+            )  # fmt: skip
+    return buffer.getvalue()
+
+
+def _exact(value: float | None) -> str:
+    return "" if value is None else repr(value)
 
 
 def csv_text(table: Table) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.result import Result
@@ -38,6 +38,8 @@ class Column:
     profile: str
     manifest: str  # of the data: numbers of different data are never averaged, whatever the data are called
     fields: tuple[tuple[str, str], ...] = ()  # the whole configuration, `a.b` and its value
+    dataset: str = ""  # the data set's plain name, whatever images it holds
+    engine: str = ""  # library and version, where one runs the protocol
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Value:
     spread: float | None  # standard deviation; None of a single number
     numbers: tuple[float, ...]  # one per backbone (mean over its seeds), or one per seed of a single backbone
     over: str  # what they differ in: "backbones", "seeds" or "" for one number
+    records: tuple[Result, ...] = field(default=(), compare=False, repr=False)  # what it was made of
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,11 @@ class Row:
     arch: str
     backbones: int
     values: dict[Column, Value]
+
+    @property
+    def label(self) -> str:
+        """The name with its architecture."""
+        return self.name if self.arch in self.name else f"{self.name} ({self.arch})"
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ def gather(results: Iterable[Result]) -> Table:
     """Group records; every number is counted once."""
     results = list(results)
     labels = _labels(results)
-    by_row: dict[str, dict[Column, dict[str, list[float]]]] = {}
+    by_row: dict[str, dict[Column, dict[str, list[Result]]]] = {}
     archs: dict[str, str] = {}
     for result in results:
         if result.status != "ok":
@@ -92,17 +100,17 @@ def gather(results: Iterable[Result]) -> Table:
         archs[row] = str(result.backbone.arch.get("name", ""))
         for name, metric in result.metrics.items():
             column = _column(result, name, metric.unit, metric.higher_is_better)
-            numbers = by_row.setdefault(row, {}).setdefault(column, {})
-            numbers.setdefault(result.backbone.weights_sha256, []).append(metric.value)
+            records = by_row.setdefault(row, {}).setdefault(column, {})
+            records.setdefault(result.backbone.weights_sha256, []).append(result)
     columns = sorted(
         {column for row in by_row.values() for column in row},
-        key=lambda c: (c.cell, c.config8, c.data, c.manifest, not c.primary, _natural(c.metric)),
+        key=lambda c: (c.cell, c.config8, c.engine, c.data, c.manifest, not c.primary, _natural(c.metric)),
     )
     rows = []
     for name in sorted(by_row, key=lambda n: (n.startswith("random:"), n)):
         anew = name.startswith("random:")  # a random baseline is initialised anew for every seed
-        values = {column: _value(numbers, anew=anew) for column, numbers in by_row[name].items()}
-        backbones = {sha for numbers in by_row[name].values() for sha in numbers}
+        values = {column: _value(column.metric, records, anew=anew) for column, records in by_row[name].items()}
+        backbones = {sha for records in by_row[name].values() for sha in records}
         rows.append(Row(name, archs[name], len(backbones), values))
     absent = sorted(
         {(r.backbone.name, r.cell, r.status, r.reason or "no reason recorded") for r in results if r.status != "ok"}
@@ -148,27 +156,32 @@ def _column(result: Result, metric: str, unit: str, higher: bool) -> Column:
         is_demo=data.is_demo,
         profile=result.profile,
         manifest=data.manifest_sha256[:8],
-        fields=tuple(_flat(result.task.config)),
+        fields=tuple(flat(result.task.config)),
+        dataset=data.name,
+        engine=result.task.engine or "",
     )
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """`a.b` and its value as JSON, for every field of a configuration."""
     for key, value in sorted(config.items()):
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", json.dumps(value)
 
 
-def _value(numbers: dict[str, list[float]], *, anew: bool) -> Value:
+def _value(metric: str, records: dict[str, list[Result]], *, anew: bool) -> Value:
     """Over backbones where there are several (each by the mean of its seeds), else over the seeds of the one."""
+    numbers = {sha: [result.metrics[metric].value for result in seeds] for sha, seeds in records.items()}
     if len(numbers) > 1:
         each, over = [statistics.fmean(seeds) for seeds in numbers.values()], "seeds" if anew else "backbones"
     else:
         each = next(iter(numbers.values()))
         over = "seeds" if len(each) > 1 else ""
     spread = statistics.stdev(each) if len(each) > 1 else None
-    return Value(statistics.fmean(each), spread, tuple(each), over)
+    made_of = tuple(result for seeds in records.values() for result in seeds)
+    return Value(statistics.fmean(each), spread, tuple(each), over, made_of)
 
 
 def _natural(name: str) -> tuple[object, ...]:

@@ -18,13 +18,28 @@ _FOLDER = Path(__file__).resolve().parent
 
 
 class PublishedNumber(Config):
-    """A number of the literature: never ours."""
+    """A number of the literature: never ours. Of the evaluation's protocol only what its source states; None: not stated."""
 
     cell: str  # the cell that measures the same
     metric: str
     value: Annotated[float, Field(allow_inf_nan=False)]
-    variant: str | None = None  # epochs, batch, views, weights of the losses: what the source says beside the method
+    preset: str | None = None  # of the cell's task, where the source follows it
+    engine: str | None = None  # of a detection cell
+    batch: Annotated[int, Field(gt=0)] | None = None  # of the evaluation, as are the epochs
+    epochs: Annotated[int, Field(gt=0)] | None = None
+    frozen: bool | None = None  # the encoder, where a protocol may train it
+    data: str | None = None  # where the number is of another data set than the cell's
+    variant: str | None = None  # of the pretraining: epochs, batch, views, weights of the losses
     source: str
+
+    @property
+    def setting(self) -> str:
+        """`K=4; preset msbreg, batch 1024, encoder frozen`: what the source states beside method and value."""
+        named = {name: getattr(self, name) for name in ("preset", "engine", "batch", "epochs", "data")}
+        stated = [f"{name} {value}" for name, value in named.items() if value is not None]
+        if self.frozen is not None:
+            stated.append("encoder frozen" if self.frozen else "encoder fine-tuned")
+        return "; ".join(filter(None, (self.variant, ", ".join(stated))))
 
 
 class Recipe(Config):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,19 +14,72 @@ from core.errors import BackbenchError
 README = Path(__file__).resolve().parent.parent.parent / "README.md"
 
 
+def written(folder: Path, text: str) -> Path:
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    return folder / "README.md"
+
+
 def test_the_readme_shows_what_the_result_files_say() -> None:
     assert readme.update(README) == README.read_text(encoding="utf-8"), (
         "run: python -m benchmarks.report --readme README.md"
     )
 
 
-def test_a_number_changed_by_hand_is_seen(tmp_path: Path) -> None:
-    changed = README.read_text(encoding="utf-8").replace(" ± ", " ± 1", 1)
-    (tmp_path / "README.md").write_text(changed, encoding="utf-8")
-    assert readme.update(tmp_path / "README.md") != changed
+def test_every_number_of_every_block_is_made_anew(tmp_path: Path) -> None:
+    """With all digits of all blocks changed by hand, the text comes back as it was."""
+    text = README.read_text(encoding="utf-8")
+    blocks = list(readme._BLOCK.finditer(text))
+    assert len(blocks) >= 3 and sum(len(re.findall(r"\d", block[3])) for block in blocks) > 300
+    changed = readme._BLOCK.sub(lambda b: b[0].replace(b[3], re.sub(r"\d", "7", b[3])), text)
+    assert changed != text
+    assert readme.update(written(tmp_path, changed)) == text
 
 
-def test_a_block_without_its_end_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text("<!-- measured:photos -->\n| a |\n")
+def test_no_result_stands_outside_the_blocks() -> None:
+    assert readme.by_hand(README.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["| msbreg | 36.3 |", "| msbreg | **36.3** |", "| a | <u>36.3 ± 0.5 (3 seeds)</u> | b |", "| a | 71% |", "| a | -2.4 |",
+     "we measured 40.1 ± 0.2", "| a | +3.1 [+1.0, +5.2] |"],
+)  # fmt: skip
+def test_a_result_typed_by_hand_is_found(line: str) -> None:
+    text = f"# x\n\n| a | b |\n|---|---|\n{line}\n"
+    assert readme.by_hand(text) == [line]
+    assert readme.by_hand(f"<!-- measured:photos -->\n{line}\n<!-- /measured -->\n") == []
+    assert readme.by_hand(f"<!-- mesured:photos -->\n{line}\n<!-- /mesured -->\n") == [line], "no block of ours"
+
+
+@pytest.mark.parametrize("line", ["| `imagenet_knn` | weighted 20- and 200-NN, T 0.07 | `npid` |", "3,000 photographs"])
+def test_a_description_with_numbers_is_no_result(line: str) -> None:
+    assert readme.by_hand(line) == []
+
+
+@pytest.mark.parametrize("kind", ["measured", "compare", "speed"])
+def test_a_block_without_its_end_is_an_error(tmp_path: Path, kind: str) -> None:
+    text = f"<!-- {kind}:photos -->\n| a |\n\n<!-- measured:demo -->\n<!-- /measured -->\n"
     with pytest.raises(BackbenchError, match="no end"):
-        readme.update(tmp_path / "README.md")
+        readme.update(written(tmp_path, text))
+
+
+def test_a_block_without_results_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BackbenchError, match="'measured:nothing' has no folder of results"):
+        readme.update(written(tmp_path, "<!-- measured:nothing -->\n<!-- /measured -->\n"))
+
+
+def test_a_comparison_in_the_readme(tmp_path: Path) -> None:
+    """A line for each headline, with the interval where scores per item are stored."""
+    text = readme.update(written(tmp_path, "<!-- compare:photos -->\n<!-- /compare -->\n"))
+    lines = [line for line in text.splitlines() if "msbreg" in line]
+    assert len(lines) == len({line.split("|")[1] for line in lines}) > 4
+    assert all(re.search(r"[+-]\d+\.\d+ (\[[+-]|\(no interval)", line) for line in lines)
+    assert "paired bootstrap" in text and readme.by_hand(text) == []
+
+
+def test_a_comparison_needs_a_random_baseline(tmp_path: Path) -> None:
+    source = next((readme.MEASURED / "photos").glob("msbreg-*"))
+    shutil.copytree(source, tmp_path / "root" / "mine" / source.name)
+    page = written(tmp_path, "<!-- compare:mine -->\n<!-- /compare -->\n")
+    with pytest.raises(BackbenchError, match="no random baseline"):
+        readme.update(page, tmp_path / "root")

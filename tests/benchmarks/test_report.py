@@ -6,85 +6,12 @@ import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from benchmarks import report, result
 from benchmarks.report import html, render
 from benchmarks.report.table import gather
-
-
-def make(
-    value,
-    *,
-    name="mine",
-    weights="a",
-    seed=0,
-    cell="imagenet_linear",
-    metric="top1",
-    data="imagenet",
-    manifest="m",
-    published=True,
-    demo=False,
-    profile="full",
-    config="c",
-    counts=(3000, 1000),
-    unit="%",
-    higher=True,
-    arch="resnet50",
-    tuned=None,
-    more=None,
-):
-    metrics = {metric: value, **(more or {})}
-    return result.Result(
-        status="ok",
-        profile=profile,
-        suite="paper",
-        seed=seed,
-        backbone=result.BackboneRecord(
-            name=name, weights_sha256=weights * 64, format="moco", arch={"name": arch}, input={}
-        ),
-        cell=cell,
-        task=result.TaskRecord(name="linear_probe", version=1, config={}, config_sha256=config * 64, tuned=tuned or {}),
-        data=result.DataRecord(
-            name=data,
-            train="train",
-            test="val",
-            counts={"train": counts[0], "test": counts[1], "classes": 3},
-            manifest_sha256=manifest * 64,
-            is_published=published,
-            is_demo=demo,
-        ),
-        metrics={
-            key: result.MetricRecord(value=number, unit=unit, higher_is_better=higher)
-            for key, number in metrics.items()
-        },
-        primary=metric,
-        provenance=result.Provenance(
-            commit="f" * 40,
-            dirty=False,
-            packages={"torch": "2.9"},
-            device="cpu",
-            wall_s=1.0,
-            peak_memory=1,
-            argv=["run_one.py"],
-            threads=1,
-        ),
-    )
-
-
-def absent(status, reason, name="mine", cell="voc07_svm"):
-    values = make(1.0, name=name, cell=cell).model_dump(by_alias=True)
-    return result.Result.model_validate(
-        values | {"status": status, "reason": reason, "metrics": {}, "data": None, "primary": None, "provenance": None}
-    )
-
-
-def tables(text):
-    """Markdown tables as lists of rows of cells."""
-    found = []
-    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
-        found.append([[c.strip() for c in line.strip("|").split("|")] for line in block.strip().splitlines()])
-    return found
 
 
 def only(table):
@@ -93,19 +20,19 @@ def only(table):
     return value
 
 
-def test_seeds_of_one_backbone():
+def test_seeds_of_one_backbone(make):
     value = only(gather([make(70.0, seed=0), make(72.0, seed=1), make(77.0, seed=2)]))
     assert value.mean == pytest.approx(73.0)
     assert value.spread == pytest.approx(13**0.5)  # deviations 3, 1, 4: 26 / 2
     assert (value.over, sorted(value.numbers)) == ("seeds", [70.0, 72.0, 77.0])
 
 
-def test_one_number_has_no_spread():
+def test_one_number_has_no_spread(make):
     value = only(gather([make(70.25)]))
     assert (value.mean, value.spread, value.over) == (70.25, None, "")
 
 
-def test_backbones_of_one_name_count_once_each():
+def test_backbones_of_one_name_count_once_each(make):
     """Two pretrainings, one with three seeds of the evaluation: the mean of two means."""
     table = gather(
         [*(make(v, weights="a", seed=i) for i, v in enumerate((60.0, 62.0, 64.0))), make(70.0, weights="b", seed=0)]
@@ -117,7 +44,7 @@ def test_backbones_of_one_name_count_once_each():
     assert table.rows[0].backbones == 2
 
 
-def test_numbers_in_the_text():
+def test_numbers_in_the_text(make, tables):
     text = render.markdown(gather([make(70.0, seed=0), make(72.0, seed=1), make(77.0, seed=2)]))
     ((heading, _, row),) = tables(text)
     assert heading == ["backbone", "imagenet_linear top1"]
@@ -126,7 +53,7 @@ def test_numbers_in_the_text():
     assert tables(text)[0][2] == ["mine (resnet50)", "-2.921"]
 
 
-def test_random_baselines_stand_last_and_missing_cells_are_empty():
+def test_random_baselines_stand_last_and_missing_cells_are_empty(make, tables):
     table = gather(
         [make(5.0, name="random:resnet50", weights="r"), make(70.0, name="zeta", weights="z"),
          make(60.0, name="alpha", weights="b", cell="imagenet_knn", metric="top1_k20")]
@@ -141,7 +68,7 @@ def test_random_baselines_stand_last_and_missing_cells_are_empty():
     ]
 
 
-def test_columns_are_the_headline_and_the_plain_metrics():
+def test_columns_are_the_headline_and_the_plain_metrics(make, tables):
     more = {"top1_k10": 1.0, "top1_k200": 2.0, "top1_k20_T0.1": 3.0, "top1_k20_majority": 4.0}
     table = gather([make(5.0, cell="imagenet_knn", metric="top1_k20", more=more)])
     assert tables(render.markdown(table))[0][0] == ["backbone", "imagenet_knn top1_k20", "imagenet_knn top1_k200"]
@@ -151,7 +78,7 @@ def test_columns_are_the_headline_and_the_plain_metrics():
 
 @pytest.mark.parametrize("demo", [True, False])
 @pytest.mark.parametrize("profile", ["full", "smoke"])
-def test_demo_and_rehearsal_are_marked_everywhere(demo, profile):
+def test_demo_and_rehearsal_are_marked_everywhere(demo, profile, make, tables):
     results = [make(50.0, demo=demo, published=False, profile=profile)]
     table = gather(results)
     page = html.page(table, results, suite="demo")
@@ -164,7 +91,7 @@ def test_demo_and_rehearsal_are_marked_everywhere(demo, profile):
     assert ("rendered scenes" in page) == demo
 
 
-def test_data_that_are_not_the_published_ones_are_never_called_so():
+def test_data_that_are_not_the_published_ones_are_never_called_so(make):
     table = gather([make(50.0, published=False, counts=(381, 394))])
     text = render.markdown(table)
     assert "**ImageNet layout, 381/394 images** (not the published data set)" in text
@@ -175,13 +102,20 @@ def test_data_that_are_not_the_published_ones_are_never_called_so():
     assert "cannot be compared" not in render.literature_markdown(gather([make(50.0)]))
 
 
-def shared(results):
+@pytest.fixture
+def shared(tables):
     """Whether two rows stand in one table, or two numbers in one cell."""
-    found = tables(render.markdown(gather(results)))
-    return any(len(rows) > 3 for rows in found) or any("±" in cell for rows in found for row in rows for cell in row)
+
+    def look(results):
+        found = tables(render.markdown(gather(results)))
+        return any(len(rows) > 3 for rows in found) or any(
+            "±" in cell for rows in found for row in rows for cell in row
+        )
+
+    return look
 
 
-def test_numbers_of_the_same_data_share_a_table():
+def test_numbers_of_the_same_data_share_a_table(make, shared):
     assert shared([make(50.0, name="a"), make(60.0, name="b", weights="b")])
 
 
@@ -194,12 +128,12 @@ def test_numbers_of_the_same_data_share_a_table():
         {"published": False, "counts": (3000, 999)},
     ],
 )
-def test_numbers_of_different_data_never_share_a_table(other):
+def test_numbers_of_different_data_never_share_a_table(other, make, shared):
     assert not shared([make(50.0, name="a"), make(60.0, name="b", weights="b", manifest="n", **other)])
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
-def test_two_folders_of_the_same_size_are_different_data(name):
+def test_two_folders_of_the_same_size_are_different_data(name, make, shared):
     """Same numbers of images, another manifest: neither one table nor one mean."""
     first = make(50.0, name="a", published=False, manifest="m")
     assert not shared([first, make(60.0, name=name, weights="b", published=False, manifest="n")])
@@ -208,13 +142,13 @@ def test_two_folders_of_the_same_size_are_different_data(name):
 @pytest.mark.parametrize(
     "other", [{"profile": "smoke", "published": False}, {"config": "d"}, {"cell": "inat18_linear"}]
 )
-def test_other_settings_are_other_columns(other):
+def test_other_settings_are_other_columns(other, make):
     table = gather([make(50.0, name="a", published=False), make(60.0, name="b", weights="b", **other)])
     assert len(table.columns) == 2
     assert all(len(row.values) == 1 for row in table.rows)
 
 
-def test_failed_and_skipped_are_listed_with_reasons(tmp_path):
+def test_failed_and_skipped_are_listed_with_reasons(tmp_path, absent, make):
     records = [
         make(50.0),
         absent("failed", "class2/1.jpg: not a whole image"),
@@ -234,14 +168,14 @@ def test_failed_and_skipped_are_listed_with_reasons(tmp_path):
     assert [column.cell for column in table.columns] == ["imagenet_linear"]
 
 
-def test_only_failures_and_nothing_at_all(tmp_path):
+def test_only_failures_and_nothing_at_all(tmp_path, absent):
     assert "No results yet" in report.text(tmp_path)
     assert "No results yet" in report.write(tmp_path / "empty").read_text()
     result.write(tmp_path / "failed", absent("failed", "no memory"))
     assert "no memory" in report.write(tmp_path / "failed").read_text()
 
 
-def test_csv_is_unrounded():
+def test_csv_is_unrounded(make):
     values = (100 / 3, 200 / 7)
     table = gather([make(v, seed=i) for i, v in enumerate(values)])
     (row,) = csv.DictReader(io.StringIO(render.csv_text(table)))
@@ -252,13 +186,14 @@ def test_csv_is_unrounded():
     assert single["mean"] == repr(100 / 3) and single["spread"] == ""
 
 
-def test_literature_stands_apart():
+def test_literature_stands_apart(make, tables):
     table = gather([make(50.0, cell="imagenet_knn", metric="top1_k20")])
     text = render.literature_markdown(table)
     (rows,) = tables(text)
-    values = [float(row[2].strip("*")) for row in rows[2:]]
+    values = [float(re.sub(r"[*]|</?u>", "", row[2])) for row in rows[2:]]
     assert values == sorted(values, reverse=True)
-    assert ["imagenet_knn top1_k20", "MSBReg (resnet50)", "*66.2*", "K=4", "MSBReg Table 4"] in rows
+    assert ["imagenet_knn top1_k20", "MSBReg (resnet50)", "***66.2***", "K=4", "", "MSBReg Table 4"] in rows
+    assert [row[1] for row in rows if "<u>" in row[2]] == ["SwAV (resnet50)"], "Table 4's second best"
     assert "66.2" not in render.markdown(table)
     assert render.literature_markdown(gather([make(1.0, cell="none_such")])) == ""
 
@@ -295,7 +230,7 @@ def curves(tmp_path):
     return {"run <b>one</b>": file}
 
 
-def test_page_is_self_contained(curves):
+def test_page_is_self_contained(curves, make):
     results = [make(50.0, name="a", seed=0), make(52.0, name="a", seed=1), make(9.0, name="random:resnet50")]
     text = html.page(gather(results), results, suite="paper", curves=curves)
     page = read_page(text)
@@ -307,7 +242,7 @@ def test_page_is_self_contained(curves):
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", "a & b", '"quoted"', "</svg><script>x</script>"])
-def test_names_are_escaped(name):
+def test_names_are_escaped(name, absent, make):
     results = [make(50.0, name=name), absent("failed", "<img src=http://x>", name=name)]
     page = read_page(html.page(gather(results), results, suite="<script>"))
     assert "script" not in page.tags and "img" not in page.tags
@@ -316,13 +251,13 @@ def test_names_are_escaped(name):
 
 
 @pytest.mark.parametrize("name", ["cost$5", "a$b$c", r"$\frac$", "a_b^c", "--><b>", "µ–ü"])
-def test_any_name_can_be_plotted(name):
+def test_any_name_can_be_plotted(name, make):
     results = [make(50.0, name=name)]
     assert "<svg" in html.page(gather(results), results, suite="")
 
 
 @pytest.mark.parametrize("name", ["a|b", "a\nb"])
-def test_a_name_does_not_break_a_markdown_table(name):
+def test_a_name_does_not_break_a_markdown_table(name, make):
     lines = render.markdown(gather([make(50.0, name=name)])).splitlines()
     rows = [line for line in lines if line.startswith("|")]
     assert len(rows) == 3
@@ -330,7 +265,7 @@ def test_a_name_does_not_break_a_markdown_table(name):
 
 
 @pytest.mark.parametrize("tuned", [{}, {"lr": 0.1, "on": "10 images held out of train"}, {"C": {"cat": 0.5}}])
-def test_page_takes_whatever_was_tuned(tuned):
+def test_page_takes_whatever_was_tuned(tuned, make):
     """`tuned` is free: a protocol that chooses another thing than a learning rate must not break the report."""
     results = [make(50.0, tuned=tuned)]
     text = html.page(gather(results), results, suite="")
@@ -338,14 +273,39 @@ def test_page_takes_whatever_was_tuned(tuned):
         assert "lr 0.1 on 10 images held out of train" in text
 
 
-def test_the_best_is_marked_in_the_metrics_own_direction():
+def test_the_best_is_marked_in_the_metrics_own_direction(make):
     for higher, best in ((True, "52.0"), (False, "50.0")):
         results = [make(50.0, name="a", higher=higher), make(52.0, name="b", weights="b", higher=higher)]
-        text = html.page(gather(results), results, suite="")
-        assert re.findall(r'<td class="best">([^<]*)</td>', text) == [best]
+        text = html.page(gather(results), results, suite="").partition("<h2>Published")[0]
+        assert re.findall(r'<span class="best">([^<]*)</span>', text) == [best]
 
 
-def test_no_nan_anywhere(tmp_path, curves):
+def test_the_second_best_is_underlined(make):
+    results = [make(v, name=n, weights=n) for n, v in (("a", 50.0), ("b", 52.0), ("c", 40.0), ("d", 50.0))]
+    text = html.page(gather(results), results, suite="").partition("<h2>Published")[0]
+    assert re.findall(r'<span class="second">([^<]*)</span>', text) == ["50.0", "50.0"]
+    assert re.findall(r'<span class="best">([^<]*)</span>', text) == ["52.0"]
+
+
+def test_the_report_says_the_difference_to_the_random_baseline(tmp_path, make, tables):
+    """With its interval where scores per test item are stored, and without one where they are not."""
+    labels = np.zeros(100, dtype=np.int32)
+    for name, right, weights in (("mine", 80, "a"), ("random:resnet50", 50, "b")):
+        best = (np.arange(100) >= right).astype(np.int32)[:, None]
+        result.write(tmp_path, make(float(right), name=name, weights=weights), {"best": best, "labels": labels})
+        result.write(tmp_path, make(float(right), name=name, weights=weights, cell="inat18_linear"))
+    page = report.write(tmp_path).read_text()
+    text = (tmp_path / "report.md").read_text()
+    (table,) = (rows for rows in tables(text) if rows[0][-1] == "difference")
+    found = {row[0]: row[3] for row in table[2:]}
+    assert re.fullmatch(r"\+30\.0 \[\+2\d\.0, \+39\.0\]", found["imagenet_linear top1"])
+    assert found["inat18_linear top1"] == "+30.0 (no interval: no scores per test item are stored)"
+    assert found["imagenet_linear top1"] in page and 'title="no interval: no scores' in page
+    assert "paired bootstrap" in page and "paired bootstrap" in text
+    assert "**80.0**" in text
+
+
+def test_no_nan_anywhere(tmp_path, curves, make):
     records = [
         make(0.0, name="a"), make(0.0, name="a", seed=1), make(1e-9, name="b", weights="b"),
         make(-3.0, name="c", metric="uniformity", unit="", cell="imagenet_uniformity", higher=False),
@@ -357,12 +317,12 @@ def test_no_nan_anywhere(tmp_path, curves):
         assert not re.search(r"\b(nan|inf)\b", file.read_text(), re.IGNORECASE)
 
 
-def test_the_same_records_give_the_same_page():
+def test_the_same_records_give_the_same_page(make):
     results = [make(50.0), make(52.0, seed=1)]
     assert html.page(gather(results), results, suite="") == html.page(gather(results), results, suite="")
 
 
-def test_provenance_is_shown():
+def test_provenance_is_shown(make):
     results = [make(50.0, weights="d", config="e", manifest="b")]
     text = html.page(gather(results), results, suite="")
     assert all(code * 8 in text for code in "debf")

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import plan
+from core import datasets
 from core.config import build, read_mapping
 from core.errors import BackbenchError, ConfigError
 from model_zoo import entries, formats
+from transfer.detection import engines
 
 FILES = sorted(Path(entries.__file__).parent.glob("*.yaml"))
 
@@ -19,10 +22,26 @@ CELLS = {
     "coco_instance_segmentation_mmdet",
 }  # fmt: skip
 METRICS = {"top1", "top5", "top1_k5", "top1_k20", "top1_k200", "mAP", "mAP_11pt", "AP", "AP50", "AP75", "box_AP",
-           "mask_AP", "alignment", "uniformity"}  # fmt: skip
+           "mask_AP", "alignment", "uniformity", *(f"mAP_k{k}" for k in (1, 2, 4, 8, 16))}  # fmt: skip
 
 # Numbers printed in each table of the paper, dashes not counted. Tables 6 and 13 hold the same rows.
 NUMBERS_PER_TABLE = {1: 26, 2: 23, 3: 26, 4: 9, 5: 51, 7: 9, 8: 12, 10: 16, 11: 60, 12: 12, 13: 8}
+
+# Numbers of each method in each table: a row that is lost is seen by its method.
+NUMBERS_PER_METHOD = {
+    1: {"BYOL": 5, "MoCo": 2, "SimCLR": 2, "Wang and Isola": 2, "W-MSE": 5, "MSBReg": 10},
+    2: {"BYOL": 3, "SimCLR": 3, "MoCo v2": 3, "W-MSE": 2, "SwAV": 6, "SimSiam": 3, "MSBReg": 3},
+    3: {"SimCLR": 4, "BYOL": 4, "VICReg": 4, "SwAV": 4, "Barlow Twins": 4, "OBoW": 2, "MSBReg": 4},
+    4: {"NPID": 1, "LA": 1, "PCL": 1, "VICReg": 2, "SwAV": 2, "MSBReg": 2},
+    5: {"BoWNet": 5, "MoCo v2": 6, "PIRL": 5, "OBoW": 5, "BYOL": 6, "SimSiam": 3, "Barlow Twins": 6, "SwAV": 6,
+        "PixPro": 3, "MSBReg": 6},
+    7: {"BYOL": 6, "MSBReg": 3},
+    8: {"BYOL": 4, "MSBReg": 8},
+    10: {"SimCLR": 2, "MoCo": 2, "BYOL": 2, "VICReg": 2, "SwAV": 2, "Barlow Twins": 2, "OBoW": 2, "MSBReg": 2},
+    11: {"MSBReg": 60},
+    12: {"BYOL": 3, "BYOL+L_uniform": 3, "BYOL+L_b+L_s": 3, "MSBReg": 3},
+    13: {"BYOL": 3, "BYOL+L_b": 1, "MSBReg": 4},
+}  # fmt: skip
 
 # (table, method, cell, metric, a word of the variant, value) copied from the paper's text.
 PRINTED = [
@@ -87,6 +106,39 @@ def test_entry_is_sound(path):
             assert 1 < number.value < 100, "percent"
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_what_is_said_of_the_protocol_exists(path):
+    """Presets of the cell's task, engines that there are, an encoder that is trained at all."""
+    for number in entries.get(path.stem).published:
+        cell = plan.load_cell(number.cell)
+        assert number.preset is None or number.preset in cell.task.Config.PRESETS
+        assert number.engine is None or number.engine in engines.names()
+        assert number.frozen is None or number.cell.startswith("imagenet_semi")
+        assert number.data is None or (datasets.info(number.data) and number.data != cell.config.data.name)
+        assert number.epochs is None or "epochs" in type(cell.config).model_fields
+
+
+def test_protocols_of_the_papers_own_rows():
+    """Section 8: the encoder stands still on 1% of the labels, and on 10% it does not, as it does not in rivals' rows."""
+    own = {n.cell: n for t, e, n in msbreg_rows() if e.method == "MSBReg" and t in (3, 5, 10)}
+    said = {cell: (n.preset, n.engine, n.batch, n.epochs, n.frozen) for cell, n in own.items()}
+    assert said == {
+        "imagenet_semi1": ("msbreg", None, 1024, None, True),
+        "imagenet_semi10": ("msbreg", None, 1024, None, False),
+        "voc07_svm": (None, None, None, None, None),
+        "places205_linear": ("msbreg", None, 256, 28, None),
+        "inat18_linear": ("msbreg", None, 256, 84, None),
+        "voc0712_detection": ("moco", "detectron2", 16, None, None),
+        "coco_instance_segmentation": ("msbreg", None, 16, None, None),
+    }
+    assert {n.frozen for t, e, n in msbreg_rows() if t == 3 and e.method != "MSBReg"} == {False}
+    assert {n.data for t, _, n in msbreg_rows() if t == 12 and n.cell == "imagenet_uniformity"} == {"imagenet100"}
+    for cell, number in own.items():
+        fields = plan.load_cell(cell).config.model_dump()
+        assert number.epochs in (None, fields.get("epochs"))
+        assert number.batch in (None, fields.get("batch") or fields.get("spec", {}).get("batch"))
+
+
 def test_no_number_twice():
     for entry in entries.all_entries():
         keys = collections.Counter((n.cell, n.metric, n.variant, n.source) for n in entry.published)
@@ -129,6 +181,9 @@ def test_names_of_files(name, file, remote):
 def test_every_number_of_the_paper_is_there():
     counted = collections.Counter(table for table, _, _ in msbreg_rows())
     assert dict(counted) == NUMBERS_PER_TABLE
+    by_method = collections.Counter((table, entry.method) for table, entry, _ in msbreg_rows())
+    expected = {(table, method): n for table, methods in NUMBERS_PER_METHOD.items() for method, n in methods.items()}
+    assert dict(by_method) == expected
 
 
 @pytest.mark.parametrize(("table", "method", "cell", "metric", "variant", "value"), PRINTED)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from transfer.metrics import area_ap, class_aps, eleven_point_ap
+from transfer.metrics import area_ap, class_aps, eleven_point_ap, resampled_area_aps
 
 
 def curve(scores, positive):
@@ -122,3 +122,22 @@ def test_images_labelled_zero_do_not_count_for_their_class():
     labels = np.array([[0, -1], [1, 1], [-1, 0], [1, 1]], np.int8)
     found = class_aps(area_ap, scores, labels)
     assert found.tolist() == pytest.approx([(1 + 2 / 3) / 2, 1.0])  # without image 0; without image 2
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_resamples_at_once_are_resamples_one_by_one(ties):
+    generator = np.random.default_rng(0)
+    scores = generator.normal(size=60).round(1 if ties else 9)
+    positive = generator.random(60) < 0.2
+    rows = generator.integers(60, size=(40, 60))
+    times = np.stack([np.bincount(row, minlength=60) for row in rows], axis=1)
+    found = resampled_area_aps(scores, positive, times)
+    assert found == pytest.approx([area_ap(scores[row], positive[row]) for row in rows], abs=1e-12)
+    assert resampled_area_aps(scores, positive, np.ones((60, 1), int)) == pytest.approx(area_ap(scores, positive))
+
+
+def test_a_resample_without_a_positive_has_no_average_precision():
+    scores, positive = np.array([3.0, 2.0, 1.0]), np.array([True, False, False])
+    found = resampled_area_aps(scores, positive, np.array([[0, 1], [2, 2], [1, 0]]))
+    assert np.isnan(found[0]) and found[1] == 1.0
+    assert np.isnan(resampled_area_aps(scores, np.zeros(3, bool), np.ones((3, 2), int))).all()

@@ -1,0 +1,86 @@
+"""Result files beside each other and beside the literature: differences, intervals, and what is not the same."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from core.errors import BackbenchError, nearest, run_cli
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="benchmarks/compare.py",
+        description=__doc__,
+        epilog="Markdown goes to stdout. Numbers of different data never share a table, and have no difference.",
+    )
+    p.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="result files, or folders that hold them")
+    p.add_argument("--to", metavar="BASELINE", help="a measured row, or a published entry or method; NAME@TEXT picks the "
+                   "published row whose setting or source holds TEXT")  # fmt: skip
+    p.add_argument("--tasks", metavar="a,b", help="only these cells")
+    p.add_argument("--literature", action=argparse.BooleanOptionalAction, default=True, help="published rows (default)")
+    p.add_argument("--source", default="", metavar="TEXT", help="only published rows whose source contains this: "
+                   "'MSBReg Table 5'")  # fmt: skip
+    p.add_argument("--resamples", type=int, default=10_000, metavar="N", help="of the test items, for the intervals "
+                   "(default: 10000; of average precisions at most 2000)")  # fmt: skip
+    p.add_argument("--csv", type=Path, metavar="FILE", help="also every row, unrounded")
+    p.add_argument("--html", type=Path, metavar="FILE", help="also a page with plots and provenance")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Read, compare, print."""
+    args = parser().parse_args(argv)
+    if args.resamples < 100:
+        raise BackbenchError("--resamples must be at least 100: fewer say nothing of a 95% interval")
+
+    from benchmarks.report import render
+    from benchmarks.report.comparison import averages, compare, headlines
+    from benchmarks.report.table import gather
+    from benchmarks.result import items_path, read_paths
+    from core.artifacts import atomic_write_text
+
+    found = read_paths(args.results)
+    if args.tasks:
+        found = only(found, [name.strip() for name in args.tasks.split(",")])
+    table = gather(found.values())
+    if not table.rows:
+        reasons = "; ".join(sorted({f"{a.cell} {a.status}: {a.reason}" for a in table.absent})[:3])
+        raise BackbenchError(f"no result file holds a number ({reasons})")
+    columns = render.shown(table)
+    items = {result.identity(): items_path(path) for path, result in found.items() if result.status == "ok"}
+    options = {"with_literature": args.literature, "source": args.source}
+    comparisons = compare(table, columns, items, to=args.to, resamples=args.resamples, **options)
+    print(render.comparisons_markdown(comparisons, table, to=args.to))
+    whole = headlines(columns)
+    if len(whole) > 1:
+        print(render.averages_markdown(averages(table, whole, **options), whole, table))
+    if table.absent:
+        print(render.absent_markdown(table))
+    if args.csv:
+        atomic_write_text(args.csv, render.comparisons_csv(comparisons))
+    if args.html:
+        from benchmarks.report import html
+
+        source = args.source if args.literature else None
+        shown = {"comparisons": comparisons, "baseline": args.to, "source": source}
+        atomic_write_text(args.html, html.page(table, list(found.values()), suite="", **shown))
+    return 0
+
+
+def only(found: dict, cells: list[str]) -> dict:
+    """The records of these cells; an unknown one is an error that names the nearest."""
+    known = {result.cell for result in found.values()}
+    for name in cells:
+        if name not in known:
+            raise BackbenchError(f"no results of cell '{name}'{nearest(name, known)}")
+    return {path: result for path, result in found.items() if result.cell in cells}
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,211 @@
+"""A table's columns, each with its measured and published rows ranked, and set against a baseline."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.report import literature, paired
+from benchmarks.report.literature import Published, published
+from benchmarks.report.paired import Interval, Items
+from benchmarks.report.table import Column, Row, Table, Value
+from core.errors import BackbenchError, nearest
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row minus the baseline; why there is no interval (a published number has none), or no difference at all."""
+
+    value: float | None
+    interval: Interval | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of one column's comparison."""
+
+    row: Row | Published
+    value: Value
+    mark: str  # best, second or nothing
+    flags: tuple[str, ...] = ()  # what is not the same in a published row's protocol
+    difference: Difference | None = None  # none asked for, or this is the baseline
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A column with all its rows, measured ones first."""
+
+    column: Column
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Average:
+    """Headline numbers of a row over the cells, and their mean where there is one in every cell."""
+
+    row: Row | Published
+    values: tuple[Value | None, ...]
+    mean: float | None
+
+
+def compare(
+    table: Table,
+    columns: Sequence[Column],
+    items: Items,
+    *,
+    to: str | None = None,
+    with_literature: bool = True,
+    source: str = "",
+    resamples: int = paired.RESAMPLES,
+) -> list[Comparison]:
+    """A comparison for each column.
+
+    Args:
+        items: where the arrays per test item lie.
+        to: the baseline: a measured row, or a published entry or method (`NAME@TEXT`: setting or source holds TEXT).
+        source: only published rows whose source contains this.
+
+    Raises:
+        BackbenchError: a baseline that is neither measured nor published for these columns.
+    """
+    found = {c: published(c.cell, c.metric, source=source) for c in columns}
+    if to is not None:
+        _refuse_unknown(to, table, [row for rows in found.values() for row in rows])
+    made = []
+    for column in columns:
+        rows: list[Row | Published] = [row for row in table.rows if column in row.values]
+        archs = literature.archs_of(table, [column])
+        beside = found[column] if with_literature else []
+        higher = column.higher_is_better
+        beside = sorted(beside, key=lambda p: -p.number.value if higher else p.number.value)
+        base = _Baseline(to, table, column, found[column]) if to is not None else None
+        values = {id(row): _value(row, column) for row in (*rows, *beside)}
+        marked = _marks(column, rows, beside)
+        lines = [
+            Line(
+                row,
+                values[id(row)],
+                marked[id(row)],
+                literature.flags(row, [column], archs) if isinstance(row, Published) else (),
+                base.difference(row, values[id(row)], items, resamples) if base else None,
+            )
+            for row in (*rows, *beside)
+        ]
+        made.append(Comparison(column, tuple(lines)))
+    return made
+
+
+def averages(
+    table: Table, columns: Sequence[Column], *, with_literature: bool = True, source: str = ""
+) -> list[Average]:
+    """Rows over the headline columns in percent; published ones by entry and setting. A row with a gap has no mean."""
+    rows: list[tuple[Row | Published, list[Value | None]]] = [
+        (row, [row.values.get(column) for column in columns]) for row in table.rows
+    ]
+    if with_literature and all(column.is_published for column in columns):
+        grouped: dict[tuple[str, str | None], dict[Column, list[Published]]] = {}
+        for column in columns:
+            for p in published(column.cell, column.metric, source=source):
+                if not p.number.data and p.number.cell == column.cell:  # one engine's number is not averaged twice
+                    grouped.setdefault((p.entry.name, p.number.variant), {}).setdefault(column, []).append(p)
+        for cells in grouped.values():
+            alone = {column: found[0] for column, found in cells.items() if len(found) == 1}  # two sources: neither
+            if len(alone) > 1:
+                values = [alone[c].value if c in alone else None for c in columns]
+                rows.append((next(iter(alone.values())), values))
+    return [Average(row, tuple(values), _mean(values)) for row, values in rows if any(values)]
+
+
+def headlines(columns: Sequence[Column]) -> list[Column]:
+    """Columns that can be averaged: headline metrics in percent."""
+    return [column for column in columns if column.primary and column.unit == "%" and column.higher_is_better]
+
+
+def first_random(table: Table) -> str | None:
+    """The report's baseline: the first random row, if there is one."""
+    return next((row.name for row in table.rows if row.name.startswith("random:")), None)
+
+
+def _mean(values: Sequence[Value | None]) -> float | None:
+    whole = [value.mean for value in values if value is not None]
+    return statistics.fmean(whole) if len(whole) == len(values) else None
+
+
+def _value(row: Row | Published, column: Column) -> Value:
+    return row.value if isinstance(row, Published) else row.values[column]
+
+
+def _marks(column: Column, rows: Sequence[Row | Published], beside: Sequence[Published]) -> dict[int, str]:
+    """One ranking where all were measured on the published data; else ours and the literature's apart."""
+    same = [row for row in beside if column.is_published and column.profile == "full" and not row.number.data]
+    other = [row for row in beside if row not in same]
+    marked = {}
+    for group in ([*rows, *same], other):
+        values = [_value(row, column).mean for row in group]
+        names = literature.marks(values, higher=column.higher_is_better)
+        marked |= {id(row): name for row, name in zip(group, names, strict=True)}
+    return marked
+
+
+def _refuse_unknown(to: str, table: Table, beside: Sequence[Published]) -> None:
+    measured = {row.name for row in table.rows}
+    if to in measured | {row.label for row in table.rows} or any(row.is_called(to) for row in beside):
+        return
+    known = measured | {row.entry.name for row in beside} | {row.entry.method for row in beside}
+    close = nearest(to.partition("@")[0], known)
+    if "did you mean" not in close:
+        close = (
+            f"; measured: {', '.join(sorted(measured))}; published: {len(known - measured)} names, see `model_zoo list`"
+        )
+    elif to.partition("@")[0] in known:
+        close = "; no published row of it has that in its setting or source"
+    raise BackbenchError(f"no row '{to}' to compare to{close}")
+
+
+class _Baseline:
+    """The baseline's number in a column, or why there is none."""
+
+    def __init__(self, to: str, table: Table, column: Column, beside: Sequence[Published]) -> None:
+        self.column, self.row, self.why = column, None, ""
+        own = next((row for row in table.rows if to in (row.name, row.label)), None)
+        called = [row for row in beside if row.is_called(to)]
+        if own is not None:
+            self.row = own if column in own.values else None
+            self.why = "" if self.row else self._elsewhere(own)
+        elif len(called) > 1:
+            self.why = f"{len(called)} published rows of {to}: say which, by a part of setting or source: NAME@TEXT"
+        elif not called:
+            self.why = f"{to} has no published number here"
+        else:
+            self.row: Row | Published | None = called[0]
+            if not column.is_published or column.profile != "full" or called[0].number.data:
+                self.why = f"{to} was published for other data"
+
+    def _elsewhere(self, own: Row) -> str:
+        """Why a measured baseline has no number in this column."""
+        column = self.column
+        alike = [c for c in own.values if (c.cell, c.metric) == (column.cell, column.metric)]
+        if not alike:
+            return f"{own.name} has no number here"
+        same_data = [c for c in alike if (c.data, c.manifest) == (column.data, column.manifest)]
+        if not same_data:
+            return f"{own.name} was measured on other data ({alike[0].data}, manifest {alike[0].manifest})"
+        return f"{own.name} was measured with another configuration ({same_data[0].config8})"
+
+    def difference(self, row: Row | Published, value: Value, items: Items, resamples: int) -> Difference | None:
+        """Of a row to the baseline; None for the baseline itself."""
+        if row is self.row:
+            return None
+        if self.row is None or self.why:
+            return Difference(None, why=self.why)
+        if isinstance(row, Published) and (not self.column.is_published or self.column.profile != "full"):
+            return Difference(None, why="published for other data")
+        base = _value(self.row, self.column)
+        if isinstance(row, Published) or isinstance(self.row, Published):
+            return Difference(value.mean - base.mean)
+        found = paired.interval(value.records, base.records, self.column.metric, items, resamples=resamples)
+        if isinstance(found, str):
+            return Difference(value.mean - base.mean, why=found)
+        return Difference(value.mean - base.mean, found)

@@ -1,0 +1,169 @@
+"""Published numbers beside measured ones: which belong to a column, and what is not the same in their protocol."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.report.table import Column, Table, Value, flat
+from core.errors import ConfigError
+from model_zoo import entries
+from model_zoo.entries import Entry, PublishedNumber
+
+# The cell that published numbers are filed under, where another cell measures the same on another engine.
+_FILED_UNDER = {
+    "voc0712_detection_mmdet": "voc0712_detection",
+    "coco_instance_segmentation_mmdet": "coco_instance_segmentation",
+}
+# Where a column's configuration holds what a source may state; the first that is set.
+_FIELDS = {"preset": ("preset",), "engine": ("engine",), "batch": ("batch", "spec.batch"), "epochs": ("epochs",)}
+# Fields that change no number, or that the data's own record tells.
+_INDIFFERENT = {
+    "preset",
+    "data.expect",
+    "data.limit",
+    "jobs",
+    "chunk",
+    "extra_columns",
+    "checkpoint_every",
+    "log_every",
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published number and the entry it belongs to."""
+
+    entry: Entry
+    number: PublishedNumber
+
+    @property
+    def label(self) -> str:
+        """Method and architecture."""
+        return f"{self.entry.method} ({self.entry.arch.name})"
+
+    @property
+    def value(self) -> Value:
+        """As a value of a table: one number, without a spread."""
+        return Value(self.number.value, None, (self.number.value,), "")
+
+    def is_called(self, name: str) -> bool:
+        """Whether `NAME` or `NAME@TEXT` means it: the entry or its method, and a part of setting or source."""
+        name, _, text = name.partition("@")
+        own = (self.entry.name, self.entry.method.lower(), self.label.lower())
+        return name.lower() in own and text.lower() in f"{self.number.setting} {self.number.source}".lower()
+
+
+def published(cell: str, metric: str, *, source: str = "") -> list[Published]:
+    """Numbers of a cell and metric, in the entries' order.
+
+    Args:
+        source: only those whose source contains this.
+    """
+    filed = _FILED_UNDER.get(cell, cell)
+    return [
+        Published(entry, number)
+        for entry in entries.all_entries()
+        for number in entry.published
+        if (number.cell, number.metric) == (filed, metric) and source.lower() in number.source.lower()
+    ]
+
+
+def literature(table: Table, *, source: str = "") -> list[tuple[str, list[tuple[Published, tuple[str, ...], str]]]]:
+    """Published numbers of the table's cells, by `cell metric`: (number, what is not the same, mark), best first."""
+    groups: dict[tuple[str, str], list[Column]] = {}
+    for column in table.columns:
+        groups.setdefault((column.cell, column.metric), []).append(column)
+    found = []
+    for (cell, metric), columns in sorted(groups.items()):
+        higher = columns[0].higher_is_better
+        rows = sorted(
+            published(cell, metric, source=source), key=lambda p: -p.number.value if higher else p.number.value
+        )
+        marked = marks([row.number.value for row in rows], higher=higher)
+        archs = archs_of(table, columns)
+        if rows:
+            found.append(
+                (
+                    f"{cell} {metric}",
+                    [(row, flags(row, columns, archs), mark) for row, mark in zip(rows, marked, strict=True)],
+                )
+            )
+    return found
+
+
+def archs_of(table: Table, columns: Sequence[Column]) -> set[str]:
+    """Architectures measured in these columns."""
+    return {row.arch for row in table.rows if any(column in row.values for column in columns)}
+
+
+def flags(row: Published, columns: Sequence[Column], archs: set[str]) -> tuple[str, ...]:
+    """What differs from the measured columns, and what cannot be compared since the source does not say it."""
+    number = row.number
+    found = [] if row.entry.arch.name in archs else [f"{row.entry.arch.name} (here {_names(archs)})"]
+    measured = number.data or f"the published {columns[0].dataset}"
+    here = {column.dataset if column.is_published else column.data for column in columns}
+    if number.data or not all(column.is_published for column in columns):
+        found.append(f"on {measured} (here {_names(here)})")
+    unstated = []
+    for name, places in _FIELDS.items():
+        mine = {_field(column, places) for column in columns} - {None}
+        stated = getattr(number, name)
+        if not mine:
+            continue
+        if stated is None:
+            unstated.append(name)
+        elif mine != {str(stated)}:
+            found.append(f"{name} {stated} (here {_names(mine)})")
+    mine = {_frozen(column) for column in columns} - {None}
+    if mine and number.frozen is None:
+        unstated.append("whether the encoder was frozen")
+    elif mine and mine != {number.frozen}:
+        words = {True: "frozen", False: "fine-tuned"}
+        found.append(f"encoder {words[bool(number.frozen)]} (here {_names({words[bool(m)] for m in mine})})")
+    own = sorted({text for column in columns if column.is_published for text in changed(column)})
+    if own:
+        found.append(f"here other than the preset: {', '.join(own[:6])}{', ...' if len(own) > 6 else ''}")
+    return (*found, f"not stated: {', '.join(unstated)}") if unstated else tuple(found)
+
+
+@functools.cache
+def changed(column: Column) -> tuple[str, ...]:
+    """`field=value` wherever a column was measured otherwise than its cell with its preset says."""
+    from benchmarks import plan  # loads the tasks: only when numbers of published data stand beside published numbers
+
+    preset = _field(column, ["preset"])
+    if preset is None or column.cell not in plan.cell_names():
+        return ()
+    try:
+        cell = plan.load_cell(column.cell, [f"preset={preset}"])
+    except ConfigError:
+        return (f"preset {preset}, which is no more",)
+    fresh = dict(flat(cell.config.model_dump(mode="json")))
+    return tuple(f"{k}={v}" for k, v in column.fields if k in fresh and fresh[k] != v and k not in _INDIFFERENT)
+
+
+def _field(column: Column, places: Sequence[str]) -> str | None:
+    """A field of the configuration as a source would state it."""
+    fields = dict(column.fields)
+    set_ones = [str(json.loads(fields[place])) for place in places if fields.get(place, "null") != "null"]
+    return set_ones[0] if set_ones else None
+
+
+def _frozen(column: Column) -> bool | None:
+    """Whether the encoder stood still, where the protocol may train it."""
+    rate = dict(column.fields).get("rate_encoder")
+    return None if rate is None else json.loads(rate) == 0
+
+
+def _names(found: set[str]) -> str:
+    return " and ".join(sorted(found))
+
+
+def marks(values: Sequence[float], *, higher: bool) -> list[str]:
+    """`best`, `second` or nothing for each value, as in the paper: equal values share a mark; the last of two has none."""
+    ranked = sorted(set(values), reverse=higher)
+    names = dict(zip(ranked, ("best", "second")[: len(values) - 1], strict=False))
+    return [names.get(value, "") for value in values]

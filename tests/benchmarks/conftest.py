@@ -1,0 +1,148 @@
+"""Builders of records and of what is stored per test item; readers of Markdown tables."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from benchmarks import result
+from benchmarks.report import paired
+from transfer.metrics import area_ap, class_aps
+
+N = 400  # test items of `draws`
+
+
+def make_record(
+    value,
+    *,
+    name="mine",
+    weights="a",
+    seed=0,
+    cell="imagenet_linear",
+    metric="top1",
+    data="imagenet",
+    manifest="m",
+    published=True,
+    demo=False,
+    profile="full",
+    config="c",
+    counts=(3000, 1000),
+    unit="%",
+    higher=True,
+    arch="resnet50",
+    tuned=None,
+    more=None,
+):
+    metrics = {metric: value, **(more or {})}
+    return result.Result(
+        status="ok",
+        profile=profile,
+        suite="paper",
+        seed=seed,
+        backbone=result.BackboneRecord(
+            name=name, weights_sha256=weights * 64, format="moco", arch={"name": arch}, input={}
+        ),
+        cell=cell,
+        task=result.TaskRecord(name="linear_probe", version=1, config={}, config_sha256=config * 64, tuned=tuned or {}),
+        data=result.DataRecord(
+            name=data,
+            train="train",
+            test="val",
+            counts={"train": counts[0], "test": counts[1], "classes": 3},
+            manifest_sha256=manifest * 64,
+            is_published=published,
+            is_demo=demo,
+        ),
+        metrics={
+            key: result.MetricRecord(value=number, unit=unit, higher_is_better=higher)
+            for key, number in metrics.items()
+        },
+        primary=metric,
+        provenance=result.Provenance(
+            commit="f" * 40,
+            dirty=False,
+            packages={"torch": "2.9"},
+            device="cpu",
+            wall_s=1.0,
+            peak_memory=1,
+            argv=["run_one.py"],
+            threads=1,
+        ),
+    )
+
+
+def make_absent(status, reason, name="mine", cell="voc07_svm"):
+    values = make_record(1.0, name=name, cell=cell).model_dump(by_alias=True)
+    return result.Result.model_validate(
+        values | {"status": status, "reason": reason, "metrics": {}, "data": None, "primary": None, "provenance": None}
+    )
+
+
+def read_tables(text):
+    """Markdown tables as lists of rows of cells."""
+    found = []
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        found.append([[c.strip() for c in line.strip("|").split("|")] for line in block.strip().splitlines()])
+    return found
+
+
+def draw_items(seed, *shares):
+    generator = np.random.default_rng(seed)
+    return [generator.random(N) < share for share in shares]
+
+
+class Shelf:
+    """Records with arrays per test item on the disk."""
+
+    def __init__(self, root):
+        self.root, self.items = root, {}
+
+    def put(self, record, arrays):
+        self.items[record.identity()] = result.items_path(result.write(self.root, record, arrays))
+        return record
+
+    def top1(self, right, **fields):
+        """A record that is right about these items (bool)."""
+        best = np.where(right, 1, 2).astype(np.int32)[:, None]
+        value = 100.0 * float(np.mean(right))
+        return self.put(make_record(value, **fields), {"best": best, "labels": np.ones(len(right), np.int32)})
+
+    def svm(self, scores, labels, **fields):
+        value = 100 * float(class_aps(area_ap, scores, labels).mean())
+        record = make_record(value, metric="mAP", cell="voc07_svm", **fields)
+        return self.put(record, {"scores": scores.astype(np.float32), "labels": labels})
+
+    def interval(self, mine, other, metric="top1", resamples=2000):
+        return paired.interval(mine, other, metric, self.items, resamples=resamples)
+
+
+@pytest.fixture
+def make():
+    """A record with a number."""
+    return make_record
+
+
+@pytest.fixture
+def absent():
+    """A record without one."""
+    return make_absent
+
+
+@pytest.fixture
+def tables():
+    """Markdown tables as lists of rows of cells."""
+    return read_tables
+
+
+@pytest.fixture
+def draws():
+    """N items, each right with the given share: one array for each share."""
+    return draw_items
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    """Records with arrays per test item, on the disk."""
+    return Shelf(tmp_path / "shelf")

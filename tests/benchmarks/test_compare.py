@@ -1,0 +1,359 @@
+"""Rows beside rows and the literature: marks, differences, what is not the same, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import compare, plan, result
+from benchmarks.report import render
+from benchmarks.report.comparison import averages, headlines
+from benchmarks.report.comparison import compare as compare_rows
+from benchmarks.report.literature import flags, marks, published
+from benchmarks.report.table import gather
+from core.errors import BackbenchError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SEMI = {"preset": "msbreg", "batch": 1024, "epochs": 60, "rate_encoder": 0.0, "data": {"name": "imagenet"}}
+
+
+def with_config(record, config, engine=None):
+    task = record.task.model_copy(update={"config": config, "engine": engine})
+    return record.model_copy(update={"task": task})
+
+
+def lines_of(records, *, to=None, **options):
+    """The one column's lines."""
+    table = gather(records)
+    (found,) = compare_rows(table, render.shown(table), {}, to=to, **options)
+    return found.lines
+
+
+@pytest.mark.parametrize(
+    ("values", "higher", "expected"),
+    [
+        ([3.0, 1.0, 2.0], True, ["best", "", "second"]),
+        ([3.0, 1.0, 2.0], False, ["", "best", "second"]),
+        ([3.0, 3.0, 2.0, 2.0, 1.0], True, ["best", "best", "second", "second", ""]),
+        ([3.0, 1.0], True, ["best", ""]),
+        ([3.0], True, [""]),
+        ([], True, []),
+    ],
+)
+def test_marks(values, higher, expected):
+    assert marks(values, higher=higher) == expected
+
+
+PAPER = [  # what Tables 2-5 mark or say: cell, metric, table, best, second best
+    ("imagenet_knn", "top1_k20", 4, {("MSBReg", 66.2)}, {("SwAV", 65.7)}),
+    ("imagenet_knn", "top1_k200", 4, {("MSBReg", 63.0)}, {("VICReg", 62.8)}),
+    ("imagenet_semi1", "top1", 3, {("MSBReg", 58.6)}, {("Barlow Twins", 55.5)}),
+    ("imagenet_semi1", "top5", 3, {("OBoW", 82.9)}, {("MSBReg", 81.9)}),
+    ("imagenet_semi10", "top1", 3, {("MSBReg", 70.6)}, {("SwAV", 70.2)}),
+    ("voc07_svm", "mAP", 5, {("OBoW", 89.3)}, {("SwAV", 88.9)}),
+    ("voc0712_detection", "AP50", 5, {("PixPro", 83.8)}, {("MSBReg", 83.0)}),
+    ("coco_instance_segmentation", "box_AP", 10, {("MSBReg", 41.8)}, {("BYOL", 41.6), ("SwAV", 41.6)}),
+    ("coco_instance_segmentation", "mask_AP", 10, {("MSBReg", 37.8), ("SwAV", 37.8)}, {("BYOL", 37.2)}),
+]
+
+
+@pytest.mark.parametrize(("cell", "metric", "number", "best", "second"), PAPER)
+def test_marks_of_the_papers_tables(cell, metric, number, best, second):
+    rows = published(cell, metric, source=f"MSBReg Table {number}")
+    found = marks([row.number.value for row in rows], higher=True)
+    named = {
+        mark: {(r.entry.method, r.number.value) for r, m in zip(rows, found, strict=True) if m == mark}
+        for mark in ("best", "second")
+    }
+    assert named == {"best": best, "second": second}
+
+
+@pytest.mark.parametrize(("epochs", "second"), [("100 epochs", 70.7), ("200 epochs", 73.8)])
+def test_the_underlined_numbers_of_table_2(epochs, second):
+    rows = [r for r in published("imagenet_linear", "top1", source="MSBReg Table 2") if epochs in r.number.setting]
+    found = dict(zip((r.number.value for r in rows), marks([r.number.value for r in rows], higher=True), strict=True))
+    assert found[second] == "second"
+
+
+def test_measured_rows_are_ranked_with_the_literature_on_published_data_only(make):
+    """66.0 is between the best (66.2) and the second (65.7) of the paper's 20-NN table."""
+    fields = {"cell": "imagenet_knn", "metric": "top1_k20"}
+    whole = lines_of([make(66.0, **fields)], source="MSBReg Table 4")
+    assert [(line.value.mean, line.mark) for line in whole[:3]] == [(66.0, "second"), (66.2, "best"), (65.7, "")]
+    other = lines_of([make(66.0, published=False, **fields)], source="MSBReg Table 4")
+    assert [(line.value.mean, line.mark) for line in other[:3]] == [(66.0, ""), (66.2, "best"), (65.7, "second")]
+
+
+def row_of(cell, metric, method, **options):
+    return next(r for r in published(cell, metric, **options) if r.entry.method == method)
+
+
+@pytest.fixture
+def column_of(make):
+    def build(config, engine=None, **fields):
+        (column,) = gather([with_config(make(50.0, **fields), config, engine)]).columns
+        return column
+
+    return build
+
+
+def test_frozen_or_not_is_flagged(column_of):
+    ours = row_of("imagenet_semi1", "top1", "MSBReg")
+    column = column_of(SEMI, cell="imagenet_semi1")
+    assert flags(ours, [column], {"resnet50"}) == ("not stated: epochs",)
+    swav = {"rate_encoder": 0.02, "batch": 256, "epochs": 20, "preset": "swav"}
+    tuned = column_of(SEMI | swav, cell="imagenet_semi1")
+    assert flags(ours, [tuned], {"resnet50"}) == (
+        "preset msbreg (here swav)", "batch 1024 (here 256)", "encoder frozen (here fine-tuned)", "not stated: epochs",
+    )  # fmt: skip
+    rival = row_of("imagenet_semi1", "top1", "BYOL")
+    assert "encoder fine-tuned (here frozen)" in flags(rival, [column], {"resnet50"})
+    assert flags(rival, [column, tuned], {"resnet50"})[0] == "encoder fine-tuned (here fine-tuned and frozen)"
+
+
+def test_engine_batch_architecture_and_data_are_flagged(column_of):
+    ours = row_of("voc0712_detection", "AP", "MSBReg")
+    config = {"preset": "moco", "engine": "mmdet", "batch": None, "spec": {"batch": 16}, "data": {"name": "voc"}}
+    fields = {"cell": "voc0712_detection_mmdet", "metric": "AP", "data": "voc"}
+    column = column_of(config, "mmdet 3.3.0", **fields)
+    assert flags(ours, [column], {"resnet50"}) == ("engine detectron2 (here mmdet)",)
+    same = column_of(config | {"engine": "detectron2"}, **fields | {"cell": "voc0712_detection"})
+    assert flags(ours, [same], {"resnet50"}) == ()
+    small = column_of(config | {"batch": 4}, counts=(381, 394), published=False, **fields)
+    assert flags(ours, [small], {"resnet18"})[:2] == (
+        "resnet50 (here resnet18)", "on the published voc (here VOC layout, 381/394 images)",
+    )  # fmt: skip
+    assert "batch 16 (here 4)" in flags(ours, [small], {"resnet50"})
+
+
+def test_what_was_changed_in_a_preset_is_flagged(column_of):
+    """Same preset, same engine, same batch, but a shorter course."""
+    ours = row_of("voc0712_detection", "AP", "MSBReg")
+    config = plan.load_cell("voc0712_detection").config.model_dump(mode="json")
+    fields = {"cell": "voc0712_detection", "metric": "AP", "data": "voc"}
+    assert flags(ours, [column_of(config, **fields)], {"resnet50"}) == ()
+    assert flags(ours, [column_of(config | {"log_every": 5}, **fields)], {"resnet50"}) == ()
+    short = config | {"spec": config["spec"] | {"iterations": 100}}
+    found = flags(ours, [column_of(short, **fields)], {"resnet50"})
+    assert found == ("here other than the preset: spec.iterations=100",)
+    inat = plan.load_cell("inat18_linear").config.model_dump(mode="json")
+    column = column_of(inat, cell="inat18_linear", data="inat18")
+    assert flags(row_of("inat18_linear", "top1", "MSBReg"), [column], {"resnet50"}) == ()
+    gone = column_of(config | {"preset": "older"}, **fields)
+    assert "here other than the preset: preset older, which is no more" in flags(ours, [gone], {"resnet50"})
+
+
+def test_a_number_of_another_data_set_is_flagged(column_of):
+    """Table 12 was measured on ImageNet-100."""
+    row = row_of("imagenet_uniformity", "uniformity", "MSBReg")
+    column = column_of({"preset": "byol", "data": {"name": "imagenet"}}, cell="imagenet_uniformity", metric="uniformity",
+                       unit="", higher=False)  # fmt: skip
+    assert "on imagenet100 (here imagenet)" in flags(row, [column], {"resnet18"})
+
+
+def test_mmdet_stands_beside_the_published_detectors():
+    assert published("voc0712_detection_mmdet", "AP50") == published("voc0712_detection", "AP50") != []
+
+
+def test_versions_of_an_engine_are_columns(make):
+    records = [with_config(make(50.0, name=n, weights=n), {}, f"mmdet {n}") for n in "ab"]
+    table = gather(records)
+    assert [render.heading(c, table) for c in table.columns] == [
+        "imagenet_linear top1 [version=mmdet a]",
+        "imagenet_linear top1 [version=mmdet b]",
+    ]
+
+
+def test_difference_to_a_measured_row(make):
+    first, second = lines_of([make(60.0, name="a"), make(50.0, name="b", weights="b")], to="b", with_literature=False)
+    assert (first.difference.value, first.difference.interval) == (10.0, None)
+    assert "no scores per test item" in first.difference.why and second.difference is None
+
+
+def test_difference_to_a_published_row(make):
+    records = [make(66.0, cell="imagenet_knn", metric="top1_k20")]
+    ours, *others = lines_of(records, to="MSBReg", source="MSBReg Table 4")
+    assert ours.difference.value == pytest.approx(-0.2)
+    assert [line.difference is None for line in others] == [True, False, False, False]
+    (alone,) = lines_of(records, to="swav_r50_imagenet", with_literature=False)
+    assert alone.difference.value == pytest.approx(0.3)
+    (shown,) = lines_of(records, to="SwAV (resnet50)", with_literature=False)
+    assert shown.difference == alone.difference, "as the table calls it"
+
+
+def test_several_published_rows_are_told_apart_by_their_setting(make):
+    (line,) = lines_of([make(74.0)], to="BYOL", with_literature=False)
+    assert line.difference.value is None and "say which" in line.difference.why
+    (line,) = lines_of([make(74.0)], to="BYOL@400 epochs", with_literature=False, source="MSBReg Table 2")
+    assert line.difference.value == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("fields", [{"published": False}, {"published": False, "demo": True}])
+def test_no_difference_to_numbers_of_other_data(fields, make):
+    records = [make(66.0, cell="imagenet_knn", metric="top1_k20", **fields)]
+    lines = lines_of(records, to="MSBReg")
+    assert all(line.difference is None or line.difference.value is None for line in lines)
+    assert "published for other data" in lines[0].difference.why
+    assert all(line.difference.value is None for line in lines_of([*records, make(1.0, name="b", cell="imagenet_knn",
+               metric="top1_k20", weights="b", **fields)], to="b") if line.difference and line.flags)  # fmt: skip
+
+
+def test_a_baseline_of_other_data_or_another_configuration_is_said(make):
+    table = gather([make(60.0, name="a"), make(50.0, name="b", weights="b", manifest="n"),
+                    make(40.0, name="c", weights="c", config="d")])  # fmt: skip
+    found = compare_rows(table, render.shown(table), {}, to="b", with_literature=False)
+    why = {line.row.name: line.difference.why for c in found for line in c.lines if line.difference}
+    assert "b was measured on other data" in why["a"]
+    found = compare_rows(table, render.shown(table), {}, to="c", with_literature=False)
+    why = {line.row.name: line.difference.why for c in found for line in c.lines if line.difference}
+    assert "c was measured with another configuration" in why["a"] and "on other data" in why["b"]
+
+
+@pytest.mark.parametrize(
+    ("to", "words"),
+    [
+        ("radnom:resnet50", "did you mean 'random:resnet50'"),
+        ("MSBRge", "did you mean 'MSBReg'"),
+        ("qqqq", "measured: random:resnet50"),
+        ("MSBReg@900 epochs", "no published row of it has that"),
+    ],
+)
+def test_an_unknown_baseline_names_the_nearest(to, words, make):
+    with pytest.raises(BackbenchError, match=re.escape(words)):
+        lines_of([make(60.0, name="random:resnet50")], to=to)
+
+
+def test_only_whole_rows_have_an_average(make, tables):
+    records = [make(60.0, name="a"), make(80.0, name="a", cell="inat18_linear"), make(90.0, name="b", weights="b")]
+    table = gather(records)
+    columns = headlines(render.shown(table))
+    found = {row.row.name: row.mean for row in averages(table, columns, with_literature=False)}
+    assert found == {"a": 70.0, "b": None}
+    ((_, _, *rows),) = tables(render.averages_markdown(averages(table, columns, with_literature=False), columns, table))
+    assert [row[-1] for row in rows] == ["70.0", "-"]
+
+
+def test_published_rows_are_averaged_by_their_setting(make):
+    """MSBReg's K=4 of Table 5: VOC07, Places, iNat18."""
+    cells = {
+        "voc07_svm": ("mAP", "voc"),
+        "places205_linear": ("top1", "places205"),
+        "inat18_linear": ("top1", "inat18"),
+    }
+    table = gather([make(50.0, cell=c, metric=m, data=d) for c, (m, d) in cells.items()])
+    found = averages(table, headlines(render.shown(table)), source="MSBReg Table 5")
+    means = {row.row.entry.method: row.mean for row in found[1:]}
+    assert means["MSBReg"] == pytest.approx((87.8 + 56.4 + 47.9) / 3)
+    assert means["OBoW"] is None, "no iNat18"
+    engines = gather([make(50.0, cell=f"voc0712_detection{end}", metric="AP", data="voc") for end in ("", "_mmdet")])
+    assert len(averages(engines, headlines(render.shown(engines)))) == 1, "one engine's number is not averaged twice"
+    other = gather([make(50.0, cell=c, metric=m, data=d, published=False) for c, (m, d) in cells.items()])
+    assert len(averages(other, headlines(render.shown(other)))) == 1, "of other data none"
+
+
+# ---------------------------------------------------------------- the command
+
+
+def run(capsys, *arguments):
+    assert compare.main([str(a) for a in arguments]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def folder(shelf, make, absent, draws):
+    a, b = draws(0, 0.7, 0.5)
+    shelf.top1(a, name="mine", weights="a", published=False, counts=(3000, 400))
+    shelf.top1(b, name="random:resnet18", weights="b", published=False, counts=(3000, 400))
+    result.write(shelf.root, make(9.0, name="mine", weights="a", cell="inat18_linear", data="inat18"))
+    result.write(shelf.root, absent("skipped", "no folder", cell="voc07_svm"))
+    return shelf.root
+
+
+def test_the_command_compares_folders_and_files(capsys, folder, tmp_path, tables):
+    text = run(capsys, folder, "--to", "random:resnet18", "--no-literature", "--csv", tmp_path / "all.csv")
+    first, second, average = tables(text)
+    assert first[2][0] == "mine (resnet50)" and first[2][1].startswith("**")
+    assert re.fullmatch(r"\+\d+\.\d \[\+\d+\.\d, \+\d+\.\d\]", first[2][2]) and first[3][2] == "baseline"
+    assert second[2][2] == "- (random:resnet18 has no number here)"
+    assert average[3][-1] == "-" and "10000 of 400 items" in text and "seed 0" in text
+    assert "mine, voc07_svm: skipped: no folder" in text and "(not the published data set)" in text
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "all.csv").read_text())))
+    assert {row["kind"] for row in rows} == {"measured"} and len(rows) == 3
+    assert float(rows[0]["low"]) < float(rows[0]["difference"]) < float(rows[0]["high"])
+    files = sorted(folder.glob("*/imagenet_linear-*/seed0.json"))
+    assert tables(run(capsys, *files, "--to", "random:resnet18", "--no-literature")) == [first]
+
+
+def test_the_page_shows_the_same_differences(capsys, folder, tmp_path, tables):
+    text = run(
+        capsys, folder, "--to", "random:resnet18", "--source", "MSBReg Table 2", "--html", tmp_path / "page.html"
+    )
+    page = (tmp_path / "page.html").read_text()
+    (difference,) = (row[2] for row in tables(text)[0] if row[0].startswith("mine"))
+    assert difference.startswith("+") and difference in page and "the difference to random:resnet18" in page
+    assert page.count("<td>MSBReg Table 2") == 23 and "MSBReg Table 7" not in page
+    run(capsys, folder, "--no-literature", "--html", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "MSBReg" not in page and "the difference to" not in page
+
+
+def test_a_measurement_given_twice_counts_once(capsys, folder):
+    once = run(capsys, folder, "--no-literature")
+    assert run(capsys, folder, folder / ".", *sorted(folder.glob("*/*/seed0.json")), "--no-literature") == once
+
+
+def test_a_copy_of_a_measurement_counts_once(capsys, folder, tmp_path):
+    import shutil
+
+    shutil.copytree(folder, tmp_path / "copy")
+    assert "seeds)" not in run(capsys, folder, tmp_path / "copy", "--no-literature")
+
+
+def test_literature_is_there_and_flagged(capsys, folder, tables):
+    text = run(capsys, folder, "--source", "MSBReg Table 2", "--tasks", "imagenet_linear", "--to", "random:resnet18")
+    (table,) = tables(text)
+    assert table[0][-2:] == ["not the same here", "source"] and len(table) == 2 + 2 + 23
+    assert all("published imagenet" in row[4] and row[2] == "- (published for other data)" for row in table[4:])
+    assert all(row[1].strip("*<u>/").replace("*", "") for row in table[4:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "nowhere: no such result file or folder"),
+        (["{out}", "--tasks", "imagenet_liner"], "no results of cell 'imagenet_liner'; did you mean 'imagenet_linear'"),
+        (["{out}", "--to", "mien"], "no row 'mien' to compare to; did you mean 'mine'"),
+        (["{out}", "--resamples", "5"], "--resamples must be at least 100"),
+        (["{empty}"], "no result files below it"),
+        (["{out}", "--tasks", "voc07_svm"], "no result file holds a number (voc07_svm skipped: no folder)"),
+        (["{file}"], "not a readable result file"),
+    ],
+)
+def test_errors_say_what_to_do(folder, tmp_path, arguments, words):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.json").write_text("{")
+    places = {"out": folder, "empty": tmp_path / "empty", "file": tmp_path / "broken.json"}
+    with pytest.raises(BackbenchError, match=re.escape(words)):
+        compare.main([a.format(**places) for a in arguments])
+
+
+def test_help_loads_nothing_heavy():
+    code = "import sys; sys.argv = ['x', '--help']\ntry:\n import benchmarks.compare as c; c.main()\nexcept SystemExit: pass\n"
+    code += "print(sorted({'torch', 'numpy', 'pydantic', 'matplotlib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--literature" in done.stdout and done.stdout.strip().endswith("[]")
+
+
+def test_runs_as_a_plain_script(folder):
+    done = subprocess.run([sys.executable, "benchmarks/compare.py", str(folder), "--no-literature"], cwd=ROOT,
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert "| mine (resnet50) |" in done.stdout
+    failed = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "compare.py"), "nowhere"], cwd=folder,
+                            capture_output=True, text=True, check=False)  # fmt: skip
+    assert (failed.returncode, failed.stderr) == (2, "error: nowhere: no such result file or folder\n")
