@@ -1,6 +1,6 @@
 """MMDetection 3: the same protocols as `detectron2.py`, with everything in which MMDetection's defaults differ set right.
 
-The run's folder gets `mmdet.py`, a native configuration that MMDetection's own tools/train.py runs, with the annotations
+The run's folder gets `mmdet_config.py`, a native configuration that MMDetection's own tools/train.py runs, with the annotations
 (`train.json`, COCO's format) and exported weights that it names, and checkpoints. What is trained here is built from that
 configuration. Differences that stay: the order and draws of random numbers, deltas of box sizes clamped from below too,
 boxes of less than one pixel left out (mmdet/datasets/coco.py), detections scaled before their NMS instead of after it.
@@ -18,21 +18,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from core import distributed
-from core.artifacts import atomic_save, atomic_write_text, load_torch, make_folder
+from core.artifacts import atomic_write_text, make_folder
 from core.errors import BackbenchError, ConfigError, DataError
-from core.progress import say, track
+from core.progress import track
 from model_zoo.backbone import Backbone
+from model_zoo.export import FEATURE_TOLERANCE, ExportError, feature_difference
 from model_zoo.export import mmdet as exporter
 from model_zoo.resnet import feature_dim
+from transfer.detection import checkpoints
 from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume
-from transfer.detection.data import Detections, DetectionSplit, trainable
+from transfer.detection.data import BITMAPS, Detections, DetectionSplit, mask_format, trainable
 from transfer.detection.engines import Job
 from transfer.detection.spec import DetectionSpec
 from transfer.detection.training import cut, log, parallel, precise_statistics, rate, refuse_not_finite, rle
 
+NATIVE = "mmdet_config.py"  # a file mmdet.py would be imported for the package by whoever works in its folder
 PACKAGES = ("mmengine", "mmcv", "mmdet")
 
 
@@ -297,7 +300,12 @@ def _loader(spec: DetectionSpec, train: DetectionSplit, job: Job, annotations: P
     scales = [(spec.side_max, side) for side in spec.sides_train]
     pipeline = [
         _load(),
-        {"type": "LoadAnnotations", "with_bbox": True, "with_mask": spec.masks, "poly2mask": False},
+        {
+            "type": "LoadAnnotations",
+            "with_bbox": True,
+            "with_mask": spec.masks,
+            "poly2mask": mask_format(train) == "bitmask",
+        },  # as polygons, objects with run-length masks would be ignored
         {"type": "RandomChoiceResize", "scales": scales, "keep_ratio": True, "backend": "pillow"},
         {"type": "RandomFlip", "prob": 0.5},
         {"type": "PackDetInputs"},
@@ -364,58 +372,69 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
     cfg = write_native(spec, backbone, train, job)
     set_random_seed(job.seed)
     model = build(cfg, backbone, job.device)
-    set_random_seed(job.seed, diff_rank_seed=True)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
     schedulers = _schedulers(cfg, optimizer)
-    identity = _identity(spec, backbone, train, job)
-    start = _resume(job.folder, identity, model, optimizer, schedulers)
+    course = {"state_dict": model, "optimizer": optimizer, "param_schedulers": schedulers}  # mmengine's names
+    identity = checkpoints.identity(spec, backbone, train, job.seed)
+    start = checkpoints.resume(job.folder, identity, course)
     if start == spec.iterations:
         return model
-    forward = parallel(model, job.device)
-    losses_file, saved = job.folder / "losses.jsonl", job.folder / "last.pth"
-    cut(losses_file, start)
-    batches = train_loader(cfg, start, job)
-    for iteration, batch in zip(track(range(start, spec.iterations), total=spec.iterations - start, label="mmdet"),
-                                batches, strict=False):  # fmt: skip
-        found = losses(model, batch, forward)
-        total = sum(found.values())
-        parts = {name: float(value.detach()) for name, value in found.items()}
-        refuse_not_finite(total, parts, iteration, rate(optimizer), saved if saved.exists() else None)
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        if iteration % job.log_every == 0 or iteration == spec.iterations - 1:
-            log(losses_file, iteration, parts, rate(optimizer))
-        for scheduler in schedulers:
-            scheduler.step()
-        if (iteration + 1) % job.checkpoint_every == 0 and iteration + 1 < spec.iterations:
-            _save(saved, iteration + 1, identity, model, optimizer, schedulers)
+    set_random_seed((job.seed + 7919 * start) % 2**31, diff_rank_seed=True)
+    _iterate(cfg, course, identity, spec.iterations, start, job)
     if spec.precise_bn and spec.norm == "sync":
         model.train()
         fresh = train_loader(cfg, 1_000_003, job)
         precise_statistics(model, lambda batch: losses(model, batch), fresh, spec.precise_bn)
-    _save(saved, spec.iterations, identity, model, optimizer, schedulers)
+    checkpoints.save(job.folder / checkpoints.FINAL, spec.iterations - 1, identity, course)
+    distributed.barrier()
     return model
 
 
+def _iterate(cfg: Any, course: dict[str, Any], identity: dict[str, Any], iterations: int, start: int, job: Job) -> None:
+    """The course from iteration `start` on, with checkpoints and losses.jsonl."""
+    from transfer.detection.mmdet_parts import losses
+
+    model, optimizer, file = course["state_dict"], course["optimizer"], job.folder / "losses.jsonl"
+    forward = parallel(model, job.device)
+    cut(file, start)
+    saved = next(iter(checkpoints.under_way(job.folder)), None)
+    steps = track(range(start, iterations), total=iterations - start, label="mmdet")
+    for iteration, batch in zip(steps, train_loader(cfg, start, job), strict=False):
+        found = losses(model, batch, forward)
+        total = sum(found.values())
+        parts = {name: float(value.detach()) for name, value in found.items()}
+        refuse_not_finite(total, parts, iteration, rate(optimizer), saved)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        if iteration % job.log_every == 0 or iteration == iterations - 1:
+            log(file, iteration, parts, rate(optimizer))
+        for scheduler in course["param_schedulers"]:
+            scheduler.step()
+        if (iteration + 1) % job.checkpoint_every == 0 and iteration + 1 < iterations:
+            saved = checkpoints.save(job.folder / checkpoints.name(iteration), iteration, identity, course)
+
+
 def write_native(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> Any:
-    """`backbone.pth`, `train.json` and `mmdet.py` in the job's folder; returns the configuration."""
+    """`backbone.pth`, `train.json` and `mmdet_config.py` in the job's folder; returns the configuration."""
     make_folder(job.folder)
     usable = trainable(train)
     cfg = configuration(spec, backbone, usable, job)
+    if spec.masks and mask_format(usable) == "bitmask":
+        job.notes.append(BITMAPS)
     if distributed.is_main():
         exporter.write(backbone, job.folder / "backbone.pth")
         atomic_write_text(job.folder / "train.json", json.dumps(annotations(usable)))
-        atomic_write_text(job.folder / "mmdet.py", cfg.pretty_text)
+        atomic_write_text(job.folder / NATIVE, cfg.pretty_text)
     distributed.barrier()
     return cfg
 
 
 def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
-    """The detector with the backbone's weights in it, each tensor compared with the exported one.
+    """The detector with the backbone's weights in it, tensors and features compared with the exported ones.
 
     Raises:
-        BackbenchError: a tensor is missing, over or another one.
+        BackbenchError: a tensor is missing, over or another one, or the trunk computes something else.
     """
     from mmdet.registry import MODELS
     from mmengine.logging import MMLogger
@@ -428,15 +447,31 @@ def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
         except AssertionError as error:  # mmengine found no tensor below the prefix
             raise BackbenchError(f"{cfg.model.backbone.init_cfg.checkpoint}: {error}") from None
     exporter.check_engine_state(backbone, model.state_dict())
-    return distributed.synchronise_batchnorm(model, device).to(device)
+    difference = feature_difference(backbone, lambda x: trunk_stages(model.eval(), x))
+    if not difference <= FEATURE_TOLERANCE:
+        raise ExportError(f"MMDetection's C2..C5 differ from torchvision's by {difference:.1e} of their largest value")
+    return distributed.synchronise_batchnorm(model.train(), device).to(device)
 
 
-def _schedulers(cfg: Any, optimizer: torch.optim.Optimizer) -> list[Any]:
+def trunk_stages(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """Normalised RGB (N, 3, H, W) -> C2..C5 of a detector; C4 keeps its layer4 in the head, the extra norm behind it."""
+    trunk = model.backbone
+    stages = [getattr(trunk, name) for name in trunk.res_layers]
+    if len(stages) == 3:
+        stages.append(model.roi_head.shared_head.layer4)
+    x, found = trunk.maxpool(trunk.relu(trunk.norm1(trunk.conv1(x)))), []
+    for stage in stages:
+        x = stage(x)
+        found.append(x)
+    return found
+
+
+def _schedulers(cfg: Any, optimizer: torch.optim.Optimizer) -> _Schedulers:
     from mmengine.registry import PARAM_SCHEDULERS
 
-    return [
+    return _Schedulers(
         PARAM_SCHEDULERS.build(dict(fields), default_args={"optimizer": optimizer}) for fields in cfg.param_scheduler
-    ]
+    )
 
 
 def train_loader(cfg: Any, start: int, job: Job) -> Iterator[Any]:
@@ -447,41 +482,17 @@ def train_loader(cfg: Any, start: int, job: Job) -> Iterator[Any]:
         return iter(Runner.build_dataloader(cfg.train_dataloader, seed=(job.seed + 7919 * start) % 2**31))
 
 
-def _identity(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> dict[str, Any]:
-    return {
-        "spec": spec.model_dump(mode="json"),
-        "weights_sha256": backbone.weights_sha256,
-        "manifest_sha256": train.manifest_sha256(),
-        "seed": job.seed,
-    }
+class _Schedulers(list[Any]):
+    """All of them as one part of the course."""
 
+    def state_dict(self) -> list[dict[str, Any]]:
+        """One after the other, as mmengine's own checkpoints hold them."""
+        return [scheduler.state_dict() for scheduler in self]
 
-def _save(file: Path, done: int, identity: dict[str, Any], model: nn.Module, optimizer: Any, schedulers: Any) -> None:
-    if distributed.is_main():
-        state = {
-            "meta": {"iter": done, "identity": identity},
-            "state_dict": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "param_schedulers": [scheduler.state_dict() for scheduler in schedulers],
-        }
-        atomic_save(file, state)
-
-
-def _resume(folder: Path, identity: dict[str, Any], model: nn.Module, optimizer: Any, schedulers: Any) -> int:
-    """Iterations done; 0 where there is no checkpoint."""
-    file = folder / "last.pth"
-    if not file.exists():
-        return 0
-    state = load_torch(file)
-    other = [name for name, value in identity.items() if state["meta"]["identity"].get(name) != value]
-    if other:
-        raise BackbenchError(f"{file} is of a run with another {other[0]}; give another folder or remove it")
-    model.load_state_dict(state["state_dict"])
-    optimizer.load_state_dict(state["optimizer"])
-    for scheduler, kept in zip(schedulers, state["param_schedulers"], strict=True):
-        scheduler.load_state_dict(kept)
-    say(f"going on after iteration {state['meta']['iter']}: {folder}")
-    return int(state["meta"]["iter"])
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """The inverse."""
+        for scheduler, state in zip(self, states, strict=True):
+            scheduler.load_state_dict(state)
 
 
 # ---------------------------------------------------------------- detection
