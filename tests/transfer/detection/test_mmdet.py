@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone
 from model_zoo.export import ExportError
 from model_zoo.resnet import build as build_trunk
-from transfer.detection import checkpoints
+from transfer.detection import checkpoints, coco_eval, mmdet_protocol
 from transfer.detection.data import DetectionSplit, Instance, Picture, read_coco, read_voc
 from transfer.detection.engines import Job
 from transfer.detection.engines import mmdet as engine
@@ -174,7 +175,7 @@ def reference_match(overlaps: torch.Tensor) -> tuple[list[int], list[int]]:
 def assigned(overlaps: torch.Tensor) -> tuple[list[int], list[int], list[int]]:
     from mmdet.registry import TASK_UTILS
 
-    assigner = TASK_UTILS.build(engine._train_cfg(course("c4"))["rpn"]["assigner"])
+    assigner = TASK_UTILS.build(mmdet_protocol.train_cfg(course("c4"))["rpn"]["assigner"])
     result = assigner.assign_wrt_overlaps(overlaps, torch.arange(len(overlaps)) + 10)
     return [min(i, 1) for i in result.gt_inds.tolist()], (result.gt_inds - 1).tolist(), result.labels.tolist()
 
@@ -452,23 +453,53 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path)
     assert not (tmp_path / checkpoints.FINAL).exists()
 
 
-@pytest.mark.slow
-def test_mmdetections_own_tool_trains_from_the_native_file_and_resumes(tmp_path):
+def own_tool(name: str, folder: Path, *arguments: str, prepared: tuple[str, ...] = ()) -> str:
+    """What a tool of MMDetection's says about the native file in the folder."""
     import mmdet
 
-    spec = course("c4", iterations=2, precise_bn=1)
-    engine.write_native(spec, backbone(), demo_split("c4"), job(tmp_path, checkpoint_every=1))
-    tool = Path(mmdet.__file__).parent / ".mim/tools/train.py"
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
-    }
-    command = [sys.executable, str(tool), str(tmp_path / engine.NATIVE)]
-    for extra in ([], ["--resume", "--cfg-options", "train_cfg.max_iters=3"]):
-        done = subprocess.run(
-            [*command, *extra], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-    assert "resumed epoch: 0, iter: 2" in done.stdout + done.stderr
+    tool = Path(mmdet.__file__).parent / ".mim/tools" / name
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, *prepared, str(tool), str(folder / engine.NATIVE), *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+PREPARED = ("-m", "transfer.detection.mmdet_native")
+
+
+@pytest.mark.slow
+def test_mmdetections_own_tools_train_resume_and_test_from_the_native_file(tmp_path):
+    spec, test = course("c4", iterations=2, precise_bn=1), demo_split("c4", "test", 3)
+    engine.write_native(spec, backbone(), demo_split("c4"), job(tmp_path, checkpoint_every=1, test=test))
+    own_tool("train.py", tmp_path)
+    again = own_tool("train.py", tmp_path, "--resume", "--cfg-options", "train_cfg.max_iters=3")
+    assert "resumed epoch: 0, iter: 2" in again
     assert (tmp_path / "iter_3.pth").exists()
-    assert (tmp_path / "precise.pth").exists()
+    said = own_tool("test.py", tmp_path, str(tmp_path / "precise.pth"), prepared=PREPARED)
+    assert "pascal_voc/AP50" in said and "pascal_voc/AP95" in said
+
+
+@pytest.mark.slow
+def test_mmdetections_own_tool_measures_our_checkpoint_as_we_do(tmp_path):
+    """With COCO's metric."""
+    spec, test = course("fpn", iterations=2, score_threshold=0.0), demo_split("fpn", "test", 3)
+    own = job(tmp_path, test=test)
+    model = engine.train(spec, backbone(), demo_split("fpn", count=3), own)
+    expected = coco_eval.evaluate(test, engine.detect(model, spec, test, own), masks=True)
+    said = own_tool("test.py", tmp_path, str(tmp_path / checkpoints.FINAL), prepared=PREPARED)
+    for kind, ours in (("bbox", "box_AP"), ("segm", "mask_AP")):
+        (value,) = re.findall(rf"coco/{kind}_mAP: ([\d.]+)", said)
+        assert float(value) == pytest.approx(expected[ours] / 100, abs=1e-3)
+
+
+def test_difficult_objects_are_learnt_and_not_measured(tmp_path, pair):
+    engine.write_native(course("c4"), backbone(), pair, job(tmp_path, test=pair))
+    crowds = {
+        name: [a["iscrowd"] for a in json.loads((tmp_path / name).read_text())["annotations"]]
+        for name in ("train.json", "test.json")
+    }
+    assert crowds == {"train.json": [0, 0, 1], "test.json": [0, 1, 1, 1]}
