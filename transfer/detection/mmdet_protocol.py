@@ -1,4 +1,4 @@
-"""The protocols as MMDetection's own configuration, which it reads from the run's folder, and data in COCO's format."""
+"""The protocols as MMDetection's own configuration; it names files of the run's folder."""
 
 from __future__ import annotations
 
@@ -278,24 +278,3 @@ def _test(spec: DetectionSpec, test: DetectionSplit, job: Job, file: Path) -> di
         "test_cfg": {"type": "TestLoop"},
         "test_evaluator": metric,
     }
-
-
-def annotations(split: DetectionSplit, *, difficult: bool) -> dict[str, Any]:
-    """The split in COCO's format: images numbered from 1 in the split's order.
-
-    Args:
-        difficult: difficult objects are objects as any other, as in training; else marked as crowds, which no metric counts.
-    """
-    images, objects = [], []
-    for i, picture in enumerate(split.pictures):
-        images.append(
-            {"id": i + 1, "file_name": split.source.paths[i], "width": picture.width, "height": picture.height}
-        )
-        for o in picture.instances:
-            x0, y0, x1, y1 = o.box
-            box = [x0, y0, x1 - x0, y1 - y0]
-            record = {"id": len(objects) + 1, "image_id": i + 1, "category_id": o.label + 1, "bbox": box,
-                      "area": box[2] * box[3], "iscrowd": int(o.crowd or (o.difficult and not difficult))}  # fmt: skip
-            objects.append(record | ({"segmentation": o.mask} if o.mask is not None else {}))
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate(split.classes)]
-    return {"images": images, "annotations": objects, "categories": categories}

@@ -16,7 +16,7 @@ from torch import nn
 from core import distributed
 from core.artifacts import load_torch
 from core.config import build as build_config
-from core.datasets import Files, demo
+from core.datasets import Files
 from core.errors import BackbenchError, ConfigError, DataError
 from model_zoo.export import ExportError, feature_difference
 from model_zoo.export import detectron2 as exporter
@@ -343,29 +343,29 @@ def test_the_native_file_builds_the_same_detector(trained_like, scenes, short, j
 
 
 @pytest.mark.slow
-def test_detectron2s_own_trainer_runs_the_native_file(trained_like, scenes, short, job, tmp_path):
+def test_detectron2s_own_trainer_runs_the_native_file(monkeypatch, trained_like, scenes, short, job, tmp_path):
     """From the files in the run's folder, without this engine; PreciseBN is Detectron2's own hook there."""
     from detectron2.config import get_cfg
     from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.data.datasets import register_coco_instances
     from detectron2.engine import DefaultTrainer
 
-    engine.write_native(
-        short(iterations=1, milestones=(), precise_bn=1), trained_like("resnet18"), scenes(tmp_path / "images", 1), job
-    )
-    root = demo.root() / "coco"
-    register_coco_instances("own", {}, str(root / "annotations/instances_val2017.json"), str(root / "val2017"))
+    spec, split = short(iterations=1, milestones=(), precise_bn=1), scenes(tmp_path / "images", 4)
+    engine.write_native(spec, trained_like("resnet18"), split, job)
+    (line,) = (t for t in (job.folder / "detectron2.yaml").read_text().splitlines() if '"own_train"' in t)
+    monkeypatch.chdir(job.folder)
+    exec(line.removeprefix("# "), {"register_coco_instances": register_coco_instances})
     try:
         cfg = get_cfg()
         cfg.merge_from_file(str(job.folder / "detectron2.yaml"))
-        cfg.DATASETS.TRAIN = ("own",)
+        cfg.DATASETS.TRAIN = ("own_train",)
         trainer = DefaultTrainer(cfg)
         trainer.resume_or_load(resume=False)
         exporter.check_engine_state(trained_like("resnet18"), trainer.model.state_dict())
         trainer.train()
     finally:
-        DatasetCatalog.remove("own")
-        MetadataCatalog.remove("own")
+        DatasetCatalog.remove("own_train")
+        MetadataCatalog.remove("own_train")
     assert load_torch(job.folder / "model_final.pth")["iteration"] == 0
 
 

@@ -25,7 +25,7 @@ from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone
 from model_zoo.export import ExportError
 from model_zoo.resnet import build as build_trunk
-from transfer.detection import checkpoints, coco_eval, mmdet_protocol
+from transfer.detection import checkpoints, coco_eval, mmdet_protocol, native_data
 from transfer.detection.data import Detections, DetectionSplit, Instance, Picture, read_coco, read_voc
 from transfer.detection.engines import Job
 from transfer.detection.engines import mmdet as engine
@@ -506,7 +506,7 @@ def as_found(split: DetectionSplit, found: list[Detections], file: Path) -> Dete
         for p, d in zip(split.pictures, found, strict=True)
     )
     split = dataclasses.replace(split, pictures=pictures, annotations=file, _manifest=[])
-    file.write_text(json.dumps(mmdet_protocol.annotations(split, difficult=True)))
+    file.write_text(json.dumps(native_data.annotations(split, difficult=True)))
     numbered = tuple(dataclasses.replace(p, id=str(i + 1)) for i, p in enumerate(pictures))
     return dataclasses.replace(split, pictures=numbered)
 

@@ -24,7 +24,7 @@ from core.progress import track
 from model_zoo.backbone import Backbone
 from model_zoo.export import FEATURE_TOLERANCE, ExportError, feature_difference
 from model_zoo.export import detectron2 as exporter
-from transfer.detection import checkpoints
+from transfer.detection import checkpoints, native_data
 from transfer.detection.adapt import detectron2_v06
 from transfer.detection.data import BITMAPS, Detections, DetectionSplit, mask_format, trainable
 from transfer.detection.engines import Job
@@ -40,6 +40,12 @@ _OFFICIAL = {  # (data set, split, classes) -> what Detectron2 itself calls trai
 _NATIVE_HEAD = """\
 # Detectron2's own tools run this file: tools/train_net.py --config-file detectron2.yaml. Faster R-CNN C4 needs the head
 # Res5ROIHeadsExtraNorm, which facebookresearch/moco detection/train_net.py registers under this name.
+"""
+_NATIVE_DATA = """\
+# Its data is no set that Detectron2 knows. Register it in the tool, and name it under DATASETS:
+# from detectron2.data.datasets import register_coco_instances
+# register_coco_instances("own_train", {{}}, "train.json", "{train}")
+# register_coco_instances("own_test", {{}}, "test.json", "{test}")
 """
 
 
@@ -253,19 +259,25 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
 
 
 def write_native(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> Any:
-    """`backbone.pkl` and `detectron2.yaml` in the job's folder; returns the configuration."""
+    """`backbone.pkl` and `detectron2.yaml` in the job's folder; returns the configuration. Data that Detectron2 does not
+    know go there too, in COCO's format."""
     weights = make_folder(job.folder) / "backbone.pkl"
     cfg = configuration(spec, backbone, len(train.classes), job, weights)
     official = _OFFICIAL.get((train.dataset, train.split, len(train.classes)))
+    head = _NATIVE_HEAD
     if official:
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = official
+    else:
+        head += _NATIVE_DATA.format(train=train.source.root.resolve(), test=(job.test or train).source.root.resolve())
     if spec.masks:
         cfg.INPUT.MASK_FORMAT = mask_format(train)
         if cfg.INPUT.MASK_FORMAT == "bitmask":
             job.notes.append(BITMAPS)
     if distributed.is_main():
         exporter.write(backbone, weights)
-        atomic_write_text(job.folder / "detectron2.yaml", _NATIVE_HEAD + cfg.dump())
+        if not official:
+            native_data.write(train, job)
+        atomic_write_text(job.folder / "detectron2.yaml", head + cfg.dump())
     distributed.barrier()
     return cfg
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,11 +27,11 @@ from core.progress import track
 from model_zoo.backbone import Backbone
 from model_zoo.export import FEATURE_TOLERANCE, ExportError, feature_difference
 from model_zoo.export import mmdet as exporter
-from transfer.detection import checkpoints
+from transfer.detection import checkpoints, native_data
 from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume
 from transfer.detection.data import BITMAPS, Detections, DetectionSplit, mask_format, trainable
 from transfer.detection.engines import Job
-from transfer.detection.mmdet_protocol import annotations, configuration, test_pipeline
+from transfer.detection.mmdet_protocol import configuration, test_pipeline
 from transfer.detection.spec import DetectionSpec
 from transfer.detection.training import cut, log, parallel, precise_statistics, rate, refuse_not_finite, rle
 
@@ -166,9 +165,7 @@ def write_native(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit,
         job.notes.append(BITMAPS)
     if distributed.is_main():
         exporter.write(backbone, job.folder / "backbone.pth")
-        for file, split in (("train.json", usable), ("test.json", job.test)):
-            if split is not None:
-                atomic_write_text(job.folder / file, json.dumps(annotations(split, difficult=file == "train.json")))
+        native_data.write(usable, job)
         atomic_write_text(job.folder / NATIVE, cfg.pretty_text)
     distributed.barrier()
     return cfg
