@@ -26,6 +26,7 @@ class Instances:
     images: tuple[dict[str, Any], ...]  # sorted by id
     annotations: tuple[dict[str, Any], ...]
     categories: tuple[dict[str, Any], ...]  # sorted by id; the real ids run from 1 to 90, with gaps
+    stray: tuple[tuple[int, str], ...] = ()  # (annotation id, "image_id" or "category_id" that is unknown): left out
 
 
 def annotation_file(root: Path, split: str) -> Path:
@@ -33,22 +34,28 @@ def annotation_file(root: Path, split: str) -> Path:
     return Path(root) / "annotations" / f"instances_{split}.json"
 
 
-def instances(file: Path) -> Instances:
+def instances(file: Path, *, strict: bool = True) -> Instances:
     """Read and check an `instances_*.json`.
 
+    Args:
+        strict: annotations of unknown images or categories are an error; else they are `stray`.
+
     Raises:
-        DataError: not JSON, a field is missing, ids are there twice, or annotations of unknown images or categories.
+        DataError: not JSON, a field is missing, ids are there twice, or stray annotations when `strict`.
     """
     record = read_json(file, tuple(_FIELDS))
     ids = {kind: _checked_ids(record[kind], kind, file) for kind in _FIELDS}
+    stray = {}
     for key, kind in (("image_id", "images"), ("category_id", "categories")):
         unknown = [a["id"] for a in record["annotations"] if a[key] not in ids[kind]]
-        if unknown:
+        if unknown and strict:
             raise DataError(f"{file}: annotations whose {key} is unknown: {some(unknown)} (annotation ids)")
+        stray |= {number: key for number in unknown if number not in stray}
     if not record["images"] or not record["categories"]:
         raise DataError(f"{file}: no images or no categories in it")
     by_id = {kind: tuple(sorted(record[kind], key=lambda item: item["id"])) for kind in ("images", "categories")}
-    return Instances(by_id["images"], tuple(record["annotations"]), by_id["categories"])
+    known = tuple(a for a in record["annotations"] if a["id"] not in stray)
+    return Instances(by_id["images"], known, by_id["categories"], tuple(stray.items()))
 
 
 def read(root: Path, split: str, *, dataset: str = "coco") -> ImageSplit:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from model_zoo.architecture import Architecture
     from model_zoo.backbone import Backbone
 
+FEATURE_TOLERANCE = 1e-4  # of an engine's features against torchvision's, as a share of a stage's largest value
 _SHOWN = 3  # names in an error
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 

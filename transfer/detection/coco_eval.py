@@ -29,7 +29,7 @@ def evaluate(split: DetectionSplit, detections: Sequence[Detections], *, masks: 
     if split.annotations is None:
         raise DataError(f"{split.dataset} {split.split}: no annotation file in COCO's format, so no COCO metric")
     check(split, detections)
-    known = coco.instances(split.annotations)
+    known = coco.instances(split.annotations, strict=False)  # what is stray was said when it was read
     metrics = _average_precision(split, known, detections, "bbox")
     if masks:
         _check_masks(split, detections)

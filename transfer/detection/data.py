@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Collection, Sequence
@@ -27,6 +28,7 @@ NO_AREA = "boxes with no area"
 OUTSIDE = "boxes outside their image"
 POLYGON = "polygons that are not three points or more"
 RUN_LENGTH = "run-length masks that do not fill their image"
+BITMAPS = "masks are trained on as bitmaps, since some objects have run-length masks"
 _FLAT_IN_TRAIN2017 = (200365, 550395)  # the two images whose official annotations hold a box of no height
 
 
@@ -93,12 +95,26 @@ class Detections:
 
 
 def trainable(split: DetectionSplit) -> DetectionSplit:
-    """Without the images that have no object but crowds, as both engines' defaults train."""
+    """Without the images that have no object but crowds, as both engines' defaults train.
+
+    Raises:
+        DataError: none is left.
+    """
     kept = [i for i, picture in enumerate(split.pictures) if not all(o.crowd for o in picture.instances)]
+    if not kept:
+        raise DataError(
+            f"{split.dataset} {split.split}: no image has an object to train on; are its annotations whole?"
+        )
     if len(kept) == len(split):
         return split
     say(f"{split.dataset} {split.split}: {len(split) - len(kept)} images without an object are left out of training")
     return of_rows(split, kept)
+
+
+def mask_format(split: DetectionSplit) -> Literal["polygon", "bitmask"]:
+    """`polygon`, the engines' default, or `bitmask` where an object that is trained on has a run-length mask."""
+    runs = any(isinstance(o.mask, dict) and not o.crowd for picture in split.pictures for o in picture.instances)
+    return "bitmask" if runs else "polygon"
 
 
 def read_voc(
@@ -112,6 +128,7 @@ def read_voc(
     """A split of VOC 2007's layout (any classes), or `trainval07+12`: 2007's trainval, then 2012's.
 
     Boxes are (xmin - 1, ymin - 1, xmax, ymax) (detectron2 data/datasets/pascal_voc.py). Difficult objects are kept.
+    Classes are those of the lists `<class>_<split>.txt`, or, where a year has none, of its annotations.
 
     Args:
         bad: what follows from a fault in the annotations once it was counted and said; see `_Faults`.
@@ -122,7 +139,7 @@ def read_voc(
     """
     folders, own = _voc_folders(root, split)
     lists = [folder / "ImageSets" / "Main" for folder in folders]
-    classes = voc.class_names(lists[0], own)
+    classes = _voc_classes(folders[0], own)
     for other in lists[1:]:
         if voc.class_names(other, own) != classes:
             raise DataError(f"{other}: its classes are not those of {lists[0]}; both years need the same lists")
@@ -162,11 +179,13 @@ def read_coco(
         masks: every object needs one.
 
     Raises:
-        DataError: not COCO's format, records of unknown images or categories, faults with `bad="error"`, or nothing left.
+        DataError: not COCO's format, faults with `bad="error"`, or nothing left.
     """
     file, folder = coco.annotation_file(root, split), Path(root) / split
-    known = coco.instances(file)
+    known = coco.instances(file, strict=False)
     faults = _Faults(file, bad)
+    for number, key in known.stray:
+        faults.add(f"annotations whose {key} is unknown", f"annotation {number}")
     labels = {category["id"]: row for row, category in enumerate(known.categories)}
     of_image: dict[Any, list[dict[str, Any]]] = {}
     for annotation in known.annotations:
@@ -214,8 +233,8 @@ class _Faults:
     """Faults of a split by kind: how many, and the first names, go into the log.
 
     With `bad="error"` they are then a DataError. With `skip` whatever holds one is left out: an image that is missing,
-    of another size than stated or without a readable annotation; an object without area, outside its image or of an
-    unknown class; a polygon that is none, and its object when it has no other.
+    of another size than stated or without a readable annotation; an object without area, outside its image, of an
+    unknown class or of an unknown image; a polygon that is none, and its object when it has no other.
     """
 
     def __init__(self, where: Path, bad: Bad) -> None:
@@ -252,6 +271,21 @@ def _voc_folders(root: Path, split: str) -> tuple[list[Path], str]:
     if folders[0] == folders[1] or folders[0].parent != folders[1].parent:
         raise DataError(f"{root}: {split} needs VOC2007 and VOC2012 side by side in one folder (VOCdevkit)")
     return folders, "trainval"
+
+
+def _voc_classes(folder: Path, split: str) -> tuple[str, ...]:
+    """Those of the devkit's lists; of a data set that has no lists of classes, the names in all its annotations."""
+    lists = folder / "ImageSets" / "Main"
+    if any(lists.glob("*_*.txt")):
+        return voc.class_names(lists, split)
+    found: set[str] = set()
+    for name in sorted({name for file in lists.glob("*.txt") for name in voc.image_ids(file)}):
+        with contextlib.suppress(DataError):  # counted where the split is read
+            found |= {item.name for item in voc.annotation(folder / "Annotations" / f"{name}.xml").objects}
+    if not found:
+        raise DataError(f"{lists}: no lists <class>_{split}.txt in it, and no class in the annotations")
+    say(f"{lists}: no lists <class>_{split}.txt in it; classes by the annotations: {', '.join(sorted(found))}")
+    return tuple(sorted(found))
 
 
 def _voc_picture(folder: Path, name: str, classes: tuple[str, ...], faults: _Faults) -> Picture | None:

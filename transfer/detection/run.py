@@ -72,7 +72,7 @@ def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext) -> 
     """Train on the train split, detect in the test split; leaves pictures and losses in the run's folder."""
     engine, spec = engines.get(config.engine), config.course()
     train, test = ctx.splits["train"], ctx.splits["test"]
-    job = Job(ctx.folder, ctx.seed, ctx.device, ctx.workers, config.checkpoint_every, config.log_every, ctx.notes)
+    job = Job(ctx.folder, ctx.seed, ctx.device, ctx.workers, config.checkpoint_every, config.log_every, ctx.notes, test)
     if spec != config.spec:
         ctx.notes.append(
             f"batch {spec.batch} instead of {config.spec.batch}: rate {spec.lr:g}, {spec.iterations} iterations by the "

@@ -18,9 +18,11 @@ from core.errors import BackbenchError
 
 
 def log(file: Path, iteration: int, losses: dict[str, float], rate: float) -> None:
-    """One line of `losses.jsonl`."""
+    """One line of `losses.jsonl`: means over the ranks, so every rank must call it."""
+    shares = distributed.gather(losses)
     if distributed.is_main():
-        values = {"iteration": iteration, "total": sum(losses.values()), **losses, "lr": rate}
+        means = {name: sum(share.get(name, 0.0) for share in shares) / len(shares) for name in losses}
+        values = {"iteration": iteration, "total": sum(means.values()), **means, "lr": rate}
         with file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(values) + "\n")
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from transfer.detection import engines
 from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume
 
 
@@ -169,6 +170,55 @@ def test_no_rois_pool_nothing_and_have_no_gradient():
     pixels, none = torch.randn(1, 2, 5, 5), torch.zeros(0, 5)
     assert served(pixels, none, 3, 1.0, 0, True).shape == (0, 2, 3, 3)
     assert served(pixels, none, 3, 1.0, 0, True, torch.zeros(0, 2, 3, 3)).abs().sum() == 0
+
+
+def layers_of(name: str):
+    """(ROIAlign class, NMS of (boxes, scores, threshold)) as an engine's models use them."""
+    engine = engines.get(name)
+    if engine.missing() is not None:
+        pytest.skip(engine.missing())
+    engine.prepare()
+    if name == "mmdet":
+        from mmcv.ops import RoIAlign, nms
+
+        return RoIAlign, lambda *arguments: nms(*arguments)[1]
+    from detectron2.layers import ROIAlign, batched_nms
+
+    return ROIAlign, lambda boxes, scores, threshold: batched_nms(boxes, scores, torch.zeros(len(boxes)), threshold)
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_both_engines_pool_the_same_and_as_a_plain_loop_does(ratio):
+    """Aligned, as both protocols have it: values and gradients."""
+    rois, results = torch.tensor(ROIS), []
+    for name in ("detectron2", "mmdet"):
+        layer, _ = layers_of(name)
+        pixels = torch.randn(2, 2, 7, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        pooled = layer((3, 3), 0.5, ratio, aligned=True)(pixels, rois)
+        (gradient,) = torch.autograd.grad(pooled.square().sum(), pixels)
+        results.append((pooled.detach(), gradient))
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
+    plain = pixels.detach().double().requires_grad_()
+    expected = plain_roi_align(plain, rois.double(), 3, 0.5, ratio, True)
+    (gradient,) = torch.autograd.grad(expected.square().sum(), plain)
+    torch.testing.assert_close(results[0][0], expected.detach().float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(results[0][1], gradient.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["detectron2", "mmdet"])
+def test_engines_layers_on_nothing_and_their_nms(name):
+    layer, nms = layers_of(name)
+    pixels = torch.randn(1, 2, 5, 5, requires_grad=True)
+    pooled = layer((3, 3), 1.0, 0, aligned=True)(pixels, torch.zeros(0, 5))
+    assert pooled.shape == (0, 2, 3, 3)
+    pooled.sum().backward()
+    assert pixels.grad.abs().sum() == 0
+    assert nms(torch.zeros(0, 4), torch.zeros(0), 0.5).tolist() == []
+    boxes, scores = random_boxes(60, 7, torch.float32), torch.rand(60, generator=torch.Generator().manual_seed(7))
+    kept = nms(boxes, scores, 0.5).tolist()
+    assert kept == plain_nms(boxes.tolist(), scores.tolist(), 0.5, 0)
+    assert 10 < len(kept) < 60
 
 
 def test_maximum_pooling_is_refused():

@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
@@ -14,8 +15,8 @@ from pycocotools.coco import COCO
 from core import datasets
 from core.datasets import ImageSplit, demo, voc
 from core.errors import DataError
-from transfer.detection import data
-from transfer.detection.data import read_coco, read_voc, trainable
+from transfer.detection import coco_eval, data
+from transfer.detection.data import Detections, read_coco, read_voc, trainable
 
 OBJECT = """<object><name>{}</name><difficult>{}</difficult>
 <bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
@@ -89,6 +90,31 @@ def test_both_years_need_both(devkit, tmp_path):
     shutil.rmtree(devkit / "VOCdevkit/VOC2012")
     with pytest.raises(DataError, match="no VOCdevkit/VOC2012/ImageSets/Main"):
         read_voc(devkit, "trainval07+12")
+
+
+def test_classes_of_a_data_set_without_lists_of_them_are_those_of_its_annotations(devkit, capsys):
+    lists = devkit / "VOCdevkit/VOC2007/ImageSets/Main"
+    for file in lists.glob("*_*.txt"):
+        file.unlink()
+    annotate(devkit, "t", xml(("van", 0, 3, 5, 20, 30)))  # of the test split only
+    annotate(devkit, "a", "<annotation>")
+    split = read_voc(devkit, "trainval", bad="skip")
+    assert split.classes == read_voc(devkit, "test").classes == ("cup", "van")
+    assert "classes by the annotations: cup, van" in capsys.readouterr().err
+    assert [[o.label for o in p.instances] for p in split.pictures] == [[0], [0]]
+    for name in "bct":
+        annotate(devkit, name, xml())
+    with pytest.raises(DataError, match="and no class in the annotations"):
+        read_voc(devkit, "trainval")
+
+
+def test_an_image_without_objects_is_no_fault_and_one_without_an_annotation_is(devkit):
+    annotate(devkit, "b", xml())
+    assert [len(p.instances) for p in read_voc(devkit, "trainval").pictures] == [1, 0, 1]
+    (devkit / "VOCdevkit/VOC2007/Annotations/c.xml").unlink()
+    with pytest.raises(DataError, match=r"annotations that cannot be read: 1, e\.g\. .*c\.xml"):
+        read_voc(devkit, "trainval")
+    assert [p.id for p in read_voc(devkit, "trainval", bad="skip").pictures] == ["a", "b"]
 
 
 def test_published_counts_of_detection():
@@ -258,6 +284,12 @@ def test_training_leaves_out_what_has_nothing_to_learn(coco, capsys):
     assert trainable(kept) is kept
 
 
+def test_a_split_with_nothing_to_learn_is_an_error(coco):
+    write(coco, [thing(3, 2, mask=RUNS, iscrowd=1)])
+    with pytest.raises(DataError, match="coco val2017: no image has an object to train on"):
+        trainable(read_coco(coco, "val2017"))
+
+
 BAD_COCO = {
     "no area": (thing(9, 7, box=(10, 10, 0, 20)), "boxes with no area: 1, e.g. annotation 9 of 007.jpg", 0),
     "turned": (thing(9, 7, box=(10, 10, 5, -20)), "boxes with no area", 0),
@@ -316,10 +348,16 @@ def test_images_in_folders_below(coco):
 
 
 @pytest.mark.parametrize("change", [{"image_id": 99}, {"category_id": 6}])
-def test_references_into_nothing_are_refused_either_way(coco, change):
-    write(coco, [thing(1, 2) | change])
-    with pytest.raises(DataError, match=f"annotations whose {next(iter(change))} is unknown"):
-        read_coco(coco, "val2017", bad="skip")
+def test_annotations_of_unknown_images_and_categories(coco, change, capsys):
+    words = f"annotations whose {next(iter(change))} is unknown: 1, e.g. annotation 9"
+    write(coco, [thing(1, 30), thing(9, 2) | change])
+    with pytest.raises(DataError, match=re.escape(words)):
+        read_coco(coco, "val2017")
+    split = read_coco(coco, "val2017", bad="skip")
+    assert [len(p.instances) for p in split.pictures] == [0, 0, 0, 1]
+    assert f"left out: {words}" in capsys.readouterr().err
+    found = [Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))] * 4
+    assert coco_eval.evaluate(split, found)["box_AP"] == 0, "and the metric does without them too"
 
 
 def test_masks_are_asked_for_only_where_they_are_needed(coco):

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from core import distributed
+from core.artifacts import load_torch
 from core.datasets import Files, demo
 from core.errors import BackbenchError, ConfigError, DataError
 from core.images import CorruptImage
@@ -23,10 +25,12 @@ from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone
 from model_zoo.export import ExportError
 from model_zoo.resnet import build as build_trunk
-from transfer.detection.data import DetectionSplit, Instance, Picture, read_coco, read_voc
+from transfer.detection import checkpoints, coco_eval, mmdet_protocol, native_data
+from transfer.detection.data import Detections, DetectionSplit, Instance, Picture, read_coco, read_voc
 from transfer.detection.engines import Job
 from transfer.detection.engines import mmdet as engine
 from transfer.detection.spec import DetectionSpec
+from transfer.detection.training import rle
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -153,7 +157,7 @@ def test_the_native_file_is_what_is_trained(tmp_path, pair):
     from mmengine.config import Config
 
     cfg = engine.write_native(course("fpn"), backbone(), pair, job(tmp_path))
-    assert Config.fromfile(tmp_path / "mmdet_config.py").to_dict() == cfg.to_dict()
+    assert Config.fromfile(tmp_path / engine.NATIVE).to_dict() == cfg.to_dict()
 
 
 def reference_match(overlaps: torch.Tensor) -> tuple[list[int], list[int]]:
@@ -171,7 +175,7 @@ def reference_match(overlaps: torch.Tensor) -> tuple[list[int], list[int]]:
 def assigned(overlaps: torch.Tensor) -> tuple[list[int], list[int], list[int]]:
     from mmdet.registry import TASK_UTILS
 
-    assigner = TASK_UTILS.build(engine._train_cfg(course("c4"))["rpn"]["assigner"])
+    assigner = TASK_UTILS.build(mmdet_protocol.train_cfg(course("c4"))["rpn"]["assigner"])
     result = assigner.assign_wrt_overlaps(overlaps, torch.arange(len(overlaps)) + 10)
     return [min(i, 1) for i in result.gt_inds.tolist()], (result.gt_inds - 1).tolist(), result.labels.tolist()
 
@@ -265,6 +269,15 @@ def test_another_depth_is_refused(tmp_path, pair):
         engine.build(cfg, backbone("resnet34"), torch.device("cpu"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["c4", "fpn"])
+def test_a_trunk_that_computes_something_else_is_refused(tmp_path, pair, head, monkeypatch):
+    cfg, stages = engine.write_native(course(head), backbone(), pair, job(tmp_path)), engine.trunk_stages
+    monkeypatch.setattr(engine, "trunk_stages", lambda model, x: [1.001 * stage for stage in stages(model, x)])
+    with pytest.raises(ExportError, match=r"differ from torchvision's by 1\.0e-03"):
+        engine.build(cfg, backbone(), torch.device("cpu"))
+
+
 # ---------------------------------------------------------------- data
 
 
@@ -306,6 +319,33 @@ def test_images_are_resized_by_pillow_and_padded_to_the_whole_batch(tmp_path):
     data = model.data_preprocessor(wide, True)
     assert data["inputs"].shape == (2, 3, 96, 160)
     assert {sample.pad_shape for sample in data["data_samples"]} == {(96, 160)}
+
+
+RUNS = {"size": [30, 20], "counts": [160, *[10, 20] * 9, 10, 160]}  # columns 5 to 14, rows 10 to 19
+SQUARE = np.pad(np.ones((10, 10), bool), ((10, 10), (5, 5)))
+POLYGON = [[5, 10, 15, 10, 15, 20, 5, 20]]
+
+
+@pytest.mark.parametrize("mask", [POLYGON, RUNS, rle(SQUARE)], ids=["polygon", "runs", "packed runs"])
+def test_masks_of_every_kind_reach_the_detector(tmp_path, mask):
+    """As polygons only, MMDetection would ignore an object with another mask without a word."""
+    Image.new("RGB", (20, 30)).save(tmp_path / "a.png")
+    objects = (Instance(0, (5, 10, 15, 20), mask=mask), Instance(1, (1, 1, 3, 3), crowd=True, mask=RUNS))
+    split = DetectionSplit("own", "train", Files(tmp_path, ("a.png",)), (Picture("a", 20, 30, objects),), ("a", "b"))
+    one = job(tmp_path)
+    cfg = engine.write_native(course("fpn", sides_train=(40,), batch=1), backbone(), split, one)
+    (sample,) = next(b for b in engine.train_loader(cfg, 0, one) if not b["data_samples"][0].flip)["data_samples"]
+    assert sample.gt_instances.labels.tolist() == [0], "the crowd is no truth"
+    (seen,) = sample.gt_instances.masks.to_ndarray()
+    assert seen.shape == (60, 40)
+    assert seen[20:40, 10:30].all() and seen.sum() <= 22 * 22
+    assert bool(one.notes) == isinstance(mask, dict), "bitmaps are said"
+
+
+def test_a_split_without_any_object_is_an_error(tmp_path, pair):
+    empty = dataclasses.replace(pair, pictures=tuple(dataclasses.replace(p, instances=()) for p in pair.pictures))
+    with pytest.raises(DataError, match="voc trainval: no image has an object to train on"):
+        engine.train(course("c4"), backbone(), empty, job(tmp_path))
 
 
 def test_a_broken_image_is_named(tmp_path, pair):
@@ -353,7 +393,7 @@ def records(folder: Path) -> list[dict]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["c4", "fpn"])
-def test_trains_and_detects_in_the_images_own_pixels(tmp_path, head):
+def test_trains_and_detects_in_the_images_own_pixels(tmp_path, head, monkeypatch):
     spec, train, test = course(head, score_threshold=0.0), demo_split(head), demo_split(head, "test", 3)
     model = engine.train(spec, backbone(), train, job(tmp_path))
     lines = records(tmp_path)
@@ -367,9 +407,10 @@ def test_trains_and_detects_in_the_images_own_pixels(tmp_path, head):
     assert len(moved) == 2, "no stage is frozen"
     found = engine.detect(model, spec, test, job(tmp_path))
     check_detections(found, test, spec)
+    monkeypatch.setattr(engine, "train_loader", lambda *_: pytest.fail("a finished run is trained or measured again"))
     again = engine.train(spec, backbone(), train, job(tmp_path))
     for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, again.state_dict()[name]), "a finished run is read, not trained again"
+        assert torch.equal(tensor, again.state_dict()[name])
 
 
 def check_detections(found, test, spec) -> None:
@@ -388,132 +429,109 @@ def check_detections(found, test, spec) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_another_is_refused(tmp_path, monkeypatch):
-    spec, split = course("c4", iterations=6, milestones=(5,), warmup=4), demo_split("c4")
-    real = engine.refuse_not_finite
-
-    def killed(total, losses, iteration, *rest):
-        if iteration == 3:
-            raise KeyboardInterrupt
-        real(total, losses, iteration, *rest)
-
-    monkeypatch.setattr(engine, "refuse_not_finite", killed)
-    with pytest.raises(KeyboardInterrupt):
-        engine.train(spec, backbone(), split, job(tmp_path))
-    monkeypatch.undo()
-    assert [line["iteration"] for line in records(tmp_path)] == [0, 1, 2]
-    kept = torch.load(tmp_path / "last.pth")
-    assert kept["meta"]["iter"] == 2
+def test_a_course_of_another_backbone_is_refused(tmp_path):
+    spec, split = course("c4", iterations=1, precise_bn=0), demo_split("c4")
     engine.train(spec, backbone(), split, job(tmp_path))
-    lines = records(tmp_path)
-    assert [line["iteration"] for line in lines] == [0, 1, 2, 3, 4, 5]
-    assert [line["lr"] for line in lines] == pytest.approx([detectron2_rate(spec, i) for i in range(6)])
-    with pytest.raises(BackbenchError, match=r"last\.pth is of a run with another weights_sha256"):
+    with pytest.raises(BackbenchError, match=r"model_final\.pth is of a run with another weights_sha256"):
         engine.train(spec, backbone(seed=1), split, job(tmp_path))
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+@pytest.mark.parametrize("layer", ["rpn_head.rpn_cls", "rpn_head.rpn_reg", "roi_head.bbox_head.fc_reg"])
+def test_a_detector_that_is_not_finite_is_one_sentence(tmp_path, layer, monkeypatch):
+    build = engine.build
+
+    def broken_detector(*arguments):
+        model = build(*arguments)
+        model.get_submodule(layer).weight.data.fill_(float("nan"))
+        return model
+
+    monkeypatch.setattr(engine, "build", broken_detector)
+    with pytest.raises(BackbenchError, match=r"not finite at iteration 0, rate \S+: .*; no checkpoint yet"):
+        engine.train(course("c4"), backbone(), demo_split("c4"), job(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path):
     spec = course("c4", lr=1e12, warmup=0, iterations=20, precise_bn=0)
-    with pytest.raises(BackbenchError, match=r"not finite at iteration \d+, rate 1e\+12: .*last\.pth|no check"):
+    with pytest.raises(BackbenchError, match=r"not finite (after|at) iteration \d+, rate 1e\+12: ") as error:
         engine.train(spec, backbone(), demo_split("c4"), job(tmp_path, checkpoint_every=1))
+    kept = checkpoints.under_way(tmp_path)
+    assert kept and f"the last good checkpoint is {kept[0]}" in str(error.value)
+    assert all(torch.isfinite(tensor).all() for tensor in load_torch(kept[0])["state_dict"].values())
+    assert not (tmp_path / checkpoints.FINAL).exists()
 
 
-HEADS = {  # Detectron2's names -> MMDetection's
-    "proposal_generator.rpn_head.conv": "rpn_head.rpn_conv",
-    "proposal_generator.rpn_head.objectness_logits": "rpn_head.rpn_cls",
-    "proposal_generator.rpn_head.anchor_deltas": "rpn_head.rpn_reg",
-    "roi_heads.box_predictor.cls_score": "roi_head.bbox_head.fc_cls",
-    "roi_heads.box_predictor.bbox_pred": "roi_head.bbox_head.fc_reg",
-    "roi_heads.box_head.fc1": "roi_head.bbox_head.shared_fcs.0",
-    "roi_heads.box_head.fc2": "roi_head.bbox_head.shared_fcs.1",
-    "roi_heads.res5.norm": "roi_head.shared_head.norm",
-    "roi_heads.mask_head.deconv": "roi_head.mask_head.upsample",
-    "roi_heads.mask_head.predictor": "roi_head.mask_head.conv_logits",
-    **{f"roi_heads.mask_head.mask_fcn{i + 1}": f"roi_head.mask_head.convs.{i}.conv" for i in range(4)},
-    **{f"backbone.fpn_{kind}{i + 2}.norm": f"neck.{part}.{i}.bn"
-       for kind, part in (("lateral", "lateral_convs"), ("output", "fpn_convs")) for i in range(4)},
-    **{f"backbone.fpn_{kind}{i + 2}": f"neck.{part}.{i}.conv"
-       for kind, part in (("lateral", "lateral_convs"), ("output", "fpn_convs")) for i in range(4)},
-}  # fmt: skip
-
-
-def lively(model: torch.nn.Module) -> None:
-    """Heads whose boxes and scores differ from place to place."""
-    generator = torch.Generator().manual_seed(3)
-    for name, p in model.named_parameters():
-        if name.endswith("weight") and ("cls" in name or "predictor" in name or "logits" in name):
-            p.data = torch.randn(p.shape, generator=generator) * 0.3
-        elif name.endswith("weight") and ("reg" in name or "deltas" in name):
-            p.data = torch.randn(p.shape, generator=generator) * 0.03
-
-
-def used(split: DetectionSplit) -> Backbone:
-    """A random backbone with statistics of real activations."""
-    fresh = backbone()
-    trunk = fresh.build().train()
-    for module in trunk.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 1.0
-    pixels = np.stack([np.asarray(split.source.pil(i)) for i in range(len(split))]).transpose(0, 3, 1, 2)
-    trunk((torch.from_numpy(pixels).float() / 255 - 0.45) / 0.225)
-    return dataclasses.replace(fresh, state=trunk.state_dict(), _cache={})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("head", ["c4", "fpn"])
-def test_both_engines_find_the_same_with_the_same_weights(tmp_path, head):
-    pytest.importorskip("detectron2")
-    from model_zoo.export import detectron2 as exporter
-    from transfer.detection.engines import detectron2 as other
-
-    spec, test = course(head, score_threshold=0.1), demo_split(head, "test", 4)
-    shared = used(test)
-    ours = engine.build(engine.write_native(spec, shared, test, job(tmp_path)), shared, torch.device("cpu"))
-    lively(ours)
-    other.prepare()
-    exporter.write(shared, tmp_path / "backbone.pkl")
-    cfg = other.configuration(spec, shared, len(test.classes), job(tmp_path), tmp_path / "backbone.pkl")
-    theirs = other.build(cfg, shared, torch.device("cpu"))
-    state, mine = theirs.state_dict(), ours.state_dict()
-    named = {
-        n: HEADS[n.rpartition(".")[0]] + "." + n.rpartition(".")[2] for n in state if n.rpartition(".")[0] in HEADS
-    }
-    assert len(named) == {"c4": 6 + 4 + 5, "fpn": 6 + 4 + 4 + 12 + 48}[head]
-    theirs.load_state_dict({**state, **{n: mine[m].reshape(state[n].shape) for n, m in named.items()}})
-    pairs = zip(
-        engine.detect(ours, spec, test, job(tmp_path)), other.detect(theirs, spec, test, job(tmp_path)), strict=True
-    )
-    total = 0
-    for a, b in pairs:
-        assert len(a.scores) == len(b.scores)
-        total += len(a.scores)
-        np.testing.assert_allclose(a.scores, b.scores, atol=1e-4)
-        for i in range(len(a.scores)):  # equal scores may change places
-            near = [j for j in range(len(b.scores)) if a.labels[i] == b.labels[j] and abs(a.scores[i] - b.scores[j]) < 1e-4
-                    and np.abs(a.boxes[i] - b.boxes[j]).max() < 0.02]  # fmt: skip
-            assert near, (i, a.labels[i], a.scores[i], a.boxes[i])
-            if spec.masks:
-                from pycocotools import mask as coco_mask
-
-                assert max(coco_mask.iou([a.masks[i]], [b.masks[j] for j in near], [0] * len(near))[0]) > 0.98
-    assert total > 20
-
-
-@pytest.mark.slow
-def test_mmdetections_own_tool_trains_from_the_native_file_and_resumes(tmp_path):
+def own_tool(name: str, folder: Path, *arguments: str, prepared: tuple[str, ...] = ()) -> str:
+    """What a tool of MMDetection's says about the native file in the folder."""
     import mmdet
 
-    spec = course("c4", iterations=2, precise_bn=1)
-    engine.write_native(spec, backbone(), demo_split("c4"), job(tmp_path, checkpoint_every=1))
-    tool = Path(mmdet.__file__).parent / ".mim/tools/train.py"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(tool), str(tmp_path / "mmdet_config.py")]
-    for extra in ([], ["--resume", "--cfg-options", "train_cfg.max_iters=3"]):
-        done = subprocess.run(
-            [*command, *extra], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-    assert "resumed epoch: 0, iter: 2" in done.stdout + done.stderr
+    tool = Path(mmdet.__file__).parent / ".mim/tools" / name
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, *prepared, str(tool), str(folder / engine.NATIVE), *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+PREPARED = ("-m", "transfer.detection.mmdet_native")
+
+
+@pytest.mark.slow
+def test_mmdetections_own_tools_train_resume_and_test_from_the_native_file(tmp_path):
+    spec, test = course("c4", iterations=2, precise_bn=1), demo_split("c4", "test", 3)
+    engine.write_native(spec, backbone(), demo_split("c4"), job(tmp_path, checkpoint_every=1, test=test))
+    own_tool("train.py", tmp_path)
+    again = own_tool("train.py", tmp_path, "--resume", "--cfg-options", "train_cfg.max_iters=3")
+    assert "resumed epoch: 0, iter: 2" in again
     assert (tmp_path / "iter_3.pth").exists()
-    assert (tmp_path / "precise.pth").exists()
+    said = own_tool("test.py", tmp_path, str(tmp_path / "precise.pth"), prepared=PREPARED)
+    assert "pascal_voc/AP50" in said and "pascal_voc/AP95" in said
+
+
+def as_found(split: DetectionSplit, found: list[Detections], file: Path) -> DetectionSplit:
+    """The split with every third detection as its truth, so that a detector of no skill has some precision."""
+    pictures = tuple(
+        dataclasses.replace(
+            p,
+            instances=tuple(
+                Instance(int(d.labels[i]), tuple(map(float, d.boxes[i])), mask=d.masks[i])
+                for i in range(0, len(d.boxes), 3)
+                if d.boxes[i][2:].min() > 1 and (d.boxes[i][2:] - d.boxes[i][:2]).min() > 2
+            ),
+        )
+        for p, d in zip(split.pictures, found, strict=True)
+    )
+    split = dataclasses.replace(split, pictures=pictures, annotations=file, _manifest=[])
+    file.write_text(json.dumps(native_data.annotations(split, difficult=True)))
+    numbered = tuple(dataclasses.replace(p, id=str(i + 1)) for i, p in enumerate(pictures))
+    return dataclasses.replace(split, pictures=numbered)
+
+
+@pytest.mark.slow
+def test_mmdetections_own_tool_measures_our_checkpoint_as_we_do(tmp_path):
+    """With COCO's metric."""
+    spec, test = course("fpn", iterations=1, precise_bn=0, score_threshold=0.0), demo_split("fpn", "test", 3)
+    own, train = job(tmp_path), demo_split("fpn", count=2)
+    model = engine.train(spec, backbone(), train, own)
+    found = engine.detect(model, spec, test, own)
+    own.test = as_found(test, found, tmp_path / "truth.json")
+    engine.write_native(spec, backbone(), train, own)
+    expected = coco_eval.evaluate(own.test, found, masks=True)
+    assert min(expected["box_AP"], expected["mask_AP"]) > 5
+    said = own_tool("test.py", tmp_path, str(tmp_path / checkpoints.FINAL), prepared=PREPARED)
+    for kind, ours in (("bbox", "box_AP"), ("segm", "mask_AP")):
+        (value,) = re.findall(rf"coco/{kind}_mAP: ([\d.]+)", said)
+        assert float(value) == pytest.approx(expected[ours] / 100, abs=2e-3)
+
+
+def test_difficult_objects_are_learnt_and_not_measured(tmp_path, pair):
+    engine.write_native(course("c4"), backbone(), pair, job(tmp_path, test=pair))
+    crowds = {
+        name: [a["iscrowd"] for a in json.loads((tmp_path / name).read_text())["annotations"]]
+        for name in ("train.json", "test.json")
+    }
+    assert crowds == {"train.json": [0, 0, 1], "test.json": [0, 1, 1, 1]}

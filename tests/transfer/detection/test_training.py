@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from core import distributed
 from core.errors import BackbenchError
 from transfer.detection import training
 
@@ -25,6 +26,13 @@ def test_the_record_of_losses_is_cut_to_what_was_done(tmp_path):
     assert [json.loads(line)["iteration"] for line in file.read_text().splitlines()] == [0, 1, 2]
     training.cut(tmp_path / "none.jsonl", 3)
     assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_the_record_holds_means_over_the_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "gather", lambda mine: [mine, {"loss_cls": 0.5, "loss_mask": 1.25}])
+    training.log(tmp_path / "losses.jsonl", 3, {"loss_cls": 1.5, "loss_mask": 0.25}, 0.1)
+    values = json.loads((tmp_path / "losses.jsonl").read_text())
+    assert values == {"iteration": 3, "total": 1.75, "loss_cls": 1.0, "loss_mask": 0.75, "lr": 0.1}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

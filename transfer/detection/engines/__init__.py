@@ -27,6 +27,7 @@ class Job:
     checkpoint_every: int = 5000  # iterations
     log_every: int = 20
     notes: list[str] = field(default_factory=list)
+    test: DetectionSplit | None = None  # for native configurations, so that their own tools can measure
 
 
 class Engine(Protocol):

@@ -17,23 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from core import distributed
-from core.artifacts import atomic_save, atomic_write_text, load_torch, make_folder
-from core.errors import BackbenchError, CheckpointError, ConfigError, DataError
+from core.artifacts import atomic_write_text, make_folder
+from core.errors import ConfigError, DataError
 from core.images import open_rgb, read_bytes
-from core.progress import say, track
+from core.progress import track
 from model_zoo.backbone import Backbone
-from model_zoo.export import ExportError, feature_difference
+from model_zoo.export import FEATURE_TOLERANCE, ExportError, feature_difference
 from model_zoo.export import detectron2 as exporter
+from transfer.detection import checkpoints, native_data
 from transfer.detection.adapt import detectron2_v06
-from transfer.detection.data import Detections, DetectionSplit, trainable
+from transfer.detection.data import BITMAPS, Detections, DetectionSplit, mask_format, trainable
 from transfer.detection.engines import Job
 from transfer.detection.spec import DetectionSpec
 from transfer.detection.training import cut, log, parallel, precise_statistics, rate, refuse_not_finite, rle
 
 HEAD = "Res5ROIHeadsExtraNorm"
-_TOLERANCE = 1e-4  # of the backbone's features against torchvision's, as a share of a stage's largest value
-_KEPT = 2  # checkpoints
-_FINAL = "model_final.pth"
 _OFFICIAL = {  # (data set, split, classes) -> what Detectron2 itself calls train and test
     ("voc", "trainval07+12", 20): (("voc_2007_trainval", "voc_2012_trainval"), ("voc_2007_test",)),
     ("voc", "trainval", 20): (("voc_2007_trainval",), ("voc_2007_test",)),
@@ -42,6 +40,12 @@ _OFFICIAL = {  # (data set, split, classes) -> what Detectron2 itself calls trai
 _NATIVE_HEAD = """\
 # Detectron2's own tools run this file: tools/train_net.py --config-file detectron2.yaml. Faster R-CNN C4 needs the head
 # Res5ROIHeadsExtraNorm, which facebookresearch/moco detection/train_net.py registers under this name.
+"""
+_NATIVE_DATA = """\
+# Its data is no set that Detectron2 knows. Register it in the tool, and name it under DATASETS:
+# from detectron2.data.datasets import register_coco_instances
+# register_coco_instances("own_train", {{}}, "train.json", "{train}")
+# register_coco_instances("own_test", {{}}, "test.json", "{test}")
 """
 
 
@@ -214,12 +218,6 @@ def _packed(mask: Any) -> Any:
     return mask
 
 
-def mask_format(split: DetectionSplit) -> str:
-    """`polygon`, the default, or `bitmask` where an object that is trained on has a run-length mask."""
-    runs = any(isinstance(o.mask, dict) and not o.crowd for picture in split.pictures for o in picture.instances)
-    return "bitmask" if runs else "polygon"
-
-
 # ---------------------------------------------------------------- training
 
 
@@ -246,8 +244,8 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
         "optimizer": optimizer,
         "scheduler": scheduler,
     }
-    identity = _identity(spec, backbone, train, job)
-    start = resume(job.folder, identity, course)
+    identity = checkpoints.identity(spec, backbone, train, job.seed)
+    start = checkpoints.resume(job.folder, identity, course)
     if start == spec.iterations:
         return model
     seed_all_rng(cfg.SEED + 7919 * start + 104_729 * distributed.rank())  # ranks draw other proposals and flips
@@ -255,33 +253,31 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
         _iterate(spec, train_loader(cfg, usable, start, job), course, identity, start, job)
         if cfg.TEST.PRECISE_BN.ENABLED:
             precise_statistics(model.train(), model, train_loader(cfg, usable, 1_000_003, job), spec.precise_bn)
-    save(job.folder / _FINAL, spec.iterations - 1, identity, course)
+    _save(job.folder / checkpoints.FINAL, spec.iterations - 1, identity, course)
     distributed.barrier()
     return model
 
 
 def write_native(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> Any:
-    """`backbone.pkl` and `detectron2.yaml` in the job's folder; returns the configuration.
-
-    Raises:
-        DataError: no image has an object.
-    """
-    if not len(train):
-        raise DataError(
-            f"{train.dataset} {train.split}: no image has an object to train on; are its annotations whole?"
-        )
+    """`backbone.pkl` and `detectron2.yaml` in the job's folder; returns the configuration. Data that Detectron2 does not
+    know go there too, in COCO's format."""
     weights = make_folder(job.folder) / "backbone.pkl"
     cfg = configuration(spec, backbone, len(train.classes), job, weights)
     official = _OFFICIAL.get((train.dataset, train.split, len(train.classes)))
+    head = _NATIVE_HEAD
     if official:
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = official
+    else:
+        head += _NATIVE_DATA.format(train=train.source.root.resolve(), test=(job.test or train).source.root.resolve())
     if spec.masks:
         cfg.INPUT.MASK_FORMAT = mask_format(train)
         if cfg.INPUT.MASK_FORMAT == "bitmask":
-            job.notes.append("masks are trained on as bitmaps, since some objects have run-length masks")
+            job.notes.append(BITMAPS)
     if distributed.is_main():
         exporter.write(backbone, weights)
-        atomic_write_text(job.folder / "detectron2.yaml", _NATIVE_HEAD + cfg.dump())
+        if not official:
+            native_data.write(train, job)
+        atomic_write_text(job.folder / "detectron2.yaml", head + cfg.dump())
     distributed.barrier()
     return cfg
 
@@ -301,7 +297,7 @@ def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
     exporter.check_engine_state(backbone, model.state_dict())
     model.eval()
     difference = feature_difference(backbone, lambda x: trunk_stages(model, x))
-    if not difference <= _TOLERANCE:
+    if not difference <= FEATURE_TOLERANCE:
         raise ExportError(f"Detectron2's C2..C5 differ from torchvision's by {difference:.1e} of their largest value")
     return model.train().to(device)
 
@@ -328,7 +324,7 @@ def _iterate(
     optimizer, file = course["optimizer"], job.folder / "losses.jsonl"
     forward = parallel(course["model"], job.device)
     cut(file, start)
-    saved = next(iter(checkpoints(job.folder)), None)
+    saved = next(iter(checkpoints.under_way(job.folder)), None)
     steps = track(range(start, spec.iterations), total=spec.iterations - start, label="detectron2")
     for iteration, batch in zip(steps, loader, strict=False):
         losses = _losses(forward, batch, iteration, rate(optimizer), saved)
@@ -342,7 +338,15 @@ def _iterate(
             log(file, iteration, parts, rate(optimizer))
         course["scheduler"].step()
         if (iteration + 1) % job.checkpoint_every == 0 and iteration + 1 < spec.iterations:
-            saved = save(job.folder / f"model_{iteration:07d}.pth", iteration, identity, course)
+            saved = _save(job.folder / checkpoints.name(iteration), iteration, identity, course)
+
+
+def _save(file: Path, iteration: int, identity: dict[str, Any], course: dict[str, Any]) -> Path:
+    """`checkpoints.save`, found by Detectron2's own tools too."""
+    checkpoints.save(file, iteration, identity, course)
+    if distributed.is_main():
+        atomic_write_text(file.parent / "last_checkpoint", file.name)
+    return file
 
 
 def _losses(forward: nn.Module, batch: Any, iteration: int, lr: float, saved: Path | None) -> dict[str, Tensor]:
@@ -384,70 +388,6 @@ def _mapper(cfg: Any) -> Any:
             return record
 
     return Mapper(cfg, is_train=True)
-
-
-# ---------------------------------------------------------------- checkpoints
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints of a course under way, the newest first."""
-    return sorted(folder.glob("model_[0-9]*.pth"), reverse=True)
-
-
-def save(file: Path, iteration: int, identity: dict[str, Any], course: dict[str, Any]) -> Path:
-    """Write what was reached after `iteration` whole or not at all, in Detectron2's form; the last two are kept.
-
-    Raises:
-        BackbenchError: a weight is not finite; what is there stays.
-    """
-    if distributed.is_main():
-        state = {name: part.state_dict() for name, part in course.items()}
-        broken = [name for name, tensor in state["model"].items() if not torch.isfinite(tensor).all()]
-        if broken:
-            last = next(iter(checkpoints(file.parent)), "not there yet")
-            raise BackbenchError(
-                f"weights are not finite after iteration {iteration}, rate {rate(course['optimizer']):g}: {broken[0]} and "
-                f"{len(broken) - 1} more; the last good checkpoint is {last}"
-            )
-        atomic_save(file, {**state, "iteration": iteration, "identity": identity})
-        for old in checkpoints(file.parent)[_KEPT - (file.name == _FINAL) :]:
-            old.unlink()
-        atomic_write_text(file.parent / "last_checkpoint", file.name)  # where Detectron2's own tools look
-    return file
-
-
-def resume(folder: Path, identity: dict[str, Any], course: dict[str, Any]) -> int:
-    """Put the newest readable checkpoint into the course; iterations done, 0 where there is none.
-
-    Raises:
-        BackbenchError: none of the checkpoints can be read, or they are of another run.
-    """
-    files = [file for file in (folder / _FINAL, *checkpoints(folder)) if file.exists()]
-    for file in files:
-        try:
-            state = load_torch(file)
-        except CheckpointError as error:
-            say(f"{error}; going back to the one before")
-            continue
-        other = [name for name, value in identity.items() if state["identity"].get(name) != value]
-        if other:
-            raise BackbenchError(f"{file} is of a run with another {other[0]}; give another folder or remove it")
-        for name, part in course.items():
-            part.load_state_dict(state[name])
-        say(f"going on after {state['iteration'] + 1} iterations: {file}")
-        return int(state["iteration"]) + 1
-    if files:
-        raise BackbenchError(f"{folder}: none of its {len(files)} checkpoints can be read; remove them to start anew")
-    return 0
-
-
-def _identity(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> dict[str, Any]:
-    return {
-        "spec": spec.model_dump(mode="json"),
-        "weights_sha256": backbone.weights_sha256,
-        "manifest_sha256": train.manifest_sha256(),
-        "seed": job.seed,
-    }
 
 
 # ---------------------------------------------------------------- detection

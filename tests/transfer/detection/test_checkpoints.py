@@ -1,0 +1,88 @@
+"""Checkpoints of both engines: what goes on, what is kept, what is passed over or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from core.errors import BackbenchError
+from transfer.detection import checkpoints
+
+
+def a_course() -> dict:
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+    return {
+        "model": model,
+        "optimizer": optimizer,
+        "scheduler": torch.optim.lr_scheduler.MultiStepLR(optimizer, [3], 0.5),
+    }
+
+
+def advance(course: dict) -> None:
+    course["optimizer"].zero_grad()
+    course["model"](torch.ones(1, 2)).sum().backward()
+    course["optimizer"].step()
+    course["scheduler"].step()
+
+
+def saved_course(folder: Path, iterations: int) -> dict:
+    course = a_course()
+    for iteration in range(iterations):
+        advance(course)
+        checkpoints.save(folder / checkpoints.name(iteration), iteration, {"seed": 1}, course)
+    return course
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.glob("*.pth"))
+
+
+def test_a_course_goes_on_where_it_was(tmp_path):
+    first, second = saved_course(tmp_path, 4), a_course()
+    assert checkpoints.resume(tmp_path, {"seed": 1}, second) == 4
+    assert second["optimizer"].param_groups[0]["lr"] == 0.5
+    for course in (first, second):
+        advance(course)
+    assert torch.equal(first["model"].weight, second["model"].weight), "momentum goes on too"
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path):
+    course = saved_course(tmp_path, 5)
+    assert names(tmp_path) == ["model_0000003.pth", "model_0000004.pth"]
+    checkpoints.save(tmp_path / "model_final.pth", 5, {"seed": 1}, course)
+    assert names(tmp_path) == ["model_0000004.pth", "model_final.pth"]
+    assert checkpoints.resume(tmp_path, {"seed": 1}, a_course()) == 6
+
+
+def tear(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path, capsys):
+    saved_course(tmp_path, 3)
+    tear(tmp_path / "model_0000002.pth")
+    assert checkpoints.resume(tmp_path, {"seed": 1}, a_course()) == 2
+    assert "model_0000002.pth: not a readable torch checkpoint" in capsys.readouterr().err
+    tear(tmp_path / "model_0000001.pth")
+    with pytest.raises(BackbenchError, match="none of its 2 checkpoints can be read; remove them to start anew"):
+        checkpoints.resume(tmp_path, {"seed": 1}, a_course())
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    saved_course(tmp_path, 1)
+    with pytest.raises(BackbenchError, match=r"model_0000000\.pth is of a run with another seed"):
+        checkpoints.resume(tmp_path, {"seed": 2}, a_course())
+    assert checkpoints.resume(tmp_path / "empty", {"seed": 2}, a_course()) == 0
+
+
+def test_weights_that_are_not_finite_replace_nothing(tmp_path):
+    course = saved_course(tmp_path, 2)
+    with torch.no_grad():
+        course["model"].bias[0] = float("inf")
+    with pytest.raises(BackbenchError, match=r"after iteration 2, rate 1: bias .*checkpoint is .*model_0000001\.pth"):
+        checkpoints.save(tmp_path / "model_0000002.pth", 2, {"seed": 1}, course)
+    assert names(tmp_path) == ["model_0000000.pth", "model_0000001.pth"]

@@ -1,0 +1,239 @@
+"""Both engines in real processes: two of them as one job, and one that is killed and started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from core import distributed
+from core.artifacts import load_torch
+from core.datasets import Files, demo
+from transfer.detection import checkpoints, engines, run
+from transfer.detection.engines import Job
+from transfer.detection.training import parallel
+
+ROOT = Path(__file__).resolve().parents[3]
+WEIGHTS = {"detectron2": "model", "mmdet": "state_dict"}  # where a checkpoint has them
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(params=sorted(WEIGHTS))
+def name(request) -> str:
+    """An engine that is installed."""
+    reason = engines.get(request.param).missing()
+    if reason is not None:
+        pytest.skip(reason)
+    return request.param
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+
+
+def command(name: str, out: Path, *overrides: str) -> list[str]:
+    values = ["--ckpt", "random:resnet18", "--cell", "coco_instance_segmentation", "--profile", "smoke", "--workers", "0",
+              "--data-root", str(demo.root()), "--out", str(out), "log_every=1", f"engine={name}", *overrides]  # fmt: skip
+    return [str(ROOT / "benchmarks" / "run_one.py"), *values]
+
+
+def test_a_killed_run_goes_on(name, tmp_path):
+    """Iteration and rate go on exactly, each iteration stands once in the record of losses, no checkpoint is lost."""
+    course = ["spec.iterations=9", "spec.milestones=[6]", "spec.warmup=4", "spec.lr=0.004", "checkpoint_every=2"]
+    arguments = [sys.executable, *command(name, tmp_path, *course)]
+    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        (folder,) = [file.parent for file in tmp_path.rglob("losses.jsonl")] or [None]
+        if folder and checkpoints.under_way(folder) and (folder / "losses.jsonl").read_text().count("\n") >= 3:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+    kept = checkpoints.under_way(folder)[0]
+    reached = load_torch(kept)["iteration"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert f"going on after {reached + 1} iterations: {kept}" in done.stderr
+    record = lines(folder)
+    assert [line["iteration"] for line in record] == list(range(9))
+    rates = [0.004 * (0.001 + 0.999 * i / 4) if i < 4 else 0.004 * (0.1 if i >= 6 else 1) for i in range(9)]
+    np.testing.assert_allclose([line["lr"] for line in record], rates, rtol=1e-6)
+    assert len(list(folder.glob("model_*.pth"))) == 2
+    (result,) = tmp_path.rglob("seed0.json")
+    assert json.loads(result.read_text())["status"] == "ok"
+
+
+# ---------------------------------------------------------------- two processes
+
+
+def spread(name: str, folder: Path) -> None:
+    """One rank of a course in two processes; leaves what it has for the test to compare."""
+    from conftest import scenes, short, trained_like
+
+    device = distributed.init()
+    engine = engines.get(name)
+    engine.prepare()
+    job = Job(folder / "run", 0, device, log_every=1)
+    split, spec = scenes(folder / f"images{distributed.rank()}", 5), short("c4")
+    split = replace(split, source=Files(folder / "images0", split.source.paths))
+    distributed.barrier()
+    optimizers: list[torch.optim.Optimizer] = []
+    register_optimizer_step_pre_hook(lambda optimizer, *_: optimizers.append(optimizer))
+    model = engine.train(spec, trained_like("resnet18"), split, job)
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    decay = {id(p): group["weight_decay"] for group in optimizers[-1].param_groups for p in group["params"]}
+    found = {
+        "state": model.state_dict(),
+        "norms": list({type(m).__name__ for m in norms}),
+        "decay": [decay[id(p)] for m in norms for p in m.parameters()],
+        "boxes": [torch.as_tensor(d.boxes) for d in run.detect(engine, model, spec, split, job)],
+    }
+    torch.save(found, folder / f"rank{distributed.rank()}.pth")
+    distributed.shutdown()
+
+
+def torchrun(*arguments: str, processes: int = 2) -> None:
+    many = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    start = [sys.executable, *many, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(start, capture_output=True, text=True, check=False, timeout=280, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def built(name, backbone, split, job, spec) -> nn.Module:
+    """An engine's detector as it starts."""
+    engine = engines.get(name)
+    engine.prepare()
+    return engine.build(engine.write_native(spec, backbone, split, job), backbone, job.device)
+
+
+def test_two_processes_are_one_detector(name, tmp_path, trained_like, scenes, short):
+    torchrun(__file__, "spread", name, str(tmp_path))
+    ranks = [load_torch(tmp_path / f"rank{rank}.pth") for rank in range(2)]
+    assert [rank["norms"] for rank in ranks] == [["GlobalBatchNorm"]] * 2
+    assert set(ranks[0]["decay"]) == {0.0}, "synchronised norms are norms to the weight decay"
+    assert len(ranks[0]["decay"]) == 2 * 21
+    for key, tensor in ranks[0]["state"].items():
+        assert torch.equal(tensor, ranks[1]["state"][key]), key
+    assert [line["iteration"] for line in lines(tmp_path / "run")] == list(range(4))
+    split, spec = scenes(tmp_path / "alone", 5), short("c4")
+    job = Job(tmp_path / "single", 0, torch.device("cpu"))
+    model = built(name, trained_like("resnet18"), split, job, spec)
+    model.load_state_dict(load_torch(tmp_path / "run" / checkpoints.FINAL)[WEIGHTS[name]])
+    alone = engines.get(name).detect(model, spec, split, job)
+    for rank in ranks:
+        assert len(rank["boxes"]) == len(alone) == 5
+        for ours, theirs in zip(rank["boxes"], alone, strict=True):
+            torch.testing.assert_close(ours, torch.as_tensor(theirs.boxes), rtol=1e-4, atol=1e-2)
+
+
+def step(name: str, folder: Path, rows: list[int], device: torch.device) -> dict[str, torch.Tensor]:
+    """Losses, some gradients and the statistics after a step on two scenes, or on one of them; nothing is drawn."""
+    from conftest import scenes, short, trained_like
+    from test_parity import as_detectron2, exhaustive, stem
+
+    engine, spec, backbone = (
+        engines.get(name),
+        short("c4", sides_train=(64,), proposals_train=(400, 20)),
+        trained_like("resnet18"),
+    )
+    split, job = two_alike(scenes(folder / "images", 8)), Job(folder.parent / "run", 0, device)
+    for one in ("mmdet", "detectron2"):
+        engines.get(one).prepare()
+    configurations = {one: engines.get(one).write_native(spec, backbone, split, job) for one in ("mmdet", "detectron2")}
+    exhaustive(*configurations.values())
+    data = configurations["mmdet"]
+    data.model.train_cfg.rpn.assigner.neg_iou_thr = 0.7  # no anchor is ignored: as many count in each image
+    data.train_dataloader.dataset.pipeline[3].prob = 0.0  # no flip
+    torch.manual_seed(0)
+    model = distributed.synchronise_batchnorm(engine.build(configurations[name], backbone, device), device)
+    batch, forward = batch_of(data, rows), parallel(model, device)
+    if name == "mmdet":
+        from transfer.detection.mmdet_parts import losses
+
+        found, first = losses(model, batch, forward), "backbone.conv1.weight"
+    else:
+        from detectron2.utils.events import EventStorage
+
+        with EventStorage():
+            found, first = forward(as_detectron2(batch, None)), stem(model)
+    sum(found.values()).backward()
+    statistics = {n: b.clone() for n, b in model.named_buffers() if "running" in n}
+    gradients = {f"gradient of {n}": model.get_parameter(n).grad for n in (first, f"{heads(model)}.weight")}
+    return {n: v.detach() for n, v in (found | statistics | gradients).items()}
+
+
+def heads(model: nn.Module) -> str:
+    """The first layer of the proposal network."""
+    return next(n for n, m in model.named_modules() if n.endswith(("rpn_head.rpn_conv", "rpn_head.conv")))
+
+
+def two_alike(split):
+    """Two images with as many objects: each rank's losses are means over as many proposals."""
+    from transfer.detection.data import of_rows
+
+    counts = [len(picture.instances) for picture in split.pictures]
+    return of_rows(split, [i for i, n in enumerate(counts) if n == 3][:2])
+
+
+def batch_of(cfg, rows: list[int]):
+    """These images of MMDetection's own data set, collated."""
+    from mmdet.registry import DATASETS
+    from mmengine.dataset import pseudo_collate
+
+    data = DATASETS.build(cfg.train_dataloader.dataset)
+    return pseudo_collate([data[row] for row in rows])
+
+
+def halves(name: str, folder: Path) -> None:
+    """A step on two images by one process, or one rank's part of it, on one image, by two."""
+    device = distributed.init()
+    mine, part = (
+        ([0, 1], "alone") if distributed.world_size() == 1 else ([distributed.rank()], f"rank{distributed.rank()}")
+    )
+    torch.save(step(name, folder / part, mine, device), folder / f"{part}.pth")
+    distributed.shutdown()
+
+
+def test_a_step_of_two_processes_is_that_of_one_on_both_images(name, tmp_path):
+    for other in engines.names():
+        if engines.get(other).missing():
+            pytest.skip(engines.get(other).missing())
+    for processes in (1, 2):
+        torchrun(__file__, "halves", name, str(tmp_path), processes=processes)
+    ranks = [load_torch(tmp_path / f"rank{rank}.pth") for rank in range(2)]
+    alone = load_torch(tmp_path / "alone.pth")
+    assert set(alone) == set(ranks[0])
+    for key, expected in alone.items():
+        assert expected.abs().sum() > 0, key
+        if key.startswith("loss"):
+            found = (ranks[0][key] + ranks[1][key]) / 2
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6, msg=lambda m, k=key: f"{k}: {m}")
+            continue
+        assert torch.equal(ranks[0][key], ranks[1][key]), key
+        difference = float((ranks[0][key] - expected).norm() / expected.norm())
+        assert difference < 1e-2, (key, difference)  # rounding differs with the size of a batch
+
+
+def test_two_processes_write_one_record(name, tmp_path):
+    torchrun(*command(name, tmp_path, "spec.iterations=2"))
+    (record,) = tmp_path.rglob("seed0.json")
+    values = json.loads(record.read_text())
+    assert values["status"] == "ok" and values["task"]["engine"] == engines.get(name).version()
+    assert values["data"]["counts"]["test"] == 8
+
+
+if __name__ == "__main__":
+    {"spread": spread, "halves": halves}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]))
