@@ -22,7 +22,7 @@ INTERRUPTED = 130  # exit code after Ctrl-C
 _RUN_ONE = Path(__file__).resolve().parent / "run_one.py"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject:
     """A backbone to measure, as `run_one` is told of it; a random baseline is one backbone per seed."""
 
@@ -87,15 +87,15 @@ def main(argv: list[str] | None = None) -> int:
     seeds = args.seeds or suite.seeds
     subjects = find_subjects(args.ckpt, args.baselines, seeds)
     places = plan.places_of(suite, args.data_root, named)
-    skipped = {cell.name: reason for cell in cells if (reason := cell.task.missing(cell.config, places))}
+    skipped = gaps(subjects, cells, places)
     for subject in subjects:
         for cell in cells:
-            reason = skipped.get(cell.name)
+            reason = skipped.get((subject, cell.name))
             say(f"{'skip' if reason else 'run '}  {subject.name:<28} {cell.name}" + (f": {reason}" if reason else ""))
     if args.dry_run:
         return 0
     args.suite = suite_name
-    runs = [(subject, cell) for subject in subjects for cell in cells if cell.name not in skipped]
+    runs = [(subject, cell) for subject in subjects for cell in cells if (subject, cell.name) not in skipped]
     repeats = {cell.name: args.seeds or suite.seeds_of.get(cell.name, suite.seeds) for cell in cells}
     codes = launch(runs, overrides, repeats, places, args)
     record_without_number(subjects, cells, skipped, runs, codes, args)
@@ -108,9 +108,22 @@ def main(argv: list[str] | None = None) -> int:
     path = report.write(args.out, suite=suite_name, curves=curves_of(args.ckpt), only=planned)
     print(report.text(args.out, only=planned))
     print(f"report: {path}")
-    if len(skipped) == len(cells):
-        say("every cell was skipped: no data")
-    return INTERRUPTED if interrupted else int(any(codes) or len(skipped) == len(cells))
+    if not runs:
+        say("every cell was skipped, for the reasons above")
+    return INTERRUPTED if interrupted else int(any(codes) or not runs)
+
+
+def gaps(subjects: list[Subject], cells: list[Cell], places: DataPlaces) -> dict[tuple[Subject, str], str]:
+    """Why a cell cannot run for a subject: no data, no engine, or a protocol that does not take such a backbone."""
+    from transfer import tasks
+
+    absent = {cell.name: cell.task.missing(cell.config, places) for cell in cells}
+    found = {
+        (subject, cell.name): absent[cell.name] or tasks.unfit(cell.task, subject.backbones[0], cell.config)
+        for subject in subjects
+        for cell in cells
+    }
+    return {pair: reason for pair, reason in found.items() if reason}
 
 
 def curves_of(ckpts: list[str]) -> dict[str, Path]:
@@ -180,7 +193,7 @@ def find_subjects(ckpts: list[str], baselines: str, seeds: int) -> list[Subject]
 def record_without_number(
     subjects: list[Subject],
     cells: list[Cell],
-    skipped: dict[str, str],
+    skipped: dict[tuple[Subject, str], str],
     runs: list[tuple[Subject, Cell]],
     codes: list[int],
     args: argparse.Namespace,
@@ -188,11 +201,11 @@ def record_without_number(
     """A record for every cell that has no data, or whose process was killed: the report reads only records."""
     from benchmarks import result, run_one
 
-    gaps = [(s, c, "skipped", skipped[c.name]) for s in subjects for c in cells if c.name in skipped]
+    absent = [(s, c, "skipped", skipped[s, c.name]) for s in subjects for c in cells if (s, c.name) in skipped]
     for (subject, cell), code in zip(runs, codes, strict=True):
         if code not in (0, 1, INTERRUPTED):  # run_one records its own failures
-            gaps.append((subject, cell, "failed", f"its process ended with code {code} (out of memory?)"))
-    for subject, cell, status, reason in gaps:
+            absent.append((subject, cell, "failed", f"its process ended with code {code} (out of memory?)"))
+    for subject, cell, status, reason in absent:
         result.write(args.out, run_one.blank(subject.backbones[0], cell, 0, args, status=status, reason=reason))
 
 

@@ -121,7 +121,9 @@ def prepare(
     backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args: argparse.Namespace
 ) -> tuple[dict[str, ImageSplit], Result]:
     """The data, and the record as it will be but for the numbers; or one that says why there will be none."""
-    reason = cell.task.missing(cell.config, places)
+    from transfer import tasks
+
+    reason = cell.task.missing(cell.config, places) or tasks.unfit(cell.task, backbone, cell.config)
     if reason:
         return {}, blank(backbone, cell, seed, args, status="skipped", reason=reason)
     try:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from core.config import Config
 
@@ -18,7 +18,18 @@ class Architecture(Config):
     width: Annotated[float, Field(gt=0, le=8)] = 1.0  # multiplies the planes of all four stages, not the stem
     stem: Stem = "7x7"  # 3x3: stride 1, max-pool kept (htdt/self-supervised on STL-10); 3x3-nopool: CIFAR's
     stride_in_1x1: bool = False  # Caffe2 and MSRA put a block's stride into its first 1x1 convolution
-    pool_padding: Literal["symmetric", "end"] = "symmetric"  # end: TensorFlow's SAME, (0, 1) on both axes
+    pool_padding: Literal["symmetric", "end", "same"] = (
+        "symmetric"  # end: (0, 1) on both axes, as Caffe; same: as below
+    )
+    conv_padding: Literal["symmetric", "same"] = "symmetric"  # same: TensorFlow's SAME, (2, 3) or (0, 1) at even sides
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A field younger than the first records is written only where it says something: identities stay."""
+        values = handler(self)
+        if self.conv_padding == "symmetric":
+            values.pop("conv_padding", None)
+        return values
 
 
 class InputSpec(Config):

@@ -198,8 +198,9 @@ def infer_architecture(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -
     names = [n for n, (b, layers) in LAYERS.items() if list(layers) == blocks and (b.expansion == 4) == bottleneck]
     if not names:
         kind = "bottleneck" if bottleneck else "basic"
-        cifar = ": three stages, as CIFAR's ResNets have," if blocks[2] and not blocks[3] else ""
-        raise CheckpointError(f"{kind} blocks {blocks} per stage{cifar} are no ResNet known here ({', '.join(LAYERS)})")
+        if blocks[2] and not blocks[3]:
+            raise CheckpointError(_cifar(state, kind, blocks[:3]))
+        raise CheckpointError(f"{kind} blocks {blocks} per stage are no ResNet known here ({', '.join(LAYERS)})")
     inferred: dict[str, Any] = {"name": names[0]}
     planes = state.get("layer1.0.conv1.weight")
     if planes is not None and planes.ndim == 4 and planes.shape[0] != 64:
@@ -214,6 +215,19 @@ def infer_architecture(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -
                 f"{names[0]}, stem: 3x3}}` (or 3x3-nopool) into a file beside it, named as the checkpoint plus .yaml"
             )
     return inferred
+
+
+def _cifar(state: Mapping[str, Tensor], kind: str, blocks: list[int]) -> str:
+    """Why CIFAR's ResNets (He et al. 2016, section 4.2) are none of ours."""
+    stem = state.get("conv1.weight")
+    planes = f", {stem.shape[0]} planes after conv1" if stem is not None else ""
+    option_a = not any(".downsample." in name or ".shortcut." in name for name in state)
+    shortcut = ", shortcuts without weights (option A)" if option_a else ""
+    return (
+        f"a CIFAR ResNet: three stages of {kind} blocks {blocks}{planes}{shortcut}, made for 32-pixel images, where every "
+        f"protocol here takes the four stages of {', '.join(LAYERS)}; `--ckpt module:function` takes any network for the "
+        "frozen and fine-tuning protocols"
+    )
 
 
 def check(found: Extracted, arch: Architecture) -> dict[str, Tensor]:

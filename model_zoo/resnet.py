@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from model_zoo.architecture import Architecture
@@ -19,6 +20,29 @@ LAYERS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
     "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
+
+
+def same_padding(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
+    """(N, C, H, W) padded as TensorFlow's SAME does: ceil(side / stride) outputs, the odd pixel at the end."""
+    total = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[-2:]]
+    (top, bottom), (left, right) = ((each // 2, each - each // 2) for each in total)
+    return F.pad(x, (left, right, top, bottom), value=value)
+
+
+class SameConv2d(nn.Conv2d):
+    """A square convolution with TensorFlow's SAME padding; its tensors are those of nn.Conv2d."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', ceil(H / stride), ceil(W / stride))."""
+        return F.conv2d(same_padding(x, self.kernel_size[0], self.stride[0]), self.weight, stride=self.stride)
+
+
+class SameMaxPool2d(nn.MaxPool2d):
+    """A square max-pool with TensorFlow's SAME padding."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, ceil(H / stride), ceil(W / stride))."""
+        return F.max_pool2d(same_padding(x, self.kernel_size, self.stride, -torch.inf), self.kernel_size, self.stride)
 
 
 class Trunk(ResNet):
@@ -44,10 +68,14 @@ class Trunk(ResNet):
             self.maxpool = nn.Identity()
         elif arch.pool_padding == "end":
             self.maxpool = nn.Sequential(nn.ConstantPad2d((0, 1, 0, 1), -torch.inf), nn.MaxPool2d(3, 2))
+        elif arch.pool_padding == "same":
+            self.maxpool = SameMaxPool2d(3, 2)
         if arch.stride_in_1x1:
             for block_module in self.modules():
                 if isinstance(block_module, Bottleneck) and block_module.stride != 1:
                     block_module.conv1.stride, block_module.conv2.stride = block_module.conv2.stride, (1, 1)
+        if arch.conv_padding == "same":
+            _pad_as_tensorflow(self)
 
     def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(N, 3, H, W) -> C2, C3, C4, C5 at strides 4, 8, 16, 32 (7x7 stem)."""
@@ -60,6 +88,16 @@ class Trunk(ResNet):
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> globally average-pooled features (N, C)."""
         return torch.flatten(self.avgpool(self.stages(x)[-1]), 1)
+
+
+def _pad_as_tensorflow(trunk: nn.Module) -> None:
+    """Every strided convolution in place of its own with SAME padding; at stride 1 both paddings are alike."""
+    for parent in list(trunk.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Conv2d) and child.stride != (1, 1):
+                same = SameConv2d(child.in_channels, child.out_channels, child.kernel_size, child.stride, bias=False)
+                same.weight = child.weight
+                setattr(parent, name, same)
 
 
 def build(arch: Architecture, seed: int | None = None) -> Trunk:

@@ -56,8 +56,12 @@ def conventions(backbone: Backbone) -> list[str]:
     found = []
     if arch.stride_in_1x1:
         found.append("a block's stride is in its first 1x1 convolution (Caffe2, MSRA)")
-    if arch.pool_padding != plain.pool_padding:
-        found.append("max-pooling is padded at the end (TensorFlow's SAME, Caffe)")
+    if arch.pool_padding == "end":
+        found.append("max-pooling is padded at the end (TensorFlow's SAME at even sides, Caffe)")
+    if arch.pool_padding == "same":
+        found.append("max-pooling has TensorFlow's SAME padding")
+    if arch.conv_padding == "same":
+        found.append("strided convolutions have TensorFlow's SAME padding")
     if arch.stem != plain.stem:
         found.append(f"the stem is {arch.stem}, for small images")
     if spec.order == "bgr":

@@ -79,7 +79,7 @@ def refuse_trunk(arch: Architecture, engine: str) -> None:
     """What neither engine's ResNet has a field for.
 
     Raises:
-        ExportError: another stem or max-pool than torchvision's.
+        ExportError: another stem, max-pool or padding than torchvision's.
     """
     if arch.stem != "7x7":
         raise ExportError(
@@ -88,8 +88,13 @@ def refuse_trunk(arch: Architecture, engine: str) -> None:
         )
     if arch.pool_padding != "symmetric":
         raise ExportError(
-            f"{engine}'s ResNet pads its max-pool on all sides, this backbone (pool_padding: {arch.pool_padding}) "
-            "only at the end; it would compute other features there, and no setting changes that"
+            f"{engine}'s ResNet pads its max-pool on all sides, this backbone does not (pool_padding: "
+            f"{arch.pool_padding}); it would compute other features there, and no setting changes that"
+        )
+    if arch.conv_padding != "symmetric":
+        raise ExportError(
+            f"{engine}'s ResNet pads its convolutions on all sides, this backbone does not (conv_padding: "
+            f"{arch.conv_padding}); it would compute other features there, and no setting changes that"
         )
 
 
