@@ -26,7 +26,7 @@ _RUN_ONE = Path(__file__).resolve().parent / "run_one.py"
 class Subject:
     """A backbone to measure, as `run_one` is told of it; a random baseline is one backbone per seed."""
 
-    ckpt: str  # [NAME=]FILE, zoo:<entry> or random:<architecture>
+    ckpt: str  # [NAME=]FILE, zoo:<entry>, timm:<model>, <module>:<function> or random:<architecture>
     like: str | None
     backbones: tuple[Backbone, ...]
 
@@ -43,8 +43,9 @@ def parser() -> argparse.ArgumentParser:
         description="Measure what a checkpoint transfers to. Without data it runs the embedded demo suite, and says so.",
         epilog="Results already there are reused only when weights, protocol, data and seed are identical.",
     )
-    p.add_argument("--ckpt", action="append", default=[], metavar="[NAME=]FILE", help="or zoo:NAME, timm:NAME; may be given "
-                   "several times; checkpoints of one NAME are one row, with mean and spread")  # fmt: skip
+    p.add_argument("--ckpt", action="append", default=[], metavar="[NAME=]FILE", help="or zoo:NAME, timm:NAME, "
+                   "module:function; may be given several times; checkpoints of one NAME are one row, with mean and "
+                   "spread")  # fmt: skip
     p.add_argument("--suite", help="demo or paper (default: paper when data are given, else demo)")
     p.add_argument("--tasks", metavar="a,b", help="only these cells")
     p.add_argument("--profile", choices=["full", "smoke"], default="full", help="smoke: a few steps of every cell")
@@ -134,10 +135,8 @@ def curves_of(ckpts: list[str]) -> dict[str, Path]:
     found = {}
     for ckpt in ckpts:
         name, path = split_name(ckpt)
-        if path.startswith(("zoo:", "timm:", "hf-hub:")):
-            continue
         metrics = Path(path).parent / "metrics.jsonl"
-        if metrics.exists():
+        if Path(path).is_file() and metrics.exists():
             shown = name or default_name(Path(path))
             found[shown if shown not in found else f"{shown} ({path})"] = metrics
     return found
@@ -178,6 +177,11 @@ def find_subjects(ckpts: list[str], baselines: str, seeds: int) -> list[Subject]
         if baseline == "random":
             if not files:
                 raise ConfigError("--baselines random follows a --ckpt; name the architecture: random:resnet50")
+            if without := [s.ckpt for s in files if not s.backbones[0].is_resnet]:
+                raise ConfigError(
+                    f"--baselines random: {without[0]} is no ResNet, and how it is initialised cannot be guessed; give that "
+                    "as another --ckpt (a function of your own, or timm:NAME?pretrained=false)"
+                )
             alike = {(s.backbones[0].arch.model_dump_json(), s.backbones[0].input.model_dump_json()): s for s in files}
             for subject in alike.values():
                 source = f"random:{subject.backbones[0].arch.name}"

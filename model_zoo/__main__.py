@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m model_zoo", description="Checkpoints in, checked backbones out.")
     commands = parser.add_subparsers(dest="command", required=True)
     verify = commands.add_parser("verify", help="say what a checkpoint is and whether it is sound")
-    verify.add_argument("file", help="a checkpoint, or zoo:NAME")
+    verify.add_argument("file", help="a checkpoint, zoo:NAME, timm:NAME or module:function")
     verify.add_argument("--json", action="store_true")
     convert = commands.add_parser(
         "convert", help="write a checkpoint of any known layout as model.pth or for an engine"
@@ -69,6 +69,10 @@ def _convert(args: argparse.Namespace) -> int:
     if existing and not args.force:
         raise CheckpointError(f"{existing[0]}: exists already; add --force to overwrite it")
     backbone = load(args.file)
+    if not backbone.is_resnet:
+        raise CheckpointError(
+            f"{args.file}: only ResNets can be converted; {backbone.arch.name} is used as it is, by --ckpt"
+        )
     if target:
         backbone = export.in_rgb(backbone)
         target.write(backbone, args.output)

@@ -35,8 +35,8 @@ def load(source: str | Path, *, name: str | None = None, seed: int = 0, like: Ba
     """Read a backbone from a checkpoint file or the zoo, or make `random:<architecture>` anew for a seed.
 
     Args:
-        source: a path, `zoo:NAME` or timm's `timm:NAME` and `hf-hub:OWNER/NAME` (downloaded on first use), or
-            `random:resnet50`.
+        source: a path, `zoo:NAME` or timm's `timm:NAME` and `hf-hub:OWNER/NAME` (downloaded on first use), an importable
+            `module:function`, or `random:resnet50`.
         name: what to call it in tables; from the path unless given.
         seed: of a random backbone.
         like: a backbone whose architecture and input a random one takes.
@@ -50,6 +50,10 @@ def load(source: str | Path, *, name: str | None = None, seed: int = 0, like: Ba
         return _from_zoo(str(source), name)
     if str(source).startswith(("timm:", "hf-hub:")):
         return _from_timm(str(source), name)
+    from model_zoo import external
+
+    if external.is_function(str(source)):
+        return external.of_function(str(source), name)
     path = Path(source)
     try:
         return _from_file(path, name)
@@ -70,6 +74,8 @@ def _random(source: str, name: str | None, seed: int, like: Backbone | None) -> 
     wanted = source.removeprefix("random:")
     if wanted not in LAYERS:
         raise CheckpointError(f"{source}: unknown architecture{nearest(wanted, LAYERS)}")
+    if like is not None and not like.is_resnet:
+        raise CheckpointError(f"{source}: cannot be like {like.name}, which is no ResNet")
     arch = like.arch if like is not None and like.arch.name == wanted else Architecture(name=wanted)  # type: ignore[arg-type]
     spec = like.input if like is not None else InputSpec()
     state = build(arch, seed).state_dict()
@@ -93,26 +99,20 @@ def _from_zoo(source: str, name: str | None) -> Backbone:
 
 
 def _from_timm(source: str, name: str | None) -> Backbone:
-    """A ResNet with the weights and the input that timm has for it; timm downloads and caches."""
-    import timm
+    """With the weights and the input that timm has for it: a ResNet of ours where it is one, else timm's own network."""
+    from model_zoo import external
 
-    wanted = source.removeprefix("timm:")
-    try:
-        model = timm.create_model(wanted, pretrained=True)
-    except Exception as error:  # the hub's client has its own errors for every way to be offline
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{source}: timm has no such weights at hand ({type(error).__name__}: {reason})"
-        ) from None
-    config = model.pretrained_cfg
-    spec = {"size": config["input_size"][-1], "mean": config["mean"], "std": config["std"]}
+    model, spec, default = external.timm_model(source)
     try:
         layout, found = recognise(model.state_dict())
         arch = build_config(Architecture, infer_architecture(found.state, {}), where="arch")
-        state = check(found, arch)
-    except CheckpointError as error:
-        raise CheckpointError(f"{source}: {error}") from None
-    return Backbone(name or wanted, arch, state, build_config(InputSpec, spec, where="input"), source, layout)
+        backbone = Backbone(name or default, arch, check(found, arch), spec, source, layout)
+    except CheckpointError:
+        return external.of_timm(source, model, spec, name or default)
+    x = external.probe(spec)
+    with torch.no_grad():  # names and shapes may agree and the function not: anti-aliasing has no tensors
+        alike = torch.allclose(backbone.build().eval()(x), model.eval()(x), rtol=1e-3, atol=1e-5)
+    return backbone if alike else external.of_timm(source, model, spec, name or default)
 
 
 def _from_file(path: Path, name: str | None, entry: Entry | None = None) -> Backbone:

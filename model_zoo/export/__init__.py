@@ -79,8 +79,12 @@ def refuse_trunk(arch: Architecture, engine: str) -> None:
     """What neither engine's ResNet has a field for.
 
     Raises:
-        ExportError: another stem, max-pool or padding than torchvision's.
+        ExportError: no ResNet, or another stem, max-pool or padding than torchvision's.
     """
+    from model_zoo.architecture import Architecture
+
+    if not isinstance(arch, Architecture):
+        raise ExportError(f"{engine} is given ResNets only, which {arch.name} is not")
     if arch.stem != "7x7":
         raise ExportError(
             f"{engine}'s ResNet starts with a 7x7 convolution of stride 2 and a max-pool, this backbone with stem "
