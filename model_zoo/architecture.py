@@ -16,6 +16,7 @@ class Architecture(Config):
 
     name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
     width: Annotated[float, Field(gt=0, le=8)] = 1.0  # multiplies the planes of all four stages, not the stem
+    stem_width: Annotated[float, Field(gt=0, le=8)] = 1.0  # multiplies the stem's (SwAV w2, SimCLR 2x: as `width`)
     stem: Stem = "7x7"  # 3x3: stride 1, max-pool kept (htdt/self-supervised on STL-10); 3x3-nopool: CIFAR's
     stride_in_1x1: bool = False  # Caffe2 and MSRA put a block's stride into its first 1x1 convolution
     pool_padding: Literal["symmetric", "end", "same"] = (
@@ -26,10 +27,8 @@ class Architecture(Config):
     @model_serializer(mode="wrap")
     def _without_the_usual(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A field younger than the first records is written only where it says something: identities stay."""
-        values = handler(self)
-        if self.conv_padding == "symmetric":
-            values.pop("conv_padding", None)
-        return values
+        usual = {"conv_padding": "symmetric", "stem_width": 1.0}
+        return {key: value for key, value in handler(self).items() if value != usual.get(key)}
 
 
 class InputSpec(Config):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from core.artifacts import is_plain_archive, is_plain_pickle, load_pickle, load_torch, unpacked
+from core.artifacts import is_npz, is_plain_archive, is_plain_pickle, load_npz, load_pickle, load_torch, unpacked
 from core.config import build as build_config
 from core.config import read_mapping
 from core.errors import CheckpointError, ConfigError, nearest
@@ -136,7 +136,7 @@ def _from_file(path: Path, name: str | None, entry: Entry | None = None) -> Back
 
 
 def read_container(path: Path) -> Any:
-    """A torch file, safetensors, a pickle of arrays, or one of these in a zip archive, without running anything."""
+    """A torch file, safetensors, arrays in a pickle or .npz, or one of these in a zip archive, without running anything."""
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -145,6 +145,8 @@ def read_container(path: Path) -> Any:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"not a readable safetensors file ({error})") from None
+    if is_npz(path):
+        return load_npz(path)
     if is_plain_archive(path):
         with unpacked(path) as inner:
             return load_pickle(inner) if is_plain_pickle(inner) else load_torch(inner)
@@ -214,6 +216,8 @@ def infer_architecture(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -
                 "conv1 is 3x3, and weights cannot tell whether the max-pool follows: write `arch: {name: "
                 f"{names[0]}, stem: 3x3}}` (or 3x3-nopool) into a file beside it, named as the checkpoint plus .yaml"
             )
+        if stem.shape[0] != 64:
+            inferred["stem_width"] = stem.shape[0] / 64
     return inferred
 
 

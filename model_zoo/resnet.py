@@ -52,15 +52,18 @@ class Trunk(ResNet):
         block, layers = LAYERS[arch.name]
         super().__init__(block, list(layers))
         del self.fc
-        if arch.width != 1:
-            self.inplanes = 64
+        stem = stem_planes(arch)
+        if stem != 64:
+            self.conv1, self.bn1 = nn.Conv2d(3, stem, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(stem)
+        if arch.width != 1 or stem != 64:
+            self.inplanes = stem
             planes = [round(64 * arch.width) * 2**i for i in range(4)]
             self.layer1 = self._make_layer(block, planes[0], layers[0])
             for i in (1, 2, 3):
                 setattr(self, f"layer{i + 1}", self._make_layer(block, planes[i], layers[i], stride=2))
         if arch.stem != "7x7":
-            self.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
-        if arch.width != 1 or arch.stem != "7x7":
+            self.conv1 = nn.Conv2d(3, stem, 3, stride=1, padding=1, bias=False)
+        if arch.width != 1 or stem != 64 or arch.stem != "7x7":
             for module in self.modules():  # torchvision's initialisation for what was made anew
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -107,6 +110,11 @@ def build(arch: Architecture, seed: int | None = None) -> Trunk:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Trunk(arch)
+
+
+def stem_planes(arch: Architecture) -> int:
+    """Channels of the first convolution."""
+    return round(64 * arch.stem_width)
 
 
 def feature_dim(arch: Architecture) -> int:

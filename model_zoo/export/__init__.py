@@ -57,7 +57,7 @@ def get(name: str) -> ModuleType:
 
 def units(arch: Architecture) -> Iterator[Unit]:
     """Every convolution of the trunk with its norm; a first block has a shortcut where its shape changes."""
-    from model_zoo.resnet import LAYERS
+    from model_zoo.resnet import LAYERS, stem_planes
 
     kind, layers = LAYERS[arch.name]
     yield Unit("conv1", "bn1", 0, 0, 1)
@@ -66,7 +66,7 @@ def units(arch: Architecture) -> Iterator[Unit]:
             here = f"layer{stage}.{block}"
             for index in range(1, 4 if kind.expansion == 4 else 3):
                 yield Unit(f"{here}.conv{index}", f"{here}.bn{index}", stage, block, index)
-            if block == 0 and (stage > 1 or base_planes(arch) * kind.expansion != 64):
+            if block == 0 and (stage > 1 or base_planes(arch) * kind.expansion != stem_planes(arch)):
                 yield Unit(f"{here}.downsample.0", f"{here}.downsample.1", stage, block, 0)
 
 

@@ -97,6 +97,23 @@ def test_timm_by_name(tmp_path, monkeypatch):
     torch.testing.assert_close(backbone.build().eval()(X), model(X), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@torch.no_grad()
+def test_transformers(tmp_path, name):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    deep = name == "resnet50"
+    config = transformers.ResNetConfig(
+        embedding_size=64,
+        hidden_sizes=[256, 512, 1024, 2048] if deep else [64, 128, 256, 512],
+        depths=[3, 4, 6, 3] if deep else [2, 2, 2, 2],
+        layer_type="bottleneck" if deep else "basic",
+    )
+    model = unlike_fresh(transformers.ResNetForImageClassification(config))
+    model.save_pretrained(tmp_path / "saved")
+    expected = model.resnet(X).pooler_output.flatten(1)
+    assert_same_features(tmp_path / "saved" / "model.safetensors", expected, format="huggingface")
+
+
 def test_timm_without_such_weights():
     with pytest.raises(CheckpointError, match="timm:none_such: timm has no such weights at hand"):
         load("timm:none_such")

@@ -244,6 +244,22 @@ def test_a_trunk_with_tensorflows_padding(name, x):
         torch.testing.assert_close(b[0], usual.layer1(y))
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_wide_stem(name, tmp_path, x):
+    """SwAV's w2 and SimCLR's 2x widen the stem too; both widths can be told from the tensors."""
+    arch = Architecture(name=name, width=2.0, stem_width=2.0)
+    trunk = build(arch, seed=0).eval()
+    assert trunk.conv1.weight.shape == (128, 3, 7, 7)
+    assert trunk.layer1[0].conv1.weight.shape[1] == 128
+    assert (trunk.layer1[0].downsample is None) == (name == "resnet18")
+    with torch.no_grad():
+        assert trunk(x).shape == (2, feature_dim(arch))
+    torch.save(trunk.state_dict(), tmp_path / "wide.pth")
+    assert load(tmp_path / "wide.pth").arch == arch
+    assert arch.model_dump(mode="json")["stem_width"] == 2.0
+    assert trunk.conv1.weight.std().item() == pytest.approx((2 / (128 * 49)) ** 0.5, rel=0.05)
+
+
 def test_the_usual_padding_leaves_no_trace_in_a_record():
     """Records made before the field existed keep their identity."""
     plain = Architecture(name="resnet50")
