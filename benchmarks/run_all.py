@@ -23,11 +23,11 @@ INTERRUPTED = 130  # exit code after Ctrl-C
 _RUN_ONE = Path(__file__).resolve().parent / "run_one.py"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject:
     """A backbone to measure, as `run_one` is told of it; a random baseline is one backbone per seed."""
 
-    ckpt: str  # [NAME=]FILE, zoo:<entry> or random:<architecture>
+    ckpt: str  # [NAME=]FILE, zoo:<entry>, timm:<model>, <module>:<function> or random:<architecture>
     like: str | None
     backbones: tuple[Backbone, ...]
 
@@ -44,8 +44,9 @@ def parser() -> argparse.ArgumentParser:
         description="Measure what a checkpoint transfers to. Without data it runs the embedded demo suite, and says so.",
         epilog="Results already there are reused only when weights, protocol, data and seed are identical.",
     )
-    p.add_argument("--ckpt", action="append", default=[], metavar="[NAME=]FILE", help="or zoo:NAME, timm:NAME; may be given "
-                   "several times; checkpoints of one NAME are one row, with mean and spread")  # fmt: skip
+    p.add_argument("--ckpt", action="append", default=[], metavar="[NAME=]FILE", help="or zoo:NAME, timm:NAME, "
+                   "module:function; may be given several times; checkpoints of one NAME are one row, with mean and "
+                   "spread")  # fmt: skip
     p.add_argument("--suite", help="demo or paper (default: paper when data are given, else demo)")
     p.add_argument("--tasks", metavar="a,b", help="only these cells")
     p.add_argument("--profile", choices=["full", "smoke"], default="full", help="smoke: a few steps of every cell")
@@ -88,15 +89,15 @@ def main(argv: list[str] | None = None) -> int:
     seeds = args.seeds or suite.seeds
     subjects = find_subjects(args.ckpt, args.baselines, seeds)
     places = plan.places_of(suite, args.data_root, named)
-    skipped = {cell.name: reason for cell in cells if (reason := cell.task.missing(cell.config, places))}
+    skipped = gaps(subjects, cells, places)
     for subject in subjects:
         for cell in cells:
-            reason = skipped.get(cell.name)
+            reason = skipped.get((subject, cell.name))
             say(f"{'skip' if reason else 'run '}  {subject.name:<28} {cell.name}" + (f": {reason}" if reason else ""))
     if args.dry_run:
         return 0
     args.suite = suite_name
-    runs = [(subject, cell) for subject in subjects for cell in cells if cell.name not in skipped]
+    runs = [(subject, cell) for subject in subjects for cell in cells if (subject, cell.name) not in skipped]
     repeats = {cell.name: args.seeds or suite.seeds_of.get(cell.name, suite.seeds) for cell in cells}
     codes = launch(runs, overrides, repeats, places, args)
     record_without_number(subjects, cells, skipped, runs, codes, args)
@@ -109,9 +110,22 @@ def main(argv: list[str] | None = None) -> int:
     path = report.write(args.out, suite=suite_name, curves=curves_of(args.ckpt), only=planned)
     print(report.text(args.out, only=planned))
     print(f"report: {path}")
-    if len(skipped) == len(cells):
-        say("every cell was skipped: no data")
-    return INTERRUPTED if interrupted else int(any(codes) or len(skipped) == len(cells))
+    if not runs:
+        say("every cell was skipped, for the reasons above")
+    return INTERRUPTED if interrupted else int(any(codes) or not runs)
+
+
+def gaps(subjects: list[Subject], cells: list[Cell], places: DataPlaces) -> dict[tuple[Subject, str], str]:
+    """Why a cell cannot run for a subject: no data, no engine, or a protocol that does not take such a backbone."""
+    from transfer import tasks
+
+    absent = {cell.name: cell.task.missing(cell.config, places) for cell in cells}
+    found = {
+        (subject, cell.name): absent[cell.name] or tasks.unfit(cell.task, subject.backbones[0], cell.config)
+        for subject in subjects
+        for cell in cells
+    }
+    return {pair: reason for pair, reason in found.items() if reason}
 
 
 def curves_of(ckpts: list[str]) -> dict[str, Path]:
@@ -122,10 +136,8 @@ def curves_of(ckpts: list[str]) -> dict[str, Path]:
     found = {}
     for ckpt in ckpts:
         name, path = split_name(ckpt)
-        if path.startswith(("zoo:", "timm:", "hf-hub:")):
-            continue
         metrics = Path(path).parent / "metrics.jsonl"
-        if metrics.exists():
+        if Path(path).is_file() and metrics.exists():
             shown = name or default_name(Path(path))
             found[shown if shown not in found else f"{shown} ({path})"] = metrics
     return found
@@ -166,6 +178,11 @@ def find_subjects(ckpts: list[str], baselines: str, seeds: int) -> list[Subject]
         if baseline == "random":
             if not files:
                 raise ConfigError("--baselines random follows a --ckpt; name the architecture: random:resnet50")
+            if without := [s.ckpt for s in files if not s.backbones[0].is_resnet]:
+                raise ConfigError(
+                    f"--baselines random: {without[0]} is no ResNet, and how it is initialised cannot be guessed; give that "
+                    "as another --ckpt (a function of your own, or timm:NAME?pretrained=false)"
+                )
             alike = {(s.backbones[0].arch.model_dump_json(), s.backbones[0].input.model_dump_json()): s for s in files}
             for subject in alike.values():
                 source = f"random:{subject.backbones[0].arch.name}"
@@ -181,7 +198,7 @@ def find_subjects(ckpts: list[str], baselines: str, seeds: int) -> list[Subject]
 def record_without_number(
     subjects: list[Subject],
     cells: list[Cell],
-    skipped: dict[str, str],
+    skipped: dict[tuple[Subject, str], str],
     runs: list[tuple[Subject, Cell]],
     codes: list[int],
     args: argparse.Namespace,
@@ -189,11 +206,11 @@ def record_without_number(
     """A record for every cell that has no data, or whose process was killed: the report reads only records."""
     from benchmarks import result, run_one
 
-    gaps = [(s, c, "skipped", skipped[c.name]) for s in subjects for c in cells if c.name in skipped]
+    absent = [(s, c, "skipped", skipped[s, c.name]) for s in subjects for c in cells if (s, c.name) in skipped]
     for (subject, cell), code in zip(runs, codes, strict=True):
         if code not in (0, 1, INTERRUPTED):  # run_one records its own failures
-            gaps.append((subject, cell, "failed", f"its process ended with code {code} (out of memory?)"))
-    for subject, cell, status, reason in gaps:
+            absent.append((subject, cell, "failed", f"its process ended with code {code} (out of memory?)"))
+    for subject, cell, status, reason in absent:
         result.write(args.out, run_one.blank(subject.backbones[0], cell, 0, args, status=status, reason=reason))
 
 

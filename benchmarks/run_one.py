@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def parser() -> argparse.ArgumentParser:
     """The command line; `run_all` builds one of these for each cell."""
     p = argparse.ArgumentParser(prog="benchmarks/run_one.py", description=__doc__)
-    p.add_argument("--ckpt", required=True, metavar="[NAME=]FILE", help="a checkpoint, zoo:NAME or random:resnet50")
+    p.add_argument("--ckpt", required=True, metavar="[NAME=]FILE", help="a checkpoint, zoo:NAME, timm:NAME, module:function or "
+                   "random:resnet50")  # fmt: skip
     p.add_argument("--like", metavar="FILE", help="take a random backbone's architecture and input from here")
     p.add_argument("--cell", required=True)
     p.add_argument("--out", type=Path, default=Path("results"))
@@ -73,9 +74,9 @@ def backbones(ckpt: str, like: str | None, seeds: int, cell: Cell) -> list[tuple
 
 
 def split_name(ckpt: str) -> tuple[str | None, str]:
-    """`name=path` or `path`; a path that exists is never split."""
+    """`name=path` or `path`; a path that exists is never split, nor an option (`timm:NAME?pretrained=false`)."""
     name, equals, path = ckpt.partition("=")
-    return (name, path) if equals and not Path(ckpt).exists() else (None, ckpt)
+    return (name, path) if equals and "?" not in name and not Path(ckpt).exists() else (None, ckpt)
 
 
 def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args: argparse.Namespace) -> bool:
@@ -121,7 +122,9 @@ def prepare(
     backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args: argparse.Namespace
 ) -> tuple[dict[str, ImageSplit], Result]:
     """The data, and the record as it will be but for the numbers; or one that says why there will be none."""
-    reason = cell.task.missing(cell.config, places)
+    from transfer import tasks
+
+    reason = cell.task.missing(cell.config, places) or tasks.unfit(cell.task, backbone, cell.config)
     if reason:
         return {}, blank(backbone, cell, seed, args, status="skipped", reason=reason)
     try:

@@ -276,6 +276,33 @@ def unpacked(path: Path) -> Iterator[Path]:
         raise CheckpointError(f"{path}: not a readable archive ({error})") from None
 
 
+def is_npz(path: Path) -> bool:
+    """Whether the file is what `numpy.savez` wrote."""
+    if not _head(Path(path)).startswith(b"PK"):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
+    return bool(names) and all(name.endswith(".npy") for name in names)
+
+
+def load_npz(path: Path) -> dict[str, Tensor]:
+    """The arrays of numbers that `numpy.savez` wrote, as tensors.
+
+    Raises:
+        CheckpointError: a bomb, damaged, or holding objects.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _refuse_bomb(Path(path), archive)
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files if arrays[name].dtype.kind in "fiub"}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a readable file of arrays ({error})") from None
+
+
 def _is_torchscript(path: Path) -> bool:
     """Whether torch.load would hand the file over to torch.jit.load, which runs what it holds."""
     try:

@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m model_zoo", description="Checkpoints in, checked backbones out.")
     commands = parser.add_subparsers(dest="command", required=True)
     verify = commands.add_parser("verify", help="say what a checkpoint is and whether it is sound")
-    verify.add_argument("file", help="a checkpoint, or zoo:NAME")
+    verify.add_argument("file", help="a checkpoint, zoo:NAME, timm:NAME or module:function")
     verify.add_argument("--json", action="store_true")
     convert = commands.add_parser(
         "convert", help="write a checkpoint of any known layout as model.pth or for an engine"
@@ -69,6 +69,10 @@ def _convert(args: argparse.Namespace) -> int:
     if existing and not args.force:
         raise CheckpointError(f"{existing[0]}: exists already; add --force to overwrite it")
     backbone = load(args.file)
+    if not backbone.is_resnet:
+        raise CheckpointError(
+            f"{args.file}: only ResNets can be converted; {backbone.arch.name} is used as it is, by --ckpt"
+        )
     if target:
         backbone = export.in_rgb(backbone)
         target.write(backbone, args.output)
@@ -99,6 +103,7 @@ def _list(args: argparse.Namespace) -> int:
     name, method = (max((len(getattr(entry, field)) for entry in found), default=0) for field in ("name", "method"))
     for entry in found:
         weights = entry.url or (f"see {', '.join(entry.see)}" if entry.see else "numbers only")
+        weights = weights if entry.url or not entry.has_weights else "a file of one's own"
         row = f"{entry.name:<{name}}  {entry.method:<{method}}  {entry.arch.name}  {len(entry.published):>3} numbers  {weights}"
         print(row + (" (by hand)" if entry.by_hand else ""))
     return 0
@@ -125,7 +130,7 @@ def _card(entry: Entry) -> list[tuple[str, str]]:
     """(label, value) of what is known of an entry's weights."""
     recipe = ", ".join(f"{value} {key}" for key, value in entry.recipe.model_dump().items() if value)
     rows = [("pretrained on", entry.pretrained_on + (f" ({recipe})" if recipe else ""))]
-    if not entry.url:
+    if not entry.has_weights:
         rows.append(("weights", f"none ({entry.no_weights})"))
         return rows + ([("see", ", ".join(entry.see))] if entry.see else [])
     from model_zoo.download import pins
@@ -134,7 +139,8 @@ def _card(entry: Entry) -> list[tuple[str, str]]:
     known = {"sha256": entry.sha256, "sha256 begins": entry.sha256_prefix, "md5 begins": entry.md5_prefix}
     pin = pins().get(entry.name, {}).get("sha256")
     checksums = [f"{name} {value}" for name, value in known.items() if value] + ([f"pinned {pin}"] if pin else [])
-    rows += [("weights", entry.url), *(("mirror", mirror) for mirror in entry.mirrors)]
+    place = entry.url or f"a file of one's own, {entry.file} in BACKBENCH_ZOO"
+    rows += [("weights", place), *(("mirror", mirror) for mirror in entry.mirrors)]
     rows += [("by hand", entry.by_hand)] if entry.by_hand else []
     rows += [
         ("checksum", "; ".join(checksums) or "unknown until first download, then pinned"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from core.config import Config
 
@@ -16,9 +16,19 @@ class Architecture(Config):
 
     name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
     width: Annotated[float, Field(gt=0, le=8)] = 1.0  # multiplies the planes of all four stages, not the stem
+    stem_width: Annotated[float, Field(gt=0, le=8)] = 1.0  # multiplies the stem's (SwAV w2, SimCLR 2x: as `width`)
     stem: Stem = "7x7"  # 3x3: stride 1, max-pool kept (htdt/self-supervised on STL-10); 3x3-nopool: CIFAR's
     stride_in_1x1: bool = False  # Caffe2 and MSRA put a block's stride into its first 1x1 convolution
-    pool_padding: Literal["symmetric", "end"] = "symmetric"  # end: TensorFlow's SAME, (0, 1) on both axes
+    pool_padding: Literal["symmetric", "end", "same"] = (
+        "symmetric"  # end: (0, 1) on both axes, as Caffe; same: as below
+    )
+    conv_padding: Literal["symmetric", "same"] = "symmetric"  # same: TensorFlow's SAME, (2, 3) or (0, 1) at even sides
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A field younger than the first records is written only where it says something: identities stay."""
+        usual = {"conv_padding": "symmetric", "stem_width": 1.0}
+        return {key: value for key, value in handler(self).items() if value != usual.get(key)}
 
 
 class InputSpec(Config):

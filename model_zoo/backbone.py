@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from core.artifacts import atomic_save, tensors_sha256
 from model_zoo.architecture import Architecture, InputSpec
-from model_zoo.resnet import Trunk
+from model_zoo.resnet import Trunk, feature_dim
 
 FORMAT = "backbench-1"
 
@@ -39,6 +39,16 @@ class Backbone:
         if "sha" not in self._cache:
             self._cache["sha"] = tensors_sha256(identity_tensors(self.state))
         return self._cache["sha"]
+
+    @property
+    def is_resnet(self) -> bool:
+        """Whether it is one of ours, with stages; `model_zoo.external` has the others."""
+        return True
+
+    @property
+    def feature_dim(self) -> int:
+        """C of the pooled features."""
+        return feature_dim(self.arch)
 
     def build(self) -> nn.Module:
         """A fresh module: `module(x)` -> pooled features (N, C), `module.stages(x)` -> (C2, C3, C4, C5)."""

@@ -57,7 +57,7 @@ def fetch(entry: Entry, folder: Path | None = None, bars: Transfers | None = Non
         BackbenchError: there are no public weights, or nowhere can they be fetched from; says what to do.
         CheckpointError: the bytes are not those that were published or pinned.
     """
-    if not entry.url:
+    if not entry.has_weights:
         more = f"; entries with weights: {', '.join(entry.see)}" if entry.see else ""
         raise BackbenchError(f"zoo entry '{entry.name}' has no weights ({entry.no_weights}){more}")
     own = _from_own_folder(entry)
@@ -227,9 +227,8 @@ def _download(entry: Entry, target: Path, bars: Transfers) -> None:
     """Ask one place after the other, check, pin, move into place."""
     from core.progress import say
 
-    by_hand = (
-        f"{entry.by_hand}: download {entry.url} in a browser as {entry.file} into a folder, name it in BACKBENCH_ZOO"
-    )
+    how = f"download {entry.url} in a browser as" if entry.url else "put it as"
+    by_hand = f"{entry.by_hand}: {how} {entry.file} into a folder, name it in BACKBENCH_ZOO"
     failed = [f"{entry.name}: {by_hand}"] if entry.by_hand else []
     part = target.with_name(f".{target.name}.part")
     for url in places(entry):

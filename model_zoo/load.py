@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from core.artifacts import is_plain_archive, is_plain_pickle, load_pickle, load_torch, unpacked
+from core.artifacts import is_npz, is_plain_archive, is_plain_pickle, load_npz, load_pickle, load_torch, unpacked
 from core.config import build as build_config
 from core.config import read_mapping
 from core.errors import CheckpointError, ConfigError, nearest
@@ -35,8 +35,8 @@ def load(source: str | Path, *, name: str | None = None, seed: int = 0, like: Ba
     """Read a backbone from a checkpoint file or the zoo, or make `random:<architecture>` anew for a seed.
 
     Args:
-        source: a path, `zoo:NAME` or timm's `timm:NAME` and `hf-hub:OWNER/NAME` (downloaded on first use), or
-            `random:resnet50`.
+        source: a path, `zoo:NAME` or timm's `timm:NAME` and `hf-hub:OWNER/NAME` (downloaded on first use), an importable
+            `module:function`, or `random:resnet50`.
         name: what to call it in tables; from the path unless given.
         seed: of a random backbone.
         like: a backbone whose architecture and input a random one takes.
@@ -50,6 +50,10 @@ def load(source: str | Path, *, name: str | None = None, seed: int = 0, like: Ba
         return _from_zoo(str(source), name)
     if str(source).startswith(("timm:", "hf-hub:")):
         return _from_timm(str(source), name)
+    from model_zoo import external
+
+    if external.is_function(str(source)):
+        return external.of_function(str(source), name)
     path = Path(source)
     try:
         return _from_file(path, name)
@@ -70,6 +74,8 @@ def _random(source: str, name: str | None, seed: int, like: Backbone | None) -> 
     wanted = source.removeprefix("random:")
     if wanted not in LAYERS:
         raise CheckpointError(f"{source}: unknown architecture{nearest(wanted, LAYERS)}")
+    if like is not None and not like.is_resnet:
+        raise CheckpointError(f"{source}: cannot be like {like.name}, which is no ResNet")
     arch = like.arch if like is not None and like.arch.name == wanted else Architecture(name=wanted)  # type: ignore[arg-type]
     spec = like.input if like is not None else InputSpec()
     state = build(arch, seed).state_dict()
@@ -93,26 +99,20 @@ def _from_zoo(source: str, name: str | None) -> Backbone:
 
 
 def _from_timm(source: str, name: str | None) -> Backbone:
-    """A ResNet with the weights and the input that timm has for it; timm downloads and caches."""
-    import timm
+    """With the weights and the input that timm has for it: a ResNet of ours where it is one, else timm's own network."""
+    from model_zoo import external
 
-    wanted = source.removeprefix("timm:")
-    try:
-        model = timm.create_model(wanted, pretrained=True)
-    except Exception as error:  # the hub's client has its own errors for every way to be offline
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{source}: timm has no such weights at hand ({type(error).__name__}: {reason})"
-        ) from None
-    config = model.pretrained_cfg
-    spec = {"size": config["input_size"][-1], "mean": config["mean"], "std": config["std"]}
+    model, spec, default = external.timm_model(source)
     try:
         layout, found = recognise(model.state_dict())
         arch = build_config(Architecture, infer_architecture(found.state, {}), where="arch")
-        state = check(found, arch)
-    except CheckpointError as error:
-        raise CheckpointError(f"{source}: {error}") from None
-    return Backbone(name or wanted, arch, state, build_config(InputSpec, spec, where="input"), source, layout)
+        backbone = Backbone(name or default, arch, check(found, arch), spec, source, layout)
+    except CheckpointError:
+        return external.of_timm(source, model, spec, name or default)
+    x = external.probe(spec)
+    with torch.no_grad():  # names and shapes may agree and the function not: anti-aliasing has no tensors
+        alike = torch.allclose(backbone.build().eval()(x), model.eval()(x), rtol=1e-3, atol=1e-5)
+    return backbone if alike else external.of_timm(source, model, spec, name or default)
 
 
 def _from_file(path: Path, name: str | None, entry: Entry | None = None) -> Backbone:
@@ -136,7 +136,7 @@ def _from_file(path: Path, name: str | None, entry: Entry | None = None) -> Back
 
 
 def read_container(path: Path) -> Any:
-    """A torch file, safetensors, a pickle of arrays, or one of these in a zip archive, without running anything."""
+    """A torch file, safetensors, arrays in a pickle or .npz, or one of these in a zip archive, without running anything."""
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -145,6 +145,8 @@ def read_container(path: Path) -> Any:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"not a readable safetensors file ({error})") from None
+    if is_npz(path):
+        return load_npz(path)
     if is_plain_archive(path):
         with unpacked(path) as inner:
             return load_pickle(inner) if is_plain_pickle(inner) else load_torch(inner)
@@ -198,8 +200,9 @@ def infer_architecture(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -
     names = [n for n, (b, layers) in LAYERS.items() if list(layers) == blocks and (b.expansion == 4) == bottleneck]
     if not names:
         kind = "bottleneck" if bottleneck else "basic"
-        cifar = ": three stages, as CIFAR's ResNets have," if blocks[2] and not blocks[3] else ""
-        raise CheckpointError(f"{kind} blocks {blocks} per stage{cifar} are no ResNet known here ({', '.join(LAYERS)})")
+        if blocks[2] and not blocks[3]:
+            raise CheckpointError(_cifar(state, kind, blocks[:3]))
+        raise CheckpointError(f"{kind} blocks {blocks} per stage are no ResNet known here ({', '.join(LAYERS)})")
     inferred: dict[str, Any] = {"name": names[0]}
     planes = state.get("layer1.0.conv1.weight")
     if planes is not None and planes.ndim == 4 and planes.shape[0] != 64:
@@ -213,7 +216,22 @@ def infer_architecture(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -
                 "conv1 is 3x3, and weights cannot tell whether the max-pool follows: write `arch: {name: "
                 f"{names[0]}, stem: 3x3}}` (or 3x3-nopool) into a file beside it, named as the checkpoint plus .yaml"
             )
+        if stem.shape[0] != 64:
+            inferred["stem_width"] = stem.shape[0] / 64
     return inferred
+
+
+def _cifar(state: Mapping[str, Tensor], kind: str, blocks: list[int]) -> str:
+    """Why CIFAR's ResNets (He et al. 2016, section 4.2) are none of ours."""
+    stem = state.get("conv1.weight")
+    planes = f", {stem.shape[0]} planes after conv1" if stem is not None else ""
+    option_a = not any(".downsample." in name or ".shortcut." in name for name in state)
+    shortcut = ", shortcuts without weights (option A)" if option_a else ""
+    return (
+        f"a CIFAR ResNet: three stages of {kind} blocks {blocks}{planes}{shortcut}, made for 32-pixel images, where every "
+        f"protocol here takes the four stages of {', '.join(LAYERS)}; `--ckpt module:function` takes any network for the "
+        "frozen and fine-tuning protocols"
+    )
 
 
 def check(found: Extracted, arch: Architecture) -> dict[str, Tensor]:

@@ -22,24 +22,26 @@ _LIKE_FRESH = 0.02  # a layer whose spread is as near as this to a fresh network
 
 
 def card(source: str | Path) -> dict[str, Any]:
-    """Facts about a checkpoint or `zoo:NAME`, in order; every check of `load` has passed when this returns.
+    """Facts about a checkpoint, `zoo:NAME`, `timm:NAME` or `module:function`, in order, after every check of `load`.
 
     Raises:
         CheckpointError: the file does not hold a sound backbone.
     """
     backbone = load(source)
+    if not backbone.is_resnet:
+        return _external_card(backbone)
     path = _file(source)
     fresh = build(backbone.arch, seed=0)
     x = images(backbone.input)
     warnings: list[str] = []
     rows = {
-        "file": str(path),
+        "file": str(path or source),
         "layout": backbone.format,
         "architecture": architecture_fields(backbone.arch),
         "input": _input(backbone.input),
         "parameters": f"{sum(t.numel() for n, t in backbone.state.items() if n.endswith(('weight', 'bias'))):,}",
         "weights_sha256": backbone.weights_sha256,
-        "file_sha256": file_sha256(path),
+        "file_sha256": file_sha256(path) if path else "no file of its own",
         "features": _spread(_features(backbone.build(), x), _features(fresh, x), warnings),
         "batchnorm": _batchnorm(backbone, fresh.state_dict(), warnings),
         "weights": _weights(backbone, fresh.state_dict(), warnings),
@@ -56,8 +58,12 @@ def conventions(backbone: Backbone) -> list[str]:
     found = []
     if arch.stride_in_1x1:
         found.append("a block's stride is in its first 1x1 convolution (Caffe2, MSRA)")
-    if arch.pool_padding != plain.pool_padding:
-        found.append("max-pooling is padded at the end (TensorFlow's SAME, Caffe)")
+    if arch.pool_padding == "end":
+        found.append("max-pooling is padded at the end (TensorFlow's SAME at even sides, Caffe)")
+    if arch.pool_padding == "same":
+        found.append("max-pooling has TensorFlow's SAME padding")
+    if arch.conv_padding == "same":
+        found.append("strided convolutions have TensorFlow's SAME padding")
     if arch.stem != plain.stem:
         found.append(f"the stem is {arch.stem}, for small images")
     if spec.order == "bgr":
@@ -72,10 +78,27 @@ def _input(spec: InputSpec) -> str:
     return f"{spec.order.upper()}, {spec.size} px, mean {list(spec.mean)}, std {list(spec.std)}"
 
 
-def _file(source: str | Path) -> Path:
-    """The file itself; `load` has fetched a zoo entry's already."""
+def _external_card(backbone: Backbone) -> dict[str, Any]:
+    """What can be said of a network that is not ours: how BatchNorm and weights should look is known of ResNets only."""
+    warnings: list[str] = []
+    arch, module = backbone.arch.model_dump(mode="json", exclude_none=True), backbone.build()
+    rows = {
+        "source": backbone.source,
+        "architecture": ", ".join(str(value) for value in arch.values()),
+        "input": _input(backbone.input),
+        "parameters": f"{sum(p.numel() for p in module.parameters()):,}",
+        "weights_sha256": backbone.weights_sha256,
+        "features": _rank(_features(module, images(backbone.input)), warnings),
+        "not checked": "layout, conventions, BatchNorm and weight statistics: they are known of ResNets only",
+        "notes": list(backbone.notes) or ["none"],
+    }
+    return {**rows, "warnings": warnings or ["none"]}
+
+
+def _file(source: str | Path) -> Path | None:
+    """The file itself, where there is one; `load` has fetched a zoo entry's already."""
     if not str(source).startswith("zoo:"):
-        return Path(source)
+        return Path(source) if Path(source).is_file() else None
     from model_zoo import download, entries
 
     return download.fetch(entries.get(str(source).removeprefix("zoo:")))
@@ -104,6 +127,11 @@ def _features(module: torch.nn.Module, x: Tensor) -> Tensor:
 
 def _spread(features: Tensor, fresh: Tensor, warnings: list[str]) -> str:
     """Whether the rendered scenes are told apart, beside a fresh network."""
+    return _rank(features, warnings, f" (fresh network: {effective_rank(fresh):.1f})")
+
+
+def _rank(features: Tensor, warnings: list[str], beside: str = "") -> str:
+    """Whether the rendered scenes are told apart."""
     if not bool(torch.isfinite(features).all()):
         warnings.append("features of ordinary images are NaN or infinite")
         return f"{features.shape[1]} dimensions, not finite"
@@ -111,8 +139,8 @@ def _spread(features: Tensor, fresh: Tensor, warnings: list[str]) -> str:
     if rank < _LOWEST_RANK:
         warnings.append(f"COLLAPSED: {IMAGES} different images have features of effective rank {rank:.1f}")
     return (
-        f"{features.shape[1]} dimensions, effective rank {rank:.1f} of {IMAGES - 1} on {IMAGES} rendered scenes "
-        f"(fresh network: {effective_rank(fresh):.1f}), {100 * dead:.0f}% constant, norm {features.norm(dim=1).mean():.3g}"
+        f"{features.shape[1]} dimensions, effective rank {rank:.1f} of {IMAGES - 1} on {IMAGES} rendered scenes{beside}, "
+        f"{100 * dead:.0f}% constant, norm {features.norm(dim=1).mean():.3g}"
     )
 
 

@@ -86,6 +86,8 @@ class Task(Protocol):
     def splits(self, config: TaskConfig, places: DataPlaces) -> dict[str, ImageSplit]: ...
     def run(self, backbone: Backbone, config: TaskConfig, ctx: RunContext) -> dict[str, Metric]: ...
 
+    # Where they apply: `unfit(backbone, config)`, why it cannot measure this backbone, and `engine_version(config)`.
+
 
 def labelled_splits(spec: DataSpec, places: DataPlaces) -> dict[str, ImageSplit]:
     """Train and test split of a labelled data set.

@@ -65,8 +65,8 @@ class Entry(Config):
     recipe: Recipe = Recipe()
     url: Url | None = None
     mirrors: tuple[Url, ...] = ()  # the same bytes elsewhere
-    by_hand: str | None = None  # why a program cannot fetch the url
-    no_weights: str | None = None  # why there is no url
+    by_hand: str | None = None  # why a program cannot fetch the url; without a url: how the file is made
+    no_weights: str | None = None  # why there are none
     see: tuple[str, ...] = ()  # entries with public weights of the same method
     sha256: Sha256 | None = None  # None: unknown until the first download, then pinned in the cache
     sha256_prefix: HashPrefix | None = None  # what the authors publish of it
@@ -77,6 +77,11 @@ class Entry(Config):
     source: str | None = None  # where the facts above were read
     notes: tuple[str, ...] = ()  # what weights cannot tell, and what keeps a number from being reached
     published: tuple[PublishedNumber, ...] = ()
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there is a file, be it one that is made by hand from what the source names."""
+        return self.no_weights is None
 
     @property
     def file(self) -> str:

@@ -58,7 +58,7 @@ def get(name: str) -> ModuleType:
 
 def units(arch: Architecture) -> Iterator[Unit]:
     """Every convolution of the trunk with its norm; a first block has a shortcut where its shape changes."""
-    from model_zoo.resnet import LAYERS
+    from model_zoo.resnet import LAYERS, stem_planes
 
     kind, layers = LAYERS[arch.name]
     yield Unit("conv1", "bn1", 0, 0, 1)
@@ -67,7 +67,7 @@ def units(arch: Architecture) -> Iterator[Unit]:
             here = f"layer{stage}.{block}"
             for index in range(1, 4 if kind.expansion == 4 else 3):
                 yield Unit(f"{here}.conv{index}", f"{here}.bn{index}", stage, block, index)
-            if block == 0 and (stage > 1 or base_planes(arch) * kind.expansion != 64):
+            if block == 0 and (stage > 1 or base_planes(arch) * kind.expansion != stem_planes(arch)):
                 yield Unit(f"{here}.downsample.0", f"{here}.downsample.1", stage, block, 0)
 
 
@@ -80,8 +80,12 @@ def refuse_trunk(arch: Architecture, engine: str) -> None:
     """What neither engine's ResNet has a field for.
 
     Raises:
-        ExportError: another stem or max-pool than torchvision's.
+        ExportError: no ResNet, or another stem, max-pool or padding than torchvision's.
     """
+    from model_zoo.architecture import Architecture
+
+    if not isinstance(arch, Architecture):
+        raise ExportError(f"{engine} is given ResNets only, which {arch.name} is not")
     if arch.stem != "7x7":
         raise ExportError(
             f"{engine}'s ResNet starts with a 7x7 convolution of stride 2 and a max-pool, this backbone with stem "
@@ -89,8 +93,13 @@ def refuse_trunk(arch: Architecture, engine: str) -> None:
         )
     if arch.pool_padding != "symmetric":
         raise ExportError(
-            f"{engine}'s ResNet pads its max-pool on all sides, this backbone (pool_padding: {arch.pool_padding}) "
-            "only at the end; it would compute other features there, and no setting changes that"
+            f"{engine}'s ResNet pads its max-pool on all sides, this backbone does not (pool_padding: "
+            f"{arch.pool_padding}); it would compute other features there, and no setting changes that"
+        )
+    if arch.conv_padding != "symmetric":
+        raise ExportError(
+            f"{engine}'s ResNet pads its convolutions on all sides, this backbone does not (conv_padding: "
+            f"{arch.conv_padding}); it would compute other features there, and no setting changes that"
         )
 
 

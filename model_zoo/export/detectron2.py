@@ -67,10 +67,10 @@ def refuse(backbone: Backbone) -> None:
         ExportError: another stem, max-pool or width than it has a field for.
     """
     refuse_trunk(backbone.arch, "Detectron2")
-    if backbone.arch.width != 1 and backbone.arch.name in ("resnet18", "resnet34"):
+    if (backbone.arch.width, backbone.arch.stem_width) != (1, 1) and backbone.arch.name in ("resnet18", "resnet34"):
         raise ExportError(
             f"Detectron2 builds ResNet-18 and 34 at width 1 only (RES2_OUT_CHANNELS must be 64), this backbone has "
-            f"width {backbone.arch.width:g}; mmdet can hold it"
+            f"width {backbone.arch.width:g}, stem_width {backbone.arch.stem_width:g}; mmdet can hold it"
         )
 
 
@@ -108,6 +108,8 @@ def settings(backbone: Backbone) -> dict[str, Any]:
     """The configuration these weights imply, for `cfg.merge_from_other_cfg(CfgNode(...))` or `merge_from_file`."""
     refuse(backbone)
     arch, spec = backbone.arch, in_rgb(backbone).input
+    from model_zoo.resnet import stem_planes
+
     basic = arch.name in ("resnet18", "resnet34")
     planes = base_planes(arch)
     return {
@@ -117,7 +119,7 @@ def settings(backbone: Backbone) -> dict[str, Any]:
             "PIXEL_STD": pixel_scale(spec.std),
             "RESNETS": {
                 "DEPTH": int(arch.name.removeprefix("resnet")),
-                "STEM_OUT_CHANNELS": 64,
+                "STEM_OUT_CHANNELS": stem_planes(arch),
                 "RES2_OUT_CHANNELS": planes if basic else 4 * planes,
                 "NUM_GROUPS": 1,
                 "WIDTH_PER_GROUP": planes,

@@ -86,12 +86,14 @@ def settings(backbone: Backbone) -> dict[str, Any]:
     """
     refuse(backbone)
     arch, spec = backbone.arch, in_rgb(backbone).input
+    from model_zoo.resnet import stem_planes
+
     caffe = arch.stride_in_1x1 and arch.name not in ("resnet18", "resnet34")
     return {
         "backbone": {
             "type": "ResNet",
             "depth": int(arch.name.removeprefix("resnet")),
-            "stem_channels": 64,  # else base_channels would widen the stem too
+            "stem_channels": stem_planes(arch),  # else base_channels would widen the stem too
             "base_channels": base_planes(arch),
             "style": "caffe" if caffe else "pytorch",
         },

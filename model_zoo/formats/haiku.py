@@ -20,6 +20,7 @@ _BLOCK = re.compile(
     r"block_group_(?P<group>[0-3])/~/block_(?P<block>\d+)/~/(?P<part>conv_[012]|batchnorm_[012]|shortcut_conv|shortcut_batchnorm)$"
 )
 _STEM = {"initial_conv": "conv1", "initial_batchnorm": "bn1"}
+ARCH = {"pool_padding": "same", "conv_padding": "same"}  # byol/utils/networks.py: every padding is "SAME"
 _LEAVES = {"w": "weight", "scale": "weight", "offset": "bias"}
 _EMA = {"mean_ema": "running_mean", "var_ema": "running_var"}
 _HEADS = ("projector", "predictor", "classifier")
@@ -83,7 +84,7 @@ def extract(obj: Any) -> Extracted:
             dropped.append(f"{module}:{leaf}")
         else:
             leftover.append(f"{module}:{leaf}")
-    return Extracted(state, tuple(dropped), tuple(leftover))
+    return Extracted(state, tuple(dropped), tuple(leftover), arch=ARCH)
 
 
 def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:

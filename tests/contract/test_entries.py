@@ -91,9 +91,12 @@ def test_entry_is_sound(path):
     assert entry.name == path.stem
     assert entries.get(path.stem) == entry
     assert entry.method.strip() and entry.pretrained_on.strip()
-    assert (entry.url is None) != (entry.no_weights is None), "either a place or the reason why there is none"
-    assert entry.published or entry.url
-    if entry.url:
+    assert not (entry.url and entry.no_weights), "either weights or the reason why there are none"
+    assert entry.url or entry.no_weights or (entry.by_hand and entry.sha256), (
+        "what is made by hand is known by its hash"
+    )
+    assert entry.published or entry.has_weights
+    if entry.has_weights:
         assert entry.licence and entry.source, "where the facts were read, and under what terms the weights are"
         assert entry.format is None or entry.format in formats.modules()
     for other in entry.see:

@@ -85,15 +85,33 @@ def test_timm_by_name(tmp_path, monkeypatch):
     torch.save(model.state_dict(), tmp_path / "r18.pth")
     own = {"file": str(tmp_path / "r18.pth"), "mean": (0.1, 0.2, 0.3)}
     create = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda n, pretrained: create(n, pretrained, pretrained_cfg_overlay=own))
+    monkeypatch.setattr(
+        timm,
+        "create_model",
+        lambda n, pretrained, num_classes: create(n, pretrained, num_classes=num_classes, pretrained_cfg_overlay=own),
+    )
     backbone = load("timm:resnet18.a1_in1k")
     assert (backbone.name, backbone.source) == ("resnet18.a1_in1k", "timm:resnet18.a1_in1k")
     assert (backbone.input.mean, backbone.input.size) == ((0.1, 0.2, 0.3), 224)
     model.fc = nn.Identity()
     torch.testing.assert_close(backbone.build().eval()(X), model(X), rtol=1e-5, atol=1e-5)
-    with pytest.raises(CheckpointError, match="timm:resnet18d: a stem of several 3x3 convolutions"):
-        monkeypatch.setattr(timm, "create_model", lambda n, pretrained: create(n))
-        load("timm:resnet18d")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@torch.no_grad()
+def test_transformers(tmp_path, name):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    deep = name == "resnet50"
+    config = transformers.ResNetConfig(
+        embedding_size=64,
+        hidden_sizes=[256, 512, 1024, 2048] if deep else [64, 128, 256, 512],
+        depths=[3, 4, 6, 3] if deep else [2, 2, 2, 2],
+        layer_type="bottleneck" if deep else "basic",
+    )
+    model = unlike_fresh(transformers.ResNetForImageClassification(config))
+    model.save_pretrained(tmp_path / "saved")
+    expected = model.resnet(X).pooler_output.flatten(1)
+    assert_same_features(tmp_path / "saved" / "model.safetensors", expected, format="huggingface")
 
 
 def test_timm_without_such_weights():

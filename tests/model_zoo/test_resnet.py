@@ -10,7 +10,16 @@ from torchvision.models._utils import IntermediateLayerGetter
 
 from model_zoo.architecture import Architecture
 from model_zoo.load import load
-from model_zoo.resnet import LAYERS, Trunk, build, expected_shapes, feature_dim
+from model_zoo.resnet import (
+    LAYERS,
+    SameConv2d,
+    SameMaxPool2d,
+    Trunk,
+    build,
+    expected_shapes,
+    feature_dim,
+    same_padding,
+)
 
 
 def shake(module, seed=1):
@@ -171,3 +180,91 @@ def test_build_is_reproducible_and_leaves_the_global_generator_alone():
 
 def test_there_is_no_head():
     assert not hasattr(Trunk(Architecture(name="resnet18")), "fc")
+
+
+def tensorflow_same(x, kernel, stride, reduce):
+    """A second way: every output from its own window, placed by TensorFlow's formula, cells outside left out."""
+    sides = x.shape[-2:]
+    counts = [-(-side // stride) for side in sides]
+    before = [
+        max(kernel - stride if side % stride == 0 else kernel - side % stride, 0) // 2 for side in sides
+    ]  # tensorflow.org/api_docs/python/tf/nn: padding, in its other form
+    rows = []
+    for i in range(counts[0]):
+        row = []
+        for j in range(counts[1]):
+            top, left = i * stride - before[0], j * stride - before[1]
+            y = [k for k in range(kernel) if 0 <= top + k < sides[0]]
+            z = [k for k in range(kernel) if 0 <= left + k < sides[1]]
+            row.append(reduce(x[..., top + y[0] : top + y[-1] + 1, left + z[0] : left + z[-1] + 1], y, z))
+        rows.append(torch.stack(row, -1))
+    return torch.stack(rows, -2)
+
+
+@pytest.mark.parametrize("sides", [(16, 16), (15, 18), (17, 9)])
+@pytest.mark.parametrize("kernel", [1, 3, 7])
+def test_same_padding_is_tensorflows(kernel, sides):
+    x = torch.randn(2, 3, *sides, dtype=torch.float64)
+    conv = SameConv2d(3, 4, kernel, 2, bias=False).double()
+
+    def convolve(window, y, z):
+        weight = conv.weight[..., y[0] : y[-1] + 1, z[0] : z[-1] + 1]
+        return torch.einsum("nchw,ochw->no", window, weight)
+
+    torch.testing.assert_close(conv(x), tensorflow_same(x, kernel, 2, convolve))
+    pool = SameMaxPool2d(kernel, 2)
+    x = x - 5  # negative: a padding with zeros would show
+    assert torch.equal(pool(x), tensorflow_same(x, kernel, 2, lambda window, y, z: window.amax((-2, -1))))
+
+
+def test_same_padding_at_even_sides_is_one_pixel_more_at_the_end():
+    x = torch.randn(1, 1, 224, 224)
+    assert torch.equal(same_padding(x, 7, 2), F.pad(x, (2, 3, 2, 3)))
+    assert torch.equal(same_padding(x, 3, 2), F.pad(x, (0, 1, 0, 1)))
+    assert torch.equal(same_padding(x, 1, 2), x)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_trunk_with_tensorflows_padding(name, x):
+    arch = Architecture(name=name, pool_padding="same", conv_padding="same")
+    usual = shake(build(Architecture(name=name), seed=0)).eval()
+    same = build(arch, seed=0)
+    assert torch.equal(same.conv1.weight, build(Architecture(name=name), seed=0).conv1.weight), "initialised alike"
+    assert {key: tensor.shape for key, tensor in usual.state_dict().items()} == expected_shapes(arch)
+    same.load_state_dict(usual.state_dict())
+    same.eval()
+    strided = [part for part in same.modules() if isinstance(part, nn.Conv2d) and part.stride == (2, 2)]
+    assert len(strided) == 7 and all(isinstance(part, SameConv2d) for part in strided), "stem, 3 blocks, 3 shortcuts"
+    with torch.no_grad():
+        a, b = usual.stages(x), same.stages(x)
+        assert [s.shape for s in a] == [s.shape for s in b]
+        assert not torch.allclose(a[0], b[0])
+        y = F.relu(same.bn1(F.conv2d(F.pad(x, (2, 3, 2, 3)), usual.conv1.weight, stride=2)))
+        y = F.max_pool2d(F.pad(y, (0, 1, 0, 1)), 3, 2)  # after a ReLU zeros pad as minus infinity does
+        torch.testing.assert_close(b[0], usual.layer1(y))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_wide_stem(name, tmp_path, x):
+    """SwAV's w2 and SimCLR's 2x widen the stem too; both widths can be told from the tensors."""
+    arch = Architecture(name=name, width=2.0, stem_width=2.0)
+    trunk = build(arch, seed=0).eval()
+    assert trunk.conv1.weight.shape == (128, 3, 7, 7)
+    assert trunk.layer1[0].conv1.weight.shape[1] == 128
+    assert (trunk.layer1[0].downsample is None) == (name == "resnet18")
+    with torch.no_grad():
+        assert trunk(x).shape == (2, feature_dim(arch))
+    torch.save(trunk.state_dict(), tmp_path / "wide.pth")
+    assert load(tmp_path / "wide.pth").arch == arch
+    assert arch.model_dump(mode="json")["stem_width"] == 2.0
+    assert trunk.conv1.weight.std().item() == pytest.approx((2 / (128 * 49)) ** 0.5, rel=0.05)
+
+
+def test_the_usual_padding_leaves_no_trace_in_a_record():
+    """Records made before the field existed keep their identity."""
+    plain = Architecture(name="resnet50")
+    assert set(plain.model_dump(mode="json")) == {"name", "width", "stem", "stride_in_1x1", "pool_padding"}
+    same = Architecture(name="resnet50", conv_padding="same")
+    assert same.model_dump(mode="json")["conv_padding"] == "same"
+    assert Architecture.model_validate_json(same.model_dump_json()) == same
+    assert Architecture.model_validate_json(plain.model_dump_json()) == plain

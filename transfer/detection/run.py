@@ -12,6 +12,7 @@ from core.datasets import DataPlaces
 from core.distributed import gather, is_main, rank, world_size
 from core.errors import DataError
 from core.progress import say
+from model_zoo import export
 from model_zoo.backbone import Backbone
 from transfer.detection import draw, engines
 from transfer.detection.data import Detections, DetectionSplit, of_rows
@@ -42,6 +43,15 @@ class DetectionConfig(TaskConfig):
 def missing(config: DetectionConfig, places: DataPlaces) -> str | None:
     """Data or engine absent."""
     return image_data_missing(config, places) or engines.get(config.engine).missing()
+
+
+def unfit(backbone: Backbone, config: DetectionConfig) -> str | None:
+    """What the engine's ResNet cannot be built as."""
+    try:
+        export.get(config.engine).refuse(backbone)
+    except export.ExportError as error:
+        return str(error)
+    return None
 
 
 def engine_version(config: DetectionConfig) -> str:

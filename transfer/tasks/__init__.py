@@ -9,7 +9,8 @@ from types import ModuleType
 from typing import Any, cast
 
 from core.errors import ConfigError, nearest
-from transfer.protocol import Task
+from model_zoo.backbone import Backbone
+from transfer.protocol import Task, TaskConfig
 
 
 def names() -> list[str]:
@@ -22,6 +23,12 @@ def get(name: str) -> Task:
     if name not in names():
         raise ConfigError(f"unknown task '{name}'{nearest(name, names())}")
     return cast(Task, _module(name))
+
+
+def unfit(task: Task, backbone: Backbone, config: TaskConfig) -> str | None:
+    """Why a protocol cannot measure this backbone; a task that takes only some says so in its own `unfit`."""
+    says = getattr(task, "unfit", None)
+    return says(backbone, config) if says else None
 
 
 def preset_fields(task: Task, preset: str, values: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from core.artifacts import tensors_sha256
 from core.datasets import ImageSplit, Subset
 from core.errors import DataError
 from model_zoo.backbone import Backbone, identity_tensors
-from model_zoo.resnet import feature_dim
 from transfer.augment import crop_and_flip, image_batches
 from transfer.features import FrozenMoved, extract
 from transfer.protocol import Metric, RunContext, image_data_missing, image_splits
@@ -137,7 +136,7 @@ def _fit_on_images(
     backbone: Backbone, train: ImageSplit, rows: Tensor, order: Order, config: Config, ctx: RunContext
 ) -> Heads:
     """Heads trained on augmented images; the encoder's tensors are the same afterwards."""
-    heads = Heads(feature_dim(backbone.arch), len(train.classes), config.rates, ctx.seed, config.head_norm)
+    heads = Heads(backbone.feature_dim, len(train.classes), config.rates, ctx.seed, config.head_norm)
     encoder = backbone.build()
     size = config.size or backbone.input.size
     batches = image_batches(train, crop_and_flip(size), backbone.input, order, ctx, size, rows)

@@ -20,7 +20,6 @@ from core import lists
 from core.artifacts import tensors_sha256
 from core.datasets import DataPlaces, ImageSplit, Subset
 from model_zoo.backbone import Backbone, identity_tensors
-from model_zoo.resnet import feature_dim
 from transfer.augment import crop_and_flip, image_batches
 from transfer.features import FrozenMoved, compute, resize_side
 from transfer.protocol import Metric, RunContext, image_data_missing, image_splits, limited
@@ -104,7 +103,7 @@ def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric
     train, test = ctx.splits["train"], ctx.splits["test"]
     size = config.size or backbone.input.size
     encoder = backbone.build()
-    heads = Heads(feature_dim(backbone.arch), len(train.classes), [config.rate_head], ctx.seed)
+    heads = Heads(backbone.feature_dim, len(train.classes), [config.rate_head], ctx.seed)
     model = Classifier(encoder, heads, rate_encoder=config.rate_encoder)
     order = Order(len(train), config.batch, config.epochs, ctx.seed)
     batches = image_batches(train, crop_and_flip(size), backbone.input, order, ctx, size)

@@ -18,7 +18,6 @@ from core.embeddings import alignment, uniformity
 from core.errors import DataError
 from core.progress import track
 from model_zoo.backbone import Backbone
-from model_zoo.resnet import feature_dim
 from transfer.augment import byol_view, crop_and_flip, image_batches
 from transfer.protocol import Metric, RunContext, TaskConfig, image_data_missing, image_splits
 from transfer.supervised import Order
@@ -68,7 +67,7 @@ def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric
     # An epoch is one view of every image; its order is drawn, so features go to their image's row.
     order = Order(len(test), _BATCH, 2, ctx.seed)
     batches = image_batches(test, view, backbone.input, order, ctx, size)
-    x = torch.zeros(2, len(test), feature_dim(backbone.arch), device=ctx.device)
+    x = torch.zeros(2, len(test), backbone.feature_dim, device=ctx.device)
     total = order.epochs * order.steps_per_epoch
     with torch.no_grad():
         for (epoch, rows), (images, _) in zip(order.rows(), track(batches(0), total=total, label="views"), strict=True):

@@ -61,6 +61,7 @@ def smoke(config: Config) -> dict[str, Any]:
 
 
 missing = image_data_missing
+unfit = voc07_svm.unfit
 splits = voc07_svm.splits
 
 

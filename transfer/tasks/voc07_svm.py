@@ -82,6 +82,13 @@ def smoke(config: Config) -> dict[str, Any]:
 missing = image_data_missing
 
 
+def unfit(backbone: Backbone, config: FeatureConfig) -> str | None:
+    """C5 is a ResNet's."""
+    if config.feature == "gap" or backbone.is_resnet:
+        return None
+    return f"feature {config.feature} pools C5 of a ResNet, which {backbone.arch.name} is not: set feature=gap"
+
+
 def splits(config: FeatureConfig, places: DataPlaces) -> dict[str, ImageSplit]:
     """Train and test split, labels (N, classes).
 

@@ -57,6 +57,7 @@ def deterministic(config: Config) -> bool:
 
 
 missing = detection.missing
+unfit = detection.unfit
 engine_version = detection.engine_version
 smoke = detection.smoke_fields
 

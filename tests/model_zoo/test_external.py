@@ -1,0 +1,261 @@
+"""Backbones that are no ResNets: timm's models and importable functions, through the protocols that take them."""
+
+import json
+import sys
+import textwrap
+
+import pytest
+import timm
+import torch
+
+from benchmarks import run_all, run_one
+from benchmarks.result import read_all
+from core.config import build as build_config
+from core.errors import CheckpointError, ConfigError
+from model_zoo import export
+from model_zoo.__main__ import main
+from model_zoo.architecture import InputSpec
+from model_zoo.load import load
+from transfer import tasks
+
+VIT = "timm:vit_tiny_patch16_224?pretrained=false"
+NET = """
+    import torch
+    from torch import nn
+
+    class Tiny(nn.Module):
+        input_spec = {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+
+        def __init__(self, out=lambda maps: maps.mean((2, 3))):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 12, 3, 2, 1), nn.BatchNorm2d(12), nn.GELU())
+            self.out = out
+
+        def forward(self, x):
+            return self.out(self.body(x))
+
+    def build():
+        torch.manual_seed(0)
+        return Tiny()
+
+    def silent():
+        net = Tiny()
+        net.input_spec = None
+        return net
+
+    def maps(): return Tiny(lambda maps: maps)
+    def words(): return Tiny(lambda maps: {"features": maps})
+    def nans(): return Tiny(lambda maps: maps.mean((2, 3)) / 0 * 0)
+    def noisy(): return Tiny(lambda maps: maps.mean((2, 3)) + torch.rand(1))
+    def mixing(): return Tiny(lambda maps: maps.mean((2, 3)) - maps.mean((0, 2, 3)))
+    def narrow(): return nn.Conv2d(4, 4, 1)
+    def text(): return "a network"
+    def broken(): raise RuntimeError("no weights here")
+    def wrong():
+        net = Tiny()
+        net.input_spec = {"sise": 32}
+        return net
+    NUMBER = 3
+"""
+
+
+@pytest.fixture
+def functions(tmp_path, monkeypatch):
+    """A module in the working folder, of a name of its own."""
+    name = f"nets_{abs(hash(tmp_path)):x}"
+    (tmp_path / f"{name}.py").write_text(textwrap.dedent(NET))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # what loading appends is gone afterwards
+    return name
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto"])
+@torch.no_grad()
+def test_a_timm_models_features_are_its_own(name):
+    backbone = load(f"timm:{name}?pretrained=false")
+    torch.manual_seed(0)
+    theirs = timm.create_model(name, num_classes=0).eval()
+    x = torch.randn(2, 3, backbone.input.size, backbone.input.size)
+    torch.testing.assert_close(backbone.build().eval()(x), theirs(x), rtol=1e-5, atol=1e-6)
+    assert backbone.feature_dim == theirs.num_features
+    assert not backbone.is_resnet
+    assert backbone.name == f"{name} untrained"
+    config = theirs.pretrained_cfg
+    assert (backbone.input.size, backbone.input.mean) == (config["input_size"][-1], tuple(config["mean"]))
+    record = backbone.record()
+    assert record["arch"] == {"name": name, "library": f"timm {timm.__version__}", "source_sha256": None}
+    json.dumps(record)
+
+
+def test_another_seed_is_another_network_and_the_global_generator_is_left_alone():
+    before = torch.get_rng_state()
+    first, same, other = (load(f"timm:convnext_atto?pretrained=false{seed}") for seed in ("", "&seed=0", "&seed=1"))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first.weights_sha256 == same.weights_sha256 != other.weights_sha256
+    assert first.name == other.name, "one row"
+
+
+def test_pretrained_weights_are_timms(tmp_path, monkeypatch):
+    """timm's own loading, its weights from a file in place of the hub."""
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=1000)
+    torch.save(model.state_dict(), tmp_path / "vit.pth")
+    create, own = timm.create_model, {"file": str(tmp_path / "vit.pth")}
+
+    def from_file(name, pretrained, num_classes):
+        assert pretrained
+        return create(name, pretrained, num_classes=num_classes, pretrained_cfg_overlay=own)
+
+    monkeypatch.setattr(timm, "create_model", from_file)
+    backbone = load("timm:vit_tiny_patch16_224.augreg_in21k")
+    assert backbone.name == "vit_tiny_patch16_224.augreg_in21k"
+    assert torch.equal(backbone.state["blocks.0.attn.qkv.weight"], model.state_dict()["blocks.0.attn.qkv.weight"])
+    assert any("crop_pct" in note for note in backbone.notes), "its evaluation differs from ours, which is said"
+
+
+def test_a_timm_resnet_of_ours_is_a_resnet_and_its_relatives_are_not():
+    assert load("timm:resnet18?pretrained=false").is_resnet
+    assert load("timm:resnet18?pretrained=false").format == "torchvision"
+    assert not load("timm:resnet18d?pretrained=false").is_resnet, "a deep stem"
+    blur = load("timm:resnetblur18?pretrained=false")
+    assert not blur.is_resnet, "the same names and shapes, another function"
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("timm:none_such?pretrained=false", "timm cannot make this model"),
+        ("timm:convnext_atto?pretraned=false", "unknown option 'pretraned'; did you mean 'pretrained'"),
+        ("timm:convnext_atto?pretrained=no", "write .pretrained=false"),
+        ("timm:convnext_atto?seed=1", "add pretrained=false"),
+    ],
+)
+def test_refused_words_about_timm(source, words):
+    with pytest.raises(CheckpointError, match=words):
+        load(source)
+
+
+@torch.no_grad()
+def test_a_function_of_ones_own(functions):
+    backbone = load(f"{functions}:build")
+    assert (backbone.name, backbone.format, backbone.feature_dim) == (f"{functions}:build", "function", 12)
+    assert backbone.input == InputSpec(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    assert load(f"{functions}:build", name="mine").name == "mine"
+    a, b = backbone.build(), backbone.build()
+    a.body[0].weight.zero_()
+    assert bool((b.body[0].weight != 0).any()) and bool((backbone.state["body.0.weight"] != 0).any()), "fresh each time"
+    assert load(f"{functions}:build").weights_sha256 == backbone.weights_sha256
+    assert any("no input_spec" in note for note in load(f"{functions}:silent").notes)
+
+
+def test_the_code_is_part_of_a_records_identity(functions, tmp_path):
+    before = load(f"{functions}:build").record()["arch"]
+    file = tmp_path / f"{functions}.py"
+    file.write_text(file.read_text().replace("nn.GELU()", "nn.ReLU()"))
+    after = load(f"{functions}:build").record()["arch"]
+    assert before["name"] == after["name"]
+    assert before["source_sha256"] != after["source_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("maps", r"gives \(2, 12, 16, 16\) for 2 images, features \(N, C\) are needed: pool the maps"),
+        ("words", "gives a dict"),
+        ("nans", "NaN or infinite"),
+        ("noisy", "the same images twice give other features"),
+        ("mixing", "depend on the other images"),
+        ("narrow", r"fails on images \(2, 3, 224, 224\)"),
+        ("text", "returns a str, an nn.Module is needed"),
+        ("broken", "calling it failed .RuntimeError: no weights here"),
+        ("wrong", "unknown key 'sise'; did you mean 'size'"),
+        ("bild", "has no function 'bild'; did you mean 'build'"),
+        ("NUMBER", "has no function 'NUMBER'"),
+    ],
+)
+def test_refused_functions(functions, function, words):
+    with pytest.raises(CheckpointError, match=words):
+        load(f"{functions}:{function}")
+
+
+def test_no_such_module(functions):
+    with pytest.raises(CheckpointError, match="no such file, and no module 'none_such' to import"):
+        load("none_such:build")
+
+
+def test_names_on_the_command_line():
+    assert run_one.split_name(VIT) == (None, VIT)
+    assert run_one.split_name(f"mine={VIT}") == ("mine", VIT)
+    assert run_one.split_name("mine=package.models:build") == ("mine", "package.models:build")
+
+
+def test_what_needs_a_resnet_says_so(functions, tmp_path):
+    source = f"{functions}:build"
+    backbone = load(source)
+    for engine in ("detectron2", "mmdet"):
+        with pytest.raises(export.ExportError, match=f"is given ResNets only, which {source} is not"):
+            export.get(engine).export(backbone)
+        with pytest.raises(CheckpointError, match="only ResNets can be converted"):
+            main(["convert", source, "--to", engine, "-o", str(tmp_path / "out.pkl")])
+    with pytest.raises(CheckpointError, match="only ResNets can be converted"):
+        main(["convert", source, "-o", str(tmp_path / "model.pth")])
+    with pytest.raises(CheckpointError, match="which is no ResNet"):
+        load("random:resnet18", like=backbone)
+    with pytest.raises(ConfigError, match="how it is initialised cannot be guessed"):
+        run_all.find_subjects([source], "random", 1)
+    for name, preset in (("voc07_svm", "vissl"), ("voc07_lowshot", "fair")):
+        task = tasks.get(name)
+        config = build_config(task.Config, tasks.preset_fields(task, preset))
+        assert "pools C5 of a ResNet" in tasks.unfit(task, backbone, config)
+        assert tasks.unfit(task, backbone, task.Config()) is None
+        assert tasks.unfit(task, load("random:resnet18"), config) is None
+
+
+def test_verify(functions, capsys):
+    assert main(["verify", f"{functions}:build", "--json"]) == 0
+    card = json.loads(capsys.readouterr().out)
+    assert card["parameters"] == f"{3 * 12 * 9 + 12 + 24:,}"
+    assert card["features"].startswith("12 dimensions, effective rank")
+    assert "ResNets only" in card["not checked"]
+    assert main(["verify", "timm:resnet18?pretrained=false", "--json"]) == 0
+    card = json.loads(capsys.readouterr().out)
+    assert (card["architecture"], card["file_sha256"]) == ("resnet18", "no file of its own")
+
+
+CELLS = "imagenet_knn,imagenet_linear,imagenet_semi10,imagenet_uniformity,voc0712_detection"
+FIELDS = ["imagenet_knn.k=[3]", "imagenet_knn.headline_k=3", "imagenet_linear.epochs=2", "imagenet_linear.batch=8",
+          "imagenet_semi10.epochs=1", "imagenet_semi10.batch=8", "imagenet_semi10.list=drawn"]  # fmt: skip
+
+
+def measure(ckpt, image_folder, out, fields=()):
+    """Records by cell of every protocol that takes any network, and of one that does not."""
+    any_data = [f"{cell}.data.expect=any" for cell in CELLS.split(",")]
+    arguments = ["--ckpt", ckpt, "--data", f"imagenet={image_folder}", "--data", f"voc={image_folder}", "--seeds", "1"]
+    code = run_all.main([*arguments, "--tasks", CELLS, "--out", str(out), *any_data, *FIELDS, *fields])
+    assert code == 0
+    return {record.cell: record for record in read_all(out)}
+
+
+@pytest.mark.slow
+def test_a_function_goes_through_the_protocols_and_detection_is_skipped(functions, image_folder, tmp_path, capfd):
+    records = measure(f"mine={functions}:build", image_folder, tmp_path / "out", ["imagenet_linear.features=augmented"])
+    ok = {cell for cell, record in records.items() if record.status == "ok"}
+    assert ok == {"imagenet_knn", "imagenet_linear", "imagenet_semi10", "imagenet_uniformity"}
+    assert {record.backbone.weights_sha256 for record in records.values()} == {
+        load(f"{functions}:build").weights_sha256
+    }
+    assert records["imagenet_semi10"].task.notes == ["encoder fine-tuned at rate 0.00025"]
+    assert records["imagenet_knn"].metrics["top1_k3"].value > 60, "classes differ in brightness: chance is 33"
+    said = capfd.readouterr().out
+    skipped = records["voc0712_detection"]
+    assert skipped.status == "skipped"
+    assert f"ResNets only, which {functions}:build is not" in skipped.reason or "not installed" in skipped.reason
+    assert skipped.reason in said, "the report shows the reason"
+
+
+@pytest.mark.slow
+def test_a_timm_vit_goes_through_the_protocols(image_folder, tmp_path):
+    records = measure(VIT, image_folder, tmp_path / "out")
+    ok = {cell for cell, record in records.items() if record.status == "ok"}
+    assert ok == {"imagenet_knn", "imagenet_linear", "imagenet_semi10", "imagenet_uniformity"}
+    assert records["imagenet_knn"].backbone.arch["name"] == "vit_tiny_patch16_224"
+    assert records["imagenet_knn"].backbone.name == "vit_tiny_patch16_224 untrained"
