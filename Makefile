@@ -19,7 +19,6 @@ quick: $(INSTALLED)
 	$(BIN)/python -m pytest -m quick
 
 speed: $(INSTALLED)
-	$(BIN)/pip install -q -c constraints.txt -e '.[speed]'
 	$(BIN)/python benchmarks/speed/step.py
 	$(BIN)/python benchmarks/speed/views.py --images $(IMAGES)
 
