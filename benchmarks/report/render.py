@@ -46,7 +46,7 @@ def _difference(column: Column, alike: list[Column]) -> str:
     fields = (*column.fields, ("version", column.engine))
     own = [(k, v) for k, v in fields if any(other.get(k) != v for other in others)]
     text = ", ".join(f"{key}={value.strip(chr(34))}" for key, value in own)
-    return text if 0 < len(text) <= 60 else column.config8
+    return text if 0 < len(text) <= 80 else column.config8
 
 
 def sections(table: Table) -> list[tuple[str, list[Column]]]:
