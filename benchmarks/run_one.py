@@ -102,7 +102,7 @@ def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args
                 result.write(args.out, planned)
             say(f"{'skipped' if planned.status == 'skipped' else 'FAILED'} {label}: {planned.reason}")
             return planned.status == "skipped"
-        kept = is_main() and is_reusable(place / f"seed{seed}.json", planned)
+        kept = is_main() and is_reusable(result.record_path(args.out, planned), planned)
         if gather_words([str(kept)])[0] == "True":
             say(f"kept {label}: an identical result is there")
             return True
