@@ -151,10 +151,31 @@ def write(out: Path, result: Result, items: Mapping[str, np.ndarray] | None = No
         for stale in path.parent.glob(f"{path.stem}.*"):
             if stale != path:
                 stale.unlink()
+    if result.status == "ok":
+        clear_absent(path, result)
     if items:
         atomic_write(items_path(path), lambda file: np.savez_compressed(file, **items))
     atomic_write_text(path, json.dumps(result.model_dump(mode="json", by_alias=True), indent=1) + "\n")
     return path
+
+
+def clear_absent(path: Path, result: Result) -> None:
+    """Remove the records beside a number that say it is lacking: of its seed, and of its data where they name any."""
+    for beside in path.parent.glob(f"seed{result.seed}[.-]*json"):
+        try:
+            other = read(beside)
+        except BackbenchError:
+            continue
+        if beside != path and other.status != "ok" and _alike(result, other):
+            beside.unlink()
+
+
+def is_measured(out: Path, planned: Result) -> bool:
+    """Whether a number of a planned record is there, on whatever data."""
+    backbone, task = planned.backbone, planned.task
+    place = folder(out, backbone.name, backbone.weights_sha256, planned.cell, task.config_sha256)
+    found = (_number(path) for path in place.glob(f"seed{planned.seed}[.-]*json"))
+    return any(r.model_copy(update={"data": planned.data}).identity() == planned.identity() for r in found if r)
 
 
 def run_folder(out: Path, result: Result) -> Path:

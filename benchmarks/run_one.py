@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,9 +69,15 @@ def backbones(ckpt: str, like: str | None, seeds: int, cell: Cell) -> list[tuple
     name, path = split_name(ckpt)
     if path.startswith("random:"):
         template = load(like) if like else None
-        return [(seed, load(path, name=name, seed=seed, like=template)) for seed in range(seeds)]
-    backbone = load(path, name=name)
-    return [(seed, backbone) for seed in range(1 if cell.task.deterministic(cell.config) else seeds)]
+        return by_seed([load(path, name=name, seed=seed, like=template) for seed in range(seeds)], seeds, cell)
+    return by_seed([load(path, name=name)], seeds, cell)
+
+
+def by_seed(made: Sequence[Backbone], seeds: int, cell: Cell) -> list[tuple[int, Backbone]]:
+    """(seed, backbone) pairs of a random backbone's networks, or of the one of a checkpoint."""
+    if made[0].format == "random":
+        return list(enumerate(made[:seeds]))
+    return [(seed, made[0]) for seed in range(1 if cell.task.deterministic(cell.config) else seeds)]
 
 
 def split_name(ckpt: str) -> tuple[str | None, str]:
@@ -102,7 +109,10 @@ def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args
                 result.write(args.out, planned)
             say(f"{'skipped' if planned.status == 'skipped' else 'FAILED'} {label}: {planned.reason}")
             return planned.status == "skipped"
-        kept = is_main() and is_reusable(result.record_path(args.out, planned), planned)
+        path = result.record_path(args.out, planned)
+        kept = is_main() and is_reusable(path, planned)
+        if kept:
+            result.clear_absent(path, planned)  # of a run that was killed after this number was made
         if gather_words([str(kept)])[0] == "True":
             say(f"kept {label}: an identical result is there")
             return True

@@ -275,6 +275,31 @@ def test_missing_data_do_not_destroy_a_number(one, out):
     assert [r.status for r in records(out)] == ["ok"]
 
 
+def test_a_number_that_is_kept_says_no_longer_that_it_is_lacking(one, out, ran):
+    """As after a kill between seeds, or a run without the data: the next run finds the number."""
+    one(*LINEAR, cell="imagenet_linear")
+    (record,) = records(out)
+    for status in ("failed", "skipped"):
+        lacking = {"status": status, "reason": "no", "metrics": {}, "primary": None, "data": None}
+        result.write(out, record.model_copy(update=lacking))
+    assert [path.name for path in files(out)] == ["seed0.failed.json", "seed0.json", "seed0.skipped.json"]
+    one(*LINEAR, cell="imagenet_linear")
+    assert [path.name for path in files(out)] == ["seed0.json"] and len(ran) == 1
+
+
+@pytest.mark.parametrize("source", ["{ckpt}", "random:resnet18"])
+def test_a_kill_is_recorded_for_the_seed_without_a_number(one, out, ckpt, source):
+    source = source.format(ckpt=ckpt)
+    assert one(*LINEAR, cell="imagenet_linear", ckpt=source, seeds=2) == 0
+    cell = plan.load_cell("imagenet_linear", LINEAR)
+    subjects = run_all.find_subjects([source], "", 3)
+    args = run_one.parser().parse_args(["--ckpt", source, "--cell", cell.name, "--out", str(out)])
+    run_all.record_without_number(subjects, [cell], {}, [(subjects[0], cell)], [-9], {cell.name: 3}, args)
+    assert sorted((r.seed, r.status) for r in records(out)) == [(0, "ok"), (1, "ok"), (2, "failed")]
+    assert one(*LINEAR, cell="imagenet_linear", ckpt=source, seeds=3) == 0
+    assert sorted((r.seed, r.status) for r in records(out)) == [(0, "ok"), (1, "ok"), (2, "ok")]
+
+
 def test_published_data_are_demanded(one, out):
     assert one("k=[1,3]", "headline_k=3") == 1
     (record,) = records(out)
