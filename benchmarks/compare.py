@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     if not table.rows:
         reasons = "; ".join(sorted({f"{a.cell} {a.status}: {a.reason}" for a in table.absent})[:3])
         raise BackbenchError(f"no result file holds a number ({reasons})")
-    columns = render.shown(table)
+    columns = render.comparable(table)
     items = {result.identity(): items_path(path) for path, result in found.items() if result.status == "ok"}
     options = {"with_literature": args.literature, "source": args.source}
     comparisons = compare(table, columns, items, to=args.to, resamples=args.resamples, **options)

@@ -7,9 +7,12 @@ import io
 from collections.abc import Sequence
 
 from benchmarks.report.comparison import Average, Comparison, Difference, Line
-from benchmarks.report.literature import Published, literature, marks
+from benchmarks.report.literature import Published, literature, marks, published
 from benchmarks.report.paired import LEVEL, SEED
 from benchmarks.report.table import Column, Row, Table, Value
+
+# What a summary shows beside the headlines: what the tables of the field hold.
+_PLAIN_METRICS = {"top5", "top1_k200", "mAP_11pt", "alignment", "AP50", "AP75", "mask_AP"}
 
 MARKS = "Best in bold face, second best underlined."
 
@@ -25,7 +28,13 @@ def number(value: Value, column: Column) -> str:
 
 def shown(table: Table) -> tuple[Column, ...]:
     """Columns of the summary: each cell's headline and its plain metrics; variants of a metric only in the CSV."""
-    return tuple(c for c in table.columns if c.primary or c.metric in ("top5", "top1_k200", "mAP_11pt", "alignment"))
+    return tuple(c for c in table.columns if c.primary or c.metric in _PLAIN_METRICS)
+
+
+def comparable(table: Table) -> tuple[Column, ...]:
+    """Columns of a comparison: those of the summary, and every other with a published number."""
+    summary = shown(table)
+    return tuple(c for c in table.columns if c in summary or published(c.cell, c.metric))
 
 
 def heading(column: Column, table: Table) -> str:

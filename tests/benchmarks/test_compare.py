@@ -324,6 +324,24 @@ def test_literature_is_there_and_flagged(capsys, folder, tables):
 
 
 @pytest.mark.parametrize(
+    ("cell", "primary", "metrics"),
+    [
+        ("voc07_lowshot", "mAP_k4", ("mAP_k1", "mAP_k16")),
+        ("voc0712_detection_mmdet", "AP", ("AP50", "AP75")),
+        ("coco_instance_segmentation", "box_AP", ("mask_AP",)),
+    ],
+)
+def test_every_published_number_stands_beside_ours(capsys, make, tmp_path, tables, cell, primary, metrics):
+    more = dict.fromkeys(metrics, 41.0) | {"mAP_k4_std": 1.0}
+    result.write(tmp_path, make(40.0, cell=cell, metric=primary, more=more))
+    text = run(capsys, tmp_path)
+    for metric in metrics:
+        assert f"**{cell} {metric}**" in text
+    assert len(tables(text)) == 1 + len(metrics), "no table of what nobody publishes"
+    assert all(len(table) > 3 and table[2][1].strip("*<u>/") == "41.0" for table in tables(text)[1:])
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["nowhere"], "nowhere: no such result file or folder"),

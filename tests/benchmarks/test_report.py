@@ -76,6 +76,22 @@ def test_columns_are_the_headline_and_the_plain_metrics(make, tables):
     assert {row["metric"]: float(row["mean"]) for row in rows} == {"top1_k20": 5.0, **more}
 
 
+@pytest.mark.parametrize(
+    ("cell", "primary", "more", "beside"),
+    [
+        ("voc0712_detection", "AP", {"AP50": 2.0, "AP75": 3.0}, {"AP50", "AP75"}),
+        ("coco_instance_segmentation_mmdet", "box_AP", {"box_AP50": 2.0, "mask_AP": 3.0, "mask_APs": 4.0}, {"mask_AP"}),
+    ],
+)
+def test_a_detectors_numbers_are_in_the_tables(cell, primary, more, beside, make, tables):
+    record = make(1.0, cell=cell, metric=primary, more=more)
+    table = gather([record])
+    expected = {f"{cell} {metric}" for metric in (primary, *beside)}
+    assert set(tables(render.markdown(table))[0][0][1:]) == expected
+    page = html.page(table, [record], suite="")
+    assert all(f"<th>{heading}</th>" in page for heading in expected)
+
+
 @pytest.mark.parametrize("demo", [True, False])
 @pytest.mark.parametrize("profile", ["full", "smoke"])
 def test_demo_and_rehearsal_are_marked_everywhere(demo, profile, make, tables):
