@@ -200,7 +200,8 @@ class _Baseline:
             return None
         if self.row is None or self.why:
             return Difference(None, why=self.why)
-        if isinstance(row, Published) and (not self.column.is_published or self.column.profile != "full"):
+        measured_alike = self.column.is_published and self.column.profile == "full"
+        if isinstance(row, Published) and (row.number.data or not measured_alike):
             return Difference(None, why="published for other data")
         base = _value(self.row, self.column)
         if isinstance(row, Published) or isinstance(self.row, Published):

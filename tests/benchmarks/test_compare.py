@@ -204,6 +204,17 @@ def test_no_difference_to_numbers_of_other_data(fields, make):
                metric="top1_k20", weights="b", **fields)], to="b") if line.difference and line.flags)  # fmt: skip
 
 
+def test_no_difference_of_a_row_published_for_other_data(make):
+    """Table 12 was measured on ImageNet-100: nothing to take a baseline on ImageNet from."""
+    fields = {"cell": "imagenet_uniformity", "metric": "uniformity", "unit": "", "higher": False}
+    _, *beside = lines_of([make(-2.0, name="base", **fields)], to="base")
+    others = [line for line in beside if line.row.number.data]
+    assert others and all(line.difference.value is None for line in others)
+    assert {line.difference.why for line in others} == {"published for other data"}
+    (_, same, *_) = lines_of([make(66.0, name="base", cell="imagenet_knn", metric="top1_k20")], to="base")
+    assert same.difference.value == pytest.approx(0.2)
+
+
 def test_a_baseline_of_other_data_or_another_configuration_is_said(make):
     table = gather([make(60.0, name="a"), make(50.0, name="b", weights="b", manifest="n"),
                     make(40.0, name="c", weights="c", config="d")])  # fmt: skip
