@@ -132,6 +132,36 @@ def test_engine_batch_architecture_and_data_are_flagged(column_of):
     assert "batch 16 (here 4)" in flags(ours, [small], {"resnet50"})
 
 
+def with_arch(record, **fields):
+    return record.model_copy(update={"backbone": record.backbone.model_copy(update={"arch": fields})})
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"name": "resnet50", "width": 0.5}, "resnet50, width 0.5"),
+        ({"name": "resnet50", "stride_in_1x1": True, "pool_padding": "end"},
+         "resnet50, stride_in_1x1, pool_padding end"),
+        ({"name": "vit_tiny", "library": "timm 1.0"}, "vit_tiny"),
+    ],
+)  # fmt: skip
+def test_what_is_unusual_in_an_architecture_is_in_the_label_and_flagged(make, fields, words):
+    fields_of_column = {"cell": "imagenet_knn", "metric": "top1_k20"}
+    ours, *beside = lines_of([with_arch(make(50.0, **fields_of_column), **fields)], source="MSBReg Table 4")
+    assert ours.row.label == f"mine ({words})"
+    assert {line.flags[0] for line in beside} == {f"resnet50 (here {words})"}
+    assert {line.row.label for line in beside} >= {"MSBReg (resnet50)"}
+
+
+def test_two_measured_architectures_are_flagged(make):
+    fields = {"cell": "imagenet_knn", "metric": "top1_k20"}
+    records = [make(50.0, **fields), make(40.0, name="b", weights="b", arch="resnet18", **fields)]
+    *_, last = lines_of(records, source="MSBReg Table 4")
+    assert last.flags[0] == "resnet50 (here resnet18 and resnet50)"
+    *_, last = lines_of(records[:1], source="MSBReg Table 4")
+    assert not any("resnet" in flag for flag in last.flags)
+
+
 def test_what_was_changed_in_a_preset_is_flagged(column_of):
     """Same preset, same engine, same batch, but a shorter course."""
     ours = row_of("voc0712_detection", "AP", "MSBReg")
