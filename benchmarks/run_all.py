@@ -241,7 +241,8 @@ def launch(
     from benchmarks.launchers import local
 
     for number in (signal.SIGTERM, signal.SIGHUP):  # a scheduler, a lost terminal: end the cells as Ctrl-C does
-        signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish stands
+            signal.signal(number, signal.default_int_handler)
 
     commands = []
     for subject, cell in runs:

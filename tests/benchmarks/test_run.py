@@ -479,6 +479,25 @@ def test_end_to_end(ckpt, out, image_folder):
     assert "| mine (resnet18) |" in done.stdout
 
 
+@pytest.fixture
+def handlers():
+    """Puts the handlers of the signals that `run_all` takes back as they were."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_what_nohup_ignores_stays_ignored(out):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    args = run_all.parser().parse_args(["--out", str(out)])
+    assert run_all.launch([], {}, {}, datasets.DataPlaces(None, {}), args) == []
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+
+
 def test_all_skipped_is_exit_code_1(ckpt, out, tmp_path, capfd):
     argv = ["--ckpt", str(ckpt), "--out", str(out), "--data-root", str(tmp_path / "none"), "--tasks", "stl10_knn"]
     assert run_all.main(argv) == 1
