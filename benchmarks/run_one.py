@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 import traceback
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from benchmarks.result import DataRecord, Result
     from core.datasets import DataPlaces, ImageSplit
     from model_zoo.backbone import Backbone
+
+
+_SOURCE = re.compile(r"[A-Za-z_][\w.-]*:\w")  # no file
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,9 +85,16 @@ def by_seed(made: Sequence[Backbone], seeds: int, cell: Cell) -> list[tuple[int,
 
 
 def split_name(ckpt: str) -> tuple[str | None, str]:
-    """`name=path` or `path`; a path that exists is never split, nor an option (`timm:NAME?pretrained=false`)."""
-    name, equals, path = ckpt.partition("=")
-    return (name, path) if equals and "?" not in name and not Path(ckpt).exists() else (None, ckpt)
+    """`name=path` or `path`; a path that exists is never split, nor an option (`timm:NAME?pretrained=false`).
+
+    Of several `=` the first that a file or another source (`random:resnet50`, `module:function`) follows, else the first.
+    """
+    places = [i for i, c in enumerate(ckpt) if c == "=" and "?" not in ckpt[:i]]
+    if not places or Path(ckpt).exists():
+        return None, ckpt
+    fit = (i for i in places if _SOURCE.match(ckpt[i + 1 :]) or Path(ckpt[i + 1 :]).is_file())
+    place = next(fit, places[0])
+    return ckpt[:place], ckpt[place + 1 :]
 
 
 def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args: argparse.Namespace) -> bool:

@@ -448,6 +448,15 @@ def test_a_random_baseline_per_architecture(ckpt, tmp_path):
     assert len({subject.name for subject in baselines}) == 2, "one name is one row"
 
 
+def test_a_random_baseline_like_a_name_with_equals_signs(tmp_path):
+    paths = [write_checkpoint(tmp_path / name, width=w) for name, w in (("epoch=99-step=5.pth", 0.25), ("b.pth", 0.5))]
+    *_, first, second = run_all.find_subjects([str(path) for path in paths], "random", 1)
+    assert (first.name, second.name) == ("random:resnet18 like epoch=99-step=5", "random:resnet18 like b")
+    cell = plan.load_cell("imagenet_knn", KNN)
+    ((_, again),) = run_one.backbones(first.ckpt, first.like, 1, cell)
+    assert (again.name, again.weights_sha256) == (first.name, first.backbones[0].weights_sha256)
+
+
 def test_a_random_backbone_can_have_a_name():
     (subject,) = run_all.find_subjects(["nothing learned=random:resnet18"], "", 1)
     assert subject.name == "nothing learned"
@@ -534,6 +543,12 @@ def test_checkpoint_argument(tmp_path, monkeypatch):
     torch.save({}, "lr=0.1.pth")
     assert run_one.split_name("lr=0.1.pth") == (None, "lr=0.1.pth")
     assert run_one.split_name("r=random:resnet18") == ("r", "random:resnet18")
+    assert run_one.split_name("best=lr=0.1.pth") == ("best", "lr=0.1.pth")
+    assert run_one.split_name("lr=0.1=a=b:c") == ("lr=0.1=a", "b:c")
+    assert run_one.split_name("lr=0.1=hf-hub:a/b") == ("lr=0.1", "hf-hub:a/b")
+    torch.save({}, "a.pth")
+    assert run_one.split_name("lr=0.1=a.pth") == ("lr=0.1", "a.pth")
+    assert run_one.split_name("r=timm:x?a=b:c") == ("r", "timm:x?a=b:c")
 
 
 def test_records_are_plain_json(one, out):
