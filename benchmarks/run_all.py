@@ -86,8 +86,8 @@ def main(argv: list[str] | None = None) -> int:
     named = datasets.parse_places(args.data)
     if args.suite is None and suite_name == "demo":
         say("no data given: running the demo suite on rendered scenes; use --data-root DIR for the real protocols")
-    seeds = args.seeds or suite.seeds
-    subjects = find_subjects(args.ckpt, args.baselines, seeds)
+    repeats = {cell.name: args.seeds or suite.seeds_of.get(cell.name, suite.seeds) for cell in cells}
+    subjects = find_subjects(args.ckpt, args.baselines, max(repeats.values()))
     places = plan.places_of(suite, args.data_root, named)
     skipped = gaps(subjects, cells, places)
     for subject in subjects:
@@ -98,7 +98,6 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     args.suite = suite_name
     runs = [(subject, cell) for subject in subjects for cell in cells if (subject, cell.name) not in skipped]
-    repeats = {cell.name: args.seeds or suite.seeds_of.get(cell.name, suite.seeds) for cell in cells}
     codes = launch(runs, overrides, repeats, places, args)
     record_without_number(subjects, cells, skipped, runs, codes, repeats, args)
     if interrupted := any(code == INTERRUPTED for code in codes):

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from benchmarks import plan, result, run_all, run_one
+from benchmarks.launchers import local
 from core import datasets
 from core.errors import BackbenchError, CheckpointError, ConfigError
 from model_zoo.architecture import Architecture, InputSpec
@@ -505,6 +506,18 @@ def test_what_nohup_ignores_stays_ignored(out):
     assert run_all.launch([], {}, {}, datasets.DataPlaces(None, {}), args) == []
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_cell_with_more_seeds_than_its_suite_is_reported_whole(out, image_folder, monkeypatch):
+    """A random baseline is a network for each seed: those of the third seed are in the report as well."""
+    suite = plan.Suite(cells=("imagenet_knn",), seeds=1, seeds_of={"imagenet_knn": 3})
+    monkeypatch.setattr(plan, "load_suite", lambda _: suite)
+    monkeypatch.setattr(local, "run", lambda commands, **_: [run_one.main(command[2:]) for command in commands])
+    argv = ["--ckpt", "random:resnet18", "--out", str(out), "--data", f"imagenet={image_folder}"]
+    assert run_all.main([*argv, *(f"imagenet_knn.{o}" for o in [*KNN, "size=32"])]) == 0
+    assert sorted(r.seed for r in records(out)) == [0, 1, 2]
+    assert "(3 seeds)" in (out / "report.md").read_text()
 
 
 def test_all_skipped_is_exit_code_1(ckpt, out, tmp_path, capfd):
