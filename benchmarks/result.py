@@ -241,10 +241,11 @@ def read_paths(paths: Sequence[Path]) -> dict[Path, Result]:
                 if not path.is_dir():
                     raise
                 say(f"left out: {error}")
-    kept: dict[str, Path] = {}
+    kept: dict[tuple[str, str], Path] = {}
     for path, result in list(found.items()):
-        if result.status == "ok" and kept.setdefault(result.identity(), path) != path:
-            say(f"counted once: {path} is the measurement of {kept[result.identity()]}")
+        key = (result.backbone.name, result.identity())  # of two names each has its row
+        if result.status == "ok" and kept.setdefault(key, path) != path:
+            say(f"counted once: {path} is the measurement of {kept[key]}")
             del found[path]
     return found
 

@@ -67,13 +67,18 @@ def published(cell: str, metric: str, *, source: str = "") -> list[Published]:
     Args:
         source: only those whose source contains this.
     """
-    filed = _FILED_UNDER.get(cell, cell)
+    filed = filed_under(cell)
     return [
         Published(entry, number)
         for entry in entries.all_entries()
         for number in entry.published
         if (number.cell, number.metric) == (filed, metric) and source.lower() in number.source.lower()
     ]
+
+
+def filed_under(cell: str) -> str:
+    """The cell that its published numbers are filed under: the same for all engines."""
+    return _FILED_UNDER.get(cell, cell)
 
 
 def literature(table: Table, *, source: str = "") -> list[tuple[str, list[tuple[Published, tuple[str, ...], str]]]]:

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from benchmarks.report.comparison import Average, Comparison, Difference, Line
+from benchmarks.report.comparison import Average, Comparison, Difference, Line, cells_of
 from benchmarks.report.literature import Published, literature, marks, published
 from benchmarks.report.paired import LEVEL, SEED
 from benchmarks.report.table import Column, Row, Table, Value
@@ -216,7 +216,9 @@ def row_number(line: Line, column: Column) -> str:
 
 def averages_markdown(found: Sequence[Average], columns: Sequence[Column], table: Table) -> str:
     """Headline numbers side by side, with their average where a row has all of them."""
-    lines = ["**Average** over the headline numbers, of rows that have all of them", ""]
+    twice = len(cells_of(columns)) < len(columns)
+    once = "; a cell that was measured in several ways counts once, by their mean" if twice else ""
+    lines = [f"**Average** over the headline numbers, of rows that have all of them{once}", ""]
     heads = [heading(c, table) for c in columns]
     heads = [h if heads.count(h) == 1 else f"{h}, {data_title(c, table)}" for h, c in zip(heads, columns, strict=True)]
     lines.append("| backbone | " + " | ".join(heads) + " | average |")

@@ -280,6 +280,38 @@ def test_only_whole_rows_have_an_average(make, tables):
     assert [row[-1] for row in rows] == ["70.0", "-"]
 
 
+@pytest.mark.parametrize("published_data", [True, False])
+def test_a_cell_measured_in_two_ways_counts_once(make, tables, published_data):
+    """Two configurations of the linear probe, two engines of the detector: 20 = mean of 10, (20, 40) -> 30, 20."""
+    fields = {"published": published_data}
+    records = [
+        make(10.0, cell="inat18_linear", data="inat18", **fields), make(20.0, **fields), make(40.0, config="d", **fields),
+        make(18.0, cell="voc0712_detection", metric="AP", data="voc", **fields),
+        make(22.0, cell="voc0712_detection_mmdet", metric="AP", data="voc", **fields),
+    ]  # fmt: skip
+    table = gather(records)
+    columns = headlines(render.shown(table))
+    mine, *beside = averages(table, columns)
+    assert mine.mean == pytest.approx(20.0) and len(mine.values) == len(columns) == 5
+    text = render.averages_markdown([mine], columns, table)
+    assert "counts once" in text and tables(text)[0][2][-1].strip("*") == "20.0"
+    assert all(row.values[columns.index(c)] is None for row in beside for c in columns if "mmdet" in c.cell)
+    other = make(1.0, name="b", weights="b", cell="voc0712_detection_mmdet", metric="AP", data="voc", **fields)
+    without = gather([*records[:-1], other])
+    assert averages(without, columns)[0].mean is None, "a gap is a gap"
+    once = gather(records[:2])
+    assert "counts once" not in render.averages_markdown([], headlines(render.shown(once)), once)
+
+
+def test_a_published_row_counts_a_cell_of_two_configurations_once(make):
+    table = gather([make(50.0, cell="voc07_svm", metric="mAP", data="voc"),
+                    make(50.0, cell="voc07_svm", metric="mAP", data="voc", config="d"),
+                    make(50.0, cell="places205_linear", data="places205")])  # fmt: skip
+    found = averages(table, headlines(render.shown(table)), source="MSBReg Table 5")
+    means = {row.row.entry.method: row.mean for row in found[1:]}
+    assert means["MSBReg"] == pytest.approx((87.8 + 56.4) / 2)
+
+
 def test_published_rows_are_averaged_by_their_setting(make):
     """MSBReg's K=4 of Table 5: VOC07, Places, iNat18."""
     cells = {
@@ -354,6 +386,13 @@ def test_a_copy_of_a_measurement_counts_once(capsys, folder, tmp_path):
 
     shutil.copytree(folder, tmp_path / "copy")
     assert "seeds)" not in run(capsys, folder, tmp_path / "copy", "--no-literature")
+
+
+def test_the_same_weights_under_two_names_are_two_rows(capsys, make, tmp_path, tables):
+    for name in ("first", "second"):
+        result.write(tmp_path, make(50.0, name=name))
+    (table,) = tables(run(capsys, tmp_path, "--no-literature"))
+    assert [row[0] for row in table[2:]] == ["first (resnet50)", "second (resnet50)"]
 
 
 def test_literature_is_there_and_flagged(capsys, folder, tables):
