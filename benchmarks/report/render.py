@@ -18,7 +18,7 @@ MARKS = "Best in bold face, second best underlined."
 
 
 def number(value: Value, column: Column) -> str:
-    """`54.9 ± 1.2 (3)`: two decimals for raw metrics, one for percent; how many numbers it is the mean of."""
+    """`54.9 ± 1.2 (3)`: three decimals for raw metrics, one for percent; how many numbers it is the mean of."""
     digits = 1 if column.unit == "%" else 3
     text = f"{value.mean:.{digits}f}"
     if value.spread is not None:
@@ -118,7 +118,7 @@ def literature_markdown(table: Table) -> str:
         for row, flags, mark in rows:
             value = marked(f"*{row.number.value}*", mark)
             cells = [name, row.label, value, row.number.setting, "; ".join(flags), row.number.source]
-            lines.append("| " + " | ".join(cells) + " |")
+            lines.append("| " + " | ".join(_plain(cell) for cell in cells) + " |")
     if not any(column.is_published for column in table.columns):
         lines += ["", "None of our numbers above was measured on these data: they cannot be compared."]
     return "\n".join(lines) + "\n"
@@ -144,7 +144,7 @@ def differences_markdown(comparisons: Sequence[Comparison], table: Table, *, to:
     """Every measured row's difference to the baseline, one line each."""
     rows = [
         f"| {heading(c.column, table)} | {_plain(data_title(c.column, table))} | {_plain(line.row.label)} | "
-        f"{difference(line.difference, c.column)} |"
+        f"{_plain(difference(line.difference, c.column))} |"
         for c in comparisons
         for line in c.lines
         if line.difference
@@ -197,7 +197,7 @@ def comparison_rows(comparison: Comparison, *, to: str | None, beside: bool) -> 
     """Cells of a column's rows, as Markdown."""
     rows = []
     for line in comparison.lines:
-        cells = [_plain(line.row.label), marked(row_number(line, comparison.column), line.mark)]
+        cells = [line.row.label, marked(row_number(line, comparison.column), line.mark)]
         if to:
             cells.append(difference(line.difference, comparison.column) if line.difference else "baseline")
         if beside:
@@ -205,7 +205,7 @@ def comparison_rows(comparison: Comparison, *, to: str | None, beside: bool) -> 
             cells += (
                 [line.row.number.setting, "; ".join(line.flags), line.row.number.source] if own else ["", "", "here"]
             )
-        rows.append(cells)
+        rows.append([_plain(cell) for cell in cells])
     return rows
 
 
@@ -229,7 +229,7 @@ def averages_markdown(found: Sequence[Average], columns: Sequence[Column], table
         cells = ["-" if v is None else f"{v.mean:.1f}" for v in row.values]
         mean = "-" if row.mean is None else marked(f"{row.mean:.1f}", names[row.mean])
         setting = f", {row.row.number.variant}" if isinstance(row.row, Published) and row.row.number.variant else ""
-        lines.append(f"| {_plain(row.row.label)}{setting} | " + " | ".join([*cells, mean]) + " |")
+        lines.append(f"| {_plain(row.row.label + setting)} | " + " | ".join([*cells, mean]) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -11,7 +11,10 @@ import pytest
 
 from benchmarks import report, result
 from benchmarks.report import html, render
+from benchmarks.report.comparison import averages, compare, headlines
 from benchmarks.report.table import gather
+from model_zoo import entries
+from model_zoo.entries import PublishedNumber
 
 
 def only(table):
@@ -278,6 +281,31 @@ def test_a_name_does_not_break_a_markdown_table(name, make):
     rows = [line for line in lines if line.startswith("|")]
     assert len(rows) == 3
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3}
+
+
+def test_no_word_breaks_a_table_beside_the_literature(make, monkeypatch):
+    """Names, settings and sources may hold a bar."""
+    number = PublishedNumber(cell="imagenet_linear", metric="top1", value=70.0, variant="K=4|8", source="A | B")
+    entry = next(entry for entry in entries.all_entries()).model_copy(update={"method": "a|b", "published": (number,)})
+    monkeypatch.setattr(entries, "all_entries", lambda: [entry])
+    table = gather([make(50.0, name="x|y"), make(51.0, name="z", weights="z", config="d"),
+                    make(51.0, name="x|y", cell="inat18_linear")])  # fmt: skip
+    found = compare(table, render.shown(table), {}, to="x|y")
+    texts = [
+        render.literature_markdown(table),
+        render.comparisons_markdown(found, table, to="x|y"),
+        render.differences_markdown(found, table, to="x|y"),
+        render.averages_markdown(averages(table, headlines(table.columns)), table.columns, table),
+    ]
+    for text in texts:
+        widths = []
+        for line in [*text.splitlines(), ""]:
+            if line.startswith("|"):
+                widths.append(len(re.findall(r"(?<!\\)\|", line)))
+            elif widths:
+                assert len(widths) > 2 and len(set(widths)) == 1, text
+                widths = []
+    assert "K=4\\|8" in texts[0] and "A \\| B" in texts[1] and "x\\|y" in texts[2] and "x\\|y" in texts[3]
 
 
 @pytest.mark.parametrize("tuned", [{}, {"lr": 0.1, "on": "10 images held out of train"}, {"C": {"cat": 0.5}}])
