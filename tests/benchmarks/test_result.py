@@ -148,6 +148,7 @@ def test_a_place_without_a_number_is_taken(tmp_path, record):
     other = changed(record, data={"manifest_sha256": "0" * 64})
     assert result.write(tmp_path, other).name == "seed0.json"
     second = result.write(tmp_path, record)
+    assert second.name != "seed0.json"
     (tmp_path / second.parent / "seed0.json").unlink()
     assert result.record_path(tmp_path, record) == second, "a number is found where it lies"
 

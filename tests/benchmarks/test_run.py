@@ -482,11 +482,11 @@ def test_end_to_end(ckpt, out, image_folder):
     }  # fmt: skip
     assert {r.backbone.arch["width"] for r in found} == {0.25}
     markdown = (out / "report.md").read_text()
-    assert "| mine (resnet18) |" in markdown and "| random:resnet18 |" in markdown
+    assert "| mine (resnet18, width 0.25) |" in markdown and "| random:resnet18 (resnet18, width 0.25) |" in markdown
     assert "ImageNet layout, 24/12 images" in markdown
     assert "mine" in (out / "report.csv").read_text()
     assert "<html" in (out / "report.html").read_text()
-    assert "| mine (resnet18) |" in done.stdout
+    assert "| mine (resnet18, width 0.25) |" in done.stdout
 
 
 @pytest.fixture
