@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         raise BackbenchError("--resamples must be at least 100: fewer say nothing of a 95% interval")
 
     from benchmarks.report import render
-    from benchmarks.report.comparison import averages, compare, headlines
+    from benchmarks.report.comparison import averages, cells_of, compare, headlines
     from benchmarks.report.table import gather
     from benchmarks.result import items_path, read_paths
     from core.artifacts import atomic_write_text
@@ -52,13 +52,13 @@ def main(argv: list[str] | None = None) -> int:
     if not table.rows:
         reasons = "; ".join(sorted({f"{a.cell} {a.status}: {a.reason}" for a in table.absent})[:3])
         raise BackbenchError(f"no result file holds a number ({reasons})")
-    columns = render.shown(table)
+    columns = render.comparable(table)
     items = {result.identity(): items_path(path) for path, result in found.items() if result.status == "ok"}
     options = {"with_literature": args.literature, "source": args.source}
     comparisons = compare(table, columns, items, to=args.to, resamples=args.resamples, **options)
     print(render.comparisons_markdown(comparisons, table, to=args.to))
     whole = headlines(columns)
-    if len(whole) > 1:
+    if len(cells_of(whole)) > 1:
         print(render.averages_markdown(averages(table, whole, **options), whole, table))
     if table.absent:
         print(render.absent_markdown(table))

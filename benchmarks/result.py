@@ -120,9 +120,19 @@ def folder(out: Path, backbone_name: str, weights_sha256: str, cell: str, config
 
 
 def record_path(out: Path, result: Result) -> Path:
-    """`seed<k>.json` in its folder."""
-    place = folder(out, result.backbone.name, result.backbone.weights_sha256, result.cell, result.task.config_sha256)
-    return place / f"seed{result.seed}.json"
+    """Where a record lies or will lie: `seed<k>.json` in its folder.
+
+    Where a number of other data, or of the same weights otherwise built or fed, has that place: `seed<k>-<digest8>.json`.
+    """
+    backbone, task = result.backbone, result.task
+    place = folder(out, backbone.name, backbone.weights_sha256, result.cell, task.config_sha256)
+    first = place / f"seed{result.seed}.json"
+    manifest = result.data.manifest_sha256 if result.data else None
+    own = place / f"seed{result.seed}-{digest([manifest, backbone.arch, backbone.input])[:8]}.json"
+    there = _number(first)
+    if there is None:
+        return own if own.exists() else first
+    return first if _alike(result, there) else own
 
 
 def write(out: Path, result: Result, items: Mapping[str, np.ndarray] | None = None) -> Path:
@@ -135,17 +145,37 @@ def write(out: Path, result: Result, items: Mapping[str, np.ndarray] | None = No
             items; beside the record, compressed (`seed0.items.npz`).
     """
     path = record_path(out, result)
-    place = path.parent
-    if result.status != "ok" and _has_number(path):
-        path = place / f"seed{result.seed}.{result.status}.json"
+    if result.status != "ok" and _number(path):
+        path = path.with_suffix(f".{result.status}.json")
     else:
-        for stale in place.glob(f"seed{result.seed}.*"):
+        for stale in path.parent.glob(f"{path.stem}.*"):
             if stale != path:
                 stale.unlink()
+    if result.status == "ok":
+        clear_absent(path, result)
     if items:
         atomic_write(items_path(path), lambda file: np.savez_compressed(file, **items))
     atomic_write_text(path, json.dumps(result.model_dump(mode="json", by_alias=True), indent=1) + "\n")
     return path
+
+
+def clear_absent(path: Path, result: Result) -> None:
+    """Remove the records beside a number that say it is lacking: of its seed, and of its data where they name any."""
+    for beside in path.parent.glob(f"seed{result.seed}[.-]*json"):
+        try:
+            other = read(beside)
+        except BackbenchError:
+            continue
+        if beside != path and other.status != "ok" and _alike(result, other):
+            beside.unlink()
+
+
+def is_measured(out: Path, planned: Result) -> bool:
+    """Whether a number of a planned record is there, on whatever data."""
+    backbone, task = planned.backbone, planned.task
+    place = folder(out, backbone.name, backbone.weights_sha256, planned.cell, task.config_sha256)
+    found = (_number(path) for path in place.glob(f"seed{planned.seed}[.-]*json"))
+    return any(r.model_copy(update={"data": planned.data}).identity() == planned.identity() for r in found if r)
 
 
 def run_folder(out: Path, result: Result) -> Path:
@@ -211,16 +241,26 @@ def read_paths(paths: Sequence[Path]) -> dict[Path, Result]:
                 if not path.is_dir():
                     raise
                 say(f"left out: {error}")
-    kept: dict[str, Path] = {}
+    kept: dict[tuple[str, str], Path] = {}
     for path, result in list(found.items()):
-        if result.status == "ok" and kept.setdefault(result.identity(), path) != path:
-            say(f"counted once: {path} is the measurement of {kept[result.identity()]}")
+        key = (result.backbone.name, result.identity())  # of two names each has its row
+        if result.status == "ok" and kept.setdefault(key, path) != path:
+            say(f"counted once: {path} is the measurement of {kept[key]}")
             del found[path]
     return found
 
 
-def _has_number(path: Path) -> bool:
+def _number(path: Path) -> Result | None:
+    """The record at a path, if there is one that holds a number."""
     try:
-        return path.exists() and read(path).status == "ok"
+        found = read(path) if path.exists() else None
     except BackbenchError:
-        return False
+        return None
+    return found if found and found.status == "ok" else None
+
+
+def _alike(result: Result, other: Result) -> bool:
+    """Whether two records of one folder are of the same data, architecture and input; no data known: of any."""
+    manifests = {r.data.manifest_sha256 for r in (result, other) if r.data}
+    built = [(r.backbone.arch, r.backbone.input) for r in (result, other)]
+    return len(manifests) < 2 and built[0] == built[1]

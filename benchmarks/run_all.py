@@ -86,8 +86,8 @@ def main(argv: list[str] | None = None) -> int:
     named = datasets.parse_places(args.data)
     if args.suite is None and suite_name == "demo":
         say("no data given: running the demo suite on rendered scenes; use --data-root DIR for the real protocols")
-    seeds = args.seeds or suite.seeds
-    subjects = find_subjects(args.ckpt, args.baselines, seeds)
+    repeats = {cell.name: args.seeds or suite.seeds_of.get(cell.name, suite.seeds) for cell in cells}
+    subjects = find_subjects(args.ckpt, args.baselines, max(repeats.values()))
     places = plan.places_of(suite, args.data_root, named)
     skipped = gaps(subjects, cells, places)
     for subject in subjects:
@@ -98,9 +98,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     args.suite = suite_name
     runs = [(subject, cell) for subject in subjects for cell in cells if (subject, cell.name) not in skipped]
-    repeats = {cell.name: args.seeds or suite.seeds_of.get(cell.name, suite.seeds) for cell in cells}
     codes = launch(runs, overrides, repeats, places, args)
-    record_without_number(subjects, cells, skipped, runs, codes, args)
+    record_without_number(subjects, cells, skipped, runs, codes, repeats, args)
     if interrupted := any(code == INTERRUPTED for code in codes):
         say(f"stopped; finished results are kept in {args.out}: the same command goes on from there")
     from benchmarks import report
@@ -201,17 +200,29 @@ def record_without_number(
     skipped: dict[tuple[Subject, str], str],
     runs: list[tuple[Subject, Cell]],
     codes: list[int],
+    repeats: dict[str, int],
     args: argparse.Namespace,
 ) -> None:
-    """A record for every cell that has no data, or whose process was killed: the report reads only records."""
+    """A record for every cell that has no data, or whose process was killed: the report reads only records.
+
+    A kill is recorded for the first seed that has no number.
+    """
     from benchmarks import result, run_one
 
-    absent = [(s, c, "skipped", skipped[s, c.name]) for s in subjects for c in cells if (s, c.name) in skipped]
+    for subject in subjects:
+        for cell in cells:
+            if reason := skipped.get((subject, cell.name)):
+                blank = run_one.blank(subject.backbones[0], cell, 0, args, status="skipped", reason=reason)
+                result.write(args.out, blank)
     for (subject, cell), code in zip(runs, codes, strict=True):
-        if code not in (0, 1, INTERRUPTED):  # run_one records its own failures
-            absent.append((subject, cell, "failed", f"its process ended with code {code} (out of memory?)"))
-    for subject, cell, status, reason in absent:
-        result.write(args.out, run_one.blank(subject.backbones[0], cell, 0, args, status=status, reason=reason))
+        if code in (0, 1, INTERRUPTED):  # run_one records its own failures
+            continue
+        reason = f"its process ended with code {code} (out of memory?)"
+        blanks = [
+            run_one.blank(backbone, cell, seed, args, status="failed", reason=reason)
+            for seed, backbone in run_one.by_seed(subject.backbones, repeats[cell.name], cell)
+        ]
+        result.write(args.out, next((b for b in blanks if not result.is_measured(args.out, b)), blanks[0]))
 
 
 def launch(
@@ -229,7 +240,8 @@ def launch(
     from benchmarks.launchers import local
 
     for number in (signal.SIGTERM, signal.SIGHUP):  # a scheduler, a lost terminal: end the cells as Ctrl-C does
-        signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish stands
+            signal.signal(number, signal.default_int_handler)
 
     commands = []
     for subject, cell in runs:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from benchmarks.result import DataRecord, Result
     from core.datasets import DataPlaces, ImageSplit
     from model_zoo.backbone import Backbone
+
+
+_SOURCE = re.compile(r"[A-Za-z_][\w.-]*:\w")  # no file
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,15 +73,28 @@ def backbones(ckpt: str, like: str | None, seeds: int, cell: Cell) -> list[tuple
     name, path = split_name(ckpt)
     if path.startswith("random:"):
         template = load(like) if like else None
-        return [(seed, load(path, name=name, seed=seed, like=template)) for seed in range(seeds)]
-    backbone = load(path, name=name)
-    return [(seed, backbone) for seed in range(1 if cell.task.deterministic(cell.config) else seeds)]
+        return by_seed([load(path, name=name, seed=seed, like=template) for seed in range(seeds)], seeds, cell)
+    return by_seed([load(path, name=name)], seeds, cell)
+
+
+def by_seed(made: Sequence[Backbone], seeds: int, cell: Cell) -> list[tuple[int, Backbone]]:
+    """(seed, backbone) pairs of a random backbone's networks, or of the one of a checkpoint."""
+    if made[0].format == "random":
+        return list(enumerate(made[:seeds]))
+    return [(seed, made[0]) for seed in range(1 if cell.task.deterministic(cell.config) else seeds)]
 
 
 def split_name(ckpt: str) -> tuple[str | None, str]:
-    """`name=path` or `path`; a path that exists is never split, nor an option (`timm:NAME?pretrained=false`)."""
-    name, equals, path = ckpt.partition("=")
-    return (name, path) if equals and "?" not in name and not Path(ckpt).exists() else (None, ckpt)
+    """`name=path` or `path`; a path that exists is never split, nor an option (`timm:NAME?pretrained=false`).
+
+    Of several `=` the first that a file or another source (`random:resnet50`, `module:function`) follows, else the first.
+    """
+    places = [i for i, c in enumerate(ckpt) if c == "=" and "?" not in ckpt[:i]]
+    if not places or Path(ckpt).exists():
+        return None, ckpt
+    fit = (i for i in places if _SOURCE.match(ckpt[i + 1 :]) or Path(ckpt[i + 1 :]).is_file())
+    place = next(fit, places[0])
+    return ckpt[:place], ckpt[place + 1 :]
 
 
 def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args: argparse.Namespace) -> bool:
@@ -102,7 +120,10 @@ def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args
                 result.write(args.out, planned)
             say(f"{'skipped' if planned.status == 'skipped' else 'FAILED'} {label}: {planned.reason}")
             return planned.status == "skipped"
-        kept = is_main() and is_reusable(place / f"seed{seed}.json", planned)
+        path = result.record_path(args.out, planned)
+        kept = is_main() and is_reusable(path, planned)
+        if kept:
+            result.clear_absent(path, planned)  # of a run that was killed after this number was made
         if gather_words([str(kept)])[0] == "True":
             say(f"kept {label}: an identical result is there")
             return True

@@ -42,6 +42,11 @@ class InputSpec(Config):
 
 def architecture_fields(arch: Architecture) -> str:
     """`resnet50`, or with what differs from the usual: `resnet50 (width=0.5, stride_in_1x1=True)`."""
-    usual = Architecture(name=arch.name)
-    other = {k: v for k, v in arch.model_dump(mode="json").items() if v != getattr(usual, k)}
+    other = unusual(arch)
     return arch.name + (f" ({', '.join(f'{k}={v}' for k, v in other.items())})" if other else "")
+
+
+def unusual(arch: Architecture) -> dict[str, Any]:
+    """The fields, name apart, that are not as they usually are."""
+    usual = Architecture(name=arch.name)
+    return {k: v for k, v in arch.model_dump(mode="json").items() if v != getattr(usual, k)}

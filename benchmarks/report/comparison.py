@@ -100,7 +100,10 @@ def compare(
 def averages(
     table: Table, columns: Sequence[Column], *, with_literature: bool = True, source: str = ""
 ) -> list[Average]:
-    """Rows over the headline columns in percent; published ones by entry and setting. A row with a gap has no mean."""
+    """Rows over the headline columns in percent; published ones by entry and setting. A row with a gap has no mean.
+
+    A cell counts once, however many configurations, engines or data it was measured with: by the mean of its columns.
+    """
     rows: list[tuple[Row | Published, list[Value | None]]] = [
         (row, [row.values.get(column) for column in columns]) for row in table.rows
     ]
@@ -108,14 +111,14 @@ def averages(
         grouped: dict[tuple[str, str | None], dict[Column, list[Published]]] = {}
         for column in columns:
             for p in published(column.cell, column.metric, source=source):
-                if not p.number.data and p.number.cell == column.cell:  # one engine's number is not averaged twice
+                if not p.number.data and p.number.cell == column.cell:  # beside the engine it was measured with
                     grouped.setdefault((p.entry.name, p.number.variant), {}).setdefault(column, []).append(p)
         for cells in grouped.values():
             alone = {column: found[0] for column, found in cells.items() if len(found) == 1}  # two sources: neither
-            if len(alone) > 1:
+            if len({column.cell for column in alone}) > 1:
                 values = [alone[c].value if c in alone else None for c in columns]
                 rows.append((next(iter(alone.values())), values))
-    return [Average(row, tuple(values), _mean(values)) for row, values in rows if any(values)]
+    return [Average(row, tuple(values), _mean(row, values, columns)) for row, values in rows if any(values)]
 
 
 def headlines(columns: Sequence[Column]) -> list[Column]:
@@ -123,14 +126,28 @@ def headlines(columns: Sequence[Column]) -> list[Column]:
     return [column for column in columns if column.primary and column.unit == "%" and column.higher_is_better]
 
 
+def cells_of(columns: Sequence[Column]) -> set[str]:
+    """The cells that an average counts, whatever engine they ran on."""
+    return {literature.filed_under(column.cell) for column in columns}
+
+
 def first_random(table: Table) -> str | None:
     """The report's baseline: the first random row, if there is one."""
     return next((row.name for row in table.rows if row.name.startswith("random:")), None)
 
 
-def _mean(values: Sequence[Value | None]) -> float | None:
-    whole = [value.mean for value in values if value is not None]
-    return statistics.fmean(whole) if len(whole) == len(values) else None
+def _mean(row: Row | Published, values: Sequence[Value | None], columns: Sequence[Column]) -> float | None:
+    """Over the cells, each by the mean of its columns; a published number stands beside one engine alone."""
+    by_cell: dict[str, list[float | None]] = {}
+    for column, value in zip(columns, values, strict=True):
+        by_cell.setdefault(literature.filed_under(column.cell), []).append(value.mean if value else None)
+    each = []
+    for found in by_cell.values():
+        there = [number for number in found if number is not None]
+        if not there or (len(there) < len(found) and isinstance(row, Row)):
+            return None
+        each.append(statistics.fmean(there))
+    return statistics.fmean(each)
 
 
 def _value(row: Row | Published, column: Column) -> Value:
@@ -200,7 +217,8 @@ class _Baseline:
             return None
         if self.row is None or self.why:
             return Difference(None, why=self.why)
-        if isinstance(row, Published) and (not self.column.is_published or self.column.profile != "full"):
+        measured_alike = self.column.is_published and self.column.profile == "full"
+        if isinstance(row, Published) and (row.number.data or not measured_alike):
             return Difference(None, why="published for other data")
         base = _value(self.row, self.column)
         if isinstance(row, Published) or isinstance(self.row, Published):

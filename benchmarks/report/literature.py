@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.report.table import Column, Table, Value, flat
+from benchmarks.report.table import Column, Table, Value, architecture, flat
 from core.errors import ConfigError
 from model_zoo import entries
 from model_zoo.entries import Entry, PublishedNumber
@@ -42,7 +42,12 @@ class Published:
     @property
     def label(self) -> str:
         """Method and architecture."""
-        return f"{self.entry.method} ({self.entry.arch.name})"
+        return f"{self.entry.method} ({self.arch})"
+
+    @property
+    def arch(self) -> str:
+        """As a measured row's."""
+        return architecture(self.entry.arch.model_dump(mode="json"))
 
     @property
     def value(self) -> Value:
@@ -62,13 +67,18 @@ def published(cell: str, metric: str, *, source: str = "") -> list[Published]:
     Args:
         source: only those whose source contains this.
     """
-    filed = _FILED_UNDER.get(cell, cell)
+    filed = filed_under(cell)
     return [
         Published(entry, number)
         for entry in entries.all_entries()
         for number in entry.published
         if (number.cell, number.metric) == (filed, metric) and source.lower() in number.source.lower()
     ]
+
+
+def filed_under(cell: str) -> str:
+    """The cell that its published numbers are filed under: the same for all engines."""
+    return _FILED_UNDER.get(cell, cell)
 
 
 def literature(table: Table, *, source: str = "") -> list[tuple[str, list[tuple[Published, tuple[str, ...], str]]]]:
@@ -102,7 +112,7 @@ def archs_of(table: Table, columns: Sequence[Column]) -> set[str]:
 def flags(row: Published, columns: Sequence[Column], archs: set[str]) -> tuple[str, ...]:
     """What differs from the measured columns, and what cannot be compared since the source does not say it."""
     number = row.number
-    found = [] if row.entry.arch.name in archs else [f"{row.entry.arch.name} (here {_names(archs)})"]
+    found = [] if archs == {row.arch} else [f"{row.arch} (here {_names(archs)})"]
     measured = number.data or f"the published {columns[0].dataset}"
     here = {column.dataset if column.is_published else column.data for column in columns}
     if number.data or not all(column.is_published for column in columns):

@@ -89,10 +89,11 @@ def write(readme: Path) -> None:
 
 
 def _each(table: Table) -> str:
-    """The single numbers behind every headline mean."""
+    """The single numbers behind every headline mean; nothing of a column without a mean."""
     lines = []
     for column in table.columns:
-        if not column.primary:
+        means = any(len(row.values[column].numbers) > 1 for row in table.rows if column in row.values)
+        if not column.primary or not means:
             continue
         digits = 1 if column.unit == "%" else 3
         rows = [

@@ -6,16 +6,19 @@ import csv
 import io
 from collections.abc import Sequence
 
-from benchmarks.report.comparison import Average, Comparison, Difference, Line
-from benchmarks.report.literature import Published, literature, marks
+from benchmarks.report.comparison import Average, Comparison, Difference, Line, cells_of
+from benchmarks.report.literature import Published, literature, marks, published
 from benchmarks.report.paired import LEVEL, SEED
 from benchmarks.report.table import Column, Row, Table, Value
+
+# What a summary shows beside the headlines: what the tables of the field hold.
+_PLAIN_METRICS = {"top5", "top1_k200", "mAP_11pt", "alignment", "AP50", "AP75", "mask_AP"}
 
 MARKS = "Best in bold face, second best underlined."
 
 
 def number(value: Value, column: Column) -> str:
-    """`54.9 ± 1.2 (3)`: two decimals for raw metrics, one for percent; how many numbers it is the mean of."""
+    """`54.9 ± 1.2 (3)`: three decimals for raw metrics, one for percent; how many numbers it is the mean of."""
     digits = 1 if column.unit == "%" else 3
     text = f"{value.mean:.{digits}f}"
     if value.spread is not None:
@@ -25,7 +28,13 @@ def number(value: Value, column: Column) -> str:
 
 def shown(table: Table) -> tuple[Column, ...]:
     """Columns of the summary: each cell's headline and its plain metrics; variants of a metric only in the CSV."""
-    return tuple(c for c in table.columns if c.primary or c.metric in ("top5", "top1_k200", "mAP_11pt", "alignment"))
+    return tuple(c for c in table.columns if c.primary or c.metric in _PLAIN_METRICS)
+
+
+def comparable(table: Table) -> tuple[Column, ...]:
+    """Columns of a comparison: those of the summary, and every other with a published number."""
+    summary = shown(table)
+    return tuple(c for c in table.columns if c in summary or published(c.cell, c.metric))
 
 
 def heading(column: Column, table: Table) -> str:
@@ -109,7 +118,7 @@ def literature_markdown(table: Table) -> str:
         for row, flags, mark in rows:
             value = marked(f"*{row.number.value}*", mark)
             cells = [name, row.label, value, row.number.setting, "; ".join(flags), row.number.source]
-            lines.append("| " + " | ".join(cells) + " |")
+            lines.append("| " + " | ".join(_plain(cell) for cell in cells) + " |")
     if not any(column.is_published for column in table.columns):
         lines += ["", "None of our numbers above was measured on these data: they cannot be compared."]
     return "\n".join(lines) + "\n"
@@ -135,7 +144,7 @@ def differences_markdown(comparisons: Sequence[Comparison], table: Table, *, to:
     """Every measured row's difference to the baseline, one line each."""
     rows = [
         f"| {heading(c.column, table)} | {_plain(data_title(c.column, table))} | {_plain(line.row.label)} | "
-        f"{difference(line.difference, c.column)} |"
+        f"{_plain(difference(line.difference, c.column))} |"
         for c in comparisons
         for line in c.lines
         if line.difference
@@ -188,7 +197,7 @@ def comparison_rows(comparison: Comparison, *, to: str | None, beside: bool) -> 
     """Cells of a column's rows, as Markdown."""
     rows = []
     for line in comparison.lines:
-        cells = [_plain(line.row.label), marked(row_number(line, comparison.column), line.mark)]
+        cells = [line.row.label, marked(row_number(line, comparison.column), line.mark)]
         if to:
             cells.append(difference(line.difference, comparison.column) if line.difference else "baseline")
         if beside:
@@ -196,7 +205,7 @@ def comparison_rows(comparison: Comparison, *, to: str | None, beside: bool) -> 
             cells += (
                 [line.row.number.setting, "; ".join(line.flags), line.row.number.source] if own else ["", "", "here"]
             )
-        rows.append(cells)
+        rows.append([_plain(cell) for cell in cells])
     return rows
 
 
@@ -207,7 +216,9 @@ def row_number(line: Line, column: Column) -> str:
 
 def averages_markdown(found: Sequence[Average], columns: Sequence[Column], table: Table) -> str:
     """Headline numbers side by side, with their average where a row has all of them."""
-    lines = ["**Average** over the headline numbers, of rows that have all of them", ""]
+    twice = len(cells_of(columns)) < len(columns)
+    once = "; a cell that was measured in several ways counts once, by their mean" if twice else ""
+    lines = [f"**Average** over the headline numbers, of rows that have all of them{once}", ""]
     heads = [heading(c, table) for c in columns]
     heads = [h if heads.count(h) == 1 else f"{h}, {data_title(c, table)}" for h, c in zip(heads, columns, strict=True)]
     lines.append("| backbone | " + " | ".join(heads) + " | average |")
@@ -218,7 +229,7 @@ def averages_markdown(found: Sequence[Average], columns: Sequence[Column], table
         cells = ["-" if v is None else f"{v.mean:.1f}" for v in row.values]
         mean = "-" if row.mean is None else marked(f"{row.mean:.1f}", names[row.mean])
         setting = f", {row.row.number.variant}" if isinstance(row.row, Published) and row.row.number.variant else ""
-        lines.append(f"| {_plain(row.row.label)}{setting} | " + " | ".join([*cells, mean]) + " |")
+        lines.append(f"| {_plain(row.row.label + setting)} | " + " | ".join([*cells, mean]) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -8,8 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from benchmarks.result import Result
 from core.config import digest
+from model_zoo.architecture import Architecture, unusual
 
 _TITLES = {
     "imagenet": "ImageNet",
@@ -58,7 +61,7 @@ class Row:
     """A backbone's name with its numbers."""
 
     name: str
-    arch: str
+    arch: str  # with what is not usual in it
     backbones: int
     values: dict[Column, Value]
 
@@ -97,7 +100,7 @@ def gather(results: Iterable[Result]) -> Table:
         if result.status != "ok":
             continue
         row = labels[_kind(result)]
-        archs[row] = str(result.backbone.arch.get("name", ""))
+        archs[row] = architecture(result.backbone.arch)
         for name, metric in result.metrics.items():
             column = _column(result, name, metric.unit, metric.higher_is_better)
             records = by_row.setdefault(row, {}).setdefault(column, {})
@@ -118,6 +121,15 @@ def gather(results: Iterable[Result]) -> Table:
     return Table(tuple(rows), tuple(columns), tuple(Absent(*item) for item in absent))
 
 
+def architecture(fields: Mapping[str, Any]) -> str:
+    """A record's architecture in a few words: `resnet50`, or `resnet50, width 0.5`; of a network that is no ResNet its name."""
+    try:
+        arch = Architecture.model_validate(fields)
+    except ValidationError:
+        return str(fields.get("name", ""))
+    return ", ".join([arch.name, *(k if v is True else f"{k} {v}" for k, v in unusual(arch).items())])
+
+
 def _kind(result: Result) -> tuple[str, str, str]:
     """What must be alike for numbers to stand in one row: name, architecture, input."""
     return result.backbone.name, digest(result.backbone.arch), digest(result.backbone.input)
@@ -129,7 +141,7 @@ def _labels(results: list[Result]) -> dict[tuple[str, str, str], str]:
     labels = {}
     for kind, backbone in kinds.items():
         alone = sum(other[0] == kind[0] for other in kinds) == 1
-        detail = f"{backbone.arch.get('name')} {backbone.input.get('size')} px {digest([kind[1], kind[2]])[:4]}"
+        detail = f"{architecture(backbone.arch)} {backbone.input.get('size')} px {digest([kind[1], kind[2]])[:4]}"
         labels[kind] = backbone.name if alone else f"{backbone.name} ({detail})"
     return labels
 

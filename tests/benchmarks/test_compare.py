@@ -132,6 +132,36 @@ def test_engine_batch_architecture_and_data_are_flagged(column_of):
     assert "batch 16 (here 4)" in flags(ours, [small], {"resnet50"})
 
 
+def with_arch(record, **fields):
+    return record.model_copy(update={"backbone": record.backbone.model_copy(update={"arch": fields})})
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"name": "resnet50", "width": 0.5}, "resnet50, width 0.5"),
+        ({"name": "resnet50", "stride_in_1x1": True, "pool_padding": "end"},
+         "resnet50, stride_in_1x1, pool_padding end"),
+        ({"name": "vit_tiny", "library": "timm 1.0"}, "vit_tiny"),
+    ],
+)  # fmt: skip
+def test_what_is_unusual_in_an_architecture_is_in_the_label_and_flagged(make, fields, words):
+    fields_of_column = {"cell": "imagenet_knn", "metric": "top1_k20"}
+    ours, *beside = lines_of([with_arch(make(50.0, **fields_of_column), **fields)], source="MSBReg Table 4")
+    assert ours.row.label == f"mine ({words})"
+    assert {line.flags[0] for line in beside} == {f"resnet50 (here {words})"}
+    assert {line.row.label for line in beside} >= {"MSBReg (resnet50)"}
+
+
+def test_two_measured_architectures_are_flagged(make):
+    fields = {"cell": "imagenet_knn", "metric": "top1_k20"}
+    records = [make(50.0, **fields), make(40.0, name="b", weights="b", arch="resnet18", **fields)]
+    *_, last = lines_of(records, source="MSBReg Table 4")
+    assert last.flags[0] == "resnet50 (here resnet18 and resnet50)"
+    *_, last = lines_of(records[:1], source="MSBReg Table 4")
+    assert not any("resnet" in flag for flag in last.flags)
+
+
 def test_what_was_changed_in_a_preset_is_flagged(column_of):
     """Same preset, same engine, same batch, but a shorter course."""
     ours = row_of("voc0712_detection", "AP", "MSBReg")
@@ -204,6 +234,17 @@ def test_no_difference_to_numbers_of_other_data(fields, make):
                metric="top1_k20", weights="b", **fields)], to="b") if line.difference and line.flags)  # fmt: skip
 
 
+def test_no_difference_of_a_row_published_for_other_data(make):
+    """Table 12 was measured on ImageNet-100: nothing to take a baseline on ImageNet from."""
+    fields = {"cell": "imagenet_uniformity", "metric": "uniformity", "unit": "", "higher": False}
+    _, *beside = lines_of([make(-2.0, name="base", **fields)], to="base")
+    others = [line for line in beside if line.row.number.data]
+    assert others and all(line.difference.value is None for line in others)
+    assert {line.difference.why for line in others} == {"published for other data"}
+    (_, same, *_) = lines_of([make(66.0, name="base", cell="imagenet_knn", metric="top1_k20")], to="base")
+    assert same.difference.value == pytest.approx(0.2)
+
+
 def test_a_baseline_of_other_data_or_another_configuration_is_said(make):
     table = gather([make(60.0, name="a"), make(50.0, name="b", weights="b", manifest="n"),
                     make(40.0, name="c", weights="c", config="d")])  # fmt: skip
@@ -237,6 +278,38 @@ def test_only_whole_rows_have_an_average(make, tables):
     assert found == {"a": 70.0, "b": None}
     ((_, _, *rows),) = tables(render.averages_markdown(averages(table, columns, with_literature=False), columns, table))
     assert [row[-1] for row in rows] == ["70.0", "-"]
+
+
+@pytest.mark.parametrize("published_data", [True, False])
+def test_a_cell_measured_in_two_ways_counts_once(make, tables, published_data):
+    """Two configurations of the linear probe, two engines of the detector: 20 = mean of 10, (20, 40) -> 30, 20."""
+    fields = {"published": published_data}
+    records = [
+        make(10.0, cell="inat18_linear", data="inat18", **fields), make(20.0, **fields), make(40.0, config="d", **fields),
+        make(18.0, cell="voc0712_detection", metric="AP", data="voc", **fields),
+        make(22.0, cell="voc0712_detection_mmdet", metric="AP", data="voc", **fields),
+    ]  # fmt: skip
+    table = gather(records)
+    columns = headlines(render.shown(table))
+    mine, *beside = averages(table, columns)
+    assert mine.mean == pytest.approx(20.0) and len(mine.values) == len(columns) == 5
+    text = render.averages_markdown([mine], columns, table)
+    assert "counts once" in text and tables(text)[0][2][-1].strip("*") == "20.0"
+    assert all(row.values[columns.index(c)] is None for row in beside for c in columns if "mmdet" in c.cell)
+    other = make(1.0, name="b", weights="b", cell="voc0712_detection_mmdet", metric="AP", data="voc", **fields)
+    without = gather([*records[:-1], other])
+    assert averages(without, columns)[0].mean is None, "a gap is a gap"
+    once = gather(records[:2])
+    assert "counts once" not in render.averages_markdown([], headlines(render.shown(once)), once)
+
+
+def test_a_published_row_counts_a_cell_of_two_configurations_once(make):
+    table = gather([make(50.0, cell="voc07_svm", metric="mAP", data="voc"),
+                    make(50.0, cell="voc07_svm", metric="mAP", data="voc", config="d"),
+                    make(50.0, cell="places205_linear", data="places205")])  # fmt: skip
+    found = averages(table, headlines(render.shown(table)), source="MSBReg Table 5")
+    means = {row.row.entry.method: row.mean for row in found[1:]}
+    assert means["MSBReg"] == pytest.approx((87.8 + 56.4) / 2)
 
 
 def test_published_rows_are_averaged_by_their_setting(make):
@@ -315,12 +388,37 @@ def test_a_copy_of_a_measurement_counts_once(capsys, folder, tmp_path):
     assert "seeds)" not in run(capsys, folder, tmp_path / "copy", "--no-literature")
 
 
+def test_the_same_weights_under_two_names_are_two_rows(capsys, make, tmp_path, tables):
+    for name in ("first", "second"):
+        result.write(tmp_path, make(50.0, name=name))
+    (table,) = tables(run(capsys, tmp_path, "--no-literature"))
+    assert [row[0] for row in table[2:]] == ["first (resnet50)", "second (resnet50)"]
+
+
 def test_literature_is_there_and_flagged(capsys, folder, tables):
     text = run(capsys, folder, "--source", "MSBReg Table 2", "--tasks", "imagenet_linear", "--to", "random:resnet18")
     (table,) = tables(text)
     assert table[0][-2:] == ["not the same here", "source"] and len(table) == 2 + 2 + 23
     assert all("published imagenet" in row[4] and row[2] == "- (published for other data)" for row in table[4:])
     assert all(row[1].strip("*<u>/").replace("*", "") for row in table[4:])
+
+
+@pytest.mark.parametrize(
+    ("cell", "primary", "metrics"),
+    [
+        ("voc07_lowshot", "mAP_k4", ("mAP_k1", "mAP_k16")),
+        ("voc0712_detection_mmdet", "AP", ("AP50", "AP75")),
+        ("coco_instance_segmentation", "box_AP", ("mask_AP",)),
+    ],
+)
+def test_every_published_number_stands_beside_ours(capsys, make, tmp_path, tables, cell, primary, metrics):
+    more = dict.fromkeys(metrics, 41.0) | {"mAP_k4_std": 1.0}
+    result.write(tmp_path, make(40.0, cell=cell, metric=primary, more=more))
+    text = run(capsys, tmp_path)
+    for metric in metrics:
+        assert f"**{cell} {metric}**" in text
+    assert len(tables(text)) == 1 + len(metrics), "no table of what nobody publishes"
+    assert all(len(table) > 3 and table[2][1].strip("*<u>/") == "41.0" for table in tables(text)[1:])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.report import readme
+from benchmarks.report.table import gather
 from core.errors import BackbenchError
 
 README = Path(__file__).resolve().parent.parent.parent / "README.md"
@@ -23,6 +24,17 @@ def test_the_readme_shows_what_the_result_files_say() -> None:
     assert readme.update(README) == README.read_text(encoding="utf-8"), (
         "run: python -m benchmarks.report --readme README.md"
     )
+
+
+def test_no_placeholder_is_left() -> None:
+    assert "@@" not in README.read_text(encoding="utf-8")
+
+
+def test_only_means_are_told_one_by_one(make) -> None:
+    single = make(60.0, cell="inat18_linear")
+    text = readme._each(gather([make(50.0), make(52.0, seed=1), make(9.0, name="b", weights="b"), single]))
+    assert text == "- imagenet_linear top1, one by one: b 9.0; mine 50.0, 52.0\n"
+    assert readme._each(gather([single])).strip() == ""
 
 
 def test_every_number_of_every_block_is_made_anew(tmp_path: Path) -> None:

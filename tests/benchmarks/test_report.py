@@ -11,7 +11,10 @@ import pytest
 
 from benchmarks import report, result
 from benchmarks.report import html, render
+from benchmarks.report.comparison import averages, compare, headlines
 from benchmarks.report.table import gather
+from model_zoo import entries
+from model_zoo.entries import PublishedNumber
 
 
 def only(table):
@@ -74,6 +77,22 @@ def test_columns_are_the_headline_and_the_plain_metrics(make, tables):
     assert tables(render.markdown(table))[0][0] == ["backbone", "imagenet_knn top1_k20", "imagenet_knn top1_k200"]
     rows = list(csv.DictReader(io.StringIO(render.csv_text(table))))
     assert {row["metric"]: float(row["mean"]) for row in rows} == {"top1_k20": 5.0, **more}
+
+
+@pytest.mark.parametrize(
+    ("cell", "primary", "more", "beside"),
+    [
+        ("voc0712_detection", "AP", {"AP50": 2.0, "AP75": 3.0}, {"AP50", "AP75"}),
+        ("coco_instance_segmentation_mmdet", "box_AP", {"box_AP50": 2.0, "mask_AP": 3.0, "mask_APs": 4.0}, {"mask_AP"}),
+    ],
+)
+def test_a_detectors_numbers_are_in_the_tables(cell, primary, more, beside, make, tables):
+    record = make(1.0, cell=cell, metric=primary, more=more)
+    table = gather([record])
+    expected = {f"{cell} {metric}" for metric in (primary, *beside)}
+    assert set(tables(render.markdown(table))[0][0][1:]) == expected
+    page = html.page(table, [record], suite="")
+    assert all(f"<th>{heading}</th>" in page for heading in expected)
 
 
 @pytest.mark.parametrize("demo", [True, False])
@@ -262,6 +281,31 @@ def test_a_name_does_not_break_a_markdown_table(name, make):
     rows = [line for line in lines if line.startswith("|")]
     assert len(rows) == 3
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3}
+
+
+def test_no_word_breaks_a_table_beside_the_literature(make, monkeypatch):
+    """Names, settings and sources may hold a bar."""
+    number = PublishedNumber(cell="imagenet_linear", metric="top1", value=70.0, variant="K=4|8", source="A | B")
+    entry = next(entry for entry in entries.all_entries()).model_copy(update={"method": "a|b", "published": (number,)})
+    monkeypatch.setattr(entries, "all_entries", lambda: [entry])
+    table = gather([make(50.0, name="x|y"), make(51.0, name="z", weights="z", config="d"),
+                    make(51.0, name="x|y", cell="inat18_linear")])  # fmt: skip
+    found = compare(table, render.shown(table), {}, to="x|y")
+    texts = [
+        render.literature_markdown(table),
+        render.comparisons_markdown(found, table, to="x|y"),
+        render.differences_markdown(found, table, to="x|y"),
+        render.averages_markdown(averages(table, headlines(table.columns)), table.columns, table),
+    ]
+    for text in texts:
+        widths = []
+        for line in [*text.splitlines(), ""]:
+            if line.startswith("|"):
+                widths.append(len(re.findall(r"(?<!\\)\|", line)))
+            elif widths:
+                assert len(widths) > 2 and len(set(widths)) == 1, text
+                widths = []
+    assert "K=4\\|8" in texts[0] and "A \\| B" in texts[1] and "x\\|y" in texts[2] and "x\\|y" in texts[3]
 
 
 @pytest.mark.parametrize("tuned", [{}, {"lr": 0.1, "on": "10 images held out of train"}, {"C": {"cat": 0.5}}])

@@ -119,6 +119,40 @@ def test_a_broken_record_that_is_replaced_leaves_no_items(tmp_path, record, stat
     assert names(path) == ["seed0.json"], "what lies beside a record belongs to it"
 
 
+@pytest.mark.parametrize(
+    "update",
+    [
+        {"data": {"manifest_sha256": "0" * 64}},
+        {"backbone": {"arch": {"name": "resnet18", "stride_in_1x1": True}}},
+        {"backbone": {"input": {"size": 96}}},
+    ],
+)
+def test_a_number_of_other_data_or_another_sidecar_has_a_place_of_its_own(tmp_path, record, update):
+    first = result.write(tmp_path, record, {"labels": np.array([1])})
+    other = changed(record, **update)
+    second = result.write(tmp_path, other, {"labels": np.array([2])})
+    assert first.name == "seed0.json" and second.parent == first.parent
+    assert [result.record_path(tmp_path, r) for r in (record, other)] == [first, second] and first != second
+    lacking = other.model_copy(update={"status": "failed", "reason": "no", "metrics": {}, "primary": None})
+    assert result.write(tmp_path, lacking).name == f"{second.stem}.failed.json"
+    assert [result.read(path) for path in (first, second)] == [record, other]
+    assert [np.load(result.items_path(path))["labels"].tolist() for path in (first, second)] == [[1], [2]]
+    assert len(list(result.read_all(tmp_path))) == 3
+    result.write(tmp_path, other)
+    assert names(first) == sorted(["seed0.items.npz", "seed0.json", second.name]), "its own leavings only"
+
+
+def test_a_place_without_a_number_is_taken(tmp_path, record):
+    lacking = record.model_copy(update={"status": "failed", "reason": "no", "metrics": {}, "primary": None})
+    result.write(tmp_path, lacking)
+    other = changed(record, data={"manifest_sha256": "0" * 64})
+    assert result.write(tmp_path, other).name == "seed0.json"
+    second = result.write(tmp_path, record)
+    assert second.name != "seed0.json"
+    (tmp_path / second.parent / "seed0.json").unlink()
+    assert result.record_path(tmp_path, record) == second, "a number is found where it lies"
+
+
 def test_newer_schema_is_refused(tmp_path, values):
     (tmp_path / "r.json").write_text(json.dumps(values | {"schema": result.SCHEMA + 1, "new_field": 1}))
     with pytest.raises(BackbenchError, match=r"r\.json: schema 2 is newer than this program's 1"):

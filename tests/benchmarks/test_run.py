@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from benchmarks import plan, result, run_all, run_one
+from benchmarks.launchers import local
 from core import datasets
 from core.errors import BackbenchError, CheckpointError, ConfigError
 from model_zoo.architecture import Architecture, InputSpec
@@ -117,6 +118,22 @@ def test_data_moved_elsewhere_are_the_same_data(one, ran, image_folder, tmp_path
     assert len(ran) == 1
 
 
+def test_numbers_of_two_data_sets_lie_beside_each_other(one, out, ran, image_folder, tmp_path):
+    """A, B, A again: both numbers and their items stay, and the third run measures nothing."""
+    other = tmp_path / "other"
+    shutil.copytree(image_folder, other)
+    next((other / "val").glob("*/*")).unlink()
+    for data in (image_folder, other):
+        assert one(*LINEAR, cell="imagenet_linear", data=data) == 0
+    kept = {path: path.read_bytes() for path in out.glob("*/*/seed*")}
+    assert len(files(out)) == 2 and len(kept) == 4
+    assert {r.data.counts["test"] for r in records(out)} == {11, 12}
+    for data in (image_folder, other):
+        assert one(*LINEAR, cell="imagenet_linear", data=data) == 0
+    assert len(ran) == 2
+    assert {path: path.read_bytes() for path in out.glob("*/*/seed*")} == kept
+
+
 def test_other_weights_make_a_new_number(one, out, ran, tmp_path):
     one(*KNN)
     one(*KNN, ckpt=write_checkpoint(tmp_path / "photos.pth", seed=1))
@@ -139,7 +156,6 @@ def test_another_profile_makes_a_new_number(one, ran):
 @pytest.mark.parametrize("change", ["image", "label", "new image"])
 def test_other_data_make_a_new_number(one, out, ran, image_folder, change):
     one(*KNN)
-    manifest = records(out)[0].data.manifest_sha256
     first = image_folder / "train" / "class0" / "0.jpg"
     if change == "image":
         Image.new("RGB", (40, 40)).save(first)
@@ -149,7 +165,7 @@ def test_other_data_make_a_new_number(one, out, ran, image_folder, change):
         shutil.copy(first, image_folder / "val" / "class0" / "more.jpg")
     one(*KNN)
     assert len(ran) == 2
-    assert records(out)[-1].data.manifest_sha256 != manifest
+    assert len({record.data.manifest_sha256 for record in records(out)}) == 2
 
 
 def test_another_version_of_the_task_makes_a_new_number(one, ran, monkeypatch):
@@ -258,6 +274,31 @@ def test_missing_data_do_not_destroy_a_number(one, out):
     assert [r.status for r in records(out)] == ["ok", "skipped"]  # beside the number, why there is no newer one
     result.write(out, records(out)[0])
     assert [r.status for r in records(out)] == ["ok"]
+
+
+def test_a_number_that_is_kept_says_no_longer_that_it_is_lacking(one, out, ran):
+    """As after a kill between seeds, or a run without the data: the next run finds the number."""
+    one(*LINEAR, cell="imagenet_linear")
+    (record,) = records(out)
+    for status in ("failed", "skipped"):
+        lacking = {"status": status, "reason": "no", "metrics": {}, "primary": None, "data": None}
+        result.write(out, record.model_copy(update=lacking))
+    assert [path.name for path in files(out)] == ["seed0.failed.json", "seed0.json", "seed0.skipped.json"]
+    one(*LINEAR, cell="imagenet_linear")
+    assert [path.name for path in files(out)] == ["seed0.json"] and len(ran) == 1
+
+
+@pytest.mark.parametrize("source", ["{ckpt}", "random:resnet18"])
+def test_a_kill_is_recorded_for_the_seed_without_a_number(one, out, ckpt, source):
+    source = source.format(ckpt=ckpt)
+    assert one(*LINEAR, cell="imagenet_linear", ckpt=source, seeds=2) == 0
+    cell = plan.load_cell("imagenet_linear", LINEAR)
+    subjects = run_all.find_subjects([source], "", 3)
+    args = run_one.parser().parse_args(["--ckpt", source, "--cell", cell.name, "--out", str(out)])
+    run_all.record_without_number(subjects, [cell], {}, [(subjects[0], cell)], [-9], {cell.name: 3}, args)
+    assert sorted((r.seed, r.status) for r in records(out)) == [(0, "ok"), (1, "ok"), (2, "failed")]
+    assert one(*LINEAR, cell="imagenet_linear", ckpt=source, seeds=3) == 0
+    assert sorted((r.seed, r.status) for r in records(out)) == [(0, "ok"), (1, "ok"), (2, "ok")]
 
 
 def test_published_data_are_demanded(one, out):
@@ -408,6 +449,15 @@ def test_a_random_baseline_per_architecture(ckpt, tmp_path):
     assert len({subject.name for subject in baselines}) == 2, "one name is one row"
 
 
+def test_a_random_baseline_like_a_name_with_equals_signs(tmp_path):
+    paths = [write_checkpoint(tmp_path / name, width=w) for name, w in (("epoch=99-step=5.pth", 0.25), ("b.pth", 0.5))]
+    *_, first, second = run_all.find_subjects([str(path) for path in paths], "random", 1)
+    assert (first.name, second.name) == ("random:resnet18 like epoch=99-step=5", "random:resnet18 like b")
+    cell = plan.load_cell("imagenet_knn", KNN)
+    ((_, again),) = run_one.backbones(first.ckpt, first.like, 1, cell)
+    assert (again.name, again.weights_sha256) == (first.name, first.backbones[0].weights_sha256)
+
+
 def test_a_random_backbone_can_have_a_name():
     (subject,) = run_all.find_subjects(["nothing learned=random:resnet18"], "", 1)
     assert subject.name == "nothing learned"
@@ -432,11 +482,42 @@ def test_end_to_end(ckpt, out, image_folder):
     }  # fmt: skip
     assert {r.backbone.arch["width"] for r in found} == {0.25}
     markdown = (out / "report.md").read_text()
-    assert "| mine (resnet18) |" in markdown and "| random:resnet18 |" in markdown
+    assert "| mine (resnet18, width 0.25) |" in markdown and "| random:resnet18 (resnet18, width 0.25) |" in markdown
     assert "ImageNet layout, 24/12 images" in markdown
     assert "mine" in (out / "report.csv").read_text()
     assert "<html" in (out / "report.html").read_text()
-    assert "| mine (resnet18) |" in done.stdout
+    assert "| mine (resnet18, width 0.25) |" in done.stdout
+
+
+@pytest.fixture
+def handlers():
+    """Puts the handlers of the signals that `run_all` takes back as they were."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_what_nohup_ignores_stays_ignored(out):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    args = run_all.parser().parse_args(["--out", str(out)])
+    assert run_all.launch([], {}, {}, datasets.DataPlaces(None, {}), args) == []
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_cell_with_more_seeds_than_its_suite_is_reported_whole(out, image_folder, monkeypatch):
+    """A random baseline is a network for each seed: those of the third seed are in the report as well."""
+    suite = plan.Suite(cells=("imagenet_knn",), seeds=1, seeds_of={"imagenet_knn": 3})
+    monkeypatch.setattr(plan, "load_suite", lambda _: suite)
+    monkeypatch.setattr(local, "run", lambda commands, **_: [run_one.main(command[2:]) for command in commands])
+    argv = ["--ckpt", "random:resnet18", "--out", str(out), "--data", f"imagenet={image_folder}"]
+    assert run_all.main([*argv, *(f"imagenet_knn.{o}" for o in [*KNN, "size=32"])]) == 0
+    assert sorted(r.seed for r in records(out)) == [0, 1, 2]
+    assert "(3 seeds)" in (out / "report.md").read_text()
 
 
 def test_all_skipped_is_exit_code_1(ckpt, out, tmp_path, capfd):
@@ -475,6 +556,12 @@ def test_checkpoint_argument(tmp_path, monkeypatch):
     torch.save({}, "lr=0.1.pth")
     assert run_one.split_name("lr=0.1.pth") == (None, "lr=0.1.pth")
     assert run_one.split_name("r=random:resnet18") == ("r", "random:resnet18")
+    assert run_one.split_name("best=lr=0.1.pth") == ("best", "lr=0.1.pth")
+    assert run_one.split_name("lr=0.1=a=b:c") == ("lr=0.1=a", "b:c")
+    assert run_one.split_name("lr=0.1=hf-hub:a/b") == ("lr=0.1", "hf-hub:a/b")
+    torch.save({}, "a.pth")
+    assert run_one.split_name("lr=0.1=a.pth") == ("lr=0.1", "a.pth")
+    assert run_one.split_name("r=timm:x?a=b:c") == ("r", "timm:x?a=b:c")
 
 
 def test_records_are_plain_json(one, out):
