@@ -12,7 +12,7 @@ from benchmarks.report.paired import LEVEL, SEED
 from benchmarks.report.table import Column, Row, Table, Value
 
 # What a summary shows beside the headlines: what the tables of the field hold.
-_PLAIN_METRICS = {"top5", "top1_k200", "mAP_11pt", "alignment", "AP50", "AP75", "mask_AP"}
+_PLAIN_METRICS = {"top5", "top1_k200", "mAP_11pt", "alignment", "AP50", "AP75", "box_AP50", "mask_AP"}
 
 MARKS = "Best in bold face, second best underlined."
 

@@ -83,7 +83,12 @@ def test_columns_are_the_headline_and_the_plain_metrics(make, tables):
     ("cell", "primary", "more", "beside"),
     [
         ("voc0712_detection", "AP", {"AP50": 2.0, "AP75": 3.0}, {"AP50", "AP75"}),
-        ("coco_instance_segmentation_mmdet", "box_AP", {"box_AP50": 2.0, "mask_AP": 3.0, "mask_APs": 4.0}, {"mask_AP"}),
+        (
+            "coco_instance_segmentation_mmdet",
+            "box_AP",
+            {"box_AP50": 2.0, "mask_AP": 3.0, "mask_APs": 4.0},
+            {"box_AP50", "mask_AP"},
+        ),
     ],
 )
 def test_a_detectors_numbers_are_in_the_tables(cell, primary, more, beside, make, tables):
