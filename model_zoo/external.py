@@ -7,6 +7,7 @@ the files that define a function's network.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import importlib
@@ -14,7 +15,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from urllib.parse import parse_qsl
 import torch
 from torch import Tensor, nn
 
-from core.artifacts import file_sha256
+from core.artifacts import file_sha256, tensors_sha256
 from core.config import Config, digest
 from core.config import build as build_config
 from core.errors import CheckpointError, ConfigError, nearest
@@ -88,8 +89,7 @@ def timm_model(source: str) -> tuple[nn.Module, InputSpec, str]:
     name, _, query = source.removeprefix("timm:").partition("?")
     pretrained, seed = _options(source, query)
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with _seeded(seed):
             model = timm.create_model(name, pretrained=pretrained, num_classes=0)
     except Exception as error:  # the hub's client has its own errors for every way to be offline
         what = "has no such weights at hand" if pretrained else "cannot make this model"
@@ -137,18 +137,22 @@ def of_timm(source: str, model: nn.Module, spec: InputSpec, name: str) -> Extern
 def of_function(source: str, name: str | None = None) -> ExternalBackbone:
     """What an importable function without arguments returns; the working folder can be imported from.
 
+    It is called under a fixed seed of torch's generator: what it initialises is the same network in every process.
+
     An attribute `input_spec` of the returned module, a mapping of InputSpec's fields, says what it wants to see.
 
     Raises:
-        CheckpointError: it cannot be imported or called, or does not return features (N, C) of finite numbers.
+        CheckpointError: it cannot be imported or called, returns other weights each time, or does not return features
+            (N, C) of finite numbers.
     """
-    function = _imported(source)
-    try:
-        module = function()
-    except Exception as error:
-        raise CheckpointError(f"{source}: calling it failed ({_first(error)})") from error
-    if not isinstance(module, nn.Module):
-        raise CheckpointError(f"{source}: returns a {type(module).__name__}, an nn.Module is needed")
+    with _seeded():  # modules may draw weights as they are imported
+        function = _imported(source)
+    module, other = _called(source, function), _called(source, function)
+    if _weights(module) != _weights(other):
+        raise CheckpointError(
+            f"{source}: called twice it returns other weights, so no result could be told to be of the same network; "
+            "let it read them from a file, or draw them from torch's generator alone"
+        )
     stated = getattr(module, "input_spec", None)
     if stated is not None and not isinstance(stated, Mapping):
         raise CheckpointError(f"{source}: its input_spec is no mapping of {', '.join(InputSpec.model_fields)}")
@@ -156,6 +160,29 @@ def of_function(source: str, name: str | None = None) -> ExternalBackbone:
     assumed = f"no input_spec: RGB, {spec.size} px, ImageNet's mean and std assumed"
     arch = ExternalArchitecture(name=source, source_sha256=_source_sha256(function, module))
     return _checked(source, module, arch, spec, name or source, "function", () if stated else (assumed,))
+
+
+@contextlib.contextmanager
+def _seeded(seed: int = 0) -> Iterator[None]:
+    """torch's generator at `seed`, and afterwards where it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _called(source: str, function: Callable[[], Any]) -> nn.Module:
+    try:
+        with _seeded():
+            module = function()
+    except Exception as error:
+        raise CheckpointError(f"{source}: calling it failed ({_first(error)})") from error
+    if not isinstance(module, nn.Module):
+        raise CheckpointError(f"{source}: returns a {type(module).__name__}, an nn.Module is needed")
+    return module
+
+
+def _weights(module: nn.Module) -> str:
+    return tensors_sha256({key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)})
 
 
 def _imported(source: str) -> Callable[[], Any]:

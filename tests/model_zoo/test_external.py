@@ -1,8 +1,11 @@
 """Backbones that are no ResNets: timm's models and importable functions, through the protocols that take them."""
 
 import json
+import os
+import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import timm
@@ -18,6 +21,7 @@ from model_zoo.architecture import InputSpec
 from model_zoo.load import load
 from transfer import tasks
 
+ROOT = Path(__file__).resolve().parents[2]
 VIT = "timm:vit_tiny_patch16_224?pretrained=false"
 NET = """
     import torch
@@ -54,6 +58,14 @@ NET = """
     def wrong():
         net = Tiny()
         net.input_spec = {"sise": 32}
+        return net
+    def drawn(): return Tiny()
+    ON_IMPORT = Tiny()
+    def imported(): return ON_IMPORT
+    def changing():
+        import random
+        net = Tiny()
+        net.body[0].weight.data[:] = random.random()
         return net
     NUMBER = 3
 """
@@ -147,6 +159,29 @@ def test_a_function_of_ones_own(functions):
     assert any("no input_spec" in note for note in load(f"{functions}:silent").notes)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("function", ["drawn", "imported"])
+def test_drawn_weights_are_the_same_in_every_process(functions, tmp_path, function):
+    """torch begins every process with its default seed, which what ran before has moved on."""
+    code = (
+        "import sys, torch; torch.rand(int(sys.argv[2])); from model_zoo.load import load; "
+        "print(load(sys.argv[1]).weights_sha256)"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    hashes = [
+        subprocess.run([sys.executable, "-c", code, f"{functions}:{function}", str(count)], env=env, text=True,
+                       capture_output=True, check=True).stdout
+        for count in (1, 1000)
+    ]  # fmt: skip
+    assert hashes[0] == hashes[1] != ""
+
+
+def test_a_function_leaves_the_generator_alone(functions):
+    before = torch.get_rng_state()
+    assert load(f"{functions}:drawn").weights_sha256 == load(f"{functions}:drawn").weights_sha256
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_code_is_part_of_a_records_identity(functions, tmp_path):
     before = load(f"{functions}:build").record()["arch"]
     file = tmp_path / f"{functions}.py"
@@ -169,6 +204,7 @@ def test_the_code_is_part_of_a_records_identity(functions, tmp_path):
         ("broken", "calling it failed .RuntimeError: no weights here"),
         ("wrong", "unknown key 'sise'; did you mean 'size'"),
         ("bild", "has no function 'bild'; did you mean 'build'"),
+        ("changing", "called twice it returns other weights"),
         ("NUMBER", "has no function 'NUMBER'"),
     ],
 )
