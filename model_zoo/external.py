@@ -1,8 +1,8 @@
 """Backbones that are no ResNets of ours: any timm model, any importable function that returns an nn.Module.
 
 They serve the frozen and the fine-tuning protocols by their features (N, C); what needs a ResNet's stages (the detection
-engines, C5 maps, export, conversion) says so. Their code is not ours, so a record names it: timm's version, or the hash of
-the files that define a function's network.
+engines, C5 maps, export, conversion) says so. Their code is not ours, so a record names it: timm's version, or the
+libraries' versions and the hash of the files that define a function's network.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import copy
 import functools
 import importlib
-import inspect
 import os
 import re
 import sys
@@ -24,15 +23,15 @@ from urllib.parse import parse_qsl
 import torch
 from torch import Tensor, nn
 
-from core.artifacts import file_sha256, tensors_sha256
-from core.config import Config, digest
+from core.artifacts import tensors_sha256
+from core.config import Config
 from core.config import build as build_config
 from core.errors import CheckpointError, ConfigError, nearest
+from model_zoo import code_identity
 from model_zoo.architecture import InputSpec
 from model_zoo.backbone import Backbone
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-_LIBRARIES = {"torch", "torchvision", "timm", "transformers"}  # known by their versions, not by their files
 _TOLERANCE = 1e-3  # of features, as a share of the largest: rounding, not another function
 
 
@@ -158,7 +157,8 @@ def of_function(source: str, name: str | None = None) -> ExternalBackbone:
         raise CheckpointError(f"{source}: its input_spec is no mapping of {', '.join(InputSpec.model_fields)}")
     spec = _input(source, dict(stated or {}))
     assumed = f"no input_spec: RGB, {spec.size} px, ImageNet's mean and std assumed"
-    arch = ExternalArchitecture(name=source, source_sha256=_source_sha256(function, module))
+    library, source_sha256 = code_identity.of_network(function, module)
+    arch = ExternalArchitecture(name=source, library=library, source_sha256=source_sha256)
     return _checked(source, module, arch, spec, name or source, "function", () if stated else (assumed,))
 
 
@@ -202,17 +202,6 @@ def _imported(source: str) -> Callable[[], Any]:
             f"{source}: {module_name} has no function '{function_name}'{nearest(function_name, known)}"
         )
     return function
-
-
-def _source_sha256(function: Callable[[], Any], module: nn.Module) -> str:
-    """Of the files that define the function and the classes of its network; libraries have versions instead."""
-    owners = {function.__module__, *(type(part).__module__ for part in module.modules())}
-    files = {
-        inspect.getsourcefile(sys.modules[owner])
-        for owner in owners
-        if owner in sys.modules and owner.partition(".")[0] not in _LIBRARIES
-    }
-    return digest(sorted(file_sha256(Path(file)) for file in files if file))
 
 
 # ---------------------------------------------------------------- both

@@ -1,5 +1,6 @@
 """Backbones that are no ResNets: timm's models and importable functions, through the protocols that take them."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torchvision
 
 from benchmarks import run_all, run_one
 from benchmarks.result import read_all
@@ -189,6 +191,46 @@ def test_the_code_is_part_of_a_records_identity(functions, tmp_path):
     after = load(f"{functions}:build").record()["arch"]
     assert before["name"] == after["name"]
     assert before["source_sha256"] != after["source_sha256"]
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A network whose class inherits its forward from one file and pools with another."""
+    name = f"package_{abs(hash(tmp_path)):x}"
+    files = {
+        "base": "from torch import nn\nfrom . import helper\n\nclass Base(nn.Module):\n"
+        "    def forward(self, x): return helper.pool(self.conv(x))\n",
+        "helper": "def pool(maps): return maps.mean((2, 3))\n",
+        "unused": "NOTHING = 1\n",
+        "net": "import torchvision\nfrom torch import nn\nfrom .base import Base\n\nclass Net(Base):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.conv = nn.Conv2d(3, 4, 3)\n",
+        "__init__": "from .net import Net\ndef build(): return Net()\n",
+    }
+    (tmp_path / name).mkdir()
+    for file, text in files.items():
+        (tmp_path / name / f"{file}.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    return tmp_path / name
+
+
+@pytest.mark.parametrize(("file", "counts"), [("base", True), ("helper", True), ("net", True), ("unused", False)])
+def test_inherited_code_and_helpers_are_part_of_the_identity(package, file, counts):
+    before = load(f"{package.name}:build").record()["arch"]
+    with (package / f"{file}.py").open("a") as text:
+        text.write("# changed\n")
+    after = load(f"{package.name}:build").record()["arch"]
+    assert (before["source_sha256"] != after["source_sha256"]) == counts
+    assert before["library"] == after["library"]
+
+
+def test_installed_libraries_are_named_with_their_versions(package, monkeypatch):
+    libraries = load(f"{package.name}:build").arch.library.split(", ")
+    torch_version, vision_version = (library.__version__.partition("+")[0] for library in (torch, torchvision))
+    assert libraries == [f"torch {torch_version}", f"torchvision {vision_version}"]
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9" if name == "torchvision" else version(name))
+    assert "torchvision 9.9" in load(f"{package.name}:build").arch.library, "another version is another network"
 
 
 @pytest.mark.parametrize(
