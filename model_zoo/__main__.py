@@ -60,12 +60,14 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
+    from core.artifacts import writing
     from model_zoo.backbone import save
     from model_zoo.load import load
 
     target = export.get(args.to) if args.to else None
-    written = [args.output, *(export.sidecars(args.output) if target else ())]
-    existing = [path for path in written if path.exists()]
+    sidecars = export.sidecars(args.output)
+    written = [args.output, *(sidecars if target else ())]
+    existing = [path for path in (args.output, *sidecars) if path.exists()]
     if existing and not args.force:
         raise CheckpointError(f"{existing[0]}: exists already; add --force to overwrite it")
     backbone = load(args.file)
@@ -78,6 +80,10 @@ def _convert(args: argparse.Namespace) -> int:
         target.write(backbone, args.output)
     else:
         save(args.output, backbone.state, backbone.arch, backbone.input)
+        for path in set(sidecars) & set(existing):  # they describe the file that was there before
+            with writing(path):
+                path.unlink()
+            print(f"{path}: removed, it described the file that was there before")
     for note in backbone.notes:
         print(f"note: {note}")
     print(

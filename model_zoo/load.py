@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from core.artifacts import is_npz, is_plain_archive, is_plain_pickle, load_npz, load_pickle, load_torch, unpacked
+from core.config import Config, read_mapping
 from core.config import build as build_config
-from core.config import read_mapping
 from core.errors import CheckpointError, ConfigError, nearest
 from model_zoo import formats
 from model_zoo.architecture import Architecture, InputSpec
@@ -121,8 +121,13 @@ def _from_file(path: Path, name: str | None, entry: Entry | None = None) -> Back
     side = _sidecar(path) if entry is None else entry.model_dump(mode="json", include={"arch", "input"})
     stated = {**found.arch, **side.get("arch", {})}
     try:
-        arch = build_config(Architecture, {**infer_architecture(found.state, stated), **stated}, where="arch")
+        inferred = infer_architecture(found.state, stated)
+        arch = build_config(Architecture, {**inferred, **stated}, where="arch")
         spec = build_config(InputSpec, {**found.input, **side.get("input", {})}, where="input")
+        if layout == "backbench" and entry is None:
+            own = build_config(Architecture, {**inferred, **found.arch}, where="arch")
+            _refuse_contradiction(path, "arch", own, arch)
+            _refuse_contradiction(path, "input", build_config(InputSpec, dict(found.input), where="input"), spec)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     state = check(found, arch)
@@ -289,6 +294,16 @@ def _sidecar(path: Path) -> dict[str, Any]:
         if not isinstance(fields, dict):
             raise CheckpointError(f"{side.name}: '{key}' must be a mapping of fields, not {fields!r}")
     return values
+
+
+def _refuse_contradiction(path: Path, part: str, own: Config, both: Config) -> None:
+    """Our own layout states this itself: a sidecar may repeat it, else it was left from another file."""
+    for key, value in own:
+        if (beside := getattr(both, key)) != value:
+            raise CheckpointError(
+                f"{path.name}.yaml says {part}.{key} is {beside!r}, the checkpoint itself {value!r}: remove the .yaml if it "
+                "was left from another file of this name"
+            )
 
 
 def _some(names: list[str] | tuple[str, ...]) -> str:
