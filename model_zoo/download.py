@@ -267,7 +267,7 @@ def _retrieve(url: str, part: Path, label: str, bars: Transfers) -> None:
     timeout = httpx2.Timeout(30.0, connect=15.0)
     host, show = urlsplit(url).hostname, bars.add(label)
     with httpx2.Client(follow_redirects=True, timeout=timeout, headers=headers) as client:
-        attempt, before = 0, _size(part)
+        attempt, most = 0, _size(part)
         while True:
             try:
                 _attempt(client, url, part, show)
@@ -275,7 +275,8 @@ def _retrieve(url: str, part: Path, label: str, bars: Transfers) -> None:
             except (httpx2.UnsupportedProtocol, httpx2.InvalidURL, httpx2.TooManyRedirects) as error:
                 raise BackbenchError(f"{url}: {error}") from None
             except (httpx2.TransportError, _Passing) as error:
-                grown, before = _size(part) > before, _size(part)
+                grown = _size(part) > most  # than ever before: without ranges each attempt begins anew
+                most = max(most, _size(part))
                 attempt = 1 if grown else attempt + 1
                 if attempt >= ATTEMPTS:
                     raise BackbenchError(f"{url}: {_reason(error, host)}, after {ATTEMPTS} attempts") from None
