@@ -167,7 +167,7 @@ def _download(args: argparse.Namespace) -> int:
         raise BackbenchError("give names of entries, or --all; `python -m model_zoo list` shows them")
     wanted = [entries.get(name) for name in args.name]
     if args.all:
-        wanted = [entry for entry in entries.all_entries() if download.places(entry)]
+        wanted = [entry for entry in entries.all_entries() if entry.has_weights and download.places(entry)]
 
     def tell(entry: Entry, found: Path | BackbenchError) -> None:
         print(f"{entry.name}  {found}") if isinstance(found, Path) else say(f"FAILED {entry.name}: {found}")

@@ -7,10 +7,12 @@ the entries' names (what `download --all --to DIR` writes); HTTP proxies come fr
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import random
+import shutil
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -53,6 +55,8 @@ def cache() -> Path:
 def fetch(entry: Entry, folder: Path | None = None, bars: Transfers | None = None) -> Path:
     """The file of an entry: from `BACKBENCH_ZOO`, from `folder` (default: the cache), else downloaded into it.
 
+    A `folder` that is given holds it afterwards in any case: what is in `BACKBENCH_ZOO` is copied there.
+
     Raises:
         BackbenchError: there are no public weights, or nowhere can they be fetched from; says what to do.
         CheckpointError: the bytes are not those that were published or pinned.
@@ -61,11 +65,11 @@ def fetch(entry: Entry, folder: Path | None = None, bars: Transfers | None = Non
         more = f"; entries with weights: {', '.join(entry.see)}" if entry.see else ""
         raise BackbenchError(f"zoo entry '{entry.name}' has no weights ({entry.no_weights}){more}")
     own = _from_own_folder(entry)
-    if own:
+    if own and folder is None:
         return own
     from filelock import FileLock
 
-    from core.artifacts import make_folder, writing
+    from core.artifacts import atomic_write, make_folder, writing
     from core.progress import Transfers
 
     folder = make_folder(folder or cache())
@@ -76,6 +80,10 @@ def fetch(entry: Entry, folder: Path | None = None, bars: Transfers | None = Non
                 check(entry, target)
             except CheckpointError as error:
                 raise CheckpointError(f"{error}; remove the file to have it fetched again") from None
+            return target
+        if own:
+            with own.open("rb") as source:
+                atomic_write(target, functools.partial(shutil.copyfileobj, source))
             return target
         with Transfers() if bars is None else contextlib.nullcontext(bars) as shown:
             _download(entry, target, shown)

@@ -82,6 +82,24 @@ def test_download(zoo, tmp_path, capsys, monkeypatch):
             main(["download", *wrong])
 
 
+def test_download_into_a_folder_copies_what_one_has(zoo, tmp_path, capsys):
+    own, copy = tmp_path / "mine" / "some_r18.pth", tmp_path / "mirror" / "some_r18.pth"
+    for _ in range(2):
+        assert main(["download", "some_r18", "--to", str(copy.parent)]) == 0
+        assert capsys.readouterr().out.split() == ["some_r18", str(copy)]
+        assert copy.read_bytes() == own.read_bytes()
+    assert main(["download", "some_r18", "--to", str(own.parent)]) == 0
+    assert [path.name for path in own.parent.glob("*.pth")] == ["some_r18.pth"]
+
+
+def test_download_of_all_with_a_mirror_leaves_out_numbers_only(zoo, tmp_path, capsys, monkeypatch):
+    numbers = make("numbers_r18", url=None, no_weights="never published")
+    monkeypatch.setattr(entries, "all_entries", lambda: (make(), numbers))
+    monkeypatch.setenv("BACKBENCH_ZOO_MIRROR", "http://127.0.0.1:9")
+    assert main(["download", "--all"]) == 0
+    assert "numbers_r18" not in "".join(capsys.readouterr())
+
+
 def test_verify_by_name(zoo, capsys):
     assert main(["verify", "zoo:some_r18", "--json"]) == 0
     card = json.loads(capsys.readouterr().out)
