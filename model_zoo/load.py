@@ -118,7 +118,7 @@ def _from_timm(source: str, name: str | None) -> Backbone:
 def _from_file(path: Path, name: str | None, entry: Entry | None = None) -> Backbone:
     obj = read_container(path)
     layout, found = recognise(obj)
-    side = _sidecar(path) if entry is None else entry.model_dump(mode="json", include={"arch", "input"})
+    side = _sidecar(path) if entry is None else _of_entry(entry, found)
     stated = {**found.arch, **side.get("arch", {})}
     try:
         inferred = infer_architecture(found.state, stated)
@@ -294,6 +294,15 @@ def _sidecar(path: Path) -> dict[str, Any]:
         if not isinstance(fields, dict):
             raise CheckpointError(f"{side.name}: '{key}' must be a mapping of fields, not {fields!r}")
     return values
+
+
+def _of_entry(entry: Entry, found: Extracted) -> dict[str, dict[str, Any]]:
+    """Every field of an entry's `arch` and `input`; only what it leaves to the defaults may be stated by the layout."""
+    parts = {"arch": (entry.arch, found.arch), "input": (entry.input, found.input)}
+    return {
+        part: {key: value for key, value in config if key in config.model_fields_set or key not in stated}
+        for part, (config, stated) in parts.items()
+    }
 
 
 def _refuse_contradiction(path: Path, part: str, own: Config, both: Config) -> None:

@@ -50,6 +50,30 @@ def test_a_name_gives_the_backbone_with_what_the_entry_states(zoo):
     assert load("zoo:some_r18", name="mine").name == "mine"
 
 
+def test_what_a_layout_states_stands_where_the_entry_says_nothing(tmp_path, monkeypatch):
+    """TensorFlow's padding and pixels in [0, 1] of SimCLR's layout, without an entry and with one."""
+    from model_zoo.formats import simclr_tensorflow
+
+    name = Architecture(name="resnet18")
+    torch.save(simclr_tensorflow.example(build(name, seed=3).state_dict(), name), tmp_path / "some_r18.pth")
+    monkeypatch.setenv("BACKBENCH_ZOO", str(tmp_path))
+    monkeypatch.setenv("BACKBENCH_CACHE", str(tmp_path / "cache"))
+
+    def loaded(**fields):
+        entry = make(format="simclr_tensorflow").model_copy(update=fields)
+        monkeypatch.setattr(entries, "all_entries", lambda: (entry,))
+        backbone = load("zoo:some_r18")
+        return backbone.arch, backbone.input
+
+    alone = load(tmp_path / "some_r18.pth")
+    same, pixels = alone.arch, alone.input
+    assert same != Architecture(name="resnet18") and pixels != InputSpec()
+    assert loaded(arch=name, input=InputSpec()) == (same, pixels)
+    assert loaded(arch=name, input=InputSpec(size=64)) == (same, pixels.model_copy(update={"size": 64}))
+    stated = Architecture(name="resnet18", pool_padding="symmetric", conv_padding="symmetric")
+    assert loaded(arch=stated, input=INPUT) == (stated, pixels.model_copy(update={"size": 32, "std": INPUT.std}))
+
+
 def test_another_layout_than_the_source_describes_is_said(zoo, monkeypatch):
     monkeypatch.setattr(entries, "all_entries", lambda: (make(format="vissl"),))
     assert any("its layout is 'moco', the source describes 'vissl'" in note for note in load("zoo:some_r18").notes)
