@@ -190,19 +190,19 @@ def _describe(obj: Any) -> str:
 
 
 def infer_architecture(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Any]:
-    """Name, width and stem from the tensors' names and shapes; what a file states is not inferred.
+    """Name, width and stem from the tensors' names and shapes; what is stated beside them goes before it.
 
     Raises:
         CheckpointError: not one of the architectures known.
     """
-    if "name" in stated:
-        return {}
     blocks = []
     for layer in range(1, 5):
         numbers = {int(key.split(".")[1]) for key in state if key.startswith(f"layer{layer}.")}
         blocks.append(max(numbers) + 1 if numbers else 0)
     bottleneck = any(key.endswith(".conv3.weight") for key in state)
     names = [n for n, (b, layers) in LAYERS.items() if list(layers) == blocks and (b.expansion == 4) == bottleneck]
+    if "name" in stated and stated["name"] not in names:
+        return {}  # what is stated stands, and `check` says which tensors contradict it
     if not names:
         kind = "bottleneck" if bottleneck else "basic"
         if blocks[2] and not blocks[3]:
