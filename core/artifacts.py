@@ -214,6 +214,7 @@ def load_torch(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as safe_error:
         try:
+            _refuse_torchscript(path)
             # nosec: the unpickler resolves nothing but tensors and inert stubs
             return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_restricted_pickle())
         except CheckpointError as refused:
@@ -239,15 +240,44 @@ def _refuse_bomb(path: Path, archive: zipfile.ZipFile) -> None:
         )
 
 
-def is_plain_archive(path: Path) -> bool:
-    """Whether the file is a zip archive that `torch.save` did not write."""
-    if not _head(Path(path)).startswith(b"PK"):
-        return False
+@contextlib.contextmanager
+def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The opened zip archive.
+
+    Raises:
+        CheckpointError: its index cannot be read. Other readers, torch's among them, forgive more than Python's, so what
+            cannot be looked into here is not handed on to them.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            return not any(name.endswith(("data.pkl", "constants.pkl")) for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError):
-        return False
+        archive = zipfile.ZipFile(path)
+    except (
+        Exception
+    ) as error:  # zipfile has many ways to say so: BadZipFile, NotImplementedError, UnicodeDecodeError, ...
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path}: begins as a zip archive whose index cannot be read; truncated or damaged? Fetch or save it again "
+            f"({Path(path).stat().st_size} bytes; {type(error).__name__}: {reason})"
+        ) from None
+    with archive:
+        yield archive
+
+
+def _members(path: Path) -> list[str]:
+    """Names in a zip archive, none where the file is no archive; CheckpointError as `_archive` and `_head` raise."""
+    if not _head(Path(path)).startswith(b"PK"):
+        return []
+    with _archive(path) as archive:
+        return archive.namelist()
+
+
+def is_plain_archive(path: Path) -> bool:
+    """Whether the file is a zip archive that `torch.save` did not write.
+
+    Raises:
+        CheckpointError: no file, nothing in it, a web page, or an archive that cannot be looked into.
+    """
+    names = _members(path)
+    return bool(names) and not any(name.endswith(("data.pkl", "constants.pkl")) for name in names)
 
 
 @contextlib.contextmanager
@@ -258,7 +288,7 @@ def unpacked(path: Path) -> Iterator[Path]:
         CheckpointError: not exactly one checkpoint in it, a name that leaves the folder, a bomb, damaged.
     """
     try:
-        with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory(prefix="backbench-") as folder:
+        with _archive(path) as archive, tempfile.TemporaryDirectory(prefix="backbench-") as folder:
             _refuse_bomb(path, archive)
             for name in archive.namelist():
                 if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or re.match(r"[A-Za-z]:", name):
@@ -277,14 +307,12 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 
 def is_npz(path: Path) -> bool:
-    """Whether the file is what `numpy.savez` wrote."""
-    if not _head(Path(path)).startswith(b"PK"):
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError):
-        return False
+    """Whether the file is what `numpy.savez` wrote.
+
+    Raises:
+        CheckpointError: no file, nothing in it, a web page, or an archive that cannot be looked into.
+    """
+    names = _members(path)
     return bool(names) and all(name.endswith(".npy") for name in names)
 
 
@@ -295,23 +323,29 @@ def load_npz(path: Path) -> dict[str, Tensor]:
         CheckpointError: a bomb, damaged, or holding objects.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _archive(path) as archive:
             _refuse_bomb(Path(path), archive)
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files if arrays[name].dtype.kind in "fiub"}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: not a readable file of arrays ({error})") from None
 
 
 def _is_torchscript(path: Path) -> bool:
     """Whether torch.load would hand the file over to torch.jit.load, which runs what it holds."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            _refuse_bomb(path, archive)
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError):
+    if not (names := _members(path)):
         return False
+    with _archive(path) as archive:
+        _refuse_bomb(path, archive)
     return any(name.endswith("constants.pkl") or "/code/" in name for name in names)
+
+
+def _refuse_torchscript(path: Path) -> None:
+    """CheckpointError when torch's own reader of archives sees a program, whatever Python's saw of it."""
+    if _head(path).startswith(b"PK"):
+        records = torch._C.PyTorchFileReader(str(path)).get_all_records()
+        if any(name == "constants.pkl" or name.startswith("code/") for name in records):
+            raise CheckpointError("is a TorchScript program, which holds code; save its state_dict() instead")
 
 
 _TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # what torch.save wrote first before it wrote zip files

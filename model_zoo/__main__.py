@@ -60,12 +60,14 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
+    from core.artifacts import writing
     from model_zoo.backbone import save
     from model_zoo.load import load
 
     target = export.get(args.to) if args.to else None
-    written = [args.output, *(export.sidecars(args.output) if target else ())]
-    existing = [path for path in written if path.exists()]
+    sidecars = export.sidecars(args.output)
+    written = [args.output, *(sidecars if target else ())]
+    existing = [path for path in (args.output, *sidecars) if path.exists()]
     if existing and not args.force:
         raise CheckpointError(f"{existing[0]}: exists already; add --force to overwrite it")
     backbone = load(args.file)
@@ -78,6 +80,10 @@ def _convert(args: argparse.Namespace) -> int:
         target.write(backbone, args.output)
     else:
         save(args.output, backbone.state, backbone.arch, backbone.input)
+        for path in set(sidecars) & set(existing):  # they describe the file that was there before
+            with writing(path):
+                path.unlink()
+            print(f"{path}: removed, it described the file that was there before")
     for note in backbone.notes:
         print(f"note: {note}")
     print(
@@ -161,7 +167,7 @@ def _download(args: argparse.Namespace) -> int:
         raise BackbenchError("give names of entries, or --all; `python -m model_zoo list` shows them")
     wanted = [entries.get(name) for name in args.name]
     if args.all:
-        wanted = [entry for entry in entries.all_entries() if download.places(entry)]
+        wanted = [entry for entry in entries.all_entries() if entry.has_weights and download.places(entry)]
 
     def tell(entry: Entry, found: Path | BackbenchError) -> None:
         print(f"{entry.name}  {found}") if isinstance(found, Path) else say(f"FAILED {entry.name}: {found}")

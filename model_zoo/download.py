@@ -7,10 +7,12 @@ the entries' names (what `download --all --to DIR` writes); HTTP proxies come fr
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import random
+import shutil
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -53,6 +55,8 @@ def cache() -> Path:
 def fetch(entry: Entry, folder: Path | None = None, bars: Transfers | None = None) -> Path:
     """The file of an entry: from `BACKBENCH_ZOO`, from `folder` (default: the cache), else downloaded into it.
 
+    A `folder` that is given holds it afterwards in any case: what is in `BACKBENCH_ZOO` is copied there.
+
     Raises:
         BackbenchError: there are no public weights, or nowhere can they be fetched from; says what to do.
         CheckpointError: the bytes are not those that were published or pinned.
@@ -61,11 +65,11 @@ def fetch(entry: Entry, folder: Path | None = None, bars: Transfers | None = Non
         more = f"; entries with weights: {', '.join(entry.see)}" if entry.see else ""
         raise BackbenchError(f"zoo entry '{entry.name}' has no weights ({entry.no_weights}){more}")
     own = _from_own_folder(entry)
-    if own:
+    if own and folder is None:
         return own
     from filelock import FileLock
 
-    from core.artifacts import make_folder, writing
+    from core.artifacts import atomic_write, make_folder, writing
     from core.progress import Transfers
 
     folder = make_folder(folder or cache())
@@ -76,6 +80,10 @@ def fetch(entry: Entry, folder: Path | None = None, bars: Transfers | None = Non
                 check(entry, target)
             except CheckpointError as error:
                 raise CheckpointError(f"{error}; remove the file to have it fetched again") from None
+            return target
+        if own:
+            with own.open("rb") as source:
+                atomic_write(target, functools.partial(shutil.copyfileobj, source))
             return target
         with Transfers() if bars is None else contextlib.nullcontext(bars) as shown:
             _download(entry, target, shown)
@@ -267,7 +275,7 @@ def _retrieve(url: str, part: Path, label: str, bars: Transfers) -> None:
     timeout = httpx2.Timeout(30.0, connect=15.0)
     host, show = urlsplit(url).hostname, bars.add(label)
     with httpx2.Client(follow_redirects=True, timeout=timeout, headers=headers) as client:
-        attempt, before = 0, _size(part)
+        attempt, most = 0, _size(part)
         while True:
             try:
                 _attempt(client, url, part, show)
@@ -275,7 +283,8 @@ def _retrieve(url: str, part: Path, label: str, bars: Transfers) -> None:
             except (httpx2.UnsupportedProtocol, httpx2.InvalidURL, httpx2.TooManyRedirects) as error:
                 raise BackbenchError(f"{url}: {error}") from None
             except (httpx2.TransportError, _Passing) as error:
-                grown, before = _size(part) > before, _size(part)
+                grown = _size(part) > most  # than ever before: without ranges each attempt begins anew
+                most = max(most, _size(part))
                 attempt = 1 if grown else attempt + 1
                 if attempt >= ATTEMPTS:
                     raise BackbenchError(f"{url}: {_reason(error, host)}, after {ATTEMPTS} attempts") from None

@@ -1,20 +1,20 @@
 """Backbones that are no ResNets of ours: any timm model, any importable function that returns an nn.Module.
 
 They serve the frozen and the fine-tuning protocols by their features (N, C); what needs a ResNet's stages (the detection
-engines, C5 maps, export, conversion) says so. Their code is not ours, so a record names it: timm's version, or the hash of
-the files that define a function's network.
+engines, C5 maps, export, conversion) says so. Their code is not ours, so a record names it: timm's version, or the
+libraries' versions and the hash of the files that define a function's network.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import importlib
-import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,15 @@ from urllib.parse import parse_qsl
 import torch
 from torch import Tensor, nn
 
-from core.artifacts import file_sha256
-from core.config import Config, digest
+from core.artifacts import tensors_sha256
+from core.config import Config
 from core.config import build as build_config
 from core.errors import CheckpointError, ConfigError, nearest
+from model_zoo import code_identity
 from model_zoo.architecture import InputSpec
 from model_zoo.backbone import Backbone
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-_LIBRARIES = {"torch", "torchvision", "timm", "transformers"}  # known by their versions, not by their files
 _TOLERANCE = 1e-3  # of features, as a share of the largest: rounding, not another function
 
 
@@ -88,8 +88,7 @@ def timm_model(source: str) -> tuple[nn.Module, InputSpec, str]:
     name, _, query = source.removeprefix("timm:").partition("?")
     pretrained, seed = _options(source, query)
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with _seeded(seed):
             model = timm.create_model(name, pretrained=pretrained, num_classes=0)
     except Exception as error:  # the hub's client has its own errors for every way to be offline
         what = "has no such weights at hand" if pretrained else "cannot make this model"
@@ -137,25 +136,53 @@ def of_timm(source: str, model: nn.Module, spec: InputSpec, name: str) -> Extern
 def of_function(source: str, name: str | None = None) -> ExternalBackbone:
     """What an importable function without arguments returns; the working folder can be imported from.
 
+    It is called under a fixed seed of torch's generator: what it initialises is the same network in every process.
+
     An attribute `input_spec` of the returned module, a mapping of InputSpec's fields, says what it wants to see.
 
     Raises:
-        CheckpointError: it cannot be imported or called, or does not return features (N, C) of finite numbers.
+        CheckpointError: it cannot be imported or called, returns other weights each time, or does not return features
+            (N, C) of finite numbers.
     """
-    function = _imported(source)
-    try:
-        module = function()
-    except Exception as error:
-        raise CheckpointError(f"{source}: calling it failed ({_first(error)})") from error
-    if not isinstance(module, nn.Module):
-        raise CheckpointError(f"{source}: returns a {type(module).__name__}, an nn.Module is needed")
+    with _seeded():  # modules may draw weights as they are imported
+        function = _imported(source)
+    module, other = _called(source, function), _called(source, function)
+    if _weights(module) != _weights(other):
+        raise CheckpointError(
+            f"{source}: called twice it returns other weights, so no result could be told to be of the same network; "
+            "let it read them from a file, or draw them from torch's generator alone"
+        )
     stated = getattr(module, "input_spec", None)
     if stated is not None and not isinstance(stated, Mapping):
         raise CheckpointError(f"{source}: its input_spec is no mapping of {', '.join(InputSpec.model_fields)}")
     spec = _input(source, dict(stated or {}))
     assumed = f"no input_spec: RGB, {spec.size} px, ImageNet's mean and std assumed"
-    arch = ExternalArchitecture(name=source, source_sha256=_source_sha256(function, module))
+    library, source_sha256 = code_identity.of_network(function, module)
+    arch = ExternalArchitecture(name=source, library=library, source_sha256=source_sha256)
     return _checked(source, module, arch, spec, name or source, "function", () if stated else (assumed,))
+
+
+@contextlib.contextmanager
+def _seeded(seed: int = 0) -> Iterator[None]:
+    """torch's generator at `seed`, and afterwards where it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _called(source: str, function: Callable[[], Any]) -> nn.Module:
+    try:
+        with _seeded():
+            module = function()
+    except Exception as error:
+        raise CheckpointError(f"{source}: calling it failed ({_first(error)})") from error
+    if not isinstance(module, nn.Module):
+        raise CheckpointError(f"{source}: returns a {type(module).__name__}, an nn.Module is needed")
+    return module
+
+
+def _weights(module: nn.Module) -> str:
+    return tensors_sha256({key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)})
 
 
 def _imported(source: str) -> Callable[[], Any]:
@@ -175,17 +202,6 @@ def _imported(source: str) -> Callable[[], Any]:
             f"{source}: {module_name} has no function '{function_name}'{nearest(function_name, known)}"
         )
     return function
-
-
-def _source_sha256(function: Callable[[], Any], module: nn.Module) -> str:
-    """Of the files that define the function and the classes of its network; libraries have versions instead."""
-    owners = {function.__module__, *(type(part).__module__ for part in module.modules())}
-    files = {
-        inspect.getsourcefile(sys.modules[owner])
-        for owner in owners
-        if owner in sys.modules and owner.partition(".")[0] not in _LIBRARIES
-    }
-    return digest(sorted(file_sha256(Path(file)) for file in files if file))
 
 
 # ---------------------------------------------------------------- both

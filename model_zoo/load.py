@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from core.artifacts import is_npz, is_plain_archive, is_plain_pickle, load_npz, load_pickle, load_torch, unpacked
+from core.config import Config, read_mapping
 from core.config import build as build_config
-from core.config import read_mapping
 from core.errors import CheckpointError, ConfigError, nearest
 from model_zoo import formats
 from model_zoo.architecture import Architecture, InputSpec
@@ -118,11 +118,16 @@ def _from_timm(source: str, name: str | None) -> Backbone:
 def _from_file(path: Path, name: str | None, entry: Entry | None = None) -> Backbone:
     obj = read_container(path)
     layout, found = recognise(obj)
-    side = _sidecar(path) if entry is None else entry.model_dump(mode="json", include={"arch", "input"})
+    side = _sidecar(path) if entry is None else _of_entry(entry, found)
     stated = {**found.arch, **side.get("arch", {})}
     try:
-        arch = build_config(Architecture, {**infer_architecture(found.state, stated), **stated}, where="arch")
+        inferred = infer_architecture(found.state, stated)
+        arch = build_config(Architecture, {**inferred, **stated}, where="arch")
         spec = build_config(InputSpec, {**found.input, **side.get("input", {})}, where="input")
+        if layout == "backbench" and entry is None:
+            own = build_config(Architecture, {**inferred, **found.arch}, where="arch")
+            _refuse_contradiction(path, "arch", own, arch)
+            _refuse_contradiction(path, "input", build_config(InputSpec, dict(found.input), where="input"), spec)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     state = check(found, arch)
@@ -185,19 +190,19 @@ def _describe(obj: Any) -> str:
 
 
 def infer_architecture(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Any]:
-    """Name, width and stem from the tensors' names and shapes; what a file states is not inferred.
+    """Name, width and stem from the tensors' names and shapes; what is stated beside them goes before it.
 
     Raises:
         CheckpointError: not one of the architectures known.
     """
-    if "name" in stated:
-        return {}
     blocks = []
     for layer in range(1, 5):
         numbers = {int(key.split(".")[1]) for key in state if key.startswith(f"layer{layer}.")}
         blocks.append(max(numbers) + 1 if numbers else 0)
     bottleneck = any(key.endswith(".conv3.weight") for key in state)
     names = [n for n, (b, layers) in LAYERS.items() if list(layers) == blocks and (b.expansion == 4) == bottleneck]
+    if "name" in stated and stated["name"] not in names:
+        return {}  # what is stated stands, and `check` says which tensors contradict it
     if not names:
         kind = "bottleneck" if bottleneck else "basic"
         if blocks[2] and not blocks[3]:
@@ -289,6 +294,25 @@ def _sidecar(path: Path) -> dict[str, Any]:
         if not isinstance(fields, dict):
             raise CheckpointError(f"{side.name}: '{key}' must be a mapping of fields, not {fields!r}")
     return values
+
+
+def _of_entry(entry: Entry, found: Extracted) -> dict[str, dict[str, Any]]:
+    """Every field of an entry's `arch` and `input`; only what it leaves to the defaults may be stated by the layout."""
+    parts = {"arch": (entry.arch, found.arch), "input": (entry.input, found.input)}
+    return {
+        part: {key: value for key, value in config if key in config.model_fields_set or key not in stated}
+        for part, (config, stated) in parts.items()
+    }
+
+
+def _refuse_contradiction(path: Path, part: str, own: Config, both: Config) -> None:
+    """Our own layout states this itself: a sidecar may repeat it, else it was left from another file."""
+    for key, value in own:
+        if (beside := getattr(both, key)) != value:
+            raise CheckpointError(
+                f"{path.name}.yaml says {part}.{key} is {beside!r}, the checkpoint itself {value!r}: remove the .yaml if it "
+                "was left from another file of this name"
+            )
 
 
 def _some(names: list[str] | tuple[str, ...]) -> str:

@@ -1,7 +1,8 @@
 """OpenSelfSup, mmselfsup 0.x and DenseCL: `backbone.` and the same tensors once more under `encoder_q.0.` and the like.
 
-The second copy must be equal to the first; momentum twins (`encoder_k`, `target_net`), necks, heads and queues are
-dropped (WXinlong/DenseCL, tools/extract_backbone_weights.py takes `backbone.`).
+The second copy is the same module, so every tensor of it must be equal to the first's; momentum twins
+(`encoder_k`, `target_net`), necks, heads and queues are dropped (WXinlong/DenseCL,
+tools/extract_backbone_weights.py takes `backbone.`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from core.errors import CheckpointError
 from model_zoo.architecture import Architecture
+from model_zoo.backbone import identity_tensors
 from model_zoo.formats import Extracted, mmselfsup_copies, take, tensor_dicts, the_one
 
 _SAME = ("encoder_q.0.", "online_net.0.", "encoder.0.")  # the others are momentum twins
@@ -31,7 +33,8 @@ def extract(obj: Any) -> Extracted:
     tensors = the_one(obj, mmselfsup_copies)
     found = take(tensors, "backbone.", _DROP)
     for copy in (copy for copy in mmselfsup_copies(tensors) if copy in _SAME):
-        other = [n for n, t in found.state.items() if n.endswith("weight") and not _equal(t, tensors.get(copy + n))]
+        counted = identity_tensors(found.state)
+        other = [name for name, tensor in counted.items() if not _equal(tensor, tensors.get(copy + name))]
         if other:
             raise CheckpointError(
                 f"'backbone.{other[0]}' and '{copy}{other[0]}' differ; save the one you mean on its own"

@@ -86,6 +86,49 @@ def test_convert_refuses_to_overwrite(moco, tmp_path):
     assert load(out).weights_sha256 == load(moco).weights_sha256
 
 
+@pytest.mark.parametrize("engine", ["detectron2", "mmdet"])
+def test_convert_leaves_no_sidecar_of_the_file_before(moco, tmp_path, capsys, engine):
+    out, other = tmp_path / "out.pkl", tmp_path / "other.pth"
+    state = build(Architecture(name="resnet18")).state_dict()
+    torch.save({"state_dict": {f"module.encoder_q.{key}": tensor for key, tensor in state.items()}}, moco)
+    assert main(["convert", str(moco), "--to", engine, "-o", str(out)]) == 0
+    arch = Architecture(name="resnet18", width=0.25)
+    save(other, build(arch, seed=1).state_dict(), arch, InputSpec(size=64))
+    assert load(out).input.size == 32
+    assert main(["convert", str(other), "-o", str(out), "--force"]) == 0
+    assert load(out).input == load(other).input
+    assert f"{out}.yaml: removed" in capsys.readouterr().out
+    assert not list(tmp_path.glob("out.pkl.*"))
+
+
+def test_convert_asks_before_it_removes_a_sidecar(moco, tmp_path):
+    side = tmp_path / "out.pth.yaml"
+    side.write_text("input: {size: 96}\n")
+    with pytest.raises(CheckpointError, match=r"out\.pth\.yaml: exists already"):
+        main(["convert", str(moco), "-o", str(tmp_path / "out.pth")])
+    assert side.exists() and not (tmp_path / "out.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("input: {size: 96}", r"model\.pth\.yaml says input\.size is 96, the checkpoint itself 32: remove the \.yaml"),
+        ("input: {mean: [0, 0, 0]}", r"input\.mean is \(0\.0, 0\.0, 0\.0\)"),
+        ("arch: {conv_padding: same}", r"arch\.conv_padding is 'same'"),
+        ("{input: {size: 32, mean: [0.485, 0.456, 0.406]}, arch: {name: resnet18}}", None),
+    ],
+)
+def test_a_sidecar_that_contradicts_our_own_layout(tmp_path, text, words):
+    arch, path = Architecture(name="resnet18", width=0.25), tmp_path / "model.pth"
+    save(path, build(arch, seed=0).state_dict(), arch, InputSpec(size=32))
+    (tmp_path / "model.pth.yaml").write_text(text + "\n")
+    if words is None:
+        assert load(path).input.size == 32
+    else:
+        with pytest.raises(CheckpointError, match=words):
+            load(path)
+
+
 def test_convert_of_a_bad_file_writes_nothing(tmp_path):
     (tmp_path / "bad.pth").write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError):

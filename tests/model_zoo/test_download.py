@@ -158,6 +158,13 @@ def test_a_server_without_ranges(server):
     assert server.seen[1][1] == "bytes=1000-"
 
 
+def test_a_server_without_ranges_that_cuts_here_and_there(server):
+    """More bytes than at the attempt before, but never more than at the best."""
+    server.script = [cut(size, plain) for size in (1000, 500) * (2 * download.ATTEMPTS)]
+    assert f"after {download.ATTEMPTS} attempts" in refusal(entry(server))
+    assert len(server.seen) == download.ATTEMPTS
+
+
 def test_a_server_that_sends_another_range(server):
     def wrong(h):
         answer(h, DATA[7:], 206, headers=[("Content-Range", f"bytes 7-{len(DATA) - 1}/{len(DATA)}"), ("ETag", '"one"')])

@@ -1,12 +1,17 @@
 """Backbones that are no ResNets: timm's models and importable functions, through the protocols that take them."""
 
+import importlib.metadata
 import json
+import os
+import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+import torchvision
 
 from benchmarks import run_all, run_one
 from benchmarks.result import read_all
@@ -18,6 +23,7 @@ from model_zoo.architecture import InputSpec
 from model_zoo.load import load
 from transfer import tasks
 
+ROOT = Path(__file__).resolve().parents[2]
 VIT = "timm:vit_tiny_patch16_224?pretrained=false"
 NET = """
     import torch
@@ -54,6 +60,14 @@ NET = """
     def wrong():
         net = Tiny()
         net.input_spec = {"sise": 32}
+        return net
+    def drawn(): return Tiny()
+    ON_IMPORT = Tiny()
+    def imported(): return ON_IMPORT
+    def changing():
+        import random
+        net = Tiny()
+        net.body[0].weight.data[:] = random.random()
         return net
     NUMBER = 3
 """
@@ -147,6 +161,29 @@ def test_a_function_of_ones_own(functions):
     assert any("no input_spec" in note for note in load(f"{functions}:silent").notes)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("function", ["drawn", "imported"])
+def test_drawn_weights_are_the_same_in_every_process(functions, tmp_path, function):
+    """torch begins every process with its default seed, which what ran before has moved on."""
+    code = (
+        "import sys, torch; torch.rand(int(sys.argv[2])); from model_zoo.load import load; "
+        "print(load(sys.argv[1]).weights_sha256)"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    hashes = [
+        subprocess.run([sys.executable, "-c", code, f"{functions}:{function}", str(count)], env=env, text=True,
+                       capture_output=True, check=True).stdout
+        for count in (1, 1000)
+    ]  # fmt: skip
+    assert hashes[0] == hashes[1] != ""
+
+
+def test_a_function_leaves_the_generator_alone(functions):
+    before = torch.get_rng_state()
+    assert load(f"{functions}:drawn").weights_sha256 == load(f"{functions}:drawn").weights_sha256
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_code_is_part_of_a_records_identity(functions, tmp_path):
     before = load(f"{functions}:build").record()["arch"]
     file = tmp_path / f"{functions}.py"
@@ -154,6 +191,46 @@ def test_the_code_is_part_of_a_records_identity(functions, tmp_path):
     after = load(f"{functions}:build").record()["arch"]
     assert before["name"] == after["name"]
     assert before["source_sha256"] != after["source_sha256"]
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A network whose class inherits its forward from one file and pools with another."""
+    name = f"package_{abs(hash(tmp_path)):x}"
+    files = {
+        "base": "from torch import nn\nfrom . import helper\n\nclass Base(nn.Module):\n"
+        "    def forward(self, x): return helper.pool(self.conv(x))\n",
+        "helper": "def pool(maps): return maps.mean((2, 3))\n",
+        "unused": "NOTHING = 1\n",
+        "net": "import torchvision\nfrom torch import nn\nfrom .base import Base\n\nclass Net(Base):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.conv = nn.Conv2d(3, 4, 3)\n",
+        "__init__": "from .net import Net\ndef build(): return Net()\n",
+    }
+    (tmp_path / name).mkdir()
+    for file, text in files.items():
+        (tmp_path / name / f"{file}.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    return tmp_path / name
+
+
+@pytest.mark.parametrize(("file", "counts"), [("base", True), ("helper", True), ("net", True), ("unused", False)])
+def test_inherited_code_and_helpers_are_part_of_the_identity(package, file, counts):
+    before = load(f"{package.name}:build").record()["arch"]
+    with (package / f"{file}.py").open("a") as text:
+        text.write("# changed\n")
+    after = load(f"{package.name}:build").record()["arch"]
+    assert (before["source_sha256"] != after["source_sha256"]) == counts
+    assert before["library"] == after["library"]
+
+
+def test_installed_libraries_are_named_with_their_versions(package, monkeypatch):
+    libraries = load(f"{package.name}:build").arch.library.split(", ")
+    torch_version, vision_version = (library.__version__.partition("+")[0] for library in (torch, torchvision))
+    assert libraries == [f"torch {torch_version}", f"torchvision {vision_version}"]
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9" if name == "torchvision" else version(name))
+    assert "torchvision 9.9" in load(f"{package.name}:build").arch.library, "another version is another network"
 
 
 @pytest.mark.parametrize(
@@ -169,6 +246,7 @@ def test_the_code_is_part_of_a_records_identity(functions, tmp_path):
         ("broken", "calling it failed .RuntimeError: no weights here"),
         ("wrong", "unknown key 'sise'; did you mean 'size'"),
         ("bild", "has no function 'bild'; did you mean 'build'"),
+        ("changing", "called twice it returns other weights"),
         ("NUMBER", "has no function 'NUMBER'"),
     ],
 )

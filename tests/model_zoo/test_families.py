@@ -291,6 +291,14 @@ def test_two_copies_that_differ_are_refused(write, state, twin):
         load(write({"meta": {}, "state_dict": tensors}))
 
 
+@pytest.mark.parametrize("name", ["bn1.bias", "layer1.0.bn1.running_mean", "bn1.running_var"])
+def test_copies_that_differ_in_a_bias_or_a_statistic_are_refused(write, state, name):
+    other = {**state, name: state[name] + 1}
+    tensors = {**under("backbone.", state), **under("encoder_q.0.", other)}
+    with pytest.raises(CheckpointError, match=rf"'backbone\.{name}' and 'encoder_q\.0\.{name}' differ"):
+        load(write({"meta": {}, "state_dict": tensors}))
+
+
 def test_both_old_and_new_names_in_one_lightning_file_are_refused(write, state, twin):
     tensors = {**under("backbone.", state), **under("encoder.", twin)}
     with pytest.raises(CheckpointError, match="holds two networks"):

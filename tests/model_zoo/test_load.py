@@ -355,6 +355,19 @@ def test_sidecar_states_input_and_architecture(write):
     assert backbone.build().layer2[0].conv1.stride == (2, 2)
 
 
+@pytest.mark.parametrize(
+    ("arch", "expected"),
+    [("{name: resnet18}", None), ("{name: resnet18, width: 0.5}", "has shape"), ("{name: resnet34}", "missing")],
+)
+def test_a_stated_name_leaves_the_width_to_the_weights(write, state, arch, expected):
+    path = write(state)
+    path.with_name("photos.pth.yaml").write_text(f"arch: {arch}\n")
+    if expected is None:
+        assert load(path).arch == Architecture(**ARCH)
+    else:
+        assert expected in refusal(path)
+
+
 @pytest.mark.parametrize("stem", ["3x3", "3x3-nopool"])
 def test_small_stem_loads_with_a_sidecar(write, stem):
     path = write(make_state(stem=stem))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from core import artifacts
 from core.errors import CheckpointError
 from model_zoo.architecture import Architecture
 from model_zoo.load import load
@@ -122,6 +123,55 @@ def test_a_bomb_in_torchs_container(tmp_path):
     torch_zip(tmp_path / "m.pth", pickle.dumps({}, protocol=2), [("archive/data/0", bytes(20 << 20))])
     assert (tmp_path / "m.pth").stat().st_size < 1 << 20
     assert "refused, no weights compress so far" in refusal(tmp_path / "m.pth")
+
+
+def spoil(path, offset, new):
+    """Write `new` into every entry of a zip archive's index, where torch's reader does not look."""
+    data, at = bytearray(path.read_bytes()), 0
+    while (at := data.find(b"PK\x01\x02", at)) >= 0:
+        where = at + (46 + struct.unpack_from("<H", data, at + 28)[0] if offset == "extra" else offset)
+        data[where : where + len(new)] = new
+        at += 4
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def script(tmp_path):
+    """A TorchScript program in an archive that Python's zipfile reads, one extra field per entry."""
+    torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)).save(tmp_path / "plain.pt")
+    path = tmp_path / "m.pth"
+    with zipfile.ZipFile(tmp_path / "plain.pt") as old, zipfile.ZipFile(path, "w") as new:
+        for member in old.infolist():
+            entry = zipfile.ZipInfo(member.filename)
+            entry.extra = struct.pack("<HH", 0x6666, 0)
+            new.writestr(entry, old.read(member))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("offset", "new"), [("extra", struct.pack("<HH", 1, 99)), (6, struct.pack("<H", 99)), (46, b"\xff\xff")]
+)
+def test_a_program_in_an_archive_that_only_torch_can_read(script, monkeypatch, offset, new):
+    """A spoilt extra field, a version of zip to come, a name that is no text: what cannot be looked into is refused."""
+    jit = []
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: jit.append(1))
+    assert "is a TorchScript program" in refusal(script)
+    if offset == 46:
+        spoil(script, 8, struct.pack("<H", 0x800))  # names are UTF-8
+    spoil(script, offset, new)
+    assert "begins as a zip archive whose index cannot be read" in refusal(script)
+    with pytest.raises(CheckpointError, match="begins as a zip archive"):
+        artifacts.load_torch(script)
+    assert jit == []
+
+
+def test_torchs_own_reader_is_asked_too(script, monkeypatch):
+    """Should Python's zipfile see another archive than torch does."""
+    jit = []
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: jit.append(1))
+    monkeypatch.setattr(artifacts, "_is_torchscript", lambda _path: False)
+    assert "is a TorchScript program" in refusal(script)
+    assert jit == []
 
 
 def test_a_bomb_in_an_archive(tmp_path):

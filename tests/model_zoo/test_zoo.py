@@ -50,6 +50,30 @@ def test_a_name_gives_the_backbone_with_what_the_entry_states(zoo):
     assert load("zoo:some_r18", name="mine").name == "mine"
 
 
+def test_what_a_layout_states_stands_where_the_entry_says_nothing(tmp_path, monkeypatch):
+    """TensorFlow's padding and pixels in [0, 1] of SimCLR's layout, without an entry and with one."""
+    from model_zoo.formats import simclr_tensorflow
+
+    name = Architecture(name="resnet18")
+    torch.save(simclr_tensorflow.example(build(name, seed=3).state_dict(), name), tmp_path / "some_r18.pth")
+    monkeypatch.setenv("BACKBENCH_ZOO", str(tmp_path))
+    monkeypatch.setenv("BACKBENCH_CACHE", str(tmp_path / "cache"))
+
+    def loaded(**fields):
+        entry = make(format="simclr_tensorflow").model_copy(update=fields)
+        monkeypatch.setattr(entries, "all_entries", lambda: (entry,))
+        backbone = load("zoo:some_r18")
+        return backbone.arch, backbone.input
+
+    alone = load(tmp_path / "some_r18.pth")
+    same, pixels = alone.arch, alone.input
+    assert same != Architecture(name="resnet18") and pixels != InputSpec()
+    assert loaded(arch=name, input=InputSpec()) == (same, pixels)
+    assert loaded(arch=name, input=InputSpec(size=64)) == (same, pixels.model_copy(update={"size": 64}))
+    stated = Architecture(name="resnet18", pool_padding="symmetric", conv_padding="symmetric")
+    assert loaded(arch=stated, input=INPUT) == (stated, pixels.model_copy(update={"size": 32, "std": INPUT.std}))
+
+
 def test_another_layout_than_the_source_describes_is_said(zoo, monkeypatch):
     monkeypatch.setattr(entries, "all_entries", lambda: (make(format="vissl"),))
     assert any("its layout is 'moco', the source describes 'vissl'" in note for note in load("zoo:some_r18").notes)
@@ -80,6 +104,24 @@ def test_download(zoo, tmp_path, capsys, monkeypatch):
     for wrong in ([], ["some_r18", "--all"]):
         with pytest.raises(BackbenchError, match="names of entries, or --all"):
             main(["download", *wrong])
+
+
+def test_download_into_a_folder_copies_what_one_has(zoo, tmp_path, capsys):
+    own, copy = tmp_path / "mine" / "some_r18.pth", tmp_path / "mirror" / "some_r18.pth"
+    for _ in range(2):
+        assert main(["download", "some_r18", "--to", str(copy.parent)]) == 0
+        assert capsys.readouterr().out.split() == ["some_r18", str(copy)]
+        assert copy.read_bytes() == own.read_bytes()
+    assert main(["download", "some_r18", "--to", str(own.parent)]) == 0
+    assert [path.name for path in own.parent.glob("*.pth")] == ["some_r18.pth"]
+
+
+def test_download_of_all_with_a_mirror_leaves_out_numbers_only(zoo, tmp_path, capsys, monkeypatch):
+    numbers = make("numbers_r18", url=None, no_weights="never published")
+    monkeypatch.setattr(entries, "all_entries", lambda: (make(), numbers))
+    monkeypatch.setenv("BACKBENCH_ZOO_MIRROR", "http://127.0.0.1:9")
+    assert main(["download", "--all"]) == 0
+    assert "numbers_r18" not in "".join(capsys.readouterr())
 
 
 def test_verify_by_name(zoo, capsys):

@@ -1,0 +1,65 @@
+"""What decides what a network of foreign code computes, beside its weights: files by hash, installed libraries by version."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+
+from torch import nn
+
+from core.artifacts import file_sha256
+from core.config import digest
+
+
+def of_network(function: object, module: nn.Module) -> tuple[str, str]:
+    """(libraries with their versions, SHA-256 of the files) of a network that `function` returned.
+
+    Counted are the modules of the function and of every class of the network, inherited ones too, and what files that are
+    no installed library hold from other modules at their top level, from file to file; an import inside a function is not
+    seen. Features have no part in it: rounded however coarsely, some lie on an edge and differ between machines.
+    """
+    classes = {kind for part in module.modules() for kind in type(part).__mro__}
+    files, libraries = _walk({getattr(function, "__module__", None), *(kind.__module__ for kind in classes)})
+    return ", ".join(sorted(libraries)), digest(sorted({file_sha256(file) for file in files}))
+
+
+def _walk(names: Iterable[object]) -> tuple[set[Path], set[str]]:
+    """Files of one's own and libraries that modules come from, following what those files hold."""
+    files: set[Path] = set()
+    libraries: set[str] = set()
+    waiting, seen = set(names), set()
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        module = sys.modules.get(name) if isinstance(name, str) else None
+        top = str(name).partition(".")[0]
+        if module is None or top in sys.stdlib_module_names:
+            continue
+        file = Path(getattr(module, "__file__", None) or "")
+        if {"site-packages", "dist-packages"} & set(file.parts) and (known := _versions(top)):
+            libraries.update(known)
+            continue
+        if file.is_file():
+            files.add(file)
+        waiting |= _held(module) - seen
+    return files, libraries
+
+
+def _held(module: ModuleType) -> set[object]:
+    """Names of the modules that the values at a module's top level are or come from."""
+    values = list(vars(module).values())
+    return {value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) for value in values}
+
+
+def _versions(top: str) -> list[str]:
+    """`torch 2.9.1` of a top-level package; the build of a version (`+cu130`) is the same code."""
+    return [f"{d} {importlib.metadata.version(d).partition('+')[0]}" for d in set(_distributions().get(top, ()))]
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
