@@ -210,14 +210,10 @@ def _test_cfg(spec: DetectionSpec) -> dict[str, Any]:
     }
 
 
-def _load() -> dict[str, Any]:
-    return {"type": "LoadNamedImage", "imdecode_backend": "pillow"}
-
-
 def _loader(spec: DetectionSpec, train: DetectionSplit, job: Job, annotations: Path, ranks: int) -> dict[str, Any]:
     scales = [(spec.side_max, side) for side in spec.sides_train]
     pipeline = [
-        _load(),
+        {"type": "LoadNamedImage"},
         {
             "type": "LoadAnnotations",
             "with_bbox": True,
@@ -250,7 +246,7 @@ def _dataset(split: DetectionSplit, file: Path) -> dict[str, Any]:
 def test_pipeline(spec: DetectionSpec) -> list[dict[str, Any]]:
     keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
     return [
-        _load(),
+        {"type": "LoadNamedImage"},
         {"type": "Resize", "scale": (spec.side_max, spec.side_test), "keep_ratio": True, "backend": "pillow"},
         {"type": "PackDetInputs", "meta_keys": keys},
     ]

@@ -25,7 +25,7 @@ from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone
 from model_zoo.export import ExportError
 from model_zoo.resnet import build as build_trunk
-from transfer.detection import checkpoints, coco_eval, mmdet_protocol, native_data
+from transfer.detection import checkpoints, coco_eval, mmdet_protocol, native_data, reading
 from transfer.detection.data import Detections, DetectionSplit, Instance, Picture, read_coco, read_voc
 from transfer.detection.engines import Job
 from transfer.detection.engines import mmdet as engine
@@ -348,6 +348,26 @@ def test_a_split_without_any_object_is_an_error(tmp_path, pair):
         engine.train(course("c4"), backbone(), empty, job(tmp_path))
 
 
+def test_pictures_are_read_as_stored_by_both_engines(tmp_path):
+    """A viewer turns it by its EXIF tag; boxes and the header's size are those of the file's own pixels."""
+    from mmcv.transforms import Compose
+
+    pixels, turned = np.zeros((40, 64, 3), np.uint8), Image.Exif()
+    pixels[:, :32, 0], turned[274] = 255, 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=turned)
+    picture = Picture("turned", 64, 40, (Instance(0, (0, 0, 32, 40)),))
+    split = DetectionSplit("own", "train", Files(tmp_path, ("turned.png",)), (picture,), ("red",))
+    spec = course("c4", sides_train=(40,), side_test=40, batch=1)
+    cfg = engine.write_native(spec, backbone(), split, job(tmp_path))
+    batch = next(b for b in engine.train_loader(cfg, 0, job(tmp_path)) if not b["data_samples"][0].flip)
+    asked = {"img_path": str(split.file(0)), "img_id": 0, "width": 64, "height": 40}
+    tested = Compose(mmdet_protocol.test_pipeline(spec))(asked)
+    assert tested["data_samples"].ori_shape == (40, 64)
+    for seen in (batch["inputs"][0], tested["inputs"]):
+        assert np.array_equal(seen.numpy()[::-1].transpose(1, 2, 0), pixels)
+    assert np.array_equal(reading.read_image(split.file(0), 64, 40), pixels), "what Detectron2 starts from"
+
+
 def test_a_broken_image_is_named(tmp_path, pair):
     cfg = engine.write_native(course("c4", batch=1), backbone(), pair, job(tmp_path))
     whole = (tmp_path / "a.png").read_bytes()
@@ -360,6 +380,9 @@ def test_a_broken_image_is_named(tmp_path, pair):
 
 def test_an_image_of_another_size_than_annotated_is_named(tmp_path, pair):
     Image.new("RGB", (21, 30)).save(tmp_path / "a.png")
+    cfg = engine.write_native(course("c4", batch=1), backbone(), pair, job(tmp_path))
+    with pytest.raises(DataError, match=r"a\.png: is 21x30 pixels, its annotation says 20x30"):
+        next(engine.train_loader(cfg, 0, job(tmp_path)))
     with pytest.raises(DataError, match=r"a\.png: is 21x30 pixels, its annotation says 20x30"):
         engine.detect(torch.nn.Identity(), course("c4"), pair, job(tmp_path))
 

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from core import distributed
 from core.artifacts import atomic_write_text, make_folder
-from core.errors import ConfigError, DataError
-from core.images import open_rgb, read_bytes
+from core.errors import ConfigError
 from core.progress import track
 from model_zoo.backbone import Backbone
 from model_zoo.export import FEATURE_TOLERANCE, ExportError, feature_difference
@@ -28,6 +27,7 @@ from transfer.detection import checkpoints, native_data
 from transfer.detection.adapt import detectron2_v06
 from transfer.detection.data import BITMAPS, Detections, DetectionSplit, mask_format, trainable
 from transfer.detection.engines import Job
+from transfer.detection.reading import read_image
 from transfer.detection.spec import DetectionSpec
 from transfer.detection.training import cut, log, parallel, precise_statistics, rate, refuse_not_finite, rle
 
@@ -412,18 +412,6 @@ def detect(model: nn.Module, spec: DetectionSpec, test: DetectionSplit, job: Job
         (out,) = model([{"image": _planes(seen.image), "height": picture.height, "width": picture.width}])
         found.append(_detections(out["instances"].to("cpu"), spec.masks))
     return found
-
-
-def read_image(file: Path, width: int, height: int) -> np.ndarray:
-    """(height, width, 3) uint8 RGB.
-
-    Raises:
-        DataError: it cannot be decoded, or is of another size.
-    """
-    image = open_rgb(read_bytes(file), str(file))
-    if image.size != (width, height):
-        raise DataError(f"{file}: is {image.width}x{image.height} pixels, its annotation says {width}x{height}")
-    return np.array(image)
 
 
 def _planes(pixels: np.ndarray) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from core import distributed
 from core.artifacts import atomic_write_text, make_folder
-from core.errors import BackbenchError, DataError
+from core.errors import BackbenchError
 from core.progress import track
 from model_zoo.backbone import Backbone
 from model_zoo.export import FEATURE_TOLERANCE, ExportError, feature_difference
@@ -255,10 +255,7 @@ def detect(model: nn.Module, spec: DetectionSpec, test: DetectionSplit, job: Job
     found = []
     for index in track(range(len(test)), total=len(test), label=f"detecting in {test.dataset} {test.split}"):
         picture, file = test.pictures[index], test.file(index)
-        loaded = load({"img_path": str(file), "img_id": index})
-        height, width = loaded["data_samples"].ori_shape
-        if (width, height) != (picture.width, picture.height):
-            raise DataError(f"{file}: is {width}x{height} pixels, its annotation says {picture.width}x{picture.height}")
+        loaded = load({"img_path": str(file), "img_id": index, "width": picture.width, "height": picture.height})
         (out,) = model.test_step(pseudo_collate([loaded]))
         found.append(_detections(out.pred_instances.cpu(), spec.masks))
     return found
