@@ -15,7 +15,7 @@ from core.progress import say
 from model_zoo import export
 from model_zoo.backbone import Backbone
 from transfer.detection import draw, engines
-from transfer.detection.data import Detections, DetectionSplit, of_rows
+from transfer.detection.data import Detections, DetectionSplit, Headers, of_rows
 from transfer.detection.engines import Engine, Job
 from transfer.detection.spec import DetectionSpec, scaled
 from transfer.protocol import RunContext, TaskConfig, image_data_missing
@@ -57,6 +57,11 @@ def unfit(backbone: Backbone, config: DetectionConfig) -> str | None:
 def engine_version(config: DetectionConfig) -> str:
     """Part of a record's identity."""
     return engines.get(config.engine).version()
+
+
+def headers(config: DetectionConfig) -> Headers:
+    """How many images' sizes are compared with the annotations: of the published sets a sample, of others all."""
+    return "sample" if config.data.expect == "published" else "all"
 
 
 def check_published(splits: dict[str, DetectionSplit], config: DetectionConfig, counts: dict[str, int]) -> None:

@@ -69,7 +69,10 @@ def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
         DataError: half there, or not the published images while `expect` says so.
     """
     root = places.of(config.data.name)
-    found = {role: read_voc(root, name, bad=config.bad) for role, name in (("train", config.train), ("test", "test"))}
+    found = {
+        role: read_voc(root, name, bad=config.bad, headers=detection.headers(config))
+        for role, name in (("train", config.train), ("test", "test"))
+    }
     detection.check_published(found, config, dict(info("voc").counts))
     return {role: detection.limited(split, config.data.limit) for role, split in found.items()}
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks import plan
 from core.config import build
 from core.datasets import DataPlaces, demo
 from core.errors import ConfigError, DataError
 from transfer import tasks
-from transfer.detection import engines, run
+from transfer.detection import data, engines, native_data, run
 from transfer.detection.data import Detections
 from transfer.detection.spec import DetectionSpec, scaled
 from transfer.protocol import RunContext
@@ -146,3 +148,25 @@ def test_other_images_than_the_published_ones_are_refused(scenes, tmp_path):
     run.check_published({"train": split}, config, {"train": 3})
     free = config.model_copy(update={"data": config.data.model_copy(update={"expect": "any"})})
     run.check_published({"train": split}, free, {"train": 5})
+
+
+def test_every_size_is_checked_unless_the_images_are_the_published_ones(scenes, tmp_path, monkeypatch):
+    """One picture after the sample is of another size than its annotation says."""
+    as_coco(tmp_path, {"train2017": scenes(tmp_path / "train2017", 4), "val2017": scenes(tmp_path / "val2017", 2)})
+    monkeypatch.setattr(data, "HEADERS", 1)
+    last = int(np.random.default_rng(0).permutation(4)[-1])
+    Image.new("RGB", (161, 128)).save(tmp_path / f"train2017/{last}.png")
+    cell = plan.load_cell("coco_instance_segmentation", ["data.expect=any"])
+    with pytest.raises(DataError, match=rf"not of the size that their annotation states: .*{last}\.png"):
+        cell.task.splits(cell.config, DataPlaces(None, {"coco": tmp_path}))
+    monkeypatch.setattr(run, "check_published", lambda *_: None)
+    cell = plan.load_cell("coco_instance_segmentation")
+    assert len(cell.task.splits(cell.config, DataPlaces(None, {"coco": tmp_path}))["train"]) == 4, "a sample only"
+
+
+def as_coco(root, splits) -> None:
+    (root / "annotations").mkdir()
+    for name, split in splits.items():
+        (root / f"annotations/instances_{name}.json").write_text(
+            json.dumps(native_data.annotations(split, difficult=False))
+        )
