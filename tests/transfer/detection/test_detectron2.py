@@ -563,6 +563,24 @@ def test_a_detector_that_is_not_finite_is_one_sentence(layer, monkeypatch, train
         engine.train(short("c4"), trained_like("resnet18"), scenes(tmp_path / "images", 2), job)
 
 
+@pytest.mark.parametrize("iteration", [7, 4], ids=["in the course", "in PreciseBN"])
+def test_a_rank_whose_proposals_are_not_finite_waits_for_no_other(iteration, monkeypatch, short, job):
+    def proposals(_batch):
+        raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Training has diverged.")
+
+    def collective(*_):
+        raise AssertionError("the other ranks are somewhere else")
+
+    monkeypatch.setattr(distributed, "any_rank", collective)
+    model = torch.nn.BatchNorm2d(3)
+    model.register_forward_pre_hook(lambda _module, batch: proposals(batch))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    with pytest.raises(BackbenchError, match=rf"not finite at iteration {iteration}, rate 0\.5: .*; no checkpoint yet"):
+        if iteration == 7:
+            engine._losses(model, [], 7, 0.5, None)
+        engine._estimate(model.train(), [torch.zeros(1, 3, 2, 2)], short(), optimizer, job)
+
+
 @pytest.mark.slow
 def test_a_finished_course_is_not_run_again(trained_like, scenes, short, job, tmp_path):
     backbone, split = trained_like("resnet18"), scenes(tmp_path / "images", 4)

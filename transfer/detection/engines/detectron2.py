@@ -6,6 +6,7 @@ The run's folder gets `detectron2.yaml`, which Detectron2's own tools read, the 
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import logging
 from collections.abc import Iterable
@@ -29,7 +30,7 @@ from transfer.detection.data import BITMAPS, Detections, DetectionSplit, mask_fo
 from transfer.detection.engines import Job
 from transfer.detection.reading import read_image
 from transfer.detection.spec import DetectionSpec
-from transfer.detection.training import cut, log, parallel, precise_statistics, rate, refuse_not_finite, rle
+from transfer.detection.training import cut, diverged, log, parallel, precise_statistics, rate, refuse_not_finite, rle
 
 HEAD = "Res5ROIHeadsExtraNorm"
 _OFFICIAL = {  # (data set, split, classes) -> what Detectron2 itself calls train and test
@@ -252,7 +253,7 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
     with EventStorage(start):  # Detectron2's models write to it
         _iterate(spec, train_loader(cfg, usable, start, job), course, identity, start, job)
         if cfg.TEST.PRECISE_BN.ENABLED:
-            precise_statistics(model.train(), model, train_loader(cfg, usable, 1_000_003, job), spec.precise_bn)
+            _estimate(model.train(), train_loader(cfg, usable, 1_000_003, job), spec, optimizer, job)
     _save(job.folder / checkpoints.FINAL, spec.iterations - 1, identity, course)
     distributed.barrier()
     return model
@@ -341,6 +342,13 @@ def _iterate(
             saved = _save(job.folder / checkpoints.name(iteration), iteration, identity, course)
 
 
+def _estimate(model: nn.Module, loader: Iterable[Any], spec: DetectionSpec, optimizer: Any, job: Job) -> None:
+    """PreciseBN; proposals that are not finite are a sentence here too."""
+    saved = next(iter(checkpoints.under_way(job.folder)), None)
+    forward = functools.partial(_losses, model, iteration=spec.iterations, lr=rate(optimizer), saved=saved)
+    precise_statistics(model, forward, loader, spec.precise_bn)
+
+
 def _save(file: Path, iteration: int, identity: dict[str, Any], course: dict[str, Any]) -> Path:
     """`checkpoints.save`, found by Detectron2's own tools too."""
     checkpoints.save(file, iteration, identity, course)
@@ -353,9 +361,8 @@ def _losses(forward: nn.Module, batch: Any, iteration: int, lr: float, saved: Pa
     """The detector's losses; Detectron2's own refusal of proposals that are not finite becomes ours."""
     try:
         return forward(batch)
-    except FloatingPointError:
-        refuse_not_finite(torch.tensor(float("nan")), {"proposals": float("nan")}, iteration, lr, saved)
-        raise
+    except FloatingPointError:  # of this rank alone: the others may be in the backward pass already
+        raise diverged({"proposals": float("nan")}, iteration, lr, saved) from None
 
 
 def train_loader(cfg: Any, split: DetectionSplit, start: int, job: Job) -> Iterable[Any]:
