@@ -111,19 +111,22 @@ class LoadNamedImage(BaseTransform):
 
 @HOOKS.register_module()
 class PreciseStatisticsHook(Hook):
-    """BatchNorm's statistics anew before the last checkpoint of a native run."""
+    """BatchNorm's statistics anew after the last iteration of a native run, so that its last checkpoint has them."""
 
-    priority = "VERY_HIGH"  # before the CheckpointHook
+    priority = "VERY_HIGH"  # before the CheckpointHook, which saves after the iteration too
 
     def __init__(self, count: int) -> None:
         self.count = count
 
-    def after_train(self, runner: Any) -> None:
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Over training batches in another order; the runner's own sampler cannot be started a second time."""
+        if not self.is_last_train_iter(runner):
+            return
         model = getattr(runner.model, "module", runner.model)
+        training = model.training
         batches = runner.build_dataloader(runner.cfg.train_dataloader, seed=runner.seed + 1)
         precise_statistics(model.train(), lambda batch: losses(model, batch), batches, self.count)
-        runner.save_checkpoint(runner.work_dir, "precise.pth", save_optimizer=False, save_param_scheduler=False)
+        model.train(training)
 
 
 def losses(model: nn.Module, batch: Mapping[str, Any], forward: nn.Module | None = None) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -510,9 +511,41 @@ def test_mmdetections_own_tools_train_resume_and_test_from_the_native_file(tmp_p
     own_tool("train.py", tmp_path)
     again = own_tool("train.py", tmp_path, "--resume", "--cfg-options", "train_cfg.max_iters=3")
     assert "resumed epoch: 0, iter: 2" in again
-    assert (tmp_path / "iter_3.pth").exists()
-    said = own_tool("test.py", tmp_path, str(tmp_path / "precise.pth"), prepared=PREPARED)
+    seen = [
+        int(load_torch(tmp_path / f"iter_{i}.pth")["state_dict"]["backbone.bn1.num_batches_tracked"]) for i in (1, 2, 3)
+    ]
+    assert seen == [seen[0], seen[0] + 2, seen[0] + 4], "PreciseBN's batch is in the last checkpoint of each run"
+    assert Path((tmp_path / "last_checkpoint").read_text()).name == "iter_3.pth"
+    assert not (tmp_path / "precise.pth").exists()
+    said = own_tool("test.py", tmp_path, str(tmp_path / "iter_3.pth"), prepared=PREPARED)
     assert "pascal_voc/AP50" in said and "pascal_voc/AP95" in said
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_statistics_of_a_native_run_are_estimated_after_its_last_iteration(training):
+    from transfer.detection.mmdet_parts import PreciseStatisticsHook
+
+    class Detector(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.BatchNorm1d(1)
+
+        def data_preprocessor(self, batch, _training):
+            return {"x": batch}
+
+        def forward(self, x, mode):
+            return {"loss": self.norm(x).mean()}
+
+    model = Detector().train(training)
+    given = torch.tensor([[1.0], [3.0]])
+    runner = SimpleNamespace(model=model, iter=3, max_iters=5, seed=0, cfg=SimpleNamespace(train_dataloader={}))
+    runner.build_dataloader = lambda _fields, seed: [given]
+    PreciseStatisticsHook(1).after_train_iter(runner, 3)
+    assert model.norm.running_mean.item() == 0, "not the last"
+    runner.iter = 4
+    PreciseStatisticsHook(1).after_train_iter(runner, 4)
+    assert model.norm.running_mean.item() == 2 and model.norm.running_var.item() == pytest.approx(1)
+    assert model.training is training
 
 
 def as_found(split: DetectionSplit, found: list[Detections], file: Path) -> DetectionSplit:
