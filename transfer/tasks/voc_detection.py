@@ -12,6 +12,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+from pydantic import model_validator
+
 from core.datasets import DataPlaces, info
 from model_zoo.backbone import Backbone
 from transfer.detection import run as detection
@@ -44,6 +46,12 @@ class Config(DetectionConfig):
     spec: DetectionSpec = DetectionSpec.model_validate_json(json.dumps(_MOCO))
     train: Literal["trainval07+12", "trainval"] = "trainval07+12"
     eleven_point: bool = True  # VOC07's AP; false: area under the curve
+
+    @model_validator(mode="after")
+    def _boxes_only(self) -> Config:
+        if self.spec.masks:
+            raise ValueError("VOC's layout holds boxes and no masks; set spec.masks=false, or give the data as COCO's")
+        return self
 
 
 def primary(config: Config) -> str:

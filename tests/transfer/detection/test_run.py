@@ -53,6 +53,35 @@ def test_a_huge_batch_still_takes_a_step():
     assert (found.iterations, found.milestones) == (1, (1,))
 
 
+def test_drops_that_rounding_puts_together_follow_each_other():
+    found = scaled(spec(iterations=90, milestones=(60, 63, 80)), 160)
+    assert (found.iterations, found.milestones) == (9, (6, 7, 8))
+
+
+@pytest.mark.parametrize("name", DETECTION)
+@pytest.mark.parametrize("profile", ["full", "smoke"])
+@pytest.mark.parametrize("batch", [1, 8, 64, 4096])
+def test_every_cell_is_a_course_at_every_batch(name, profile, batch):
+    config = plan.load_cell(name, [f"batch={batch}"], profile).config
+    assert config.course().batch == batch
+
+
+@pytest.mark.parametrize(
+    ("cell", "field", "words"),
+    [
+        ("voc0712_detection", "spec.masks=true", "VOC's layout holds boxes and no masks; set spec.masks=false"),
+        ("voc0712_detection", "spec.side_max=700", "side_max=700 is shorter than a shorter side, 800"),
+        ("voc0712_detection", "spec.side_test=1400", "side_max=1333 is shorter than a shorter side, 1400"),
+        ("voc0712_detection", "spec.sides_train=[]", "sides_train"),
+        ("coco_instance_segmentation", "spec.milestones=[9,9]", r"milestones=\[9, 9\] do not rise"),
+        ("coco_instance_segmentation", "spec.milestones=[9,5]", r"milestones=\[9, 5\] do not rise"),
+    ],
+)
+def test_a_course_that_cannot_be_is_refused_in_a_sentence(cell, field, words):
+    with pytest.raises(ConfigError, match=words):
+        plan.load_cell(cell, [field])
+
+
 def test_a_course_is_overridden_field_by_field():
     cell = plan.load_cell("voc0712_detection", ["spec.iterations=30", "spec.sides_train=[96,128]", "batch=8"])
     assert cell.config.spec.iterations == 30 and cell.config.spec.sides_train == (96, 128)
