@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from core.datasets import DataPlaces
@@ -85,6 +86,7 @@ def limited(split: DetectionSplit, limit: int) -> DetectionSplit:
 
 def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext) -> list[Detections]:
     """Train on the train split, detect in the test split; leaves pictures and losses in the run's folder."""
+    torch.backends.cudnn.benchmark = False  # nearly every batch has another shape: each would be timed anew
     engine, spec = engines.get(config.engine), config.course()
     train, test = ctx.splits["train"], ctx.splits["test"]
     job = Job(ctx.folder, ctx.seed, ctx.device, ctx.workers, config.checkpoint_every, config.log_every, ctx.notes, test)

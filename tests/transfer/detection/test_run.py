@@ -141,6 +141,13 @@ def test_another_batch_is_noted_and_warned_of(batch, notes, context, short, monk
     assert (f"warning: {warning}" in capsys.readouterr().err) == (batch == 1)
 
 
+def test_cudnn_times_no_kernels_for_batches_that_never_come_again(context, short, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(engines, "get", lambda _name: Stub())
+    run.detections(object(), run.DetectionConfig(spec=short("c4")), context)
+    assert torch.backends.cudnn.benchmark is False
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 def test_every_image_is_seen_by_one_rank_and_stands_in_its_row(ranks, scenes, short, monkeypatch, tmp_path):
     split, seen = scenes(tmp_path, 4), [Stub() for _ in range(ranks)]
