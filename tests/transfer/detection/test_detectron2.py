@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -561,6 +562,11 @@ def test_a_detector_that_is_not_finite_is_one_sentence(layer, monkeypatch, train
     monkeypatch.setattr(engine, "build", broken)
     with pytest.raises(BackbenchError, match=r"not finite at iteration 0, rate \S+: .*; no checkpoint yet"):
         engine.train(short("c4"), trained_like("resnet18"), scenes(tmp_path / "images", 2), job)
+
+
+def test_the_identity_names_what_serves_the_operators():
+    served = [f"{name} {importlib.metadata.version(name)}" for name in ("fvcore", "torchvision")]
+    assert engine.version().startswith("detectron2 ") and engine.version().endswith(", ".join(["", *served]))
 
 
 @pytest.mark.parametrize("iteration", [7, 4], ids=["in the course", "in PreciseBN"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 import math
 import os
@@ -402,6 +403,12 @@ def test_operators_are_tried(monkeypatch):
     engine.try_operators()
     assert "mmdet 3." in engine.version()
     assert "mmengine" in engine.version()
+    served = importlib.metadata.version("torchvision")
+    monkeypatch.setattr(engine, "compiled", lambda: False)
+    assert engine.version().endswith(f", operators torchvision {served}")
+    monkeypatch.setattr(engine, "compiled", lambda: True)
+    assert engine.version().endswith(", operators compiled")
+    monkeypatch.undo()
     assert engine.compiled() in (True, False)
     monkeypatch.setattr(mmcv.ops, "nms", lambda boxes, scores, iou: (boxes, torch.tensor([0, 1, 2])))
     with pytest.raises(BackbenchError, match="is broken"):

@@ -67,10 +67,12 @@ def missing() -> str | None:
 
 
 def version() -> str:
-    """Detectron2's version."""
+    """Of Detectron2, of fvcore, and of torchvision, whose NMS and ROIAlign it calls."""
+    from importlib.metadata import version as of
+
     import detectron2
 
-    return f"detectron2 {detectron2.__version__}"
+    return f"detectron2 {detectron2.__version__}, fvcore {of('fvcore')}, torchvision {of('torchvision')}"
 
 
 def compiled() -> bool:

@@ -61,12 +61,13 @@ def missing() -> str | None:
 
 
 def version() -> str:
-    """Versions of the three packages."""
+    """Versions of the three packages, and whose NMS and ROIAlign they call."""
     from importlib.metadata import distributions
 
     there = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
     names = ("mmdet", "mmcv", "mmcv-lite", "mmengine")
-    return ", ".join(f"{name} {there[name]}" for name in names if name in there)
+    operators = "compiled" if compiled() else f"torchvision {there['torchvision']}"
+    return ", ".join([*(f"{name} {there[name]}" for name in names if name in there), f"operators {operators}"])
 
 
 def compiled() -> bool:
