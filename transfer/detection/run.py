@@ -96,6 +96,10 @@ def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext) -> 
             "linear rule; not comparable with the published rows"
         )
         say(f"warning: {ctx.notes[-1]}")
+    if world_size() > 1:
+        ctx.notes.append(
+            f"ranks draw their own proposals and flips: numbers of {world_size()} processes are those of another seed"
+        )
     model = engine.train(spec, backbone, train, job)
     found = detect(engine, model, spec, test, job)
     if is_main():

@@ -148,6 +148,16 @@ def test_cudnn_times_no_kernels_for_batches_that_never_come_again(context, short
     assert torch.backends.cudnn.benchmark is False
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_numbers_of_several_processes_are_noted(ranks, context, short, monkeypatch):
+    monkeypatch.setattr(engines, "get", lambda _name: Stub())
+    monkeypatch.setattr(run, "world_size", lambda: ranks)
+    monkeypatch.setattr(run, "detect", lambda *_: Stub().detect("model", None, context.splits["test"], None))
+    run.detections(object(), run.DetectionConfig(spec=short("c4")), context)
+    words = "ranks draw their own proposals and flips: numbers of 2 processes are those of another seed"
+    assert (words in context.notes) == (ranks == 2)
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 def test_every_image_is_seen_by_one_rank_and_stands_in_its_row(ranks, scenes, short, monkeypatch, tmp_path):
     split, seen = scenes(tmp_path, 4), [Stub() for _ in range(ranks)]
