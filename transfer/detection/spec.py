@@ -39,6 +39,11 @@ class DetectionSpec(Config):
     detections: Annotated[int, Field(gt=0)] = 100  # an image at most
     score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05
 
+    @property
+    def estimates(self) -> bool:
+        """Whether BatchNorm's statistics are estimated anew after the last iteration; frozen ones stay."""
+        return self.precise_bn > 0 and self.norm == "sync"
+
     @model_validator(mode="after")
     def _fits(self) -> DetectionSpec:
         longest = max(self.side_test, *self.sides_train)

@@ -161,7 +161,7 @@ def configuration(spec: DetectionSpec, backbone: Backbone, classes: int, job: Jo
     solver.WARMUP_ITERS, solver.WARMUP_FACTOR = spec.warmup, 0.001
     solver.MOMENTUM, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM = spec.momentum, spec.weight_decay, 0.0
     solver.CHECKPOINT_PERIOD = job.checkpoint_every
-    cfg.TEST.PRECISE_BN.ENABLED = spec.precise_bn > 0 and spec.norm == "sync"
+    cfg.TEST.PRECISE_BN.ENABLED = spec.estimates
     cfg.TEST.PRECISE_BN.NUM_ITER = max(spec.precise_bn, 1)
     cfg.TEST.DETECTIONS_PER_IMAGE = spec.detections
     cfg.DATALOADER.NUM_WORKERS = job.workers
@@ -248,12 +248,13 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
         "scheduler": scheduler,
     }
     identity = checkpoints.identity(spec, backbone, train, job.seed)
-    start = checkpoints.resume(job.folder, identity, course)
-    if start == spec.iterations:
+    start, finished = checkpoints.resume(job.folder, identity, course)
+    if finished:
         return model
     seed_all_rng(cfg.SEED + 7919 * start + 104_729 * distributed.rank())  # ranks draw other proposals and flips
     with EventStorage(start):  # Detectron2's models write to it
-        _iterate(spec, train_loader(cfg, usable, start, job), course, identity, start, job)
+        if start < spec.iterations:
+            _iterate(spec, train_loader(cfg, usable, start, job), course, identity, start, job)
         if cfg.TEST.PRECISE_BN.ENABLED:
             _estimate(model.train(), train_loader(cfg, usable, 1_000_003, job), spec, optimizer, job)
     _save(job.folder / checkpoints.FINAL, spec.iterations - 1, identity, course)
@@ -340,7 +341,7 @@ def _iterate(
         if iteration % job.log_every == 0 or iteration == spec.iterations - 1:
             log(file, iteration, parts, rate(optimizer))
         course["scheduler"].step()
-        if (iteration + 1) % job.checkpoint_every == 0 and iteration + 1 < spec.iterations:
+        if checkpoints.is_due(iteration, spec.iterations, job.checkpoint_every, more=spec.estimates):
             saved = _save(job.folder / checkpoints.name(iteration), iteration, identity, course)
 
 

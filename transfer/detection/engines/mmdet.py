@@ -118,12 +118,13 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
     schedulers = _schedulers(cfg, optimizer)
     course = {"state_dict": model, "optimizer": optimizer, "param_schedulers": schedulers}  # mmengine's names
     identity = checkpoints.identity(spec, backbone, train, job.seed)
-    start = checkpoints.resume(job.folder, identity, course)
-    if start == spec.iterations:
+    start, finished = checkpoints.resume(job.folder, identity, course)
+    if finished:
         return model
     set_random_seed((job.seed + 7919 * start) % 2**31, diff_rank_seed=True)
-    _iterate(cfg, course, identity, spec.iterations, start, job)
-    if spec.precise_bn and spec.norm == "sync":
+    if start < spec.iterations:
+        _iterate(cfg, course, identity, spec, start, job)
+    if spec.estimates:
         model.train()
         fresh = train_loader(cfg, 1_000_003, job)
         precise_statistics(model, lambda batch: losses(model, batch), fresh, spec.precise_bn)
@@ -132,7 +133,9 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
     return model
 
 
-def _iterate(cfg: Any, course: dict[str, Any], identity: dict[str, Any], iterations: int, start: int, job: Job) -> None:
+def _iterate(
+    cfg: Any, course: dict[str, Any], identity: dict[str, Any], spec: DetectionSpec, start: int, job: Job
+) -> None:
     """The course from iteration `start` on, with checkpoints and losses.jsonl."""
     from transfer.detection.mmdet_parts import losses
 
@@ -140,7 +143,7 @@ def _iterate(cfg: Any, course: dict[str, Any], identity: dict[str, Any], iterati
     forward = parallel(model, job.device)
     cut(file, start)
     saved = next(iter(checkpoints.under_way(job.folder)), None)
-    steps = track(range(start, iterations), total=iterations - start, label="mmdet")
+    steps = track(range(start, spec.iterations), total=spec.iterations - start, label="mmdet")
     for iteration, batch in zip(steps, train_loader(cfg, start, job), strict=False):
         found = losses(model, batch, forward)
         total = sum(found.values())
@@ -149,11 +152,11 @@ def _iterate(cfg: Any, course: dict[str, Any], identity: dict[str, Any], iterati
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-        if iteration % job.log_every == 0 or iteration == iterations - 1:
+        if iteration % job.log_every == 0 or iteration == spec.iterations - 1:
             log(file, iteration, parts, rate(optimizer))
         for scheduler in course["param_schedulers"]:
             scheduler.step()
-        if (iteration + 1) % job.checkpoint_every == 0 and iteration + 1 < iterations:
+        if checkpoints.is_due(iteration, spec.iterations, job.checkpoint_every, more=spec.estimates):
             saved = checkpoints.save(job.folder / checkpoints.name(iteration), iteration, identity, course)
 
 
