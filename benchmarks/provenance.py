@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.result import Provenance
+from core import distributed
 
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "opencv-python-headless")
 _ROOT = Path(__file__).resolve().parent.parent
@@ -55,6 +56,7 @@ def collect(device: torch.device, wall_s: float) -> Provenance:
         peak_memory=int(peak),
         argv=[Path(sys.argv[0]).name, *(word.replace(str(Path.home()), "~") for word in sys.argv[1:])],
         threads=torch.get_num_threads(),
+        processes=distributed.world_size(),
     )
 
 

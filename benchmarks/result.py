@@ -75,6 +75,7 @@ class Provenance(_Strict):
     peak_memory: int  # bytes
     argv: list[str]
     threads: int
+    processes: int = 1  # of torchrun's job; older records do not say
 
 
 class Result(_Strict):

@@ -176,8 +176,6 @@ def measure(
     args: argparse.Namespace,
 ) -> tuple[Result, dict[str, Any]]:
     """Run the task; a failure becomes a record, and does not end the other seeds. Also what is kept per test item."""
-    import os
-
     import torch
 
     from benchmarks import provenance, result
@@ -188,7 +186,7 @@ def measure(
 
     device = find_device()
     torch.manual_seed(planned.seed)
-    workers = args.workers if args.workers is not None else max(1, (os.cpu_count() or 2) // 2)
+    workers = args.workers if args.workers is not None else default_workers()
     cache, folder = args.out / ".features", result.run_folder(args.out, planned)
     ctx = RunContext(splits=splits, seed=planned.seed, device=device, cache=cache, folder=folder, workers=workers)
     start = time.monotonic()
@@ -217,6 +215,14 @@ def measure(
         }
     )
     return done, ctx.items
+
+
+def default_workers() -> int:
+    """Processes that decode images: half the cores that this process may use, shared with the machine's other ranks."""
+    import os
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    return max(1, cores // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def blank(

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import result
+from benchmarks import provenance, result
+from core import distributed
 from core.errors import BackbenchError
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "results"
@@ -233,3 +235,9 @@ def test_read_all_finds_records_and_nothing_else(tmp_path, record):
     (tmp_path / "report.md").touch()
     assert sorted(r.seed for r in result.read_all(tmp_path)) == [0, 1, 10]
     assert list(result.read_all(tmp_path / "nowhere")) == []
+
+
+def test_a_record_says_how_many_processes_made_it_and_older_ones_were_one(record, monkeypatch):
+    assert record.provenance.processes == 1
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    assert provenance.collect(torch.device("cpu"), 1.0).processes == 3

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -594,3 +595,12 @@ def test_ctrl_c_keeps_what_is_finished_and_the_next_run_goes_on(ckpt, out, image
     assert "an identical result is there" in again.stderr
     assert finished.read_bytes() == before
     assert {record.cell for record in records(out)} == {"imagenet_knn", "imagenet_linear"}
+
+
+@pytest.mark.parametrize(("cores", "ranks", "workers"), [(2, None, 1), (1, None, 1), (64, "8", 4), (8, "8", 1)])
+def test_ranks_share_a_machines_cores(cores, ranks, workers, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(cores)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if ranks:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    assert run_one.default_workers() == workers

@@ -25,6 +25,11 @@ def under_way(folder: Path) -> list[Path]:
     return sorted(folder.glob("model_[0-9]*.pth"), reverse=True)
 
 
+def is_due(iteration: int, iterations: int, every: int, *, more: bool) -> bool:
+    """Whether to save after `iteration`: after the last only where `more` follows before the final checkpoint."""
+    return more if iteration + 1 == iterations else (iteration + 1) % every == 0
+
+
 def name(iteration: int) -> str:
     """The file of what was reached after `iteration`, counted from 0."""
     return f"model_{iteration:07d}.pth"
@@ -68,8 +73,10 @@ def save(file: Path, iteration: int, identity: dict[str, Any], course: dict[str,
     return file
 
 
-def resume(folder: Path, identity: dict[str, Any], course: dict[str, Any]) -> int:
-    """Put the newest readable checkpoint into the course; iterations done, 0 where there is none.
+def resume(folder: Path, identity: dict[str, Any], course: dict[str, Any]) -> tuple[int, bool]:
+    """Put the newest readable checkpoint into the course; iterations done, 0 where there is none, and whether all is.
+
+    After the last iteration BatchNorm's statistics may still have to be estimated.
 
     Raises:
         BackbenchError: none of the checkpoints can be read, or they are of another run.
@@ -87,7 +94,7 @@ def resume(folder: Path, identity: dict[str, Any], course: dict[str, Any]) -> in
         for name, part in course.items():
             part.load_state_dict(state[name])
         say(f"going on after {state['iteration'] + 1} iterations: {file}")
-        return int(state["iteration"]) + 1
+        return int(state["iteration"]) + 1, file.name == FINAL
     if files:
         raise BackbenchError(f"{folder}: none of its {len(files)} checkpoints can be read; remove them to start anew")
-    return 0
+    return 0, False

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import math
+import struct
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,6 +43,18 @@ class Instance:
     difficult: bool = False
     crowd: bool = False
     mask: Any = None  # COCO's `segmentation`: polygons [[x, y, ...], ...] or RLE {"size", "counts"}
+    area: float | None = None  # COCO's, of the mask: its metric calls objects small, medium or large by it
+
+
+def _row(o: Instance) -> tuple[Any, ...]:
+    return o.label, o.box, o.difficult, o.crowd, o.area, None if o.mask is None else _mask_sha256(o.mask)
+
+
+def _mask_sha256(mask: Any) -> str:
+    """Of polygons as packed numbers: as text, those of COCO take minutes."""
+    if isinstance(mask, dict):
+        return hashlib.sha256(json.dumps(mask, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(b"".join(struct.pack(f"<q{len(p)}d", len(p), *p) for p in mask)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -74,10 +88,10 @@ class DetectionSplit:
         return self.source.root / self.source.paths[index]
 
     def manifest_sha256(self) -> str:
-        """SHA-256 over the sorted (name, size, objects) of all images."""
+        """SHA-256 over the sorted (name, bytes, width, height, objects) of all images, masks and areas included."""
         if not self._manifest:
             rows = sorted(
-                f"{self.source.name(i)}\t{self.source.size(i)}\t{[(o.label, o.box, o.difficult, o.crowd) for o in p.instances]}"
+                f"{self.source.name(i)}\t{self.source.size(i)}\t{p.width}x{p.height}\t{[_row(o) for o in p.instances]}"
                 for i, p in enumerate(self.pictures)
             )
             self._manifest.append(hashlib.sha256("\n".join(rows).encode()).hexdigest())
@@ -329,7 +343,13 @@ def _coco_instance(
         return None
     x, y, width, height = kept["bbox"]
     box = _clipped((x, y, x + width, y + height), image["width"], image["height"], name, faults)
-    return Instance(labels[annotation["category_id"]], box, crowd=bool(annotation.get("iscrowd")), mask=mask)
+    return Instance(
+        labels[annotation["category_id"]],
+        box,
+        crowd=bool(annotation.get("iscrowd")),
+        mask=mask,
+        area=annotation.get("area"),
+    )
 
 
 def _box_fault(box: Box, width: int, height: int) -> str | None:

@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmcv.cnn import build_norm_layer
-from mmcv.transforms import LoadImageFromFile
+from mmcv.transforms import BaseTransform
 from mmdet.models.backbones import ResNet
 from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.models.layers import ResLayer
@@ -20,7 +22,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from core.images import CorruptImage
+from transfer.detection.reading import read_image
 from transfer.detection.training import precise_statistics
 
 
@@ -97,32 +99,34 @@ class SmallStartMaskHead(FCNMaskHead):
 
 
 @TRANSFORMS.register_module()
-class LoadNamedImage(LoadImageFromFile):
-    """mmcv's loading with Pillow; a file that cannot be decoded is named."""
+class LoadNamedImage(BaseTransform):
+    """Our reading in place of mmcv's, which turns images by their EXIF tag and names no file that it cannot decode."""
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Raises CorruptImage."""
-        try:
-            return super().transform(results)
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all of them
-            raise CorruptImage(f"{results['img_path']}: not a whole image ({error})") from None
+        """`img_path`, `width` and `height` -> `img` (H, W, 3) uint8 BGR and its shapes. Raises DataError."""
+        pixels = read_image(Path(results["img_path"]), results["width"], results["height"])
+        shape = pixels.shape[:2]
+        return results | {"img": np.ascontiguousarray(pixels[:, :, ::-1]), "img_shape": shape, "ori_shape": shape}
 
 
 @HOOKS.register_module()
 class PreciseStatisticsHook(Hook):
-    """BatchNorm's statistics anew before the last checkpoint of a native run."""
+    """BatchNorm's statistics anew after the last iteration of a native run, so that its last checkpoint has them."""
 
-    priority = "VERY_HIGH"  # before the CheckpointHook
+    priority = "VERY_HIGH"  # before the CheckpointHook, which saves after the iteration too
 
     def __init__(self, count: int) -> None:
         self.count = count
 
-    def after_train(self, runner: Any) -> None:
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Over training batches in another order; the runner's own sampler cannot be started a second time."""
+        if not self.is_last_train_iter(runner):
+            return
         model = getattr(runner.model, "module", runner.model)
+        training = model.training
         batches = runner.build_dataloader(runner.cfg.train_dataloader, seed=runner.seed + 1)
         precise_statistics(model.train(), lambda batch: losses(model, batch), batches, self.count)
-        runner.save_checkpoint(runner.work_dir, "precise.pth", save_optimizer=False, save_param_scheduler=False)
+        model.train(training)
 
 
 def losses(model: nn.Module, batch: Mapping[str, Any], forward: nn.Module | None = None) -> dict[str, Tensor]:

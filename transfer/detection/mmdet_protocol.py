@@ -33,7 +33,6 @@ def configuration(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit
         [{"type": "LinearLR", "start_factor": 0.001, "begin": 0, "end": warmup + 1, **course}] if warmup else []
     )
     schedulers.append({"type": "MultiStepLR", "milestones": list(spec.milestones), "gamma": 0.1, **course})
-    precise = spec.precise_bn > 0 and spec.norm == "sync"
     return Config({
         "default_scope": "mmdet",
         "custom_imports": {"imports": ["transfer.detection.mmdet_native"], "allow_failed_imports": False},
@@ -49,7 +48,7 @@ def configuration(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit
         },
         "param_scheduler": schedulers,
         "default_hooks": {"checkpoint": {"type": "CheckpointHook", "interval": job.checkpoint_every, **course}},
-        "custom_hooks": [{"type": "PreciseStatisticsHook", "count": spec.precise_bn}] if precise else [],
+        "custom_hooks": [{"type": "PreciseStatisticsHook", "count": spec.precise_bn}] if spec.estimates else [],
         "log_processor": course,
         "randomness": {"seed": job.seed},
         "sync_bn": "torch",  # in a job of several processes
@@ -210,14 +209,10 @@ def _test_cfg(spec: DetectionSpec) -> dict[str, Any]:
     }
 
 
-def _load() -> dict[str, Any]:
-    return {"type": "LoadNamedImage", "imdecode_backend": "pillow"}
-
-
 def _loader(spec: DetectionSpec, train: DetectionSplit, job: Job, annotations: Path, ranks: int) -> dict[str, Any]:
     scales = [(spec.side_max, side) for side in spec.sides_train]
     pipeline = [
-        _load(),
+        {"type": "LoadNamedImage"},
         {
             "type": "LoadAnnotations",
             "with_bbox": True,
@@ -250,7 +245,7 @@ def _dataset(split: DetectionSplit, file: Path) -> dict[str, Any]:
 def test_pipeline(spec: DetectionSpec) -> list[dict[str, Any]]:
     keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
     return [
-        _load(),
+        {"type": "LoadNamedImage"},
         {"type": "Resize", "scale": (spec.side_max, spec.side_test), "keep_ratio": True, "backend": "pillow"},
         {"type": "PackDetInputs", "meta_keys": keys},
     ]

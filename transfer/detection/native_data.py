@@ -11,10 +11,12 @@ from transfer.detection.engines import Job
 
 
 def write(train: DetectionSplit, job: Job) -> None:
-    """Both files into the job's folder, `test.json` where the job knows its test split."""
-    for file, split in (("train.json", train), ("test.json", job.test)):
+    """Both files into the job's folder, `test.json` where the job knows its test split; what is there already stays."""
+    for name, split in (("train.json", train), ("test.json", job.test)):
         if split is not None:
-            atomic_write_text(job.folder / file, json.dumps(annotations(split, difficult=file == "train.json")))
+            file, text = job.folder / name, json.dumps(annotations(split, difficult=name == "train.json"))
+            if not (file.exists() and file.read_text(encoding="utf-8") == text):
+                atomic_write_text(file, text)
 
 
 def annotations(split: DetectionSplit, *, difficult: bool) -> dict[str, Any]:

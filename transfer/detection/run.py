@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from core.datasets import DataPlaces
@@ -15,7 +16,7 @@ from core.progress import say
 from model_zoo import export
 from model_zoo.backbone import Backbone
 from transfer.detection import draw, engines
-from transfer.detection.data import Detections, DetectionSplit, of_rows
+from transfer.detection.data import Detections, DetectionSplit, Headers, of_rows
 from transfer.detection.engines import Engine, Job
 from transfer.detection.spec import DetectionSpec, scaled
 from transfer.protocol import RunContext, TaskConfig, image_data_missing
@@ -59,6 +60,11 @@ def engine_version(config: DetectionConfig) -> str:
     return engines.get(config.engine).version()
 
 
+def headers(config: DetectionConfig) -> Headers:
+    """How many images' sizes are compared with the annotations: of the published sets a sample, of others all."""
+    return "sample" if config.data.expect == "published" else "all"
+
+
 def check_published(splits: dict[str, DetectionSplit], config: DetectionConfig, counts: dict[str, int]) -> None:
     """DataError when the images are not the published ones and `expect` says they must be."""
     have = {split.split: len(split) for split in splits.values()}
@@ -80,6 +86,7 @@ def limited(split: DetectionSplit, limit: int) -> DetectionSplit:
 
 def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext) -> list[Detections]:
     """Train on the train split, detect in the test split; leaves pictures and losses in the run's folder."""
+    torch.backends.cudnn.benchmark = False  # nearly every batch has another shape: each would be timed anew
     engine, spec = engines.get(config.engine), config.course()
     train, test = ctx.splits["train"], ctx.splits["test"]
     job = Job(ctx.folder, ctx.seed, ctx.device, ctx.workers, config.checkpoint_every, config.log_every, ctx.notes, test)
@@ -89,6 +96,10 @@ def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext) -> 
             "linear rule; not comparable with the published rows"
         )
         say(f"warning: {ctx.notes[-1]}")
+    if world_size() > 1:
+        ctx.notes.append(
+            f"ranks draw their own proposals and flips: numbers of {world_size()} processes are those of another seed"
+        )
     model = engine.train(spec, backbone, train, job)
     found = detect(engine, model, spec, test, job)
     if is_main():

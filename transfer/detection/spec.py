@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from core.config import Config
 
@@ -27,7 +28,9 @@ class DetectionSpec(Config):
     precise_bn: Annotated[int, Field(ge=0)] = (
         200  # iterations that re-estimate BatchNorm's statistics at the end; 0: none
     )
-    sides_train: tuple[Annotated[int, Field(ge=32)], ...]  # shorter side, one drawn for each image
+    sides_train: Annotated[
+        tuple[Annotated[int, Field(ge=32)], ...], Field(min_length=1)
+    ]  # shorter side, one drawn for each image
     side_test: Annotated[int, Field(ge=32)] = 800
     side_max: Annotated[int, Field(ge=32)] = 1333  # longer side
     rois: Annotated[int, Field(gt=0)] = 512  # sampled proposals an image
@@ -35,6 +38,20 @@ class DetectionSpec(Config):
     proposals_test: tuple[int, int] = (6000, 1000)
     detections: Annotated[int, Field(gt=0)] = 100  # an image at most
     score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05
+
+    @property
+    def estimates(self) -> bool:
+        """Whether BatchNorm's statistics are estimated anew after the last iteration; frozen ones stay."""
+        return self.precise_bn > 0 and self.norm == "sync"
+
+    @model_validator(mode="after")
+    def _fits(self) -> DetectionSpec:
+        longest = max(self.side_test, *self.sides_train)
+        if self.side_max < longest:
+            raise ValueError(f"side_max={self.side_max} is shorter than a shorter side, {longest}; raise it")
+        if any(later <= earlier for earlier, later in pairwise(self.milestones)):
+            raise ValueError(f"milestones={list(self.milestones)} do not rise; give each iteration once, in order")
+        return self  # milestones past the end are never reached, so that iterations alone can be set
 
 
 def scaled(spec: DetectionSpec, batch: int) -> DetectionSpec:
@@ -44,13 +61,16 @@ def scaled(spec: DetectionSpec, batch: int) -> DetectionSpec:
     """
     if batch == spec.batch:
         return spec
-    k = batch / spec.batch
-    return spec.model_copy(
-        update={
+    k, milestones = batch / spec.batch, [0]
+    for m in spec.milestones:  # those that fall together by rounding follow each other: every drop stays
+        milestones.append(max(milestones[-1] + 1, round(m / k)))
+    return DetectionSpec.model_validate(
+        spec.model_dump()
+        | {
             "batch": batch,
             "lr": spec.lr * k,
             "iterations": max(1, round(spec.iterations / k)),
-            "milestones": tuple(max(1, round(m / k)) for m in spec.milestones),
+            "milestones": tuple(milestones[1:]),
             "warmup": round(spec.warmup / k),
         }
     )

@@ -48,8 +48,13 @@ def refuse_not_finite(total: Tensor, losses: dict[str, float], iteration: int, r
         BackbenchError: names iteration, rate, parts and the last good checkpoint.
     """
     if bool(distributed.any_rank(~torch.isfinite(total.detach()).reshape(1))):
-        last = f"the last good checkpoint is {saved}" if saved is not None else "no checkpoint yet"
-        raise BackbenchError(f"a loss is not finite at iteration {iteration}, rate {rate:g}: {losses}; {last}")
+        raise diverged(losses, iteration, rate, saved)
+
+
+def diverged(losses: dict[str, float], iteration: int, rate: float, saved: Path | None) -> BackbenchError:
+    """The sentence for a loss that is not finite. No collective: one rank alone may know."""
+    last = f"the last good checkpoint is {saved}" if saved is not None else "no checkpoint yet"
+    return BackbenchError(f"a loss is not finite at iteration {iteration}, rate {rate:g}: {losses}; {last}")
 
 
 def rate(optimizer: torch.optim.Optimizer) -> float:

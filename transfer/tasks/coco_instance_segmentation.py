@@ -72,7 +72,7 @@ def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
     """
     root = places.of(config.data.name)
     found = {
-        role: read_coco(root, name, bad=config.bad, masks=config.spec.masks)
+        role: read_coco(root, name, bad=config.bad, headers=detection.headers(config), masks=config.spec.masks)
         for role, name in (("train", "train2017"), ("test", "val2017"))
     }
     detection.check_published(found, config, dict(info("coco").counts))

@@ -12,6 +12,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+from pydantic import model_validator
+
 from core.datasets import DataPlaces, info
 from model_zoo.backbone import Backbone
 from transfer.detection import run as detection
@@ -45,6 +47,12 @@ class Config(DetectionConfig):
     train: Literal["trainval07+12", "trainval"] = "trainval07+12"
     eleven_point: bool = True  # VOC07's AP; false: area under the curve
 
+    @model_validator(mode="after")
+    def _boxes_only(self) -> Config:
+        if self.spec.masks:
+            raise ValueError("VOC's layout holds boxes and no masks; set spec.masks=false, or give the data as COCO's")
+        return self
+
 
 def primary(config: Config) -> str:
     """Headline metric."""
@@ -69,7 +77,10 @@ def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
         DataError: half there, or not the published images while `expect` says so.
     """
     root = places.of(config.data.name)
-    found = {role: read_voc(root, name, bad=config.bad) for role, name in (("train", config.train), ("test", "test"))}
+    found = {
+        role: read_voc(root, name, bad=config.bad, headers=detection.headers(config))
+        for role, name in (("train", config.train), ("test", "test"))
+    }
     detection.check_published(found, config, dict(info("voc").counts))
     return {role: detection.limited(split, config.data.limit) for role, split in found.items()}
 

@@ -43,7 +43,7 @@ def names(folder: Path) -> list[str]:
 
 def test_a_course_goes_on_where_it_was(tmp_path):
     first, second = saved_course(tmp_path, 4), a_course()
-    assert checkpoints.resume(tmp_path, {"seed": 1}, second) == 4
+    assert checkpoints.resume(tmp_path, {"seed": 1}, second) == (4, False)
     assert second["optimizer"].param_groups[0]["lr"] == 0.5
     for course in (first, second):
         advance(course)
@@ -55,7 +55,7 @@ def test_the_last_two_checkpoints_are_kept(tmp_path):
     assert names(tmp_path) == ["model_0000003.pth", "model_0000004.pth"]
     checkpoints.save(tmp_path / "model_final.pth", 5, {"seed": 1}, course)
     assert names(tmp_path) == ["model_0000004.pth", "model_final.pth"]
-    assert checkpoints.resume(tmp_path, {"seed": 1}, a_course()) == 6
+    assert checkpoints.resume(tmp_path, {"seed": 1}, a_course()) == (6, True)
 
 
 def tear(file: Path) -> None:
@@ -65,7 +65,7 @@ def tear(file: Path) -> None:
 def test_a_torn_checkpoint_is_passed_over(tmp_path, capsys):
     saved_course(tmp_path, 3)
     tear(tmp_path / "model_0000002.pth")
-    assert checkpoints.resume(tmp_path, {"seed": 1}, a_course()) == 2
+    assert checkpoints.resume(tmp_path, {"seed": 1}, a_course()) == (2, False)
     assert "model_0000002.pth: not a readable torch checkpoint" in capsys.readouterr().err
     tear(tmp_path / "model_0000001.pth")
     with pytest.raises(BackbenchError, match="none of its 2 checkpoints can be read; remove them to start anew"):
@@ -76,7 +76,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     saved_course(tmp_path, 1)
     with pytest.raises(BackbenchError, match=r"model_0000000\.pth is of a run with another seed"):
         checkpoints.resume(tmp_path, {"seed": 2}, a_course())
-    assert checkpoints.resume(tmp_path / "empty", {"seed": 2}, a_course()) == 0
+    assert checkpoints.resume(tmp_path / "empty", {"seed": 2}, a_course()) == (0, False)
 
 
 def test_weights_that_are_not_finite_replace_nothing(tmp_path):
@@ -86,3 +86,8 @@ def test_weights_that_are_not_finite_replace_nothing(tmp_path):
     with pytest.raises(BackbenchError, match=r"after iteration 2, rate 1: bias .*checkpoint is .*model_0000001\.pth"):
         checkpoints.save(tmp_path / "model_0000002.pth", 2, {"seed": 1}, course)
     assert names(tmp_path) == ["model_0000000.pth", "model_0000001.pth"]
+
+
+def test_the_last_iteration_is_saved_where_statistics_follow():
+    assert [checkpoints.is_due(i, 6, 2, more=False) for i in range(6)] == [False, True, False, True, False, False]
+    assert [checkpoints.is_due(i, 5, 2, more=True) for i in range(5)] == [False, True, False, True, True]

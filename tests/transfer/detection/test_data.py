@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -271,6 +272,28 @@ def test_coco_in_one_form(coco):
     assert (crowd.crowd, crowd.mask) == (True, RUNS)
     assert split.pictures[3].instances[0].mask == SQUARE
     assert split.annotations == coco / "annotations/instances_val2017.json"
+
+
+def test_the_manifest_sees_masks_areas_and_sizes(coco):
+    things = [
+        thing(1, 30),
+        thing(1, 30, mask=[[*SQUARE[0][:-1], 29.5]]),
+        thing(1, 30, mask=[*SQUARE, *SQUARE]),
+        thing(1, 30, mask=RUNS),
+        thing(1, 30, mask={**RUNS, "counts": [101, 199, 2100]}),
+        thing(1, 30, mask=None),
+        thing(1, 30, area=400),
+    ]
+    seen = []
+    for one in things:
+        write(coco, [one])
+        seen.append(read_coco(coco, "val2017").manifest_sha256())
+    write(coco, things[:1])
+    split = read_coco(coco, "val2017")
+    assert split.manifest_sha256() == seen[0]
+    wider = tuple(dataclasses.replace(p, width=61) for p in split.pictures)
+    seen.append(dataclasses.replace(split, pictures=wider, _manifest=[]).manifest_sha256())
+    assert len(set(seen)) == 8
 
 
 def test_training_leaves_out_what_has_nothing_to_learn(coco, capsys):

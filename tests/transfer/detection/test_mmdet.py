@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone
 from model_zoo.export import ExportError
 from model_zoo.resnet import build as build_trunk
-from transfer.detection import checkpoints, coco_eval, mmdet_protocol, native_data
+from transfer.detection import checkpoints, coco_eval, mmdet_protocol, native_data, reading
 from transfer.detection.data import Detections, DetectionSplit, Instance, Picture, read_coco, read_voc
 from transfer.detection.engines import Job
 from transfer.detection.engines import mmdet as engine
@@ -93,7 +95,7 @@ def detectron2_rate(spec: DetectionSpec, iteration: int) -> float:
     return spec.lr * scale * 0.1 ** sum(iteration >= m for m in spec.milestones)
 
 
-COURSES = [(0, ()), (1, (9,)), (5, (7, 11)), (100, ()), (3, (5, 5))]
+COURSES = [(0, ()), (1, (9,)), (5, (7, 11)), (100, ())]
 
 
 @pytest.mark.parametrize(("warmup", "milestones"), COURSES)
@@ -348,6 +350,26 @@ def test_a_split_without_any_object_is_an_error(tmp_path, pair):
         engine.train(course("c4"), backbone(), empty, job(tmp_path))
 
 
+def test_pictures_are_read_as_stored_by_both_engines(tmp_path):
+    """A viewer turns it by its EXIF tag; boxes and the header's size are those of the file's own pixels."""
+    from mmcv.transforms import Compose
+
+    pixels, turned = np.zeros((40, 64, 3), np.uint8), Image.Exif()
+    pixels[:, :32, 0], turned[274] = 255, 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=turned)
+    picture = Picture("turned", 64, 40, (Instance(0, (0, 0, 32, 40)),))
+    split = DetectionSplit("own", "train", Files(tmp_path, ("turned.png",)), (picture,), ("red",))
+    spec = course("c4", sides_train=(40,), side_test=40, batch=1)
+    cfg = engine.write_native(spec, backbone(), split, job(tmp_path))
+    batch = next(b for b in engine.train_loader(cfg, 0, job(tmp_path)) if not b["data_samples"][0].flip)
+    asked = {"img_path": str(split.file(0)), "img_id": 0, "width": 64, "height": 40}
+    tested = Compose(mmdet_protocol.test_pipeline(spec))(asked)
+    assert tested["data_samples"].ori_shape == (40, 64)
+    for seen in (batch["inputs"][0], tested["inputs"]):
+        assert np.array_equal(seen.numpy()[::-1].transpose(1, 2, 0), pixels)
+    assert np.array_equal(reading.read_image(split.file(0), 64, 40), pixels), "what Detectron2 starts from"
+
+
 def test_a_broken_image_is_named(tmp_path, pair):
     cfg = engine.write_native(course("c4", batch=1), backbone(), pair, job(tmp_path))
     whole = (tmp_path / "a.png").read_bytes()
@@ -360,6 +382,9 @@ def test_a_broken_image_is_named(tmp_path, pair):
 
 def test_an_image_of_another_size_than_annotated_is_named(tmp_path, pair):
     Image.new("RGB", (21, 30)).save(tmp_path / "a.png")
+    cfg = engine.write_native(course("c4", batch=1), backbone(), pair, job(tmp_path))
+    with pytest.raises(DataError, match=r"a\.png: is 21x30 pixels, its annotation says 20x30"):
+        next(engine.train_loader(cfg, 0, job(tmp_path)))
     with pytest.raises(DataError, match=r"a\.png: is 21x30 pixels, its annotation says 20x30"):
         engine.detect(torch.nn.Identity(), course("c4"), pair, job(tmp_path))
 
@@ -378,6 +403,12 @@ def test_operators_are_tried(monkeypatch):
     engine.try_operators()
     assert "mmdet 3." in engine.version()
     assert "mmengine" in engine.version()
+    served = importlib.metadata.version("torchvision")
+    monkeypatch.setattr(engine, "compiled", lambda: False)
+    assert engine.version().endswith(f", operators torchvision {served}")
+    monkeypatch.setattr(engine, "compiled", lambda: True)
+    assert engine.version().endswith(", operators compiled")
+    monkeypatch.undo()
     assert engine.compiled() in (True, False)
     monkeypatch.setattr(mmcv.ops, "nms", lambda boxes, scores, iou: (boxes, torch.tensor([0, 1, 2])))
     with pytest.raises(BackbenchError, match="is broken"):
@@ -487,9 +518,69 @@ def test_mmdetections_own_tools_train_resume_and_test_from_the_native_file(tmp_p
     own_tool("train.py", tmp_path)
     again = own_tool("train.py", tmp_path, "--resume", "--cfg-options", "train_cfg.max_iters=3")
     assert "resumed epoch: 0, iter: 2" in again
-    assert (tmp_path / "iter_3.pth").exists()
-    said = own_tool("test.py", tmp_path, str(tmp_path / "precise.pth"), prepared=PREPARED)
+    seen = [
+        int(load_torch(tmp_path / f"iter_{i}.pth")["state_dict"]["backbone.bn1.num_batches_tracked"]) for i in (1, 2, 3)
+    ]
+    assert seen == [seen[0], seen[0] + 2, seen[0] + 4], "PreciseBN's batch is in the last checkpoint of each run"
+    assert Path((tmp_path / "last_checkpoint").read_text()).name == "iter_3.pth"
+    assert not (tmp_path / "precise.pth").exists()
+    said = own_tool("test.py", tmp_path, str(tmp_path / "iter_3.pth"), prepared=PREPARED)
     assert "pascal_voc/AP50" in said and "pascal_voc/AP95" in said
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_statistics_of_a_native_run_are_estimated_after_its_last_iteration(training):
+    from transfer.detection.mmdet_parts import PreciseStatisticsHook
+
+    class Detector(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.BatchNorm1d(1)
+
+        def data_preprocessor(self, batch, _training):
+            return {"x": batch}
+
+        def forward(self, x, mode):
+            return {"loss": self.norm(x).mean()}
+
+    model = Detector().train(training)
+    given = torch.tensor([[1.0], [3.0]])
+    runner = SimpleNamespace(model=model, iter=3, max_iters=5, seed=0, cfg=SimpleNamespace(train_dataloader={}))
+    runner.build_dataloader = lambda _fields, seed: [given]
+    PreciseStatisticsHook(1).after_train_iter(runner, 3)
+    assert model.norm.running_mean.item() == 0, "not the last"
+    runner.iter = 4
+    PreciseStatisticsHook(1).after_train_iter(runner, 4)
+    assert model.norm.running_mean.item() == 2 and model.norm.running_var.item() == pytest.approx(1)
+    assert model.training is training
+
+
+@pytest.mark.slow
+def test_a_kill_in_precise_bn_repeats_no_iteration(tmp_path, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    spec, trained, split = course("c4", iterations=1), backbone(), demo_split("c4", count=2)
+    own = job(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "precise_statistics", killed)
+        with pytest.raises(Killed):
+            engine.train(spec, trained, split, own)
+    assert not (own.folder / checkpoints.FINAL).exists()
+    kept = checkpoints.under_way(own.folder)[0]
+    assert kept.name == checkpoints.name(spec.iterations - 1)
+    reached = load_torch(kept)["state_dict"]
+    written = [(own.folder / name).stat().st_mtime_ns for name in ("train.json", "losses.jsonl")]
+    monkeypatch.setattr(engine, "_iterate", killed)
+    found = engine.train(spec, trained, split, own).state_dict()
+    assert [(own.folder / name).stat().st_mtime_ns for name in ("train.json", "losses.jsonl")] == written
+    assert all(torch.equal(found[name], value) for name, value in reached.items() if name.endswith("weight"))
+    means = [name for name in reached if name.endswith("running_mean")]
+    assert not any(torch.equal(found[name], reached[name]) for name in means), "statistics are estimated"
+    assert (own.folder / checkpoints.FINAL).exists()
 
 
 def as_found(split: DetectionSplit, found: list[Detections], file: Path) -> DetectionSplit:

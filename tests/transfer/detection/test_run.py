@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks import plan
 from core.config import build
 from core.datasets import DataPlaces, demo
 from core.errors import ConfigError, DataError
 from transfer import tasks
-from transfer.detection import engines, run
+from transfer.detection import data, engines, native_data, run
 from transfer.detection.data import Detections
 from transfer.detection.spec import DetectionSpec, scaled
 from transfer.protocol import RunContext
@@ -49,6 +51,35 @@ def test_another_batch_sees_as_many_images(batch, lr, iterations, milestones, wa
 def test_a_huge_batch_still_takes_a_step():
     found = scaled(spec(iterations=2, milestones=(1,)), 1600)
     assert (found.iterations, found.milestones) == (1, (1,))
+
+
+def test_drops_that_rounding_puts_together_follow_each_other():
+    found = scaled(spec(iterations=90, milestones=(60, 63, 80)), 160)
+    assert (found.iterations, found.milestones) == (9, (6, 7, 8))
+
+
+@pytest.mark.parametrize("name", DETECTION)
+@pytest.mark.parametrize("profile", ["full", "smoke"])
+@pytest.mark.parametrize("batch", [1, 8, 64, 4096])
+def test_every_cell_is_a_course_at_every_batch(name, profile, batch):
+    config = plan.load_cell(name, [f"batch={batch}"], profile).config
+    assert config.course().batch == batch
+
+
+@pytest.mark.parametrize(
+    ("cell", "field", "words"),
+    [
+        ("voc0712_detection", "spec.masks=true", "VOC's layout holds boxes and no masks; set spec.masks=false"),
+        ("voc0712_detection", "spec.side_max=700", "side_max=700 is shorter than a shorter side, 800"),
+        ("voc0712_detection", "spec.side_test=1400", "side_max=1333 is shorter than a shorter side, 1400"),
+        ("voc0712_detection", "spec.sides_train=[]", "sides_train"),
+        ("coco_instance_segmentation", "spec.milestones=[9,9]", r"milestones=\[9, 9\] do not rise"),
+        ("coco_instance_segmentation", "spec.milestones=[9,5]", r"milestones=\[9, 5\] do not rise"),
+    ],
+)
+def test_a_course_that_cannot_be_is_refused_in_a_sentence(cell, field, words):
+    with pytest.raises(ConfigError, match=words):
+        plan.load_cell(cell, [field])
 
 
 def test_a_course_is_overridden_field_by_field():
@@ -110,6 +141,23 @@ def test_another_batch_is_noted_and_warned_of(batch, notes, context, short, monk
     assert (f"warning: {warning}" in capsys.readouterr().err) == (batch == 1)
 
 
+def test_cudnn_times_no_kernels_for_batches_that_never_come_again(context, short, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(engines, "get", lambda _name: Stub())
+    run.detections(object(), run.DetectionConfig(spec=short("c4")), context)
+    assert torch.backends.cudnn.benchmark is False
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_numbers_of_several_processes_are_noted(ranks, context, short, monkeypatch):
+    monkeypatch.setattr(engines, "get", lambda _name: Stub())
+    monkeypatch.setattr(run, "world_size", lambda: ranks)
+    monkeypatch.setattr(run, "detect", lambda *_: Stub().detect("model", None, context.splits["test"], None))
+    run.detections(object(), run.DetectionConfig(spec=short("c4")), context)
+    words = "ranks draw their own proposals and flips: numbers of 2 processes are those of another seed"
+    assert (words in context.notes) == (ranks == 2)
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 def test_every_image_is_seen_by_one_rank_and_stands_in_its_row(ranks, scenes, short, monkeypatch, tmp_path):
     split, seen = scenes(tmp_path, 4), [Stub() for _ in range(ranks)]
@@ -146,3 +194,25 @@ def test_other_images_than_the_published_ones_are_refused(scenes, tmp_path):
     run.check_published({"train": split}, config, {"train": 3})
     free = config.model_copy(update={"data": config.data.model_copy(update={"expect": "any"})})
     run.check_published({"train": split}, free, {"train": 5})
+
+
+def test_every_size_is_checked_unless_the_images_are_the_published_ones(scenes, tmp_path, monkeypatch):
+    """One picture after the sample is of another size than its annotation says."""
+    as_coco(tmp_path, {"train2017": scenes(tmp_path / "train2017", 4), "val2017": scenes(tmp_path / "val2017", 2)})
+    monkeypatch.setattr(data, "HEADERS", 1)
+    last = int(np.random.default_rng(0).permutation(4)[-1])
+    Image.new("RGB", (161, 128)).save(tmp_path / f"train2017/{last}.png")
+    cell = plan.load_cell("coco_instance_segmentation", ["data.expect=any"])
+    with pytest.raises(DataError, match=rf"not of the size that their annotation states: .*{last}\.png"):
+        cell.task.splits(cell.config, DataPlaces(None, {"coco": tmp_path}))
+    monkeypatch.setattr(run, "check_published", lambda *_: None)
+    cell = plan.load_cell("coco_instance_segmentation")
+    assert len(cell.task.splits(cell.config, DataPlaces(None, {"coco": tmp_path}))["train"]) == 4, "a sample only"
+
+
+def as_coco(root, splits) -> None:
+    (root / "annotations").mkdir()
+    for name, split in splits.items():
+        (root / f"annotations/instances_{name}.json").write_text(
+            json.dumps(native_data.annotations(split, difficult=False))
+        )

@@ -6,6 +6,7 @@ The run's folder gets `detectron2.yaml`, which Detectron2's own tools read, the 
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import logging
 from collections.abc import Iterable
@@ -18,8 +19,7 @@ from torch import Tensor, nn
 
 from core import distributed
 from core.artifacts import atomic_write_text, make_folder
-from core.errors import ConfigError, DataError
-from core.images import open_rgb, read_bytes
+from core.errors import ConfigError
 from core.progress import track
 from model_zoo.backbone import Backbone
 from model_zoo.export import FEATURE_TOLERANCE, ExportError, feature_difference
@@ -28,8 +28,9 @@ from transfer.detection import checkpoints, native_data
 from transfer.detection.adapt import detectron2_v06
 from transfer.detection.data import BITMAPS, Detections, DetectionSplit, mask_format, trainable
 from transfer.detection.engines import Job
+from transfer.detection.reading import read_image
 from transfer.detection.spec import DetectionSpec
-from transfer.detection.training import cut, log, parallel, precise_statistics, rate, refuse_not_finite, rle
+from transfer.detection.training import cut, diverged, log, parallel, precise_statistics, rate, refuse_not_finite, rle
 
 HEAD = "Res5ROIHeadsExtraNorm"
 _OFFICIAL = {  # (data set, split, classes) -> what Detectron2 itself calls train and test
@@ -66,10 +67,12 @@ def missing() -> str | None:
 
 
 def version() -> str:
-    """Detectron2's version."""
+    """Of Detectron2, of fvcore, and of torchvision, whose NMS and ROIAlign it calls."""
+    from importlib.metadata import version as of
+
     import detectron2
 
-    return f"detectron2 {detectron2.__version__}"
+    return f"detectron2 {detectron2.__version__}, fvcore {of('fvcore')}, torchvision {of('torchvision')}"
 
 
 def compiled() -> bool:
@@ -158,7 +161,7 @@ def configuration(spec: DetectionSpec, backbone: Backbone, classes: int, job: Jo
     solver.WARMUP_ITERS, solver.WARMUP_FACTOR = spec.warmup, 0.001
     solver.MOMENTUM, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM = spec.momentum, spec.weight_decay, 0.0
     solver.CHECKPOINT_PERIOD = job.checkpoint_every
-    cfg.TEST.PRECISE_BN.ENABLED = spec.precise_bn > 0 and spec.norm == "sync"
+    cfg.TEST.PRECISE_BN.ENABLED = spec.estimates
     cfg.TEST.PRECISE_BN.NUM_ITER = max(spec.precise_bn, 1)
     cfg.TEST.DETECTIONS_PER_IMAGE = spec.detections
     cfg.DATALOADER.NUM_WORKERS = job.workers
@@ -245,14 +248,15 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
         "scheduler": scheduler,
     }
     identity = checkpoints.identity(spec, backbone, train, job.seed)
-    start = checkpoints.resume(job.folder, identity, course)
-    if start == spec.iterations:
+    start, finished = checkpoints.resume(job.folder, identity, course)
+    if finished:
         return model
     seed_all_rng(cfg.SEED + 7919 * start + 104_729 * distributed.rank())  # ranks draw other proposals and flips
     with EventStorage(start):  # Detectron2's models write to it
-        _iterate(spec, train_loader(cfg, usable, start, job), course, identity, start, job)
+        if start < spec.iterations:
+            _iterate(spec, train_loader(cfg, usable, start, job), course, identity, start, job)
         if cfg.TEST.PRECISE_BN.ENABLED:
-            precise_statistics(model.train(), model, train_loader(cfg, usable, 1_000_003, job), spec.precise_bn)
+            _estimate(model.train(), train_loader(cfg, usable, 1_000_003, job), spec, optimizer, job)
     _save(job.folder / checkpoints.FINAL, spec.iterations - 1, identity, course)
     distributed.barrier()
     return model
@@ -337,8 +341,15 @@ def _iterate(
         if iteration % job.log_every == 0 or iteration == spec.iterations - 1:
             log(file, iteration, parts, rate(optimizer))
         course["scheduler"].step()
-        if (iteration + 1) % job.checkpoint_every == 0 and iteration + 1 < spec.iterations:
+        if checkpoints.is_due(iteration, spec.iterations, job.checkpoint_every, more=spec.estimates):
             saved = _save(job.folder / checkpoints.name(iteration), iteration, identity, course)
+
+
+def _estimate(model: nn.Module, loader: Iterable[Any], spec: DetectionSpec, optimizer: Any, job: Job) -> None:
+    """PreciseBN; proposals that are not finite are a sentence here too."""
+    saved = next(iter(checkpoints.under_way(job.folder)), None)
+    forward = functools.partial(_losses, model, iteration=spec.iterations, lr=rate(optimizer), saved=saved)
+    precise_statistics(model, forward, loader, spec.precise_bn)
 
 
 def _save(file: Path, iteration: int, identity: dict[str, Any], course: dict[str, Any]) -> Path:
@@ -353,9 +364,8 @@ def _losses(forward: nn.Module, batch: Any, iteration: int, lr: float, saved: Pa
     """The detector's losses; Detectron2's own refusal of proposals that are not finite becomes ours."""
     try:
         return forward(batch)
-    except FloatingPointError:
-        refuse_not_finite(torch.tensor(float("nan")), {"proposals": float("nan")}, iteration, lr, saved)
-        raise
+    except FloatingPointError:  # of this rank alone: the others may be in the backward pass already
+        raise diverged({"proposals": float("nan")}, iteration, lr, saved) from None
 
 
 def train_loader(cfg: Any, split: DetectionSplit, start: int, job: Job) -> Iterable[Any]:
@@ -412,18 +422,6 @@ def detect(model: nn.Module, spec: DetectionSpec, test: DetectionSplit, job: Job
         (out,) = model([{"image": _planes(seen.image), "height": picture.height, "width": picture.width}])
         found.append(_detections(out["instances"].to("cpu"), spec.masks))
     return found
-
-
-def read_image(file: Path, width: int, height: int) -> np.ndarray:
-    """(height, width, 3) uint8 RGB.
-
-    Raises:
-        DataError: it cannot be decoded, or is of another size.
-    """
-    image = open_rgb(read_bytes(file), str(file))
-    if image.size != (width, height):
-        raise DataError(f"{file}: is {image.width}x{image.height} pixels, its annotation says {width}x{height}")
-    return np.array(image)
 
 
 def _planes(pixels: np.ndarray) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from core import distributed
 from core.artifacts import atomic_write_text, make_folder
-from core.errors import BackbenchError, DataError
+from core.errors import BackbenchError
 from core.progress import track
 from model_zoo.backbone import Backbone
 from model_zoo.export import FEATURE_TOLERANCE, ExportError, feature_difference
@@ -61,12 +61,13 @@ def missing() -> str | None:
 
 
 def version() -> str:
-    """Versions of the three packages."""
+    """Versions of the three packages, and whose NMS and ROIAlign they call."""
     from importlib.metadata import distributions
 
     there = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
     names = ("mmdet", "mmcv", "mmcv-lite", "mmengine")
-    return ", ".join(f"{name} {there[name]}" for name in names if name in there)
+    operators = "compiled" if compiled() else f"torchvision {there['torchvision']}"
+    return ", ".join([*(f"{name} {there[name]}" for name in names if name in there), f"operators {operators}"])
 
 
 def compiled() -> bool:
@@ -117,12 +118,13 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
     schedulers = _schedulers(cfg, optimizer)
     course = {"state_dict": model, "optimizer": optimizer, "param_schedulers": schedulers}  # mmengine's names
     identity = checkpoints.identity(spec, backbone, train, job.seed)
-    start = checkpoints.resume(job.folder, identity, course)
-    if start == spec.iterations:
+    start, finished = checkpoints.resume(job.folder, identity, course)
+    if finished:
         return model
     set_random_seed((job.seed + 7919 * start) % 2**31, diff_rank_seed=True)
-    _iterate(cfg, course, identity, spec.iterations, start, job)
-    if spec.precise_bn and spec.norm == "sync":
+    if start < spec.iterations:
+        _iterate(cfg, course, identity, spec, start, job)
+    if spec.estimates:
         model.train()
         fresh = train_loader(cfg, 1_000_003, job)
         precise_statistics(model, lambda batch: losses(model, batch), fresh, spec.precise_bn)
@@ -131,7 +133,9 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
     return model
 
 
-def _iterate(cfg: Any, course: dict[str, Any], identity: dict[str, Any], iterations: int, start: int, job: Job) -> None:
+def _iterate(
+    cfg: Any, course: dict[str, Any], identity: dict[str, Any], spec: DetectionSpec, start: int, job: Job
+) -> None:
     """The course from iteration `start` on, with checkpoints and losses.jsonl."""
     from transfer.detection.mmdet_parts import losses
 
@@ -139,7 +143,7 @@ def _iterate(cfg: Any, course: dict[str, Any], identity: dict[str, Any], iterati
     forward = parallel(model, job.device)
     cut(file, start)
     saved = next(iter(checkpoints.under_way(job.folder)), None)
-    steps = track(range(start, iterations), total=iterations - start, label="mmdet")
+    steps = track(range(start, spec.iterations), total=spec.iterations - start, label="mmdet")
     for iteration, batch in zip(steps, train_loader(cfg, start, job), strict=False):
         found = losses(model, batch, forward)
         total = sum(found.values())
@@ -148,11 +152,11 @@ def _iterate(cfg: Any, course: dict[str, Any], identity: dict[str, Any], iterati
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-        if iteration % job.log_every == 0 or iteration == iterations - 1:
+        if iteration % job.log_every == 0 or iteration == spec.iterations - 1:
             log(file, iteration, parts, rate(optimizer))
         for scheduler in course["param_schedulers"]:
             scheduler.step()
-        if (iteration + 1) % job.checkpoint_every == 0 and iteration + 1 < iterations:
+        if checkpoints.is_due(iteration, spec.iterations, job.checkpoint_every, more=spec.estimates):
             saved = checkpoints.save(job.folder / checkpoints.name(iteration), iteration, identity, course)
 
 
@@ -255,10 +259,7 @@ def detect(model: nn.Module, spec: DetectionSpec, test: DetectionSplit, job: Job
     found = []
     for index in track(range(len(test)), total=len(test), label=f"detecting in {test.dataset} {test.split}"):
         picture, file = test.pictures[index], test.file(index)
-        loaded = load({"img_path": str(file), "img_id": index})
-        height, width = loaded["data_samples"].ori_shape
-        if (width, height) != (picture.width, picture.height):
-            raise DataError(f"{file}: is {width}x{height} pixels, its annotation says {picture.width}x{picture.height}")
+        loaded = load({"img_path": str(file), "img_id": index, "width": picture.width, "height": picture.height})
         (out,) = model.test_step(pseudo_collate([loaded]))
         found.append(_detections(out.pred_instances.cpu(), spec.masks))
     return found
