@@ -1,10 +1,8 @@
 """Files for Detectron2 and MMDetection: their contents, what comes back, and the engines' own ResNets around them."""
 
 import functools
-import importlib.util
 import os
 import pickle
-import sys
 import types
 from pathlib import Path
 
@@ -459,26 +457,13 @@ def test_detectron2s_detectors_find_the_backbone(detectron2_library, tmp_path, b
     assert model.pixel_mean.flatten().tolist() == pytest.approx([123.675, 116.28, 103.53])
 
 
-class _NoOps(types.ModuleType):
-    """mmcv's compiled operators, absent from mmcv-lite; a ResNet needs none."""
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-        def operator(*_args, **_kwargs):
-            raise NotImplementedError(name)
-
-        return operator
-
-
 @pytest.fixture
 def mmdet_models(old_pillow):
-    for name in ("mmdet", "six"):  # its models import six
-        if importlib.util.find_spec(name) is None:
-            pytest.skip(f"MMDetection is not installed here: no {name}")
-    if "mmcv._ext" not in sys.modules:
-        sys.modules["mmcv._ext"] = _NoOps("mmcv._ext")
+    from transfer.detection.engines import mmdet as engine  # its adaptations, and no others: they stay for the process
+
+    if reason := engine.missing():
+        pytest.skip(reason)
+    engine.prepare()
     from mmdet.registry import MODELS
     from mmdet.utils import register_all_modules
 
