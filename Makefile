@@ -10,11 +10,10 @@ demo: $(INSTALLED)
 	$(BIN)/python pretrain/run.py --out runs/demo --resume
 	$(BIN)/python benchmarks/run_all.py --ckpt msbreg=runs/demo/model.pth --suite demo --baselines random --out results/demo
 
-# Two files at a time; what fails in the crowd (a deadline, a port) is decided alone.
 test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile || $(BIN)/python -m pytest --last-failed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 quick: $(INSTALLED)
 	$(BIN)/python -m pytest -m quick

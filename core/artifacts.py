@@ -180,7 +180,7 @@ def _restricted_pickle() -> ModuleType:
     return module
 
 
-def _head(path: Path) -> bytes:
+def first_bytes(path: Path) -> bytes:
     """A checkpoint's first bytes; CheckpointError when there is no file, nothing in it, or a web page."""
     if path.is_dir():
         raise CheckpointError(f"{path}: is a folder; give the checkpoint file in it")
@@ -207,7 +207,7 @@ def load_torch(path: Path) -> Any:
         CheckpointError: missing, empty, truncated, a web page, not a torch file, or holding code.
     """
     path = Path(path)
-    _head(path)
+    first_bytes(path)
     if _is_torchscript(path):
         raise CheckpointError(f"{path}: is a TorchScript program, which holds code; save its state_dict() instead")
     try:
@@ -263,8 +263,8 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _members(path: Path) -> list[str]:
-    """Names in a zip archive, none where the file is no archive; CheckpointError as `_archive` and `_head` raise."""
-    if not _head(Path(path)).startswith(b"PK"):
+    """Names in a zip archive, none where the file is no archive; CheckpointError as `_archive` and `first_bytes` raise."""
+    if not first_bytes(Path(path)).startswith(b"PK"):
         return []
     with _archive(path) as archive:
         return archive.namelist()
@@ -342,7 +342,7 @@ def _is_torchscript(path: Path) -> bool:
 
 def _refuse_torchscript(path: Path) -> None:
     """CheckpointError when torch's own reader of archives sees a program, whatever Python's saw of it."""
-    if _head(path).startswith(b"PK"):
+    if first_bytes(path).startswith(b"PK"):
         records = torch._C.PyTorchFileReader(str(path)).get_all_records()
         if any(name == "constants.pkl" or name.startswith("code/") for name in records):
             raise CheckpointError("is a TorchScript program, which holds code; save its state_dict() instead")
@@ -357,7 +357,7 @@ def is_plain_pickle(path: Path) -> bool:
     Raises:
         CheckpointError: no file, nothing in it, or a web page.
     """
-    head = _head(Path(path))
+    head = first_bytes(Path(path))
     return head.startswith(b"\x80") and _TORCH_MAGIC not in head[:32]
 
 
@@ -448,7 +448,7 @@ def load_pickle(path: Path) -> Any:
         CheckpointError: missing, empty, truncated, a web page, or holding anything but plain values and arrays.
     """
     path = Path(path)
-    _head(path)
+    first_bytes(path)
     try:
         with path.open("rb") as file:
             return _as_tensors(_ArrayUnpickler(file, encoding="latin1").load())

@@ -160,16 +160,12 @@ def check(entry: Entry, path: Path) -> str:
 
 def _check_shape(entry: Entry, path: Path) -> None:
     """What can be told of a file that has no published checksum."""
+    from core.artifacts import first_bytes
+
     size = path.stat().st_size
     if entry.size_mb and not 0.9 < size / (entry.size_mb * 1e6) < 1.12:  # MB or MiB
         raise CheckpointError(f"{path}: {size / 1e6:.1f} MB, the source says {entry.size_mb:g} MB; truncated?")
-    with path.open("rb") as file:
-        head = file.read(512)
-    if not head:
-        raise CheckpointError(f"{path}: the file is empty")
-    if head.lstrip().startswith(b"<"):
-        raise CheckpointError(f"{path}: is a web page, not a checkpoint (a login or error page?)")
-    if head.startswith(b"PK") and not zipfile.is_zipfile(path):
+    if first_bytes(path).startswith(b"PK") and not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path}: the end of the archive is missing: truncated")
 
 

@@ -569,52 +569,6 @@ def test_the_identity_names_what_serves_the_operators():
     assert engine.version().startswith("detectron2 ") and engine.version().endswith(", ".join(["", *served]))
 
 
-@pytest.mark.parametrize("iteration", [7, 4], ids=["in the course", "in PreciseBN"])
-def test_a_rank_whose_proposals_are_not_finite_waits_for_no_other(iteration, monkeypatch, short, job):
-    def proposals(_batch):
-        raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Training has diverged.")
-
-    def collective(*_):
-        raise AssertionError("the other ranks are somewhere else")
-
-    monkeypatch.setattr(distributed, "any_rank", collective)
-    model = torch.nn.BatchNorm2d(3)
-    model.register_forward_pre_hook(lambda _module, batch: proposals(batch))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    with pytest.raises(BackbenchError, match=rf"not finite at iteration {iteration}, rate 0\.5: .*; no checkpoint yet"):
-        if iteration == 7:
-            engine._losses(model, [], 7, 0.5, None)
-        engine._estimate(model.train(), [torch.zeros(1, 3, 2, 2)], short(), optimizer, job)
-
-
-@pytest.mark.slow
-def test_a_kill_in_precise_bn_repeats_no_iteration(monkeypatch, trained_like, scenes, short, job, tmp_path):
-    class Killed(Exception):
-        pass
-
-    def killed(*_):
-        raise Killed
-
-    spec, trained, split = short("c4", iterations=1), trained_like("resnet18"), scenes(tmp_path / "images", 2)
-    own = job
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "precise_statistics", killed)
-        with pytest.raises(Killed):
-            engine.train(spec, trained, split, own)
-    assert not (own.folder / checkpoints.FINAL).exists()
-    kept = checkpoints.under_way(own.folder)[0]
-    assert kept.name == checkpoints.name(spec.iterations - 1)
-    reached = load_torch(kept)["model"]
-    written = [(own.folder / name).stat().st_mtime_ns for name in ("train.json", "losses.jsonl")]
-    monkeypatch.setattr(engine, "_iterate", killed)
-    found = engine.train(spec, trained, split, own).state_dict()
-    assert [(own.folder / name).stat().st_mtime_ns for name in ("train.json", "losses.jsonl")] == written
-    assert all(torch.equal(found[name], value) for name, value in reached.items() if name.endswith("weight"))
-    means = [name for name in reached if name.endswith("running_mean")]
-    assert not any(torch.equal(found[name], reached[name]) for name in means), "statistics are estimated"
-    assert (own.folder / checkpoints.FINAL).exists()
-
-
 @pytest.mark.slow
 def test_a_finished_course_is_not_run_again(trained_like, scenes, short, job, tmp_path):
     backbone, split = trained_like("resnet18"), scenes(tmp_path / "images", 4)

@@ -106,8 +106,7 @@ def test_the_rate_is_detectron2s_at_every_iteration(tmp_path, pair, warmup, mile
     for iteration in range(spec.iterations):
         assert optimizer.param_groups[0]["lr"] == pytest.approx(detectron2_rate(spec, iteration), rel=1e-6), iteration
         optimizer.step()
-        for scheduler in schedulers:
-            scheduler.step()
+        schedulers.step()
 
 
 @pytest.mark.parametrize(("warmup", "milestones"), COURSES[:4])
@@ -553,34 +552,6 @@ def test_statistics_of_a_native_run_are_estimated_after_its_last_iteration(train
     PreciseStatisticsHook(1).after_train_iter(runner, 4)
     assert model.norm.running_mean.item() == 2 and model.norm.running_var.item() == pytest.approx(1)
     assert model.training is training
-
-
-@pytest.mark.slow
-def test_a_kill_in_precise_bn_repeats_no_iteration(tmp_path, monkeypatch):
-    class Killed(Exception):
-        pass
-
-    def killed(*_):
-        raise Killed
-
-    spec, trained, split = course("c4", iterations=1), backbone(), demo_split("c4", count=2)
-    own = job(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "precise_statistics", killed)
-        with pytest.raises(Killed):
-            engine.train(spec, trained, split, own)
-    assert not (own.folder / checkpoints.FINAL).exists()
-    kept = checkpoints.under_way(own.folder)[0]
-    assert kept.name == checkpoints.name(spec.iterations - 1)
-    reached = load_torch(kept)["state_dict"]
-    written = [(own.folder / name).stat().st_mtime_ns for name in ("train.json", "losses.jsonl")]
-    monkeypatch.setattr(engine, "_iterate", killed)
-    found = engine.train(spec, trained, split, own).state_dict()
-    assert [(own.folder / name).stat().st_mtime_ns for name in ("train.json", "losses.jsonl")] == written
-    assert all(torch.equal(found[name], value) for name, value in reached.items() if name.endswith("weight"))
-    means = [name for name in reached if name.endswith("running_mean")]
-    assert not any(torch.equal(found[name], reached[name]) for name in means), "statistics are estimated"
-    assert (own.folder / checkpoints.FINAL).exists()
 
 
 def as_found(split: DetectionSplit, found: list[Detections], file: Path) -> DetectionSplit:

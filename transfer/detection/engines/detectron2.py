@@ -6,7 +6,6 @@ The run's folder gets `detectron2.yaml`, which Detectron2's own tools read, the 
 from __future__ import annotations
 
 import copy
-import functools
 import importlib.util
 import logging
 from collections.abc import Iterable
@@ -24,13 +23,14 @@ from core.progress import track
 from model_zoo.backbone import Backbone
 from model_zoo.export import FEATURE_TOLERANCE, ExportError, feature_difference
 from model_zoo.export import detectron2 as exporter
-from transfer.detection import checkpoints, native_data
+from transfer.detection import checkpoints, course, native_data
 from transfer.detection.adapt import detectron2_v06
+from transfer.detection.course import Course
 from transfer.detection.data import BITMAPS, Detections, DetectionSplit, mask_format, trainable
 from transfer.detection.engines import Job
 from transfer.detection.reading import read_image
 from transfer.detection.spec import DetectionSpec
-from transfer.detection.training import cut, diverged, log, parallel, precise_statistics, rate, refuse_not_finite, rle
+from transfer.detection.training import rle
 
 HEAD = "Res5ROIHeadsExtraNorm"
 _OFFICIAL = {  # (data set, split, classes) -> what Detectron2 itself calls train and test
@@ -242,24 +242,21 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
     model = build(cfg, backbone, job.device)
     optimizer = build_optimizer(cfg, model)  # it knows the norms it must not decay, and not the global ones
     scheduler = build_lr_scheduler(cfg, optimizer)
-    course = {
-        "model": distributed.synchronise_batchnorm(model, job.device),
-        "optimizer": optimizer,
-        "scheduler": scheduler,
-    }
-    identity = checkpoints.identity(spec, backbone, train, job.seed)
-    start, finished = checkpoints.resume(job.folder, identity, course)
-    if finished:
-        return model
-    seed_all_rng(cfg.SEED + 7919 * start + 104_729 * distributed.rank())  # ranks draw other proposals and flips
-    with EventStorage(start):  # Detectron2's models write to it
-        if start < spec.iterations:
-            _iterate(spec, train_loader(cfg, usable, start, job), course, identity, start, job)
-        if cfg.TEST.PRECISE_BN.ENABLED:
-            _estimate(model.train(), train_loader(cfg, usable, 1_000_003, job), spec, optimizer, job)
-    _save(job.folder / checkpoints.FINAL, spec.iterations - 1, identity, course)
-    distributed.barrier()
-    return model
+    model = distributed.synchronise_batchnorm(model, job.device)
+    taught = Course(
+        label="detectron2",
+        model=model,
+        optimizer=optimizer,
+        parts={"model": model, "optimizer": optimizer, "scheduler": scheduler},
+        advance=scheduler.step,
+        losses=lambda forward, batch: forward(batch),
+        loader=lambda start: train_loader(cfg, usable, start, job),
+        # ranks draw other proposals and flips
+        seed=lambda start: seed_all_rng(cfg.SEED + 7919 * start + 104_729 * distributed.rank()),
+        pointer="last_checkpoint",
+    )
+    with EventStorage():  # Detectron2's models write to it
+        return course.run(taught, spec, checkpoints.identity(spec, backbone, train, job.seed), job)
 
 
 def write_native(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> Any:
@@ -319,53 +316,6 @@ def trunk_stages(model: nn.Module, x: Tensor) -> list[Tensor]:
         x = stage(x)
         found.append(x)
     return found
-
-
-def _iterate(
-    spec: DetectionSpec, loader: Iterable[Any], course: dict[str, Any], identity: dict[str, Any], start: int, job: Job
-) -> None:
-    """The course from iteration `start` on, with checkpoints and losses.jsonl."""
-    optimizer, file = course["optimizer"], job.folder / "losses.jsonl"
-    forward = parallel(course["model"], job.device)
-    cut(file, start)
-    saved = next(iter(checkpoints.under_way(job.folder)), None)
-    steps = track(range(start, spec.iterations), total=spec.iterations - start, label="detectron2")
-    for iteration, batch in zip(steps, loader, strict=False):
-        losses = _losses(forward, batch, iteration, rate(optimizer), saved)
-        total = sum(losses.values())
-        parts = {name: float(value.detach()) for name, value in losses.items()}
-        refuse_not_finite(total, parts, iteration, rate(optimizer), saved)
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        if iteration % job.log_every == 0 or iteration == spec.iterations - 1:
-            log(file, iteration, parts, rate(optimizer))
-        course["scheduler"].step()
-        if checkpoints.is_due(iteration, spec.iterations, job.checkpoint_every, more=spec.estimates):
-            saved = _save(job.folder / checkpoints.name(iteration), iteration, identity, course)
-
-
-def _estimate(model: nn.Module, loader: Iterable[Any], spec: DetectionSpec, optimizer: Any, job: Job) -> None:
-    """PreciseBN; proposals that are not finite are a sentence here too."""
-    saved = next(iter(checkpoints.under_way(job.folder)), None)
-    forward = functools.partial(_losses, model, iteration=spec.iterations, lr=rate(optimizer), saved=saved)
-    precise_statistics(model, forward, loader, spec.precise_bn)
-
-
-def _save(file: Path, iteration: int, identity: dict[str, Any], course: dict[str, Any]) -> Path:
-    """`checkpoints.save`, found by Detectron2's own tools too."""
-    checkpoints.save(file, iteration, identity, course)
-    if distributed.is_main():
-        atomic_write_text(file.parent / "last_checkpoint", file.name)
-    return file
-
-
-def _losses(forward: nn.Module, batch: Any, iteration: int, lr: float, saved: Path | None) -> dict[str, Tensor]:
-    """The detector's losses; Detectron2's own refusal of proposals that are not finite becomes ours."""
-    try:
-        return forward(batch)
-    except FloatingPointError:  # of this rank alone: the others may be in the backward pass already
-        raise diverged({"proposals": float("nan")}, iteration, lr, saved) from None
 
 
 def train_loader(cfg: Any, split: DetectionSplit, start: int, job: Job) -> Iterable[Any]:

@@ -27,13 +27,14 @@ from core.progress import track
 from model_zoo.backbone import Backbone
 from model_zoo.export import FEATURE_TOLERANCE, ExportError, feature_difference
 from model_zoo.export import mmdet as exporter
-from transfer.detection import checkpoints, native_data
+from transfer.detection import checkpoints, course, native_data
 from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume
+from transfer.detection.course import Course
 from transfer.detection.data import BITMAPS, Detections, DetectionSplit, mask_format, trainable
 from transfer.detection.engines import Job
 from transfer.detection.mmdet_protocol import configuration, test_pipeline
 from transfer.detection.spec import DetectionSpec
-from transfer.detection.training import cut, log, parallel, precise_statistics, rate, refuse_not_finite, rle
+from transfer.detection.training import rle
 
 NATIVE = "mmdet_config.py"  # a file mmdet.py would be imported for the package by whoever works in its folder
 PACKAGES = ("mmengine", "mmcv", "mmdet")
@@ -116,48 +117,17 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
     model = build(cfg, backbone, job.device)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
     schedulers = _schedulers(cfg, optimizer)
-    course = {"state_dict": model, "optimizer": optimizer, "param_schedulers": schedulers}  # mmengine's names
-    identity = checkpoints.identity(spec, backbone, train, job.seed)
-    start, finished = checkpoints.resume(job.folder, identity, course)
-    if finished:
-        return model
-    set_random_seed((job.seed + 7919 * start) % 2**31, diff_rank_seed=True)
-    if start < spec.iterations:
-        _iterate(cfg, course, identity, spec, start, job)
-    if spec.estimates:
-        model.train()
-        fresh = train_loader(cfg, 1_000_003, job)
-        precise_statistics(model, lambda batch: losses(model, batch), fresh, spec.precise_bn)
-    checkpoints.save(job.folder / checkpoints.FINAL, spec.iterations - 1, identity, course)
-    distributed.barrier()
-    return model
-
-
-def _iterate(
-    cfg: Any, course: dict[str, Any], identity: dict[str, Any], spec: DetectionSpec, start: int, job: Job
-) -> None:
-    """The course from iteration `start` on, with checkpoints and losses.jsonl."""
-    from transfer.detection.mmdet_parts import losses
-
-    model, optimizer, file = course["state_dict"], course["optimizer"], job.folder / "losses.jsonl"
-    forward = parallel(model, job.device)
-    cut(file, start)
-    saved = next(iter(checkpoints.under_way(job.folder)), None)
-    steps = track(range(start, spec.iterations), total=spec.iterations - start, label="mmdet")
-    for iteration, batch in zip(steps, train_loader(cfg, start, job), strict=False):
-        found = losses(model, batch, forward)
-        total = sum(found.values())
-        parts = {name: float(value.detach()) for name, value in found.items()}
-        refuse_not_finite(total, parts, iteration, rate(optimizer), saved)
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        if iteration % job.log_every == 0 or iteration == spec.iterations - 1:
-            log(file, iteration, parts, rate(optimizer))
-        for scheduler in course["param_schedulers"]:
-            scheduler.step()
-        if checkpoints.is_due(iteration, spec.iterations, job.checkpoint_every, more=spec.estimates):
-            saved = checkpoints.save(job.folder / checkpoints.name(iteration), iteration, identity, course)
+    taught = Course(
+        label="mmdet",
+        model=model,
+        optimizer=optimizer,
+        parts={"state_dict": model, "optimizer": optimizer, "param_schedulers": schedulers},
+        advance=schedulers.step,
+        losses=lambda forward, batch: losses(model, batch, forward),
+        loader=lambda start: train_loader(cfg, start, job),
+        seed=lambda start: set_random_seed((job.seed + 7919 * start) % 2**31, diff_rank_seed=True),
+    )
+    return course.run(taught, spec, checkpoints.identity(spec, backbone, train, job.seed), job)
 
 
 def write_native(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> Any:
@@ -228,7 +198,12 @@ def train_loader(cfg: Any, start: int, job: Job) -> Iterator[Any]:
 
 
 class _Schedulers(list[Any]):
-    """All of them as one part of the course."""
+    """All of them as one."""
+
+    def step(self) -> None:
+        """By one iteration."""
+        for scheduler in self:
+            scheduler.step()
 
     def state_dict(self) -> list[dict[str, Any]]:
         """One after the other, as mmengine's own checkpoints hold them."""
