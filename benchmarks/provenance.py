@@ -17,17 +17,22 @@ from core import distributed
 
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "opencv-python-headless")
 _ROOT = Path(__file__).resolve().parent.parent
+# What of a checkout makes a number; an --out folder in it does not.
+_DECIDES = ("core", "model_zoo", "pretrain", "transfer", "benchmarks", "configs", "pyproject.toml", "constraints.txt")
+_RECORDS = ":(exclude)benchmarks/measured"
 
 
 @functools.cache
 def commit() -> tuple[str, bool]:
-    """(commit of the checkout, whether it has uncommitted changes); ("unknown", True) outside git."""
+    """(commit of the checkout, whether its code has uncommitted changes); ("unknown", True) outside git."""
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=_ROOT, capture_output=True, text=True, check=True)
-        status = subprocess.run(["git", "status", "--porcelain"], cwd=_ROOT, capture_output=True, text=True, check=True)
+        head, status = (
+            subprocess.run(["git", *words], cwd=_ROOT, capture_output=True, text=True, check=True).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", *_DECIDES, _RECORDS))
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown", True
-    return head.stdout.strip(), bool(status.stdout.strip())
+    return head, bool(status)
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -241,3 +242,40 @@ def test_a_record_says_how_many_processes_made_it_and_older_ones_were_one(record
     assert record.provenance.processes == 1
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     assert provenance.collect(torch.device("cpu"), 1.0).processes == 3
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A repository of one committed file; `commit()` reads it."""
+
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path, check=True)
+
+    (tmp_path / "core").mkdir()
+    (tmp_path / "core" / "code.py").write_text("")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    monkeypatch.setattr(provenance, "_ROOT", tmp_path)
+    monkeypatch.setattr(provenance, "commit", provenance.commit.__wrapped__)
+    return tmp_path
+
+
+@pytest.mark.parametrize("file", ["core/code.py", "transfer/tasks/new.py", "constraints.txt"])
+def test_changed_or_new_code_is_not_its_commit(checkout, file):
+    assert len(provenance.commit()[0]) == 40 and provenance.commit()[1] is False
+    (checkout / file).parent.mkdir(parents=True, exist_ok=True)
+    (checkout / file).write_text("changed")
+    assert provenance.commit()[1] is True
+
+
+@pytest.mark.parametrize("file", ["out/msbreg/seed0.json", "benchmarks/measured/demo/seed0.json", "README.md"])
+def test_results_in_the_checkout_change_no_code(checkout, file):
+    (checkout / file).parent.mkdir(parents=True, exist_ok=True)
+    (checkout / file).write_text("{}")
+    assert provenance.commit()[1] is False
+
+
+def test_outside_git_the_commit_is_unknown(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "_ROOT", tmp_path)
+    assert provenance.commit.__wrapped__() == ("unknown", True)
