@@ -105,9 +105,18 @@ def gather(results: Iterable[Result]) -> Table:
             column = _column(result, name, metric.unit, metric.higher_is_better)
             records = by_row.setdefault(row, {}).setdefault(column, {})
             records.setdefault(result.backbone.weights_sha256, []).append(result)
-    columns = sorted(
+    columns = sorted(  # frozen and fine-tuned backbones before detectors
         {column for row in by_row.values() for column in row},
-        key=lambda c: (c.cell, c.config8, c.engine, c.data, c.manifest, not c.primary, _natural(c.metric)),
+        key=lambda c: (
+            bool(c.engine),
+            c.cell,
+            c.config8,
+            c.engine,
+            c.data,
+            c.manifest,
+            not c.primary,
+            _natural(c.metric),
+        ),
     )
     rows = []
     for name in sorted(by_row, key=lambda n: (n.startswith("random:"), n)):

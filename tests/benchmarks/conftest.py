@@ -34,6 +34,7 @@ def make_record(
     arch="resnet50",
     tuned=None,
     more=None,
+    engine=None,
 ):
     metrics = {metric: value, **(more or {})}
     return result.Result(
@@ -45,7 +46,9 @@ def make_record(
             name=name, weights_sha256=weights * 64, format="moco", arch={"name": arch}, input={}
         ),
         cell=cell,
-        task=result.TaskRecord(name="linear_probe", version=1, config={}, config_sha256=config * 64, tuned=tuned or {}),
+        task=result.TaskRecord(
+            name="linear_probe", version=1, config={}, config_sha256=config * 64, tuned=tuned or {}, engine=engine
+        ),
         data=result.DataRecord(
             name=data,
             train="train",

@@ -71,6 +71,13 @@ def test_random_baselines_stand_last_and_missing_cells_are_empty(make, tables):
     ]
 
 
+def test_detectors_stand_behind_the_protocols_of_the_backbone_alone(make):
+    table = gather(
+        [make(1.0, cell="coco_instance_segmentation", engine="detectron2 0.6"), make(2.0, cell="imagenet_knn")]
+    )
+    assert [column.cell for column in table.columns] == ["imagenet_knn", "coco_instance_segmentation"]
+
+
 def test_columns_are_the_headline_and_the_plain_metrics(make, tables):
     more = {"top1_k10": 1.0, "top1_k200": 2.0, "top1_k20_T0.1": 3.0, "top1_k20_majority": 4.0}
     table = gather([make(5.0, cell="imagenet_knn", metric="top1_k20", more=more)])
