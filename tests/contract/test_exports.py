@@ -7,6 +7,7 @@ import inspect
 import pytest
 import torch
 import yaml
+from backbones import make_backbone
 
 from core.errors import ConfigError
 from model_zoo import export, formats
@@ -14,28 +15,10 @@ from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone
 from model_zoo.export import ExportError
 from model_zoo.load import load
-from model_zoo.resnet import LAYERS, build, expected_shapes
+from model_zoo.resnet import LAYERS, expected_shapes
 
 TARGETS = export.names()
 BGR = InputSpec(size=96, order="bgr", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-
-
-@functools.cache
-def _state(name, width, seed):
-    generator = torch.Generator().manual_seed(seed)
-    state = build(Architecture(name=name, width=width), seed=seed).state_dict()
-    for key in state:
-        if key.endswith("num_batches_tracked"):
-            state[key].fill_(7)
-        elif state[key].ndim == 1:
-            state[key].uniform_(0.5, 1.5, generator=generator)
-    return state
-
-
-def make_backbone(name="resnet50", width=0.125, spec=None, seed=0, **fields):
-    """A backbone whose norms are not those of a fresh network."""
-    arch = Architecture(name=name, width=width, **fields)
-    return Backbone("tiny", arch, dict(_state(name, width, seed)), spec or InputSpec(), "test", "backbench")
 
 
 shapes = functools.cache(expected_shapes)

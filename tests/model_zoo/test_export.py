@@ -1,6 +1,5 @@
 """Files for Detectron2 and MMDetection: their contents, what comes back, and the engines' own ResNets around them."""
 
-import functools
 import os
 import pickle
 import types
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from backbones import make_backbone
 
 from core.artifacts import is_plain_pickle, load_pickle
 from core.errors import CheckpointError, ConfigError
@@ -22,24 +22,6 @@ from model_zoo.load import UNKNOWABLE, load
 from model_zoo.resnet import LAYERS, build
 
 BGR = InputSpec(order="bgr", mean=(0.1, 0.2, 0.4), std=(0.25, 0.5, 1.0))
-
-
-@functools.cache
-def _state(name, width, seed):
-    generator = torch.Generator().manual_seed(seed)
-    state = build(Architecture(name=name, width=width), seed=seed).state_dict()
-    for key in state:
-        if key.endswith("num_batches_tracked"):
-            state[key].fill_(7)
-        elif state[key].ndim == 1:
-            state[key].uniform_(0.5, 1.0, generator=generator)
-    return state
-
-
-def make_backbone(name="resnet50", width=0.125, spec=None, seed=0, **fields):
-    """A backbone whose norms are not those of a fresh network."""
-    arch = Architecture(name=name, width=width, **fields)
-    return Backbone("tiny", arch, dict(_state(name, width, seed)), spec or InputSpec(), "test", "backbench")
 
 
 def public_name(name):

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from made_splits import Rows
 from sklearn.neighbors import KNeighborsClassifier
 
 from core.config import build
@@ -13,14 +14,6 @@ from core.errors import DataError
 from transfer import tasks
 from transfer.protocol import RunContext
 from transfer.tasks import knn
-
-
-class _Rows:
-    def __init__(self, count):
-        self.count = count
-
-    def __len__(self):
-        return self.count
 
 
 @pytest.fixture
@@ -41,7 +34,7 @@ def classify(monkeypatch):
     def run(bank, query, classes, preset, **fields):
         parts = {"train": bank, "test": query}
         names = tuple(str(i) for i in range(classes))
-        splits = {role: ImageSplit("made", role, _Rows(len(x)), y.numpy(), names) for role, (x, y) in parts.items()}
+        splits = {role: ImageSplit("made", role, Rows(len(x)), y.numpy(), names) for role, (x, y) in parts.items()}
         monkeypatch.setattr(knn, "extract", lambda b, split, ctx, **_: parts[split.split][0])
         config = build(knn.Config, {**tasks.preset_fields(knn, preset), "preset": preset, **fields})
         ctx = RunContext(splits=splits, seed=0, device=torch.device("cpu"), cache=None)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from made_splits import Rows
 from sklearn.metrics import top_k_accuracy_score
 
 from core.datasets import ImageSplit
@@ -13,16 +14,6 @@ from transfer.supervised import Classifier, Heads, Order, SgdConfig, accuracies,
 from transfer.tasks import linear_probe
 
 CPU = torch.device("cpu")
-
-
-class _Rows:
-    """Stands for the images of a split whose features are given."""
-
-    def __init__(self, count):
-        self.count = count
-
-    def __len__(self):
-        return self.count
 
 
 def make_blobs(rows, classes, *, spread, seed=0, dims=16):
@@ -38,7 +29,7 @@ def probe(monkeypatch):
 
     def run(train, test, classes, *, seed=0, **fields):
         splits = {
-            role: ImageSplit("made", role, _Rows(len(x)), np.asarray(y), tuple(str(i) for i in range(classes)))
+            role: ImageSplit("made", role, Rows(len(x)), np.asarray(y), tuple(str(i) for i in range(classes)))
             for role, (x, y) in (("train", train), ("test", test))
         }
         given = {"train": train[0], "test": test[0]}

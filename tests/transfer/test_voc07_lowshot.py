@@ -3,29 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from made_splits import CLASSES, voc_split
 from sklearn.svm import LinearSVC
 
 from core.config import build
-from core.datasets import ImageSplit
 from core.errors import DataError
 from transfer import tasks
 from transfer.metrics import area_ap
 from transfer.protocol import RunContext, limited
 from transfer.tasks import voc07_lowshot, voc07_svm
-
-CLASSES = ("ant", "bee", "cow")
-
-
-class _Rows:
-    def __init__(self, count):
-        self.count = count
-
-    def __len__(self):
-        return self.count
-
-
-def split_of(role, labels, classes=CLASSES):
-    return ImageSplit("voc", {"train": "trainval"}.get(role, role), _Rows(len(labels)), labels, classes)
 
 
 @pytest.fixture
@@ -48,7 +34,7 @@ def embedded():
 @pytest.fixture
 def measure(monkeypatch):
     def run(parts, seed=0, classes=CLASSES, **fields):
-        splits = {role: split_of(role, labels, classes) for role, (_, labels) in parts.items()}
+        splits = {role: voc_split(role, labels, classes) for role, (_, labels) in parts.items()}
         by_split = {split.split: torch.from_numpy(parts[role][0]) for role, split in splits.items()}
         monkeypatch.setattr(voc07_svm, "extract", lambda b, split, ctx, **_: by_split[split.split])
         config = build(voc07_lowshot.Config, {"jobs": 1, **fields})
@@ -178,7 +164,7 @@ def test_the_rehearsal_measures_its_own_headline(measure, k, headline):
     parts = {}
     for role in ("train", "test"):
         labels = np.where(rng.random((5011, 4)) < [[0.019, 0.05, 0.1, 0.4]], 1, -1).astype(np.int8)  # VOC07: 1.9 to 40%
-        split = limited(split_of(role, labels, tuple("abcd")), fields["data"]["limit"])
+        split = limited(voc_split(role, labels, tuple("abcd")), fields["data"]["limit"])
         parts[role] = (rng.normal(size=(len(split), 5)).astype(np.float32), split.labels)
     found, _ = measure(parts, classes=tuple("abcd"), **fields)
     assert voc07_lowshot.primary(build(voc07_lowshot.Config, fields)) in found

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from made_splits import CLASSES, voc_split
 from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
 
@@ -15,20 +16,6 @@ from transfer import svm, tasks
 from transfer.metrics import area_ap, eleven_point_ap
 from transfer.protocol import RunContext, limited
 from transfer.tasks import voc07_svm
-
-CLASSES = ("ant", "bee", "cow")
-
-
-class _Rows:
-    def __init__(self, count):
-        self.count = count
-
-    def __len__(self):
-        return self.count
-
-
-def split_of(role, labels, classes=CLASSES):
-    return ImageSplit("voc", {"train": "trainval"}.get(role, role), _Rows(len(labels)), labels, classes)
 
 
 @pytest.fixture
@@ -48,7 +35,7 @@ def embedded():
 @pytest.fixture
 def classify(monkeypatch):
     def run(parts, preset="obow", classes=CLASSES, **fields):
-        splits = {role: split_of(role, labels, classes) for role, (_, labels) in parts.items()}
+        splits = {role: voc_split(role, labels, classes) for role, (_, labels) in parts.items()}
         by_split = {split.split: parts[role][0] for role, split in splits.items()}
         asked = []
 
@@ -310,7 +297,7 @@ def test_the_rehearsal_works(classify, images, positives, preset):
     rng = np.random.default_rng(0)
     parts = {}
     for role, seed in (("train", 0), ("test", 1)):
-        split = limited(split_of(role, made_labels(images, positives, seed), classes), fields["data"]["limit"])
+        split = limited(voc_split(role, made_labels(images, positives, seed), classes), fields["data"]["limit"])
         parts[role] = (rng.normal(size=(len(split), 5)).astype(np.float32), split.labels)
     assert len(parts["train"][1]) == min(images, 512)
     found, _ = classify(parts, classes=classes, **fields)

@@ -1,0 +1,27 @@
+"""Backbones for tests."""
+
+import functools
+
+import torch
+
+from model_zoo.architecture import Architecture, InputSpec
+from model_zoo.backbone import Backbone
+from model_zoo.resnet import build
+
+
+@functools.cache
+def _state(name, width, seed):
+    generator = torch.Generator().manual_seed(seed)
+    state = build(Architecture(name=name, width=width), seed=seed).state_dict()
+    for key in state:
+        if key.endswith("num_batches_tracked"):
+            state[key].fill_(7)
+        elif state[key].ndim == 1:
+            state[key].uniform_(0.5, 1.0, generator=generator)
+    return state
+
+
+def make_backbone(name="resnet50", width=0.125, spec=None, seed=0, **fields):
+    """A backbone whose norms are not those of a fresh network."""
+    arch = Architecture(name=name, width=width, **fields)
+    return Backbone("tiny", arch, dict(_state(name, width, seed)), spec or InputSpec(), "test", "backbench")
