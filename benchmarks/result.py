@@ -171,20 +171,29 @@ def clear_absent(path: Path, result: Result) -> None:
             beside.unlink()
 
 
-def is_measured(out: Path, planned: Result) -> bool:
-    """Whether a number of a planned record is there, on whatever data."""
+def of_seed(out: Path, planned: Result) -> set[Path]:
+    """The files of all records of a planned record's seed, numbers or not, on whatever data."""
     backbone, task = planned.backbone, planned.task
     place = folder(out, backbone.name, backbone.weights_sha256, planned.cell, task.config_sha256)
-    found = (_number(path) for path in place.glob(f"seed{planned.seed}[.-]*json"))
+    return set(place.glob(f"seed{planned.seed}[.-]*json"))
+
+
+def written(out: Path) -> dict[Path, int]:
+    """When each record was written, to find later which are new."""
+    return {path: path.stat().st_mtime_ns for path in Path(out).glob("*/*/seed*.json")}
+
+
+def is_measured(out: Path, planned: Result) -> bool:
+    """Whether a number of a planned record is there, on whatever data."""
+    found = (_number(path) for path in of_seed(out, planned))
     return any(r.model_copy(update={"data": planned.data}).identity() == planned.identity() for r in found if r)
 
 
 def run_folder(out: Path, result: Result) -> Path:
-    """Where a run leaves what is more than numbers (checkpoints, pictures): other data are another run."""
+    """Where a run leaves what is more than numbers (checkpoints, pictures); what would be another number never finds it."""
     backbone, task = result.backbone, result.task
     place = folder(out, backbone.name, backbone.weights_sha256, result.cell, task.config_sha256)
-    manifest = result.data.manifest_sha256[:8] if result.data else ""
-    return place / f"seed{result.seed}-{manifest}"
+    return place / f"seed{result.seed}-{result.identity()[:8]}"
 
 
 def items_path(record: Path) -> Path:

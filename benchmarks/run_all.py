@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     if (args.seeds is not None and args.seeds < 1) or args.jobs < 0 or args.nproc < 1:
         raise BackbenchError("--seeds and --nproc must be at least 1, --jobs at least 0")
 
-    from benchmarks import plan
+    from benchmarks import plan, result
     from core import datasets
     from core.progress import say
 
@@ -98,8 +98,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     args.suite = suite_name
     runs = [(subject, cell) for subject in subjects for cell in cells if (subject, cell.name) not in skipped]
+    before = result.written(args.out)
     codes = launch(runs, overrides, repeats, places, args)
-    record_without_number(subjects, cells, skipped, runs, codes, repeats, args)
+    record_without_number(subjects, cells, skipped, runs, codes, repeats, before, args)
     if interrupted := any(code == INTERRUPTED for code in codes):
         say(f"stopped; finished results are kept in {args.out}: the same command goes on from there")
     from benchmarks import report
@@ -201,11 +202,15 @@ def record_without_number(
     runs: list[tuple[Subject, Cell]],
     codes: list[int],
     repeats: dict[str, int],
+    before: dict[Path, int],
     args: argparse.Namespace,
 ) -> None:
-    """A record for every cell that has no data, or whose process was killed: the report reads only records.
+    """A record for every cell that has no data, or whose process was killed or broke down: the report reads only records.
 
-    A kill is recorded for the first seed that has no number.
+    That is recorded for the first seed that has no number and whose failure the process did not record itself.
+
+    Args:
+        before: `result.written` when the processes were started.
     """
     from benchmarks import result, run_one
 
@@ -214,15 +219,19 @@ def record_without_number(
             if reason := skipped.get((subject, cell.name)):
                 blank = run_one.blank(subject.backbones[0], cell, 0, args, status="skipped", reason=reason)
                 result.write(args.out, blank)
+    new = {path for path, time in result.written(args.out).items() if before.get(path) != time}
     for (subject, cell), code in zip(runs, codes, strict=True):
-        if code in (0, 1, INTERRUPTED):  # run_one records its own failures
+        if code in (0, INTERRUPTED):
             continue
-        reason = f"its process ended with code {code} (out of memory?)"
+        reason = f"its process ended with code {code}; what it printed says why, and out of memory it prints nothing"
         blanks = [
             run_one.blank(backbone, cell, seed, args, status="failed", reason=reason)
             for seed, backbone in run_one.by_seed(subject.backbones, repeats[cell.name], cell)
         ]
-        result.write(args.out, next((b for b in blanks if not result.is_measured(args.out, b)), blanks[0]))
+        silent = [b for b in blanks if not new & result.of_seed(args.out, b)]
+        lost = [b for b in silent if not result.is_measured(args.out, b)]
+        if lost or silent == blanks:  # numbers may be those of other data
+            result.write(args.out, [*lost, *blanks][0])
 
 
 def launch(

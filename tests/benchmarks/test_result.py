@@ -227,6 +227,20 @@ def test_identity(record):
     assert len({record.identity(), *(other.identity() for other in different)}) == len(different) + 1
 
 
+@pytest.mark.parametrize(
+    "update",
+    [
+        {"data": {"manifest_sha256": "0" * 64}},
+        {"backbone": {"input": {"size": 96}}},
+        {"task": {"engine": "another version"}},
+        {"task": {"version": 99}},
+    ],
+)
+def test_what_would_be_another_number_finds_no_checkpoint_of_the_first(tmp_path, record, update):
+    first, again, other = (result.run_folder(tmp_path, r) for r in (record, record, changed(record, **update)))
+    assert first == again != other and first.parent == other.parent
+
+
 def test_read_all_finds_records_and_nothing_else(tmp_path, record):
     seeds = [record.model_copy(update={"seed": seed}) for seed in (0, 1, 10)]
     for one in seeds:

@@ -296,10 +296,31 @@ def test_a_kill_is_recorded_for_the_seed_without_a_number(one, out, ckpt, source
     cell = plan.load_cell("imagenet_linear", LINEAR)
     subjects = run_all.find_subjects([source], "", 3)
     args = run_one.parser().parse_args(["--ckpt", source, "--cell", cell.name, "--out", str(out)])
-    run_all.record_without_number(subjects, [cell], {}, [(subjects[0], cell)], [-9], {cell.name: 3}, args)
+    before = result.written(out)
+    for code in (0, run_all.INTERRUPTED, -9):
+        assert sorted((r.seed, r.status) for r in records(out)) == [(0, "ok"), (1, "ok")]
+        run_all.record_without_number(subjects, [cell], {}, [(subjects[0], cell)], [code], {cell.name: 3}, before, args)
     assert sorted((r.seed, r.status) for r in records(out)) == [(0, "ok"), (1, "ok"), (2, "failed")]
     assert one(*LINEAR, cell="imagenet_linear", ckpt=source, seeds=3) == 0
     assert sorted((r.seed, r.status) for r in records(out)) == [(0, "ok"), (1, "ok"), (2, "ok")]
+
+
+def test_what_breaks_down_unrecorded_is_recorded_and_no_failure_of_its_own_is_replaced(one, out, ckpt, monkeypatch):
+    """Exit code 1 is a recorded failure, or a traceback, or that of a job of several processes."""
+    monkeypatch.setattr(linear_probe, "run", lambda *_: 1 / 0)
+    cell = plan.load_cell("imagenet_linear", LINEAR)
+    subjects = run_all.find_subjects([str(ckpt)], "", 2)
+    args = run_one.parser().parse_args(["--ckpt", str(ckpt), "--cell", cell.name, "--out", str(out)])
+
+    def settle(before) -> dict[int, str]:
+        run_all.record_without_number(subjects, [cell], {}, [(subjects[0], cell)], [1], {cell.name: 2}, before, args)
+        return {r.seed: r.reason for r in records(out)}
+
+    assert one(*LINEAR, cell="imagenet_linear", ckpt=str(ckpt)) == 1
+    assert settle({}) == {0: "division by zero", 1: "its process ended with code 1; what it printed says why, "
+                          "and out of memory it prints nothing"}  # fmt: skip
+    before = result.written(out)
+    assert settle(before)[0].startswith("its process ended with code 1"), "an older failure is no news"
 
 
 def test_published_data_are_demanded(one, out):
