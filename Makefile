@@ -13,6 +13,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m transfer.detection doctor
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 quick: $(INSTALLED)
@@ -26,8 +27,7 @@ $(INSTALLED): pyproject.toml constraints.txt transfer/detection/install.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
-	$(BIN)/python -m transfer.detection install || echo 'detection is left out until this succeeds: $(BIN)/python -m transfer.detection install'
-	touch $@
+	$(BIN)/python -m transfer.detection install && touch $@ || echo 'detection is left out until this succeeds: $(BIN)/python -m transfer.detection install'
 
 clean:
 	rm -rf $(VENV) runs results build *.egg-info

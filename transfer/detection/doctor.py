@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+_NO_CV2 = "nothing that reads images can be imported without OpenCV: see cv2 below"
+
 
 def examine() -> dict[str, Any]:
     """{"engines": {name: {usable, version, compiled, advice}}, "cv2": {healthy, version, advice}, "versions": {}}."""
-    cv2, found = _cv2(), {}
-    if cv2["healthy"]:  # nothing that reads images can be imported without it
-        from transfer.detection import engines
+    from transfer.detection import engines
 
-        found = {name: _engine(engines.get(name)) for name in engines.names()}
+    cv2 = _cv2()
+    found = {name: _engine(name) if cv2["healthy"] else _unusable(_NO_CV2) for name in engines.names()}
     return {"engines": found, "cv2": cv2, "versions": _versions()}
 
 
@@ -34,17 +35,28 @@ def text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _engine(engine: Any) -> dict[str, Any]:
-    advice = engine.missing()
-    version, compiled = "not installed", False
-    if advice is None:
-        try:
-            engine.prepare()
-            version, compiled = engine.version(), engine.compiled()
-            engine.try_operators()
-        except Exception as error:
-            advice = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}; try: python -m transfer.detection install"
-    return {"usable": advice is None, "version": version, "compiled": compiled, "advice": advice or ""}
+def _engine(name: str) -> dict[str, Any]:
+    from transfer.detection import engines
+
+    engine = engines.get(name)
+    if lacking := engine.missing():
+        return _unusable(lacking, "not installed")
+    version, compiled, advice = "unknown version", False, ""
+    try:
+        engine.prepare()
+        version, compiled = engine.version(), engine.compiled()
+        engine.try_operators()
+    except Exception as error:
+        advice = f"{_sentence(error)}; try: python -m transfer.detection install"
+    return {"usable": not advice, "version": version, "compiled": compiled, "advice": advice}
+
+
+def _unusable(advice: str, version: str = "not examined") -> dict[str, Any]:
+    return {"usable": False, "version": version, "compiled": False, "advice": advice}
+
+
+def _sentence(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _cv2() -> dict[str, Any]:
@@ -63,8 +75,9 @@ def _cv2() -> dict[str, Any]:
         import cv2
 
         cv2.setNumThreads(cv2.getNumThreads())
-    except ImportError as error:
-        return {"healthy": False, "version": version, "advice": f"{error}; pip install opencv-python-headless"}
+    except Exception as error:  # a folder that an uninstalled one left imports, and is empty
+        repair = "pip install --force-reinstall opencv-python-headless"
+        return {"healthy": False, "version": version, "advice": f"{_sentence(error)}; {repair}"}
     return {"healthy": True, "version": version, "advice": advice}
 
 

@@ -3,14 +3,16 @@
 What is importable already is kept. Detectron2: the published source of v0.6 made into a wheel without its C++ operators,
 none of which Faster R-CNN or Mask R-CNN calls (ROIAlign and NMS are torchvision's). MMDet: mmengine, mmcv-lite and mmdet
 are pure Python; they are installed without their requirements, which pyproject.toml's extra `detection` states (mmcv-lite
-would pull in a second OpenCV over the one that is there).
+would pull in a second OpenCV over the one that is there); what of these is missing is installed first.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.metadata
 import importlib.util
+import re
 import subprocess
 import sys
 import tarfile
@@ -31,28 +33,48 @@ def __getattr__(name: str):
 '''
 
 
+def missing_requirements() -> list[str]:
+    """What the extra `detection` states and is not installed; nothing where backbench itself is not."""
+    try:
+        stated = importlib.metadata.requires("backbench") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    wanted = [line.partition(";")[0].strip() for line in stated if re.search(r"extra == .detection.", line)]
+    return [line for line in wanted if not _is_installed(re.split(r"[^\w.-]", line)[0])]
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def install() -> None:
     """Install what is missing of both engines.
 
     Raises:
         BackbenchError: no network, other bytes than expected, or pip failed.
     """
+    if requirements := missing_requirements():
+        _pip(*requirements)
     absent = [requirement for module, requirement in MMDET.items() if importlib.util.find_spec(module) is None]
     if importlib.util.find_spec("detectron2") is not None:
         say("detectron2: keeping the one that is there")
     else:
         with tempfile.TemporaryDirectory() as folder:
-            _pip(str(make_wheel(fetch_source(Path(folder)), Path(folder))))
+            _pip("--no-deps", str(make_wheel(fetch_source(Path(folder)), Path(folder))))
     if absent:
-        _pip(*absent)
+        _pip("--no-deps", *absent)
 
 
 def fetch_source(folder: Path) -> Path:
     """Detectron2's published source, verified."""
-    from pypi_simple import PyPISimple
-
     project, version, sha256 = SOURCE
     try:
+        from pypi_simple import PyPISimple
+
         with PyPISimple() as index:
             packages = index.get_project_page(project).packages
             (package,) = (p for p in packages if p.version == version and p.package_type == "sdist")
@@ -91,7 +113,7 @@ def _digest(data: bytes) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
 
 
-def _pip(*requirements: str) -> None:
-    command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "-q", "--no-deps", *requirements]
+def _pip(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "-q", *arguments]
     if subprocess.run(command, check=False).returncode:
-        raise BackbenchError(f"pip could not install {', '.join(requirements)}; its message is above")
+        raise BackbenchError(f"pip install {' '.join(arguments)} failed; its message is above")

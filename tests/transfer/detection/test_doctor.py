@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import importlib.util
 import json
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -74,11 +75,20 @@ def test_an_unusable_engine_is_said_with_advice(only, capsys, broken, advice):
 @pytest.mark.slow
 def test_every_engine_is_examined():
     found = doctor.examine()["engines"]
-    assert set(found) == set(engines.names()) >= {"detectron2"}
+    assert set(found) == set(engines.names()) >= {"detectron2", "mmdet"}
     for name, engine in found.items():
-        assert engine["usable"] == (engine["advice"] == "")
-        if engines.get(name).missing() is not None:
-            assert "python -m transfer.detection install" in engine["advice"]
+        lacking = engines.get(name).missing()
+        if lacking is not None:
+            assert engine == {"usable": False, "version": "not installed", "compiled": False, "advice": lacking}
+        else:
+            assert engine["usable"], engine["advice"]
+
+
+@pytest.mark.parametrize(("name", "module"), [("detectron2", "fvcore"), ("mmdet", "terminaltables")])
+def test_an_engine_without_what_it_needs_is_not_there(monkeypatch, name, module):
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None if asked == module else there(asked))
+    assert f"{module} not installed: python -m transfer.detection install" in engines.get(name).missing()
 
 
 def packages(monkeypatch, **versions: str) -> None:
@@ -113,7 +123,17 @@ def test_an_opencv_that_does_not_import_is_said(monkeypatch, only, capsys):
     assert cli.main(["doctor"]) == 1, "MMDetection cannot be imported either"
     said = capsys.readouterr().out
     assert "cv2: does NOT import; opencv-python 4.10" in said
-    assert "libGL.so.1: cannot open shared object file; pip install opencv-python-headless" in said
+    assert "libGL.so.1: cannot open shared object file; pip install --force-reinstall opencv-python-headless" in said
+    assert "one: NOT usable" in said and "see cv2 below" in said, "every engine has its line"
+
+
+def test_an_empty_folder_in_opencvs_place_is_said(monkeypatch, only, capsys):
+    packages(monkeypatch)
+    monkeypatch.setitem(sys.modules, "cv2", ModuleType("cv2"))
+    only(one=an_engine())
+    assert cli.main(["doctor", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["cv2"]["healthy"] and "AttributeError" in found["cv2"]["advice"]
 
 
 def test_what_is_installed_is_said(only, capsys):

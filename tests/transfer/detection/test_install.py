@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.metadata
 import importlib.util
 import io
 import os
@@ -137,6 +138,7 @@ def environment(monkeypatch):
 
     def of(*there: str) -> list[str]:
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in there else None)
+        monkeypatch.setattr(importlib.metadata, "requires", lambda _name: [])
         monkeypatch.setattr(install, "_pip", lambda *requirements: asked.extend(requirements))
         monkeypatch.setattr(install, "fetch_source", lambda folder: folder / "source")
         monkeypatch.setattr(install, "make_wheel", lambda source, folder: Path("made.whl"))
@@ -155,7 +157,30 @@ def test_what_is_there_is_kept(environment, capsys):
 def test_what_is_missing_is_installed(environment):
     asked = environment("mmengine", "mmcv")
     install.install()
-    assert asked == ["made.whl", "mmdet==3.3.0"]
+    assert asked == ["--no-deps", "made.whl", "--no-deps", "mmdet==3.3.0"]
+
+
+def test_what_the_engines_need_comes_first_and_with_its_own_needs(environment, monkeypatch):
+    asked = environment("detectron2", "mmengine", "mmcv")
+    stated = ["numpy>=1", 'absent-one>=2.0; extra == "detection"', "pytest>=1; extra == 'detection'",
+              'absent-two; extra == "speed"']  # fmt: skip
+    monkeypatch.setattr(importlib.metadata, "requires", lambda _name: stated)
+    install.install()
+    assert asked == ["absent-one>=2.0", "--no-deps", "mmdet==3.3.0"]
+
+
+def test_outside_an_installed_package_nothing_is_known_to_be_missing(monkeypatch):
+    def unknown(_name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError
+
+    monkeypatch.setattr(importlib.metadata, "requires", unknown)
+    assert install.missing_requirements() == []
+
+
+def test_without_the_means_to_fetch_it_is_a_sentence(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pypi_simple", None)
+    with pytest.raises(BackbenchError, match=r"cannot fetch pb1-detectron2 0\.6: .*pypi_simple"):
+        install.fetch_source(tmp_path)
 
 
 def test_a_compiled_mmcv_is_not_overlaid(environment):
@@ -167,5 +192,5 @@ def test_a_compiled_mmcv_is_not_overlaid(environment):
 def test_a_failure_of_pip_is_a_sentence(monkeypatch):
     failed = subprocess.CompletedProcess([], 1)
     monkeypatch.setattr(subprocess, "run", lambda *_args, **_fields: failed)
-    with pytest.raises(BackbenchError, match="pip could not install a, b; its message is above"):
+    with pytest.raises(BackbenchError, match="pip install a b failed; its message is above"):
         install._pip("a", "b")

@@ -518,12 +518,13 @@ def test_mmdetections_own_tools_train_resume_and_test_from_the_native_file(tmp_p
     again = own_tool("train.py", tmp_path, "--resume", "--cfg-options", "train_cfg.max_iters=3")
     assert "resumed epoch: 0, iter: 2" in again
     seen = [
-        int(load_torch(tmp_path / f"iter_{i}.pth")["state_dict"]["backbone.bn1.num_batches_tracked"]) for i in (1, 2, 3)
+        int(load_torch(tmp_path / f"native/iter_{i}.pth")["state_dict"]["backbone.bn1.num_batches_tracked"])
+        for i in (1, 2, 3)
     ]
     assert seen == [seen[0], seen[0] + 2, seen[0] + 4], "PreciseBN's batch is in the last checkpoint of each run"
-    assert Path((tmp_path / "last_checkpoint").read_text()).name == "iter_3.pth"
+    assert Path((tmp_path / "native/last_checkpoint").read_text()).name == "iter_3.pth"
     assert not (tmp_path / "precise.pth").exists()
-    said = own_tool("test.py", tmp_path, str(tmp_path / "iter_3.pth"), prepared=PREPARED)
+    said = own_tool("test.py", tmp_path, str(tmp_path / "native/iter_3.pth"), prepared=PREPARED)
     assert "pascal_voc/AP50" in said and "pascal_voc/AP95" in said
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,12 @@ class Engine(Protocol):
     def try_operators(self) -> None: ...  # raises when NMS or ROIAlign do not work
     def train(self, spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> object: ...
     def detect(self, model: object, spec: DetectionSpec, test: DetectionSplit, job: Job) -> list[Detections]: ...
+
+
+def absent(modules: tuple[str, ...]) -> str | None:
+    """Why an engine that needs these modules cannot be used, or None."""
+    lacking = [name for name in modules if importlib.util.find_spec(name) is None]
+    return f"{', '.join(lacking)} not installed: python -m transfer.detection install" if lacking else None
 
 
 def names() -> list[str]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from core import distributed
 from core.artifacts import atomic_write_text, make_folder
+from core.datasets import is_published
 from core.errors import ConfigError
 from core.progress import track
 from model_zoo.backbone import Backbone
@@ -27,16 +28,18 @@ from transfer.detection import checkpoints, course, native_data
 from transfer.detection.adapt import detectron2_v06
 from transfer.detection.course import Course
 from transfer.detection.data import BITMAPS, Detections, DetectionSplit, mask_format, trainable
-from transfer.detection.engines import Job
+from transfer.detection.engines import Job, absent
 from transfer.detection.reading import read_image
 from transfer.detection.spec import DetectionSpec
 from transfer.detection.training import rle
 
+PACKAGES = ("detectron2", "fvcore", "iopath", "yacs", "omegaconf", "hydra", "cloudpickle", "tabulate", "termcolor",
+            "pycocotools")  # fmt: skip
 HEAD = "Res5ROIHeadsExtraNorm"
-_OFFICIAL = {  # (data set, split, classes) -> what Detectron2 itself calls train and test
-    ("voc", "trainval07+12", 20): (("voc_2007_trainval", "voc_2012_trainval"), ("voc_2007_test",)),
-    ("voc", "trainval", 20): (("voc_2007_trainval",), ("voc_2007_test",)),
-    ("coco", "train2017", 80): (("coco_2017_train",), ("coco_2017_val",)),
+_OFFICIAL = {  # (data set, split) -> what Detectron2 itself calls train and test
+    ("voc", "trainval07+12"): (("voc_2007_trainval", "voc_2012_trainval"), ("voc_2007_test",)),
+    ("voc", "trainval"): (("voc_2007_trainval",), ("voc_2007_test",)),
+    ("coco", "train2017"): (("coco_2017_train",), ("coco_2017_val",)),
 }
 _NATIVE_HEAD = """\
 # Detectron2's own tools run this file: tools/train_net.py --config-file detectron2.yaml. Faster R-CNN C4 needs the head
@@ -61,9 +64,7 @@ def prepare() -> None:
 
 def missing() -> str | None:
     """Why the engine cannot be used."""
-    if importlib.util.find_spec("detectron2") is None:
-        return "detectron2 is not installed: python -m transfer.detection install"
-    return None
+    return absent(PACKAGES)
 
 
 def version() -> str:
@@ -141,7 +142,8 @@ def configuration(spec: DetectionSpec, backbone: Backbone, classes: int, job: Jo
             f"batch={spec.batch} does not divide by {distributed.world_size()} processes; set another one"
         )
     cfg = get_cfg()
-    cfg.OUTPUT_DIR, cfg.SEED, cfg.VERSION = str(job.folder), job.seed + 1, 2  # 0 or less means: draw one
+    cfg.OUTPUT_DIR, cfg.VERSION = str(job.folder / "native"), 2  # what its own tools write is no checkpoint of ours
+    cfg.SEED = job.seed + 1  # 0 or less means: draw one
     cfg.MODEL.DEVICE = job.device.type
     cfg.MODEL.WEIGHTS = str(weights.resolve())
     cfg.merge_from_other_cfg(CfgNode(exporter.settings(backbone)))
@@ -237,7 +239,7 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
 
     prepare()
     usable = trainable(train)
-    cfg = write_native(spec, backbone, usable, job)
+    cfg = write_native(spec, backbone, train, job)
     seed_all_rng(cfg.SEED)
     model = build(cfg, backbone, job.device)
     optimizer = build_optimizer(cfg, model)  # it knows the norms it must not decay, and not the global ones
@@ -264,7 +266,7 @@ def write_native(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit,
     know go there too, in COCO's format."""
     weights = make_folder(job.folder) / "backbone.pkl"
     cfg = configuration(spec, backbone, len(train.classes), job, weights)
-    official = _OFFICIAL.get((train.dataset, train.split, len(train.classes)))
+    official = _official(train, job.test)
     head = _NATIVE_HEAD
     if official:
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = official
@@ -281,6 +283,13 @@ def write_native(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit,
         atomic_write_text(job.folder / "detectron2.yaml", head + cfg.dump())
     distributed.barrier()
     return cfg
+
+
+def _official(train: DetectionSplit, test: DetectionSplit | None) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """Detectron2's names for the images, where they are exactly those that it knows under a name."""
+    names = _OFFICIAL.get((train.dataset, train.split))
+    splits = {"train": train} | ({"test": test} if test else {})
+    return names if names and is_published(train.dataset, splits) else None
 
 
 def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:

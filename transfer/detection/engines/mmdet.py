@@ -31,13 +31,14 @@ from transfer.detection import checkpoints, course, native_data
 from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume
 from transfer.detection.course import Course
 from transfer.detection.data import BITMAPS, Detections, DetectionSplit, mask_format, trainable
-from transfer.detection.engines import Job
+from transfer.detection.engines import Job, absent
 from transfer.detection.mmdet_protocol import configuration, test_pipeline
 from transfer.detection.spec import DetectionSpec
 from transfer.detection.training import rle
 
 NATIVE = "mmdet_config.py"  # a file mmdet.py would be imported for the package by whoever works in its folder
-PACKAGES = ("mmengine", "mmcv", "mmdet")
+PACKAGES = ("mmengine", "mmcv", "mmdet", "addict", "yapf", "terminaltables", "shapely", "scipy", "termcolor",
+            "pycocotools")  # fmt: skip
 
 
 def prepare() -> None:
@@ -55,10 +56,7 @@ def prepare() -> None:
 
 def missing() -> str | None:
     """Why the engine cannot be used."""
-    absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if absent:
-        return f"{', '.join(absent)} not installed: python -m transfer.detection install"
-    return None
+    return absent(PACKAGES)
 
 
 def version() -> str:
