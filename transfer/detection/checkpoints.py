@@ -40,6 +40,8 @@ def identity(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, see
     return {
         "spec": spec.model_dump(mode="json"),
         "weights_sha256": backbone.weights_sha256,
+        "arch": backbone.arch.model_dump(mode="json"),
+        "input": backbone.input.model_dump(mode="json"),
         "manifest_sha256": train.manifest_sha256(),
         "seed": seed,
     }
@@ -88,6 +90,8 @@ def resume(folder: Path, identity: dict[str, Any], course: dict[str, Any]) -> tu
         except CheckpointError as error:
             say(f"{error}; going back to the one before")
             continue
+        if "identity" not in state:
+            raise BackbenchError(f"{file} was written by other tools; give another folder or move it away")
         other = [name for name, value in identity.items() if state["identity"].get(name) != value]
         if other:
             raise BackbenchError(f"{file} is of a run with another {other[0]}; give another folder or remove it")

@@ -8,6 +8,7 @@ import json
 import math
 import struct
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from PIL import Image
 
 from core.datasets import Files, coco, some, voc
 from core.errors import DataError
+from core.images import EXTENSIONS
 from core.progress import say, track
 
 Bad = Literal["error", "skip"]
@@ -24,6 +26,7 @@ Headers = Literal["sample", "all"]
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels; the image's upper left corner is (0, 0)
 
 HEADERS = 200  # images of a sample
+_READERS = 8  # threads: a header on a network's disk is mostly waiting
 SIZE = "images that are unreadable or not of the size that their annotation states"
 MISSING = "images that are not in the folder"
 NO_AREA = "boxes with no area"
@@ -114,15 +117,16 @@ def trainable(split: DetectionSplit) -> DetectionSplit:
     Raises:
         DataError: none is left.
     """
-    kept = [i for i, picture in enumerate(split.pictures) if not all(o.crowd for o in picture.instances)]
-    if not kept:
+    empty = {i for i, picture in enumerate(split.pictures) if all(o.crowd for o in picture.instances)}
+    if len(empty) == len(split):
         raise DataError(
             f"{split.dataset} {split.split}: no image has an object to train on; are its annotations whole?"
         )
-    if len(kept) == len(split):
+    if not empty:
         return split
-    say(f"{split.dataset} {split.split}: {len(split) - len(kept)} images without an object are left out of training")
-    return of_rows(split, kept)
+    names = [split.source.name(row) for row in sorted(empty)]
+    say(f"{split.dataset} {split.split}: images without an object, left out of training: {some(names)}")
+    return of_rows(split, [row for row in range(len(split)) if row not in empty])
 
 
 def mask_format(split: DetectionSplit) -> Literal["polygon", "bitmask"]:
@@ -162,10 +166,10 @@ def read_voc(
     paths, pictures = [], []
     for folder, listed in zip(folders, lists, strict=True):
         ids = voc.image_ids(listed / f"{own}.txt")
-        there = voc.listing(folder / "JPEGImages")
+        there = _images(folder / "JPEGImages")
         for name in track(ids, total=len(ids), label=f"annotations of {folder.name} {own}"):
-            image = folder / "JPEGImages" / f"{name}.jpg"
-            if image.name not in there:
+            image = folder / "JPEGImages" / there.get(name, f"{name}.jpg")
+            if name not in there:
                 faults.add(MISSING, image.name)
             elif (picture := _voc_picture(folder, name, classes, faults)) is not None:
                 paths.append(image.relative_to(base).as_posix())
@@ -287,6 +291,12 @@ def _voc_folders(root: Path, split: str) -> tuple[list[Path], str]:
     return folders, "trainval"
 
 
+def _images(folder: Path) -> dict[str, str]:
+    """Image files by name without ending: VOC's own are .jpg, other data sets' in its layout may be .png or .jpeg."""
+    files = [name for name in sorted(voc.listing(folder)) if Path(name).suffix.lower() in EXTENSIONS]
+    return {Path(name).stem: name for name in sorted(files, key=lambda name: name.endswith(".jpg"))}
+
+
 def _voc_classes(folder: Path, split: str) -> tuple[str, ...]:
     """Those of the devkit's lists; of a data set that has no lists of classes, the names in all its annotations."""
     lists = folder / "ImageSets" / "Main"
@@ -376,11 +386,34 @@ def _are_numbers(values: object) -> bool:
 
 
 def _is_run_length(mask: dict[str, Any], width: int, height: int) -> bool:
-    """Whether a mask's size is the image's, and its runs, where they are not packed into a string, fill it."""
+    """Whether a mask's size is the image's, and its runs fill it."""
     counts = mask.get("counts")
     if mask.get("size") != [height, width] or not counts:
         return False
-    return isinstance(counts, str) or (_are_numbers(counts) and min(counts) >= 0 and sum(counts) == width * height)
+    runs = unpacked(counts) if isinstance(counts, str) else counts
+    return _are_numbers(runs) and min(runs) >= 0 and sum(runs) == width * height
+
+
+def unpacked(counts: str) -> list[int] | None:
+    """The runs of a packed run-length mask, None when the string packs none (cocoapi common/maskApi.c, rleFrString).
+
+    A character holds five bits, low ones first, and whether more follow; from the fourth run on, what is packed is the
+    difference to the run before the last. pycocotools checks nothing: of another string it makes pixels, or crashes.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 60:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:  # negative
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs if not shift else None
 
 
 def _sound(split: DetectionSplit, faults: _Faults, headers: Headers) -> DetectionSplit:
@@ -397,18 +430,24 @@ def _sound(split: DetectionSplit, faults: _Faults, headers: Headers) -> Detectio
     return of_rows(split, [row for row in range(len(split)) if row not in misfits]) if misfits else split
 
 
+def check_sizes(split: DetectionSplit, rows: Collection[int]) -> list[str]:
+    """Names of those images that are unreadable or of another size than stated: before a course, not hours into it."""
+    return [split.source.name(row) for row in sorted(_of_another_size(split, rows))]
+
+
 def _of_another_size(split: DetectionSplit, rows: Collection[int]) -> set[int]:
     """Rows whose image's header is unreadable or gives another size than the annotation."""
-    wrong = set()
-    for row in track(rows, total=len(rows), label=f"headers of {split.dataset} {split.split}"):
+
+    def fits(row: int) -> bool:
         try:
             with Image.open(split.file(row)) as image:
-                size = image.size
+                return image.size == (split.pictures[row].width, split.pictures[row].height)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            size = None
-        if size != (split.pictures[row].width, split.pictures[row].height):
-            wrong.add(row)
-    return wrong
+            return False
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        told = track(pool.map(fits, rows), total=len(rows), label=f"headers of {split.dataset} {split.split}")
+        return {row for row, fit in zip(rows, told, strict=True) if not fit}
 
 
 def of_rows(split: DetectionSplit, rows: Sequence[int]) -> DetectionSplit:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from core.datasets import DataPlaces
-from core.distributed import gather, is_main, rank, world_size
+from core.datasets import DataPlaces, some
+from core.distributed import gather, gather_words, is_main, rank, world_size
 from core.errors import DataError
 from core.progress import say
 from model_zoo import export
 from model_zoo.backbone import Backbone
 from transfer.detection import draw, engines
-from transfer.detection.data import Detections, DetectionSplit, Headers, of_rows
+from transfer.detection.data import SIZE, Detections, DetectionSplit, Headers, check_sizes, of_rows
 from transfer.detection.engines import Engine, Job
 from transfer.detection.spec import DetectionSpec, scaled
 from transfer.protocol import RunContext, TaskConfig, image_data_missing
@@ -39,6 +41,17 @@ class DetectionConfig(TaskConfig):
     def course(self) -> DetectionSpec:
         """The spec at this cell's batch."""
         return scaled(self.spec, self.batch or self.spec.batch)
+
+
+def unscaled(config: DetectionConfig) -> str | None:
+    """What to say of a spec whose batch was set and whose rate and course are still those of the preset's batch."""
+    if config.preset not in config.PRESETS:
+        return None
+    preset = DetectionSpec.model_validate_json(json.dumps(config.PRESETS[config.preset]["spec"]))
+    if (config.spec.lr, config.spec.iterations) != (preset.lr, preset.iterations) or config.spec.batch == preset.batch:
+        return None
+    batch = config.spec.batch
+    return f"batch {batch} at the rate and the iterations of {preset.batch}: set <cell>.batch={batch} to scale them"
 
 
 def missing(config: DetectionConfig, places: DataPlaces) -> str | None:
@@ -65,14 +78,31 @@ def headers(config: DetectionConfig) -> Headers:
     return "sample" if config.data.expect == "published" else "all"
 
 
-def check_published(splits: dict[str, DetectionSplit], config: DetectionConfig, counts: dict[str, int]) -> None:
-    """DataError when the images are not the published ones and `expect` says they must be."""
+def check_splits(splits: dict[str, DetectionSplit], config: DetectionConfig, counts: dict[str, int]) -> None:
+    """DataError when the splits' classes differ, or the images are not the published ones and `expect` says they must be."""
+    train, test = splits["train"], splits["test"]
+    if train.classes != test.classes:  # a detector knows its classes by their place in the list
+        pairs = enumerate(zip_longest(train.classes, test.classes), start=1)
+        place, (one, other) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+        raise DataError(
+            f"'{config.data.name}': class {place} is {one!r} in {train.split} and {other!r} in {test.split}; both need "
+            "the same classes in the same order"
+        )
     have = {split.split: len(split) for split in splits.values()}
     if config.data.expect == "published" and any(counts.get(name) != count for name, count in have.items()):
         want = ", ".join(f"{name} {counts.get(name)}" for name in have)
         raise DataError(
             f"'{config.data.name}' has {', '.join(f'{k} {v}' for k, v in have.items())}; published: {want}. Half a data "
             "set? If it is meant to be another one, set <cell>.data.expect=any"
+        )
+
+
+def confirm_sizes(split: DetectionSplit) -> None:
+    """DataError when any image's header contradicts its annotation; each rank reads a share."""
+    share = range(rank(), len(split), world_size())
+    if wrong := gather_words(check_sizes(split, share)):
+        raise DataError(
+            f"{split.source.root}: {SIZE}: {some(wrong)}. Correct them, or leave them out with bad=skip and data.expect=any"
         )
 
 
@@ -96,10 +126,16 @@ def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext) -> 
             "linear rule; not comparable with the published rows"
         )
         say(f"warning: {ctx.notes[-1]}")
+    elif note := unscaled(config):
+        ctx.notes.append(note)
+        say(f"warning: {note}")
     if world_size() > 1:
         ctx.notes.append(
             f"ranks draw their own proposals and flips: numbers of {world_size()} processes are those of another seed"
         )
+    if headers(config) == "sample":
+        for split in (train, test):
+            confirm_sizes(split)
     model = engine.train(spec, backbone, train, job)
     found = detect(engine, model, spec, test, job)
     if is_main():

@@ -75,7 +75,7 @@ def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
         role: read_coco(root, name, bad=config.bad, headers=detection.headers(config), masks=config.spec.masks)
         for role, name in (("train", "train2017"), ("test", "val2017"))
     }
-    detection.check_published(found, config, dict(info("coco").counts))
+    detection.check_splits(found, config, dict(info("coco").counts))
     return {role: detection.limited(split, config.data.limit) for role, split in found.items()}
 
 

@@ -81,7 +81,7 @@ def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
         role: read_voc(root, name, bad=config.bad, headers=detection.headers(config))
         for role, name in (("train", config.train), ("test", "test"))
     }
-    detection.check_published(found, config, dict(info("voc").counts))
+    detection.check_splits(found, config, dict(info("voc").counts))
     return {role: detection.limited(split, config.data.limit) for role, split in found.items()}
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from backbones import make_backbone
 from torch import nn
 
 from core.errors import BackbenchError
+from model_zoo.architecture import InputSpec
 from transfer.detection import checkpoints
 
 
@@ -77,6 +79,19 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     with pytest.raises(BackbenchError, match=r"model_0000000\.pth is of a run with another seed"):
         checkpoints.resume(tmp_path, {"seed": 2}, a_course())
     assert checkpoints.resume(tmp_path / "empty", {"seed": 2}, a_course()) == (0, False)
+
+
+def test_what_other_tools_left_is_refused(tmp_path):
+    torch.save({"model": {}, "iteration": 3}, tmp_path / "model_final.pth")
+    with pytest.raises(BackbenchError, match=r"model_final\.pth was written by other tools; give another folder"):
+        checkpoints.resume(tmp_path, {"seed": 1}, a_course())
+
+
+@pytest.mark.parametrize("other", [{"spec": InputSpec(order="bgr")}, {"stride_in_1x1": True}, {"seed": 1}])
+def test_the_same_weights_built_or_fed_otherwise_are_another_run(other, tmp_path, scenes, short):
+    split = scenes(tmp_path, 1)
+    one, another = (checkpoints.identity(short(), make_backbone(**fields), split, 0) for fields in ({}, other))
+    assert one != another
 
 
 def test_weights_that_are_not_finite_replace_nothing(tmp_path):

@@ -126,6 +126,21 @@ def test_a_rank_whose_proposals_are_not_finite_waits_for_no_other(after, monkeyp
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("head", ["c4", "fpn"])
+@pytest.mark.parametrize("name", engines.names())
+def test_losses_fall(name, head, trained_like, scenes, short, job, tmp_path):
+    engine = engines.get(name)
+    if engine.missing():
+        pytest.skip(engine.missing())
+    job.checkpoint_every = 100
+    spec = short(head, iterations=30, lr=0.01, milestones=(), warmup=5, precise_bn=0, rois=8, sides_train=(64,))
+    engine.train(spec, trained_like("resnet18"), scenes(tmp_path / "images", 8), job)
+    totals = [json.loads(line)["total"] for line in (job.folder / "losses.jsonl").read_text().splitlines()]
+    assert len(totals) == 30
+    assert sum(totals[-5:]) < 0.8 * sum(totals[:5])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "weights"), [("detectron2", "model"), ("mmdet", "state_dict")])
 def test_a_kill_in_precise_bn_repeats_no_iteration(
     name, weights, monkeypatch, trained_like, scenes, short, job, tmp_path

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as mask_tools
 from pycocotools.coco import COCO
 
 from core import datasets
 from core.datasets import ImageSplit, demo, voc
 from core.errors import DataError
 from transfer.detection import coco_eval, data
-from transfer.detection.data import Detections, read_coco, read_voc, trainable
+from transfer.detection.data import Detections, read_coco, read_voc, trainable, unpacked
 
 OBJECT = """<object><name>{}</name><difficult>{}</difficult>
 <bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
@@ -179,6 +180,16 @@ def test_a_box_over_the_edge_is_clipped_and_said(devkit, capsys):
     assert "boxes that reached over the image's edge, clipped: 1, e.g. a.xml" in log  # a pixel more is rounding
 
 
+def test_images_of_other_formats_are_found(devkit):
+    folder = devkit / "VOCdevkit/VOC2007/JPEGImages"
+    for name, ending in (("a", "png"), ("b", "JPEG")):
+        (folder / f"{name}.jpg").unlink()
+        Image.new("RGB", SIZE).save(folder / f"{name}.{ending}")
+    Image.new("RGB", (9, 9)).save(folder / "c.png")
+    split = read_voc(devkit, "trainval", headers="all")
+    assert split.source.paths == ("a.png", "b.JPEG", "c.jpg"), "of two, VOC's own"
+
+
 def test_headers_of_a_sample_and_of_all(devkit, monkeypatch):
     annotate(devkit, "b", xml(("cup", 0, 3, 5, 20, 30), size=(61, 40)))
     monkeypatch.setattr(data, "HEADERS", 0)
@@ -247,7 +258,7 @@ def coco(tmp_path):
         Image.new("RGB", SIZE).save(tmp_path / f"val2017/{number:03d}.jpg")
     annotations = [
         *(thing(1, 30), thing(2, 30, 5, box=(0.5, 1.5, 59.6, 38.5)), thing(3, 2, mask=RUNS, iscrowd=1)),
-        thing(4, 4, 5, mask={"size": [40, 60], "counts": "packed"}),
+        thing(4, 4, 5, mask={"size": [40, 60], "counts": "T3X6dQ2"}),
     ]
     write(tmp_path, annotations)
     return tmp_path
@@ -302,7 +313,7 @@ def test_training_leaves_out_what_has_nothing_to_learn(coco, capsys):
     kept = trainable(split)
     assert [p.id for p in kept.pictures] == ["4", "30"]
     assert kept.source.paths == ("004.jpg", "030.jpg")
-    assert "2 images without an object are left out of training" in capsys.readouterr().err
+    assert "images without an object, left out of training: 2, e.g. 002.jpg, 007.jpg" in capsys.readouterr().err
     assert kept.manifest_sha256() != whole == split.manifest_sha256()
     assert trainable(kept) is kept
 
@@ -326,8 +337,22 @@ BAD_COCO = {
     "words": (thing(9, 7, mask=[["a"] * 6]), "polygons that are not three points or more", 0),
     "runs' size": (thing(9, 7, mask=RUNS | {"size": [60, 40]}), "run-length masks that do not fill their image", 0),
     "runs' sum": (thing(9, 7, mask=RUNS | {"counts": [1, 2, 3]}), "run-length masks that do not fill their image", 0),
+    "no packed runs": (thing(9, 7, mask=RUNS | {"counts": "packed"}), "run-length masks that do not fill their", 0),
+    "packed runs' sum": (thing(9, 7, mask=RUNS | {"counts": "T3X6dQ1"}), "run-length masks that do not fill their", 0),
+    "cut runs": (thing(9, 7, mask=RUNS | {"counts": "T3X6dQ"}), "run-length masks that do not fill their image", 0),
     "crowd's runs": (thing(9, 7, mask={"size": [40, 60]}, iscrowd=1), "run-length masks that do not", 0),
 }
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_packed_runs_are_those_that_pycocotools_packed(seed):
+    rng = np.random.default_rng(seed)
+    pixels = rng.random(tuple(rng.integers(1, 90, 2))) < rng.random() ** 2
+    pixels |= bool(seed % 2) & (np.add.outer(*map(np.arange, pixels.shape)) > 30)
+    flat = np.append(False, pixels.T.reshape(-1))  # column by column, background first
+    expected = np.diff(np.append(np.flatnonzero(np.diff(flat)), pixels.size), prepend=0).tolist()
+    packed = mask_tools.encode(np.asfortranarray(pixels.astype(np.uint8)))["counts"].decode()
+    assert unpacked(packed) == expected
 
 
 @pytest.mark.parametrize(("annotation", "words", "left"), BAD_COCO.values(), ids=BAD_COCO)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from backbones import make_backbone
 from PIL import Image
 
 from benchmarks import plan
@@ -141,6 +143,21 @@ def test_another_batch_is_noted_and_warned_of(batch, notes, context, short, monk
     assert (f"warning: {warning}" in capsys.readouterr().err) == (batch == 1)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "note"),
+    [
+        ([], None),
+        (["spec.batch=4"], "batch 4 at the rate and the iterations of 16: set <cell>.batch=4 to scale them"),
+        (["batch=4"], None),
+        (["spec.batch=4", "spec.lr=0.005"], None),
+        (["preset=moco"], None),
+    ],
+)
+def test_a_batch_that_was_set_without_its_rate_is_said(overrides, note):
+    assert run.unscaled(plan.load_cell("coco_instance_segmentation", overrides).config) == note
+    assert run.unscaled(plan.load_cell("coco_instance_segmentation", overrides, "smoke").config) is None
+
+
 def test_cudnn_times_no_kernels_for_batches_that_never_come_again(context, short, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     monkeypatch.setattr(engines, "get", lambda _name: Stub())
@@ -187,13 +204,34 @@ def test_a_limit_keeps_the_same_images_and_says_so(scenes, tmp_path):
 
 
 def test_other_images_than_the_published_ones_are_refused(scenes, tmp_path):
-    split = scenes(tmp_path, 3)
+    splits = {"train": scenes(tmp_path, 3), "test": replace(scenes(tmp_path / "test", 1), split="test")}
     config = build(tasks.get("coco_instance_segmentation").Config, {})
-    with pytest.raises(DataError, match=r"'coco' has train 3; published: train 5\. Half a data set\?"):
-        run.check_published({"train": split}, config, {"train": 5})
-    run.check_published({"train": split}, config, {"train": 3})
+    with pytest.raises(DataError, match=r"'coco' has train 3, test 1; published: train 5, test 1\. Half a data set\?"):
+        run.check_splits(splits, config, {"train": 5, "test": 1})
+    run.check_splits(splits, config, {"train": 3, "test": 1})
     free = config.model_copy(update={"data": config.data.model_copy(update={"expect": "any"})})
-    run.check_published({"train": split}, free, {"train": 5})
+    run.check_splits(splits, free, {"train": 5, "test": 1})
+
+
+@pytest.mark.parametrize(
+    ("classes", "sentence"),
+    [
+        (("b", "a", "c"), "class 1 is 'a' in train2017 and 'b' in val2017"),
+        (("a", "b"), "class 3 is 'c' in train2017 and None in val2017"),
+        (("a", "b", "c", "d"), "class 4 is None in train2017 and 'd' in val2017"),
+    ],
+)
+def test_other_classes_in_training_than_in_the_test_are_refused(scenes, tmp_path, classes, sentence):
+    splits = {"train2017": ("a", "b", "c"), "val2017": classes}
+    found = {}
+    for name, own in splits.items():
+        split = scenes(tmp_path / name, 1)
+        objects = tuple(replace(o, label=0) for o in split.pictures[0].instances)
+        found[name] = replace(split, classes=own, pictures=(replace(split.pictures[0], instances=objects),))
+    as_coco(tmp_path, found)
+    cell = plan.load_cell("coco_instance_segmentation", ["data.expect=any"])
+    with pytest.raises(DataError, match=sentence):
+        cell.task.splits(cell.config, DataPlaces(None, {"coco": tmp_path}))
 
 
 def test_every_size_is_checked_unless_the_images_are_the_published_ones(scenes, tmp_path, monkeypatch):
@@ -205,9 +243,14 @@ def test_every_size_is_checked_unless_the_images_are_the_published_ones(scenes, 
     cell = plan.load_cell("coco_instance_segmentation", ["data.expect=any"])
     with pytest.raises(DataError, match=rf"not of the size that their annotation states: .*{last}\.png"):
         cell.task.splits(cell.config, DataPlaces(None, {"coco": tmp_path}))
-    monkeypatch.setattr(run, "check_published", lambda *_: None)
+    monkeypatch.setattr(run, "check_splits", lambda *_: None)
     cell = plan.load_cell("coco_instance_segmentation")
-    assert len(cell.task.splits(cell.config, DataPlaces(None, {"coco": tmp_path}))["train"]) == 4, "a sample only"
+    splits = cell.task.splits(cell.config, DataPlaces(None, {"coco": tmp_path}))
+    assert len(splits["train"]) == 4, "a sample only, in a plan"
+    monkeypatch.setattr(engines, "get", lambda _name: SimpleNamespace())  # which could not be trained
+    ctx = RunContext(splits=splits, seed=0, device=torch.device("cpu"), cache=None, folder=tmp_path / "run")
+    with pytest.raises(DataError, match=rf"not of the size that their annotation states: 1, e\.g\. {last}\.png"):
+        run.detections(make_backbone("resnet18"), cell.config, ctx)
 
 
 def as_coco(root, splits) -> None:
