@@ -146,17 +146,17 @@ def write(out: Path, result: Result, items: Mapping[str, np.ndarray] | None = No
             items; beside the record, compressed (`seed0.items.npz`).
     """
     path = record_path(out, result)
-    if result.status != "ok" and _number(path):
-        path = path.with_suffix(f".{result.status}.json")
-    else:
-        for stale in path.parent.glob(f"{path.stem}.*"):
-            if stale != path:
-                stale.unlink()
-    if result.status == "ok":
-        clear_absent(path, result)
+    beside = result.status != "ok" and _number(path) is not None
+    path = path.with_suffix(f".{result.status}.json") if beside else path
     if items:
         atomic_write(items_path(path), lambda file: np.savez_compressed(file, **items))
     atomic_write_text(path, json.dumps(result.model_dump(mode="json", by_alias=True), indent=1) + "\n")
+    if not beside:  # only now, so that a full disk or a kill before it loses nothing
+        kept = {path, items_path(path)} if items else {path}
+        for stale in set(path.parent.glob(f"{path.stem}.*")) - kept:
+            stale.unlink()
+    if result.status == "ok":
+        clear_absent(path, result)
     return path
 
 

@@ -104,16 +104,14 @@ def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args
     """
     import contextlib
 
-    from filelock import FileLock
-
     from benchmarks import result
-    from core.artifacts import make_folder
+    from core.artifacts import held, make_folder
     from core.distributed import gather_words, is_main
     from core.progress import say
 
     place = result.folder(args.out, backbone.name, backbone.weights_sha256, cell.name, cell.config_sha256)
     label = f"{backbone.name} {cell.name} seed {seed}"
-    with FileLock(str(make_folder(place) / ".lock")) if is_main() else contextlib.nullcontext():
+    with held(make_folder(place) / ".lock") if is_main() else contextlib.nullcontext():
         splits, planned = prepare(backbone, cell, seed, places, args)
         if planned.status != "ok":
             if is_main():

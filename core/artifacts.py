@@ -62,6 +62,25 @@ def writing(path: Path) -> Iterator[None]:
         raise BackbenchError(f"cannot write {path}: {reasons[error.errno]}; what was there before is intact") from error
 
 
+@contextlib.contextmanager
+def held(lock: Path, *, timeout: float = -1) -> Iterator[None]:
+    """Hold a lock file; waits for it, `timeout` seconds at most where that is given.
+
+    Raises:
+        BackbenchError: it cannot be written.
+        filelock.Timeout: another process held it all the while.
+    """
+    from filelock import FileLock
+
+    one = FileLock(str(lock))
+    with writing(lock):
+        one.acquire(timeout=timeout)
+    try:
+        yield
+    finally:
+        one.release()
+
+
 def make_folder(path: Path) -> Path:
     """Create a folder and its parents, or say why not."""
     with writing(path):

@@ -170,12 +170,10 @@ def _check_shape(entry: Entry, path: Path) -> None:
 
 
 def _pin(entry: Entry, sha256: str, size: int, url: str) -> None:
-    from filelock import FileLock
-
-    from core.artifacts import atomic_write_text, make_folder
+    from core.artifacts import atomic_write_text, held, make_folder
 
     folder = make_folder(cache())
-    with FileLock(str(folder / ".pins.lock")):
+    with held(folder / ".pins.lock"):
         known = {**pins(), entry.name: {"sha256": sha256, "size": size, "url": url}}
         atomic_write_text(folder / "pins.json", json.dumps(known, indent=2, sort_keys=True) + "\n")
 

@@ -31,8 +31,9 @@ class Log:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         checkpoint.cut_metrics(out / "metrics.jsonl", start)
-        self.file = (out / "metrics.jsonl").open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=start)
+        with writing(out):
+            self.file = (out / "metrics.jsonl").open("a", encoding="utf-8")
+            self.board = SummaryWriter(str(out / "tensorboard"), purge_step=start)
         effective = config.peak_lr()
         say(
             f"{config.method.name} on {config.model.backbone}: {plan.total} steps of {config.optim.batch} images x "
@@ -79,11 +80,12 @@ class Log:
         with writing(Path(self.file.name)):
             self.file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **values}) + "\n")
             self.file.flush()
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Finish the files."""
         if self.main:
-            self.file.close()
-            self.board.close()
+            with writing(Path(self.file.name)):
+                self.file.close()
+                self.board.close()

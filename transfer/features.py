@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,12 +13,11 @@ import PIL
 import torch
 import torch.nn.functional as F
 import torchvision
-from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data import Subset as TorchSubset
 
-from core.artifacts import make_folder, tensors_sha256, writing
+from core.artifacts import held, make_folder, tensors_sha256, writing
 from core.config import digest
 from core.datasets import ImageSplit
 from core.distributed import barrier, gather_words, is_main, rank, world_size
@@ -181,26 +180,57 @@ def _compute_rows(
     pooling: Pooling,
     file: Path,
 ) -> None:
-    """Features of some images of the split into a .npy file."""
+    """Features of some images of the split into a .npy file; of none no file."""
+    if not rows:
+        return
     split = views.split
     with torch.no_grad():
         width = pooled(module, torch.zeros(1, 3, views.size, views.size, device=ctx.device), pooling).shape[1]
-    features = np.lib.format.open_memmap(file, "w+", np.float32, (len(rows), width)) if rows else None
     loader = DataLoader(
         TorchSubset(views, rows),
         batch_size=_BATCH,
-        num_workers=ctx.workers if rows else 0,
+        num_workers=ctx.workers,
         pin_memory=ctx.device.type == "cuda",
     )
-    done = 0
-    with torch.no_grad():
+    with _new_array(file, (len(rows), width)) as append, torch.no_grad():
         for images in track(loader, total=len(loader), label=f"features of {split.dataset} {split.split}"):
             part = pooled(module, normalise(images, spec, ctx.device), pooling).float().cpu()
             if not bool(torch.isfinite(part).all()):
                 raise FloatingPointError(f"features of {split.dataset} {split.split} hold NaN or infinite values")
-            features[done : done + len(part)] = part.numpy()
+            append(part.numpy())
+
+
+@contextlib.contextmanager
+def _new_array(file: Path, shape: tuple[int, int]) -> Iterator[Callable[[np.ndarray], None]]:
+    """A .npy file of float32 rows, given piece by piece; every row once.
+
+    Written, not mapped: where the disk is full, a mapped page ends the process without a word.
+
+    Raises:
+        BackbenchError: the disk is full or not writable.
+    """
+    done = 0
+    with writing(file):
+        out = file.open("wb")
+    try:
+
+        def append(part: np.ndarray) -> None:
+            nonlocal done
+            with writing(file):
+                out.write(np.ascontiguousarray(part, np.float32))
             done += len(part)
-    assert done == len(rows), "every image is counted once"
+
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": shape}
+        with writing(file):
+            np.lib.format.write_array_header_1_0(out, header)
+        yield append
+        assert done == shape[0], "every image is counted once"
+        with writing(file):
+            out.flush()
+            os.fsync(out.fileno())
+    finally:
+        with contextlib.suppress(OSError):
+            out.close()
 
 
 def _join(parts: Sequence[Path], file: Path, rows: int) -> None:
@@ -210,24 +240,19 @@ def _join(parts: Sequence[Path], file: Path, rows: int) -> None:
             parts[0].replace(file)
         return
     arrays = [np.load(part, mmap_mode="r") for part in parts if part.exists()]
-    assert sum(len(array) for array in arrays) == rows, "every image is counted once"
     temporary = file.with_suffix(".joining")
-    with writing(file):
-        whole = np.lib.format.open_memmap(temporary, "w+", np.float32, (rows, arrays[0].shape[1]))
-        done = 0
+    with _new_array(temporary, (rows, arrays[0].shape[1])) as append:
         for array in arrays:
             for start in range(0, len(array), 65536):
-                chunk = array[start : start + 65536]
-                whole[done : done + len(chunk)] = chunk
-                done += len(chunk)
-        whole.flush()
+                append(array[start : start + 65536])
+    with writing(file):
         temporary.replace(file)
 
 
 @contextlib.contextmanager
 def _lock(file: Path) -> Iterator[None]:
     """Rank 0 holds the lock for the job: two jobs compute the same features once."""
-    with FileLock(str(file) + ".lock") if is_main() else contextlib.nullcontext():
+    with held(file.with_name(f"{file.name}.lock")) if is_main() else contextlib.nullcontext():
         yield
 
 

@@ -12,6 +12,7 @@ import pathlib
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock, Timeout
 
 from core import artifacts
 from core.artifacts import (
@@ -99,6 +100,27 @@ def test_the_systems_refusal_is_a_sentence_and_the_old_file_stays(tmp_path, monk
     assert str(file) in str(error.value)
     assert file.read_text() == "old"
     assert files_in(tmp_path) == ["x.txt"]
+
+
+def test_a_lock_that_may_not_be_written_is_a_sentence(tmp_path, monkeypatch):
+    def refuse(*_args, **_fields):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with (
+        pytest.raises(BackbenchError, match=r"x\.lock: no permission to write there"),
+        artifacts.held(tmp_path / "x.lock"),
+    ):
+        pass
+
+
+def test_a_lock_is_held_until_the_end_and_given_back_after_an_error(tmp_path):
+    lock = tmp_path / "x.lock"
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), artifacts.held(lock):
+            with pytest.raises(Timeout), artifacts.held(lock, timeout=0):
+                pass
+            1 / 0  # noqa: B018
 
 
 def test_other_errors_of_the_system_are_not_dressed_up(tmp_path):

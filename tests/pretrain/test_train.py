@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import multiprocessing
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from core.config import dump
 from core.errors import BackbenchError, CheckpointError
@@ -501,6 +503,19 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(shared_photos, recipe, 
         with pytest.raises(BackbenchError, match=r"cannot write .*file.*: a (part of the path is a )?file"):
             train(recipe(shared_photos), out)
     assert (tmp_path / "file").read_text() == "not a folder"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["__init__", "add_scalar", "close"])
+def test_a_disk_that_fills_up_under_tensorboard_is_one_sentence(shared_photos, recipe, tmp_path, monkeypatch, call):
+    def refuse(*_args, **_fields):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, call, refuse)
+    with pytest.raises(BackbenchError, match=r"cannot write .*: the disk is full"):
+        train(recipe(shared_photos), tmp_path / "run")
+    monkeypatch.undo()
+    assert train(recipe(shared_photos), tmp_path / "run", resume=True).exists(), "with space again it goes on"
 
 
 @pytest.mark.slow

@@ -1,6 +1,9 @@
 """Frozen features: the right values in the right order, from a cache that never answers for something else."""
 
 import dataclasses
+import errno
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from torch import nn
 from torchvision import transforms
 
 from core.datasets import DataPlaces, ImageSplit, Subset, load
-from core.errors import ConfigError
+from core.errors import BackbenchError, ConfigError
 from core.images import CorruptImage
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone
@@ -211,6 +214,24 @@ def test_a_corrupt_image_fails_and_is_named(image_folder, ctx, broken, workers):
     with pytest.raises(CorruptImage, match=r"class1/5\.jpg"):
         features.extract(make_backbone(), split, ctx)
     assert list(ctx.cache.glob("*.npy")) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_a_sentence(monkeypatch, split, ctx):
+    """Of a file that is written; a mapped one would end the process without a word."""
+    with (
+        pytest.raises(BackbenchError, match="cannot write /dev/full: the disk is full"),
+        features._new_array(Path("/dev/full"), (4096, 64)) as append,
+    ):
+        append(np.zeros((4096, 64), np.float32))
+
+    def refuse(_handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(BackbenchError, match=r"cannot write .*\.part0: the disk is full"):
+        features.extract(make_backbone(), split, ctx)
+    assert [path.suffix for path in ctx.cache.iterdir()] == [".lock"], "nothing half written is left"
 
 
 class _Drifting(nn.Module):
