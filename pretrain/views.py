@@ -108,12 +108,11 @@ def blur_kernel(size: int) -> int:
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Bicubic; where the crop shrinks more than twofold, halved by area first, so that nothing aliases."""
+    """By area along sides that shrink, so that nothing aliases, and bicubic along those that grow."""
     height, width = image.shape[:2]
-    if min(height, width) >= 2 * size:
-        factor = min(height, width) // size
-        image = cv2.resize(image, (width // factor, height // factor), interpolation=cv2.INTER_AREA)
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC)
+    if height > size or width > size:
+        image = cv2.resize(image, (min(width, size), min(height, size)), interpolation=cv2.INTER_AREA)
+    return image if image.shape[:2] == (size, size) else cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
 def brightness(image: np.ndarray, factor: float) -> np.ndarray:
