@@ -114,6 +114,11 @@ class Result(_Strict):
         )
 
 
+def marks(*, is_demo: bool, profile: str) -> str:
+    """What follows a number that is no result, wherever it is shown."""
+    return (" DEMO" if is_demo else "") + (" REHEARSAL" if profile == "smoke" else "")
+
+
 def folder(out: Path, backbone_name: str, weights_sha256: str, cell: str, config_sha256: str) -> Path:
     """`<out>/<backbone>-<weights8>/<cell>-<config8>`."""
     safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in backbone_name)

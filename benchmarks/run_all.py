@@ -103,10 +103,14 @@ def main(argv: list[str] | None = None) -> int:
     record_without_number(subjects, cells, skipped, runs, codes, repeats, before, args)
     if interrupted := any(code == INTERRUPTED for code in codes):
         say(f"stopped; finished results are kept in {args.out}: the same command goes on from there")
-    from benchmarks import report
+    from benchmarks import report, run_one
 
-    weights = {backbone.weights_sha256 for subject in subjects for backbone in subject.backbones}
-    planned = {(sha, cell.name, cell.config_sha256) for sha in weights for cell in cells}
+    planned = {
+        (backbone.weights_sha256, cell.name, cell.config_sha256, cell.task.version, seed)
+        for subject in subjects
+        for cell in cells
+        for seed, backbone in run_one.by_seed(subject.backbones, repeats[cell.name], cell)
+    }
     path = report.write(args.out, suite=suite_name, curves=curves_of(args.ckpt), only=planned)
     print(report.text(args.out, only=planned))
     print(f"report: {path}")

@@ -133,7 +133,8 @@ def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args
         return False
     if is_main():
         headline = done.metrics[done.primary or ""]
-        say(f"{label}: {done.primary} {headline.value:.2f}{headline.unit}  ({path})")
+        kind = result.marks(is_demo=done.data.is_demo, profile=done.profile)
+        say(f"{label}: {done.primary} {headline.value:.2f}{headline.unit}{kind}  ({path})")
     return True
 
 

@@ -73,7 +73,12 @@ class Log:
         """Record an online kNN accuracy."""
         if self.main and accuracy is not None:
             self._write(step, {"online_knn20": accuracy})
-            say(f"step {step + 1}/{self.plan.total}  online 20-NN {accuracy:.1f}% (within the training split)")
+            where = (
+                "demo scenes, within the training split"
+                if self.config.data.name == "demo"
+                else "within the training split"
+            )
+            say(f"step {step + 1}/{self.plan.total}  online 20-NN {accuracy:.1f}% ({where})")
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         epoch = (step + 1) / self.plan.per_epoch

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from benchmarks.result import Result
 
-Planned = set[tuple[str, str, str]]
+Planned = set[tuple[str, str, str, int, int]]
 
 
 def write(out: Path, *, suite: str = "", curves: Mapping[str, Path] | None = None, only: Planned | None = None) -> Path:
@@ -21,7 +21,7 @@ def write(out: Path, *, suite: str = "", curves: Mapping[str, Path] | None = Non
         out: a folder of results.
         suite: named in the page's title.
         curves: `metrics.jsonl` files of pretraining runs, by the name to show.
-        only: (weights, cell, configuration) hashes of the records to show; all below `out` unless given.
+        only: (weights, cell, configuration, version, seed) of the records to show; all below `out` unless given.
     """
     from benchmarks.report import html, render
     from benchmarks.report.comparison import compare, first_random
@@ -56,5 +56,7 @@ def text(out: Path, *, only: Planned | None = None) -> str:
 
 def _chosen(results: Iterable[Result], only: Planned | None) -> Iterable[Result]:
     for result in results:
-        if only is None or (result.backbone.weights_sha256, result.cell, result.task.config_sha256) in only:
+        task = result.task
+        own = (result.backbone.weights_sha256, result.cell, task.config_sha256, task.version, result.seed)
+        if only is None or own in only:
             yield result

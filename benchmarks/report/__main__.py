@@ -27,6 +27,11 @@ def main(argv: list[str] | None = None) -> int:
         if not args.results.is_dir():
             raise BackbenchError(f"{args.results}: no such folder of results")
         curves = {name: Path(path) for name, _, path in (pair.partition("=") for pair in args.curves)}
+        for name, path in curves.items():
+            if not path.is_file():
+                raise BackbenchError(
+                    f"--curves {name}={path}: expected NAME=FILE, the metrics.jsonl of a pretraining run"
+                )
         print(report.text(args.results))
         print(f"report: {report.write(args.results, curves=curves)}")
     return 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ from PIL import Image
 from benchmarks.report import plots, render
 from benchmarks.report.comparison import Comparison, Line, compare
 from benchmarks.report.literature import literature
-from benchmarks.report.table import Column, Table
-from benchmarks.result import Result, run_folder
+from benchmarks.report.table import Column, Row, Table
+from benchmarks.result import Result, marks, run_folder
 
 
 def page(
@@ -43,6 +45,7 @@ def page(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    measured = [r for r in results if r.status == "ok"]
     drawn = {name: plots.pretraining_plot(path) for name, path in (curves or {}).items()}
     return environment.get_template("page.html.j2").render(
         suite=suite,
@@ -57,7 +60,10 @@ def page(
         notes=_notes(results),
         literature=[] if source is None else _literature(table, source),
         comparable=any(column.is_published for column in table.columns),
-        results=[r for r in results if r.status == "ok"],
+        results=measured,
+        marks=marks,
+        packages=_packages(measured),
+        commands=sorted({shlex.join(r.provenance.argv) for r in measured}),
     )
 
 
@@ -72,6 +78,7 @@ def _sections(table: Table, comparisons: Sequence[Comparison]) -> list[dict[str,
                 "data": title,
                 "published": columns[0].is_published,
                 "headings": [render.heading(column, table) for column in columns],
+                "tuned": _tuned(columns, rows),
                 "rows": [
                     {
                         "label": row.label,
@@ -84,6 +91,18 @@ def _sections(table: Table, comparisons: Sequence[Comparison]) -> list[dict[str,
             }
         )
     return made
+
+
+def _tuned(columns: Sequence[Column], rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """(cell, the images that something was chosen on), for the cells that chose something."""
+    records = (r for row in rows for column in columns if column in row.values for r in row.values[column].records)
+    return sorted({(r.cell, r.task.tuned["on"]) for r in records if "on" in r.task.tuned})
+
+
+def _packages(results: Sequence[Result]) -> list[str]:
+    """Every set of versions that numbers were made with, and of how many where there are several."""
+    sets = Counter(", ".join(f"{k} {v}" for k, v in r.provenance.packages.items()) for r in results)
+    return [line if len(sets) == 1 else f"{line} ({count} records)" for line, count in sets.most_common()]
 
 
 def _cell(line: Line | None, column: Column) -> dict[str, str]:

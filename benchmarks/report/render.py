@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
+from benchmarks import result
 from benchmarks.report.comparison import Average, Comparison, Difference, Line, cells_of
 from benchmarks.report.literature import Published, literature, marks, published
 from benchmarks.report.paired import LEVEL, SEED
@@ -40,21 +41,21 @@ def comparable(table: Table) -> tuple[Column, ...]:
 def heading(column: Column, table: Table) -> str:
     """Cell and metric, marked when the number is a demo's or a rehearsal's; with what tells two configurations apart."""
     alike = {
-        (c.config8, c.engine): c
+        (c.config8, c.engine, c.version): c
         for c in table.columns
         if (c.cell, c.metric, c.data) == (column.cell, column.metric, column.data)
     }
-    marks = f" [{_difference(column, list(alike.values()))}]" if len(alike) > 1 else ""
-    marks += (" DEMO" if column.is_demo else "") + (" REHEARSAL" if column.profile == "smoke" else "")
-    return f"{column.cell} {column.metric}{marks}"
+    told_apart = f" [{_difference(column, list(alike.values()))}]" if len(alike) > 1 else ""
+    kind = result.marks(is_demo=column.is_demo, profile=column.profile)
+    return f"{column.cell} {column.metric}{told_apart}{kind}"
 
 
 def _difference(column: Column, alike: list[Column]) -> str:
     """`features=augmented, epochs=10`: the fields that are not the same in all of them; a hash where there are many."""
-    others = [{**dict(c.fields), "version": c.engine} for c in alike]
-    fields = (*column.fields, ("version", column.engine))
-    own = [(k, v) for k, v in fields if any(other.get(k) != v for other in others)]
-    text = ", ".join(f"{key}={value.strip(chr(34))}" for key, value in own)
+    own, *others = (
+        {**dict(c.fields), "version": c.engine, "protocol": f"version {c.version}"} for c in (column, *alike)
+    )
+    text = ", ".join(f"{k}={v.strip(chr(34))}" for k, v in own.items() if any(o.get(k) != v for o in others))
     return text if 0 < len(text) <= 80 else column.config8
 
 
@@ -268,13 +269,14 @@ def csv_text(table: Table) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(
         ["backbone", "arch", "cell", "config", "metric", "unit", "mean", "spread", "n", "over", "data", "is_published",
-         "is_demo", "profile"]
+         "is_demo", "profile", "manifest", "engine", "version"]
     )  # fmt: skip
     for row in table.rows:
         for column, value in row.values.items():
             spread = "" if value.spread is None else repr(value.spread)
             writer.writerow(
                 [row.name, row.arch, column.cell, column.config8, column.metric, column.unit, repr(value.mean), spread,
-                 len(value.numbers), value.over, column.data, column.is_published, column.is_demo, column.profile]
+                 len(value.numbers), value.over, column.data, column.is_published, column.is_demo, column.profile,
+                 column.manifest, column.engine, column.version]
             )  # fmt: skip
     return buffer.getvalue()

@@ -43,6 +43,7 @@ class Column:
     fields: tuple[tuple[str, str], ...] = ()  # the whole configuration, `a.b` and its value
     dataset: str = ""  # the data set's plain name, whatever images it holds
     engine: str = ""  # library and version, where one runs the protocol
+    version: int = 1  # of the protocol: another one makes other numbers
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def gather(results: Iterable[Result]) -> Table:
             c.cell,
             c.config8,
             c.engine,
+            c.version,
             c.data,
             c.manifest,
             not c.primary,
@@ -180,6 +182,7 @@ def _column(result: Result, metric: str, unit: str, higher: bool) -> Column:
         fields=tuple(flat(result.task.config)),
         dataset=data.name,
         engine=result.task.engine or "",
+        version=result.task.version,
     )
 
 

@@ -191,6 +191,17 @@ def test_mmdet_stands_beside_the_published_detectors():
     assert published("voc0712_detection_mmdet", "AP50") == published("voc0712_detection", "AP50") != []
 
 
+def test_versions_of_a_protocol_are_columns(make):
+    one = make(50.0)
+    other = one.model_copy(update={"task": one.task.model_copy(update={"version": 2}), "seed": 3})
+    table = gather([one, other])
+    assert [render.heading(c, table) for c in table.columns] == [
+        "imagenet_linear top1 [protocol=version 1]",
+        "imagenet_linear top1 [protocol=version 2]",
+    ]
+    assert [value.numbers for value in table.rows[0].values.values()] == [(50.0,), (50.0,)]
+
+
 def test_versions_of_an_engine_are_columns(make):
     records = [with_config(make(50.0, name=n, weights=n), {}, f"mmdet {n}") for n in "ab"]
     table = gather(records)

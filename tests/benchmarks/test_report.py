@@ -8,11 +8,14 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import report, result
+from benchmarks.report import __main__ as cli
 from benchmarks.report import html, render
 from benchmarks.report.comparison import averages, compare, headlines
 from benchmarks.report.table import gather
+from core.errors import BackbenchError
 from model_zoo import entries
 from model_zoo.entries import PublishedNumber
 
@@ -327,6 +330,48 @@ def test_page_takes_whatever_was_tuned(tuned, make):
     text = html.page(gather(results), results, suite="")
     if "lr" in tuned:
         assert "lr 0.1 on 10 images held out of train" in text
+
+
+def test_only_what_was_chosen_is_said_to_be(make):
+    tuned = {"lr": 0.1, "on": "200 images held out of train"}
+    chosen, fixed = make(50.0, tuned=tuned), make(50.0, cell="inat18_linear", data="inat18")
+    said = "imagenet_linear: chosen on 200 images held out of train."
+    for results, count in (([chosen, fixed], 1), ([fixed], 0)):
+        page = " ".join(html.page(gather(results), results, suite="").split())
+        assert page.count(said) == page.count("chosen on") == count
+
+
+def test_every_set_of_versions_is_shown(make):
+    def with_torch(version: str, seed: int) -> result.Result:
+        record = make(50.0, seed=seed)
+        provenance = record.provenance.model_copy(update={"packages": {"torch": version}})
+        return record.model_copy(update={"provenance": provenance})
+
+    results = [with_torch("2.9", 0), with_torch("2.9", 1), with_torch("3.0", 2)]
+    page = html.page(gather(results), results, suite="")
+    assert "torch 2.9 (2 records)" in page and "torch 3.0 (1 records)" in page
+    assert "(1 records)" not in html.page(gather(results[2:]), results[2:], suite="")
+
+
+def test_a_detectors_losses_and_pictures_are_on_the_page(tmp_path, make):
+    """Found by the record as it is read again."""
+    path = result.write(tmp_path, make(50.0, cell="voc0712_detection", metric="AP", engine="detectron2 0.6"))
+    folder = result.run_folder(tmp_path, result.read(path))
+    folder.mkdir()
+    plots_before = report.write(tmp_path).read_text().count("<svg")
+    Image.new("RGB", (8, 8)).save(folder / "pictures.png")
+    (folder / "losses.jsonl").write_text(
+        '{"iteration": 0, "total": 2.0, "lr": 0.1}\n{"iteration": 1, "total": 1.0, "lr": 0.1}\n'
+    )
+    page = report.write(tmp_path).read_text()
+    assert page.count("<svg") == plots_before + 1
+    assert page.count('src="data:image/jpeg;base64,') == 1 and "mine, voc0712_detection, seed 0: losses" in page
+
+
+@pytest.mark.parametrize("pair", ["run=missing.jsonl", "metrics.jsonl"])
+def test_curves_that_are_not_there_are_a_sentence(tmp_path, pair):
+    with pytest.raises(BackbenchError, match="expected NAME=FILE"):
+        cli.main([str(tmp_path), "--curves", pair])
 
 
 def test_the_best_is_marked_in_the_metrics_own_direction(make):

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -110,6 +111,13 @@ def test_the_second_time_the_record_is_kept(one, out, ran):
     assert one(*KNN) == 0
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
     assert len(ran) == 1
+
+
+@pytest.mark.parametrize(("demo", "profile", "mark"), [(True, "full", " DEMO"), (False, "smoke", " REHEARSAL")])
+def test_numbers_that_are_no_results_are_marked_as_they_are_made(one, capsys, monkeypatch, demo, profile, mark):
+    monkeypatch.setattr(datasets.demo, "is_demo", lambda _place: demo)
+    assert one(*KNN, more=["--profile", profile]) == 0
+    assert re.search(rf"top1_k3 [\d.]+%{mark}  \(", capsys.readouterr().err)
 
 
 def test_data_moved_elsewhere_are_the_same_data(one, ran, image_folder, tmp_path):
@@ -540,6 +548,30 @@ def test_a_cell_with_more_seeds_than_its_suite_is_reported_whole(out, image_fold
     assert run_all.main([*argv, *(f"imagenet_knn.{o}" for o in [*KNN, "size=32"])]) == 0
     assert sorted(r.seed for r in records(out)) == [0, 1, 2]
     assert "(3 seeds)" in (out / "report.md").read_text()
+
+
+@pytest.mark.usefixtures("handlers")
+def test_the_report_shows_what_the_command_asked_for(out, image_folder, monkeypatch):
+    """Of seeds and versions of a protocol that lie in the folder from before, nothing enters its means."""
+    monkeypatch.setattr(local, "run", lambda commands, **_: [run_one.main(command[2:]) for command in commands])
+    argv = [
+        "--ckpt",
+        "random:resnet18",
+        "--out",
+        str(out),
+        "--data",
+        f"imagenet={image_folder}",
+        "--tasks",
+        "imagenet_knn",
+    ]
+    argv += [f"imagenet_knn.{o}" for o in [*KNN, "size=32"]]
+    assert run_all.main([*argv, "--seeds", "3"]) == 0
+    assert "(3 seeds)" in (out / "report.md").read_text()
+    assert run_all.main([*argv, "--seeds", "2"]) == 0
+    assert "(2 seeds)" in (out / "report.md").read_text()
+    monkeypatch.setattr(knn, "version", knn.version + 1)
+    assert run_all.main([*argv, "--seeds", "1"]) == 0
+    assert "seeds)" not in (out / "report.md").read_text() and "protocol=" not in (out / "report.md").read_text()
 
 
 def test_all_skipped_is_exit_code_1(ckpt, out, tmp_path, capfd):
