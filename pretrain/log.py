@@ -25,7 +25,7 @@ class Log:
         self.config, self.plan, self.main = config, plan, distributed.is_main()
         self.started, self.last_time, self.last_step, self.first = time.monotonic(), time.monotonic(), start, start
         self.knn_steps = round(config.run.knn_every * plan.per_epoch)
-        self.announced = False
+        self.low, self.announced = 0, False  # logged steps in a row that looked collapsed, and whether it was said
         if not self.main:
             return
         from torch.utils.tensorboard import SummaryWriter  # slow to import
@@ -60,10 +60,18 @@ class Log:
         self._write(step, values | {"images_per_s": speed, "base_lr": self.config.optim.base_lr})
         shown = "  ".join(f"{name} {values[name]:.3f}" for name in (*parts, "std"))
         say(f"step {done}/{self.plan.total}  {shown}  {speed:.1f} images/s  {duration(left)} left")
+        self._judge(values)
+
+    def _judge(self, values: dict[str, float]) -> None:
+        """Say that the predictions have collapsed, and that they no longer are."""
         message = collapse.verdict(values)
-        if message and done > self.plan.warmup and not self.announced:
+        self.low = self.low + 1 if message else 0
+        if message and self.low == collapse.PATIENCE:
             say(message)
-        self.announced = message is not None and done > self.plan.warmup
+            self.announced = True
+        elif message is None and self.announced:
+            say(f"the predictions' spread is {values['std']:.3f} again; whether they have learnt, the online kNN says")
+            self.announced = False
 
     def due_knn(self, done: int) -> bool:
         """Whether the online kNN is to be measured after `done` steps; never when it is switched off."""

@@ -587,11 +587,38 @@ def test_collapse_verdicts():
     assert "effective rank is 1.20" in line and "method.lambda_s" in line
 
 
+NOTHING_DISPERSES = ("method.name=byol", "method.lambda_s=0.0", "method.lambda_b=0.0", "model.norm=layer")
+
+
 @pytest.mark.slow
-def test_a_collapse_is_said_once(shared_photos, recipe, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(collapse, "SPREAD_LIMIT", 100.0)
-    train(recipe(shared_photos, "optim.epochs=0.6"), tmp_path / "run")
-    assert capsys.readouterr().err.count("collapse: the predictions' spread") == 1
+def test_a_collapse_is_said_once_while_it_happens(shared_photos, recipe, tmp_path, capsys):
+    """BYOL without BatchNorm in its heads, which no loss keeps apart; long before the warm-up's end."""
+    config = recipe(
+        shared_photos, *NOTHING_DISPERSES, "optim.epochs=3.0", "optim.warmup_epochs=2.5", "optim.base_lr=60.0"
+    )
+    train(config, tmp_path / "run")
+    low = [record["std"] < collapse.SPREAD_LIMIT for record in losses(tmp_path / "run")]
+    first = low.index(True)
+    assert all(low[first:]) and len(low) - first > 3
+    said = capsys.readouterr().err
+    assert said.count("collapse: the predictions' spread") == 1 and "again" not in said
+    before = said.partition("collapse:")[0]
+    assert before.count("\nstep ") == first + collapse.PATIENCE
+
+
+@pytest.mark.slow
+def test_a_sound_run_is_not_called_collapsed(capsys, shared_photos, recipe, tmp_path):
+    train(recipe(shared_photos), tmp_path / "run")
+    assert "collapse" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_single_dip_is_no_collapse_and_a_recovery_is_said(shared_photos, recipe, tmp_path, capsys, monkeypatch):
+    verdicts = iter(["dip", None, "down", "down", "down", None, "low", "low", None, None])
+    monkeypatch.setattr(collapse, "verdict", lambda _values: next(verdicts))
+    train(recipe(shared_photos, "optim.epochs=2.0"), tmp_path / "run")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line in ("dip", "down", "low") or "again" in line]
+    assert [line if "again" not in line else "again" for line in lines] == ["down", "again", "low", "again"]
 
 
 # ---------------------------------------------------------------- the plain script
