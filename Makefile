@@ -13,8 +13,8 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m transfer.detection doctor
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m transfer.detection doctor
 
 quick: $(INSTALLED)
 	$(BIN)/python -m pytest -m quick

@@ -61,6 +61,8 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
             )
         loader = make_loader(split, config, start=state["step"], stop=plan.total, pin=device.type == "cuda")
         write_config(config, out)
+        if config.run.knn_every and split.labels is None:
+            say(f"{split.dataset} {split.split} has no labels: no online 20-NN")
         log = Log(out, config, plan, start=state["step"])
         forward = _distributed(online, device)
         corrupt = list(state["corrupt"])  # distinct images that cannot be read, of all ranks
@@ -192,12 +194,16 @@ def export(online: Online, config: PretrainConfig, out: Path) -> Path:
 
 @torch.no_grad()
 def online_knn(backbone: nn.Module, split: ImageSplit, config: PretrainConfig, device: torch.device) -> float | None:
-    """20-NN accuracy within the *training* split (four fifths the bank), in percent; None without labels. A monitor."""
+    """20-NN accuracy within the *training* split (four fifths the bank), in percent; None without labels. A monitor.
+
+    Of a split that is labelled in part (STL-10's), on that part.
+    """
     from core.transforms import evaluation_view  # Pillow transforms: not needed by a step
 
     if split.labels is None or not distributed.is_main():
         return None
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[: config.run.knn_images]
+    labelled = torch.from_numpy(np.flatnonzero(split.labels >= 0))
+    order = labelled[torch.randperm(len(labelled), generator=torch.Generator().manual_seed(0))[: config.run.knn_images]]
     backbone.eval()
     views, kept, features = [], [], []
     for row in order.tolist():
@@ -226,6 +232,10 @@ def _claim(out: Path, resume: bool) -> Iterator[None]:
             lock = _lock(out)
             if not resume and any((out / name).exists() for name in ("last.ckpt", "model.pth", "metrics.jsonl")):
                 raise BackbenchError(f"{out}: holds a run already; continue it with --resume, or give another --out")
+            if (out / "model.pth").exists() and not (out / "last.ckpt").exists():
+                raise BackbenchError(
+                    f"{out}: holds a model.pth and no last.ckpt to go on from; it would be overwritten: give another --out"
+                )
         except BackbenchError as error:
             refused = error
     try:

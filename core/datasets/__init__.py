@@ -107,7 +107,8 @@ class ImageSplit:
     dataset: str
     split: str
     source: ImageSource
-    # (N,) int64; or (N, classes) int8 for multi-label: 1 present, 0 present as difficult objects only, -1 absent
+    # (N,) int64, -1 of an image without one; or (N, classes) int8 for multi-label: 1 present, 0 present as difficult
+    # objects only, -1 absent
     labels: np.ndarray | None
     classes: tuple[str, ...]
     official_part: bool = False  # a published list's part of the published images: ImageNet's 1% and 10%

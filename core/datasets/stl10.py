@@ -53,6 +53,8 @@ class _Pixels:
 def read(root: Path, split: str, *, dataset: str = "stl10") -> ImageSplit:
     """`train`, `test`, `unlabeled`, `fold0` to `fold9`, or `train+unlabeled` (what STL-10's own protocol pretrains on).
 
+    Labels are -1 where an image of the latter has none, and None for `unlabeled` alone.
+
     Raises:
         DataError: a file is missing or its size is not a whole number of images; a fold that is not one.
     """
@@ -62,7 +64,9 @@ def read(root: Path, split: str, *, dataset: str = "stl10") -> ImageSplit:
         return ImageSplit(dataset, split, replace(train.source, rows=rows), train.labels[rows], train.classes)
     if split == "train+unlabeled":
         parts = tuple(_pixels(Path(root), part) for part in ("train", "unlabeled"))
-        return ImageSplit(dataset, split, _Pixels(parts, split), None, _classes(Path(root)))
+        labels = np.full(sum(map(len, parts)), -1, np.int64)
+        labels[: len(parts[0])] = read(root, "train", dataset=dataset).labels
+        return ImageSplit(dataset, split, _Pixels(parts, split), labels, _classes(Path(root)))
     array = _pixels(Path(root), split)
     labels = None
     if split != "unlabeled":

@@ -1,4 +1,4 @@
-"""BYOL: every view predicts every *other* view's target (MSBReg eq. 1; multi-crop BYOL's pair sum, section 4.4, as a mean).
+"""BYOL: every view predicts every *other* view's target (MSBReg eq. 1), as a mean over the pairs.
 
 Not MSBReg at K=2 without its extra losses: the centroid holds the view's own target too. The Brownian and singular
 value losses may be added (MSBReg Table 8, rows 2 to 4).

@@ -91,7 +91,7 @@ def test_views_per_pass_must_divide_the_views():
         ("optim.batch=1", r"optim\.batch must be at least 2"),
         ("optim.warmup_epochs=6.5", r"optim\.warmup_epochs must be less than optim\.epochs"),
         ("optim.lr=1", r"unknown key 'optim\.lr'; did you mean 'optim\.base_lr'"),
-        ("method.name=simclr", r"'method\.name': unknown method 'simclr'; known: byol, msbreg"),
+        ("method.name=simclr", r"'method\.name': unknown method 'simclr'; known: .*byol, .*msbreg"),
         ("optim.base_lr=0", r"'optim\.base_lr'.*greater than 0"),
         ("optim.base_lr=.nan", r"optim\.base_lr"),
         ("views.flip=1.5", r"'views\.flip'.*less than or equal to 1"),

@@ -219,5 +219,5 @@ def test_a_method_is_the_weighted_sum_of_its_parts(p, z, noise, method, first_pa
 
 
 def test_every_method_of_a_recipe_exists():
-    assert names() == ["byol", "msbreg"]
+    assert {"byol", "msbreg"} <= set(names())
     assert losses("byol") is byol.losses and losses("msbreg") is msbreg.losses
