@@ -33,6 +33,8 @@ def cell_plot(table: Table, column: Column) -> str:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.margins(x=0.1)
+    if not any(number for row in rows for number in row.values[column].numbers):
+        axes.set_xlim(0, 1)  # else matplotlib puts the zeros in the middle of a scale of its own
     return _svg(figure)
 
 

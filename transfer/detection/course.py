@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from core import distributed
-from core.artifacts import atomic_write_text
 from core.progress import track
 from transfer.detection import checkpoints
 from transfer.detection.engines import Job
@@ -33,7 +32,6 @@ class Course:
     losses: Callable[[nn.Module, Any], dict[str, Tensor]]  # of the model, in its parallel wrapper or not, on a batch
     loader: Callable[[int], Iterable[Any]]  # endless batches; another order for another start
     seed: Callable[[int], None]  # for the draws of this rank from a start on
-    pointer: str | None = None  # the file beside a checkpoint in which the engine's own tools look for its name
 
 
 def run(course: Course, spec: DetectionSpec, identity: dict[str, Any], job: Job) -> nn.Module:
@@ -50,7 +48,7 @@ def run(course: Course, spec: DetectionSpec, identity: dict[str, Any], job: Job)
         iterate(course, spec, identity, start, job)
     if spec.estimates:
         estimate(course, spec, job)
-    _save(course, checkpoints.FINAL, spec.iterations - 1, identity, job)
+    checkpoints.save(job.folder / checkpoints.FINAL, spec.iterations - 1, identity, course.parts)
     distributed.barrier()
     return course.model
 
@@ -74,7 +72,7 @@ def iterate(course: Course, spec: DetectionSpec, identity: dict[str, Any], start
             log(file, iteration, parts, rate(optimizer))
         course.advance()
         if checkpoints.is_due(iteration, spec.iterations, job.checkpoint_every, more=spec.estimates):
-            saved = _save(course, checkpoints.name(iteration), iteration, identity, job)
+            saved = checkpoints.save(job.folder / checkpoints.name(iteration), iteration, identity, course.parts)
 
 
 def estimate(course: Course, spec: DetectionSpec, job: Job) -> None:
@@ -93,11 +91,3 @@ def _losses(course: Course, forward: nn.Module, batch: Any, iteration: int, save
         return course.losses(forward, batch)
     except FloatingPointError:  # of this rank alone: the others may be in the backward pass already
         raise diverged({"proposals": float("nan")}, iteration, rate(course.optimizer), saved) from None
-
-
-def _save(course: Course, name: str, iteration: int, identity: dict[str, Any], job: Job) -> Path:
-    """`checkpoints.save`, and its name where the engine's own tools look for it."""
-    file = checkpoints.save(job.folder / name, iteration, identity, course.parts)
-    if course.pointer and distributed.is_main():
-        atomic_write_text(job.folder / course.pointer, name)
-    return file

@@ -87,14 +87,6 @@ def test_a_finished_course_draws_no_batch(short, job):
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def test_the_newest_checkpoint_is_named_for_the_engines_own_tools(short, job):
-    with pytest.raises(KeyboardInterrupt):
-        course.run(stopping(a_course(pointer="last_checkpoint"), 2), short(), {"seed": 0}, job)
-    assert (job.folder / "last_checkpoint").read_text() == checkpoints.under_way(job.folder)[0].name
-    course.run(a_course(pointer="last_checkpoint"), short(), {"seed": 0}, job)
-    assert (job.folder / "last_checkpoint").read_text() == checkpoints.FINAL
-
-
 def test_a_loss_that_is_not_finite_is_never_stepped_on(short, job):
     batches = [torch.ones(8, 2), torch.randn(8, 2), torch.full((8, 2), float("nan"))]
     taught = a_course(loader=lambda _start: batches)

@@ -242,7 +242,7 @@ def test_the_backbone_arrives_whole(head, trained_like, scenes, short, job, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet34", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet34", "resnet50", "resnet101"])
 @pytest.mark.parametrize("head", ["c4", "fpn"])
 def test_deeper_backbones_arrive_whole(name, head, trained_like, scenes, short, job, tmp_path):
     check_loaded(name, head, trained_like, scenes, short, job, tmp_path)
@@ -261,7 +261,9 @@ def check_loaded(name, head, trained_like, scenes, short, job, tmp_path) -> None
     if head == "c4":
         assert torch.equal(
             model.roi_heads.res5.norm.weight,
-            torch.ones(backbone.state["layer4.1.bn2.weight"].shape[0] * (4 if name == "resnet50" else 1)),
+            torch.ones(
+                backbone.state["layer4.1.bn2.weight"].shape[0] * (4 if name in ("resnet50", "resnet101") else 1)
+            ),
         )
 
 
@@ -291,18 +293,20 @@ def rename(payload: dict) -> None:
     ],
     ids=["wrong prefix", "names taken literally", "a missing tensor", "a missing statistic"],
 )
-def test_nothing_is_trained_from_noise(change, monkeypatch, trained_like, scenes, short, job, tmp_path):
+@pytest.mark.parametrize("head", ["c4", "fpn"])
+def test_nothing_is_trained_from_noise(head, change, monkeypatch, trained_like, scenes, short, job, tmp_path):
     spoilt(monkeypatch, change)
     with pytest.raises(ExportError, match="not the exported ones"):
-        engine.train(short(), trained_like("resnet18"), scenes(tmp_path / "images", 2), job)
+        engine.train(short(head), trained_like("resnet18"), scenes(tmp_path / "images", 2), job)
     assert not (job.folder / "losses.jsonl").exists()
 
 
 @pytest.mark.parametrize("name", ["resnet34", pytest.param("resnet50", marks=pytest.mark.slow)])
-def test_a_detector_of_another_depth_is_refused(name, trained_like, scenes, short, job, tmp_path):
+@pytest.mark.parametrize("head", ["c4", "fpn"])
+def test_a_detector_of_another_depth_is_refused(head, name, trained_like, scenes, short, job, tmp_path):
     backbone = trained_like("resnet18")
-    engine.write_native(short(), backbone, scenes(tmp_path / "images", 1), job)
-    other = configured(short(), trained_like(name), 10, job)
+    engine.write_native(short(head), backbone, scenes(tmp_path / "images", 1), job)
+    other = configured(short(head), trained_like(name), 10, job)
     other.MODEL.WEIGHTS = str(job.folder / "backbone.pkl")
     with pytest.raises(ExportError):
         engine.build(other, backbone, job.device)
@@ -369,6 +373,17 @@ def test_detectron2s_own_trainer_runs_the_native_file(monkeypatch, trained_like,
         MetadataCatalog.remove("own_train")
     assert load_torch(job.folder / "native" / "model_final.pth")["iteration"] == 0
     assert not (job.folder / "model_final.pth").exists(), "that would be ours"
+
+
+def test_what_detectron2s_own_tools_write_has_a_place_whatever_folder_they_run_in(
+    trained_like, scenes, short, job, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    cfg = engine.write_native(
+        short(), trained_like("resnet18"), scenes(tmp_path / "images", 1), replace(job, folder=Path("here"))
+    )
+    assert str(tmp_path / "here" / "native") == cfg.OUTPUT_DIR
+    assert Path(cfg.MODEL.WEIGHTS).is_absolute()
 
 
 def test_the_native_file_names_official_data_as_detectron2_does(

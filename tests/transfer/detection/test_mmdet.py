@@ -212,10 +212,8 @@ def test_images_without_boxes_and_boxes_without_anchors():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["c4", "fpn"])
-@pytest.mark.parametrize(
-    ("arch", "stages"), [("resnet18", (1, 2)), ("resnet50", (3, 4))], ids=["basic blocks", "bottlenecks"]
-)
-def test_the_detector_computes_the_backbones_features(tmp_path, pair, head, arch, stages):
+@pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50", "resnet101"])
+def test_the_detector_computes_the_backbones_features(tmp_path, pair, head, arch):
     exported = backbone(arch)
     cfg = engine.write_native(course(head), exported, pair, job(tmp_path))
     model = engine.build(cfg, exported, torch.device("cpu")).eval()
@@ -232,6 +230,28 @@ def test_the_detector_computes_the_backbones_features(tmp_path, pair, head, arch
             torch.testing.assert_close(model.roi_head.shared_head(found[0]), after - 1 / math.sqrt(1 + norm.eps))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["c4", "fpn"])
+def test_a_backbone_for_bgr_sees_the_same_images(tmp_path, head):
+    """The detector's features of an RGB picture are the backbone's of the BGR one."""
+    from mmcv.transforms import Compose
+    from mmengine.dataset import pseudo_collate
+
+    spec, split = course(head, side_test=demo.SCENE[1]), demo_split(head, count=1)
+    bgr = dataclasses.replace(backbone(), input=InputSpec(mean=(0.4, 0.45, 0.5), std=(0.2, 0.25, 0.3), order="bgr"))
+    model = engine.build(engine.write_native(spec, bgr, split, job(tmp_path)), bgr, torch.device("cpu")).eval()
+    width, height = demo.SCENE
+    load = Compose(mmdet_protocol.test_pipeline(spec))
+    loaded = load({"img_path": str(split.file(0)), "img_id": 0, "width": width, "height": height})
+    seen = model.data_preprocessor(pseudo_collate([loaded]))["inputs"]
+    pixels = reading.read_image(split.file(0), width, height)[:, :, ::-1].copy()
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (bgr.input.mean, bgr.input.std))
+    with torch.no_grad():
+        expected = bgr.build().eval().stages((torch.as_tensor(pixels).permute(2, 0, 1)[None] / 255 - mean) / std)
+        for ours, theirs in zip(engine.trunk_stages(model, seen), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+
+
 def broken(folder: Path, change) -> None:
     state = torch.load(folder / "backbone.pth")
     state["state_dict"] = change(state["state_dict"])
@@ -239,6 +259,7 @@ def broken(folder: Path, change) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("head", ["c4", "fpn"])
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -252,20 +273,21 @@ def broken(folder: Path, change) -> None:
     ],
     ids=["prefix", "missing", "missing in the head", "another value"],
 )
-def test_weights_that_do_not_arrive_are_refused(tmp_path, pair, change, words):
+def test_weights_that_do_not_arrive_are_refused(tmp_path, pair, head, change, words):
     trained = backbone()
     for name, tensor in trained.state.items():
         if name.endswith("running_var"):
             tensor += 0.5  # mmdet's own start is 1
-    cfg = engine.write_native(course("c4"), trained, pair, job(tmp_path))
+    cfg = engine.write_native(course(head), trained, pair, job(tmp_path))
     broken(tmp_path, change)
     with pytest.raises(BackbenchError, match=words):
         engine.build(cfg, trained, torch.device("cpu"))
 
 
 @pytest.mark.slow
-def test_another_depth_is_refused(tmp_path, pair):
-    cfg = engine.write_native(course("fpn"), backbone("resnet18"), pair, job(tmp_path))
+@pytest.mark.parametrize("head", ["c4", "fpn"])
+def test_another_depth_is_refused(tmp_path, pair, head):
+    cfg = engine.write_native(course(head), backbone("resnet18"), pair, job(tmp_path))
     with pytest.raises(ExportError, match="layer"):
         engine.build(cfg, backbone("resnet34"), torch.device("cpu"))
 

@@ -142,7 +142,8 @@ def configuration(spec: DetectionSpec, backbone: Backbone, classes: int, job: Jo
             f"batch={spec.batch} does not divide by {distributed.world_size()} processes; set another one"
         )
     cfg = get_cfg()
-    cfg.OUTPUT_DIR, cfg.VERSION = str(job.folder / "native"), 2  # what its own tools write is no checkpoint of ours
+    cfg.VERSION = 2
+    cfg.OUTPUT_DIR = str(job.folder.resolve() / "native")  # what its own tools write is no checkpoint of ours
     cfg.SEED = job.seed + 1  # 0 or less means: draw one
     cfg.MODEL.DEVICE = job.device.type
     cfg.MODEL.WEIGHTS = str(weights.resolve())
@@ -255,7 +256,6 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
         loader=lambda start: train_loader(cfg, usable, start, job),
         # ranks draw other proposals and flips
         seed=lambda start: seed_all_rng(cfg.SEED + 7919 * start + 104_729 * distributed.rank()),
-        pointer="last_checkpoint",
     )
     with EventStorage():  # Detectron2's models write to it
         return course.run(taught, spec, checkpoints.identity(spec, backbone, train, job.seed), job)
