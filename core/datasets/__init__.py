@@ -242,7 +242,8 @@ def is_published(name: str, splits: Mapping[str, ImageSplit]) -> bool:
 
     def whole(split: ImageSplit) -> bool:
         own = counts.get(split.split, counts.get(split.split.rstrip("0123456789")))
-        return not isinstance(split.source, Subset) and len(split) == own
+        cut = isinstance(split.source, Subset) or getattr(split, "left_out", ())  # annotated splits say what they lack
+        return not cut and len(split) == own
 
     return all(
         (split.official_part or whole(split)) and len(split.classes) == counts["classes"] for split in splits.values()

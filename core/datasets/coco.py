@@ -17,6 +17,7 @@ _FIELDS = {
     "annotations": ("id", "image_id", "category_id", "bbox"),
     "categories": ("id", "name"),
 }
+_TYPES = {"id": int | str, "image_id": int | str, "category_id": int | str, "file_name": str, "name": str}
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,12 @@ def _checked_ids(records: list[dict[str, Any]], kind: str, file: Path) -> set[in
         lacking = [key for key in _FIELDS[kind] if not isinstance(item, dict) or key not in item]
         if lacking:
             raise DataError(f"{file}: a record of '{kind}' without '{lacking[0]}': {str(item)[:80]}")
+        odd = [key for key in _FIELDS[kind] if not isinstance(item[key], _TYPES.get(key, object))]
+        if odd:
+            raise DataError(f"{file}: a record of '{kind}' whose '{odd[0]}' is {item[odd[0]]!r}: {str(item)[:80]}")
+        for side in {"width", "height"} & item.keys():
+            if isinstance(item[side], float) and item[side].is_integer():  # as some tools write them
+                item[side] = int(item[side])
     ids = {item["id"] for item in records}
     if len(ids) != len(records):
         raise DataError(f"{file}: {len(records) - len(ids)} ids of '{kind}' are there twice")

@@ -82,14 +82,14 @@ def annotation(path: Path) -> Annotation:
     """
     try:
         tree = ET.parse(path).getroot()
-    except (ET.ParseError, OSError) as error:
+    except (ET.ParseError, OSError, ValueError, LookupError) as error:  # the last two: encodings that expat cannot read
         raise DataError(f"{path}: not readable as XML ({error})") from None
     objects = []
     for number, node in enumerate(tree.findall("object"), start=1):
         where = f"{path}: object {number}"
         corners = (_value(node, f"bndbox/{key}", float, where) for key in ("xmin", "ymin", "xmax", "ymax"))
-        truncated = node.findtext("truncated") == "1"  # an attribute that not every file has
-        difficult = bool(_value(node, "difficult", int, where))
+        truncated = node.findtext("truncated") == "1"  # attributes that not every file has
+        difficult = node.find("difficult") is not None and bool(_value(node, "difficult", int, where))
         objects.append(Object(_value(node, "name", str, where), tuple(corners), difficult, truncated))
     width, height = (_value(tree, f"size/{key}", int, str(path)) for key in ("width", "height"))
     return Annotation(width, height, tuple(objects))

@@ -59,6 +59,11 @@ def test_instances_keep_what_detection_needs(root):
     assert list(found.annotations) == GOOD["annotations"]
 
 
+def changed(kind, **fields):
+    first, *others = GOOD[kind]
+    return GOOD | {kind: [first | fields, *others]}
+
+
 def without(kind, key):
     return GOOD | {kind: [*GOOD[kind][:1], {k: v for k, v in GOOD[kind][1].items() if k != key}]}
 
@@ -75,6 +80,10 @@ def without(kind, key):
         (GOOD | {"images": GOOD["images"][:1]}, r"annotations whose image_id is unknown: 3, e\.g\. 3, 4, 5"),
         (GOOD | {"categories": GOOD["categories"][:1]}, r"annotations whose category_id is unknown: 1, e\.g\. 2"),
         (GOOD | {"images": [], "annotations": []}, "no images or no categories"),
+        (changed("images", file_name=None), "a record of 'images' whose 'file_name' is None"),
+        (changed("images", id=[1]), r"a record of 'images' whose 'id' is \[1\]"),
+        (changed("annotations", image_id=[1]), r"a record of 'annotations' whose 'image_id' is \[1\]"),
+        (changed("annotations", category_id={}), r"a record of 'annotations' whose 'category_id' is \{\}"),
     ],
 )
 def test_broken_files(root, value, words):

@@ -132,6 +132,11 @@ def test_annotation(tmp_path):
     assert annotation(tmp_path, xml()).objects == ()
 
 
+def test_an_object_of_which_nothing_is_said_is_not_difficult(tmp_path):
+    """Many tools leave it out."""
+    assert not annotation(tmp_path, xml(thing("cat").replace("<difficult>0</difficult>", ""))).objects[0].difficult
+
+
 def test_the_name_of_a_part_that_comes_first_is_not_the_objects(tmp_path):
     text = thing("person").replace("<object>", "<object><part><name>head</name></part>")
     assert annotation(tmp_path, xml(text)).objects[0].name == "person"
@@ -144,7 +149,13 @@ def test_the_name_of_a_part_that_comes_first_is_not_the_objects(tmp_path):
         ("", "not readable as XML"),
         (xml(thing("cat")).replace("<width>6</width>", ""), "has no <size><width>"),
         (xml(thing("cat"), thing("")), "object 2 has no <name>"),
-        (xml(thing("cat").replace("<difficult>0</difficult>", "")), "object 1 has no <difficult>"),
+        (
+            xml(thing("cat").replace("<difficult>0</difficult>", "<difficult>no</difficult>")),
+            "<difficult> is 'no', not a",
+        ),
+        (xml(thing("cat").replace("<difficult>0</difficult>", "<difficult/>")), "object 1 has no <difficult>"),
+        ('<?xml version="1.0" encoding="GBK"?>' + xml(thing("cat")), "not readable as XML"),
+        ('<?xml version="1.0" encoding="klingon"?>' + xml(thing("cat")), "not readable as XML"),
         (xml(thing("cat").replace("<ymax>4</ymax>", "")), "object 1 has no <bndbox><ymax>"),
         (xml(thing("cat", box=(1, "two", 3, 4))), "object 1: <bndbox><ymin> is 'two', not a number"),
     ],

@@ -30,15 +30,15 @@ def evaluate(split: DetectionSplit, detections: Sequence[Detections], *, masks: 
         raise DataError(f"{split.dataset} {split.split}: no annotation file in COCO's format, so no COCO metric")
     check(split, detections)
     known = coco.instances(split.annotations, strict=False)  # what is stray was said when it was read
-    metrics = _average_precision(split, known, detections, "bbox")
+    metrics = _average_precision(split, known, detections, "bbox", masks=masks)
     if masks:
         _check_masks(split, detections)
-        metrics |= _average_precision(split, known, detections, "segm")
+        metrics |= _average_precision(split, known, detections, "segm", masks=True)
     return metrics
 
 
 def _average_precision(
-    split: DetectionSplit, known: coco.Instances, detections: Sequence[Detections], kind: str
+    split: DetectionSplit, known: coco.Instances, detections: Sequence[Detections], kind: str, *, masks: bool
 ) -> dict[str, float]:
     from pycocotools.cocoeval import COCOeval
 
@@ -47,9 +47,9 @@ def _average_precision(
     categories = [category["id"] for category in known.categories]
     kept = set(ids)
     images = [image for image in known.images if image["id"] in kept]
-    truth = list(_truth(known, images, kind))
+    truth = list(_truth(known, images, masks=masks))
     if not any(not item.get("iscrowd") for item in truth):
-        raise DataError(f"{split.annotations}: no object {'with a mask ' if kind == 'segm' else ''}in it to find")
+        raise DataError(f"{split.annotations}: no object {'with a mask ' if masks else ''}in it to find")
     found = _boxes(ids, categories, detections) if kind == "bbox" else _masks(ids, categories, detections)
     with contextlib.redirect_stdout(io.StringIO()):
         run = COCOeval(_coco(images, known.categories, truth), _coco(images, known.categories, found), kind)
@@ -61,14 +61,17 @@ def _average_precision(
     return {f"{prefix}_{name}": 100 * float(value) for name, value in values if value >= 0}  # -1: no such object
 
 
-def _truth(known: coco.Instances, images: Sequence[dict[str, Any]], kind: str) -> Iterator[dict[str, Any]]:
-    """Annotations with the fields that users' own files may lack; copies, since pycocotools writes into them."""
+def _truth(known: coco.Instances, images: Sequence[dict[str, Any]], *, masks: bool) -> Iterator[dict[str, Any]]:
+    """Annotations with the fields that users' own files may lack; copies, since pycocotools writes into them.
+
+    With `masks` the objects that have one, for boxes too, as `data.read_coco` reads them.
+    """
     by_id = {image["id"]: image for image in images}
     for annotation in known.annotations:
         if annotation["image_id"] not in by_id:
             continue
         item, _ = usable(annotation, by_id[annotation["image_id"]])
-        if item is not None and (kind == "bbox" or item.get("segmentation")):
+        if item is not None and (not masks or item.get("segmentation")):
             stated, (_, _, width, height) = item.get("area"), item["bbox"]
             yield {**item, "area": stated if isinstance(stated, int | float) else width * height}
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,18 +20,19 @@ from core.datasets import Files, coco, some, voc
 from core.errors import DataError
 from core.images import EXTENSIONS
 from core.progress import say, track
+from transfer.detection.reading import read_image
 
 Bad = Literal["error", "skip"]
-Headers = Literal["sample", "all"]
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels; the image's upper left corner is (0, 0)
 
-HEADERS = 200  # images of a sample
-_READERS = 8  # threads: a header on a network's disk is mostly waiting
+HEADERS = 200  # images whose header is read with the annotations
+_READERS = 8  # threads: reading from a network's disk is mostly waiting
+UNDECODED = "images that cannot be decoded, or not to the size that their annotation states"
 SIZE = "images that are unreadable or not of the size that their annotation states"
 MISSING = "images that are not in the folder"
 NO_AREA = "boxes with no area"
 OUTSIDE = "boxes outside their image"
-POLYGON = "polygons that are not three points or more"
+POLYGON = "polygons that are not three points or more, in or near their image"
 RUN_LENGTH = "run-length masks that do not fill their image"
 BITMAPS = "masks are trained on as bitmaps, since some objects have run-length masks"
 _FLAT_IN_TRAIN2017 = (200365, 550395)  # the two images whose official annotations hold a box of no height
@@ -81,6 +82,7 @@ class DetectionSplit:
     classes: tuple[str, ...]
     official_part: bool = False
     annotations: Path | None = None  # COCO's own file, for pycocotools
+    left_out: tuple[str, ...] = ()  # what `bad="skip"` passed over, in sentences; such a split is not the published one
     _manifest: list[str] = field(default_factory=list, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -140,7 +142,6 @@ def read_voc(
     split: str,
     *,
     bad: Bad = "error",
-    headers: Headers = "sample",
     dataset: str = "voc",
 ) -> DetectionSplit:
     """A split of VOC 2007's layout (any classes), or `trainval07+12`: 2007's trainval, then 2012's.
@@ -150,7 +151,6 @@ def read_voc(
 
     Args:
         bad: what follows from a fault in the annotations once it was counted and said; see `_Faults`.
-        headers: compare the stated sizes with those of a sample of the images, or of all.
 
     Raises:
         DataError: half a devkit, faults with `bad="error"`, or nothing left.
@@ -175,7 +175,7 @@ def read_voc(
                 paths.append(image.relative_to(base).as_posix())
                 pictures.append(picture)
     found = DetectionSplit(dataset, split, Files(base, tuple(paths)), tuple(pictures), classes)
-    return _sound(found, faults, headers)
+    return _sound(found, faults)
 
 
 def read_coco(
@@ -183,7 +183,6 @@ def read_coco(
     split: str,
     *,
     bad: Bad = "error",
-    headers: Headers = "sample",
     masks: bool = False,
     dataset: str = "coco",
 ) -> DetectionSplit:
@@ -193,7 +192,6 @@ def read_coco(
 
     Args:
         bad: what follows from a fault in the annotations once it was counted and said; see `_Faults`.
-        headers: compare the stated sizes with those of a sample of the images, or of all.
         masks: every object needs one.
 
     Raises:
@@ -215,16 +213,17 @@ def read_coco(
         if name not in there and not ("/" in name and (folder / name).is_file()):
             faults.add(MISSING, name)
             continue
-        if not _are_numbers([image["width"], image["height"]]) or min(image["width"], image["height"]) <= 0:
+        size = _pixels(image)
+        if size is None:
             faults.add(SIZE, name)
             continue
         items = [_coco_instance(a, image, labels, faults, masks=masks) for a in of_image.get(image["id"], [])]
         paths.append(name)
         instances = tuple(item for item in items if item is not None)
-        pictures.append(Picture(str(image["id"]), image["width"], image["height"], instances))
+        pictures.append(Picture(str(image["id"]), *size, instances))
     classes = tuple(category["name"] for category in known.categories)
     found = DetectionSplit(dataset, split, Files(folder, tuple(paths)), tuple(pictures), classes, annotations=file)
-    return _sound(found, faults, headers)
+    return _sound(found, faults)
 
 
 def usable(annotation: dict[str, Any], image: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
@@ -241,7 +240,9 @@ def usable(annotation: dict[str, Any], image: dict[str, Any]) -> tuple[dict[str,
     if isinstance(mask, dict):
         whole = _is_run_length(mask, image["width"], image["height"])
         return (annotation, None) if whole else (None, RUN_LENGTH)
-    polygons = [p for p in mask if _are_numbers(p) and len(p) >= 6 and len(p) % 2 == 0]
+    if not isinstance(mask, list):
+        return None, POLYGON
+    polygons = [p for p in mask if _is_polygon(p, image["width"], image["height"])]
     if len(polygons) == len(mask):
         return annotation, None
     return ({**annotation, "segmentation": polygons} if polygons else None), POLYGON
@@ -268,17 +269,18 @@ class _Faults:
         """Something that was put right, or is known of the official files: never an error."""
         self.mended.setdefault(kind, []).append(name)
 
-    def settle(self) -> None:
-        """Say everything. Raises DataError for faults with `bad="error"`."""
+    def settle(self) -> list[str]:
+        """Say everything; what is left out, a sentence for each kind. Raises DataError for faults with `bad="error"`."""
         for kind, names in self.mended.items():
             say(f"{self.where}: {kind}: {some(names)}")
         if not self.names:
-            return
+            return []
         sentences = [f"{kind}: {some(names)}" for kind, names in self.names.items()]
         if self.bad == "error":
             raise DataError(f"{self.where}: {'; '.join(sentences)}. Correct them, or leave them out with bad=skip")
         for sentence in sentences:
             say(f"{self.where}: left out: {sentence}")
+        return sentences
 
 
 def _voc_folders(root: Path, split: str) -> tuple[list[Path], str]:
@@ -378,6 +380,21 @@ def _clipped(box: Box, width: int, height: int, name: str, faults: _Faults) -> B
     return tuple(float(value) for value in inside)
 
 
+def _pixels(image: dict[str, Any]) -> tuple[int, int] | None:
+    """Width and height by a COCO file; None where they are no size."""
+    width, height = image["width"], image["height"]
+    return (width, height) if all(isinstance(side, int) and side > 0 for side in (width, height)) else None
+
+
+def _is_polygon(points: object, width: int, height: int) -> bool:
+    """Three points or more; far outside the image (by its own size) they are no outline, and rendering them takes memory."""
+    if not _are_numbers(points) or len(points) < 6 or len(points) % 2:
+        return False
+    return all(-s <= low and high <= 2 * s for s, low, high in (
+        (width, min(points[::2]), max(points[::2])), (height, min(points[1::2]), max(points[1::2]))
+    ))  # fmt: skip
+
+
 def _are_numbers(values: object) -> bool:
     try:
         return isinstance(values, list) and math.isfinite(sum(values))
@@ -391,7 +408,9 @@ def _is_run_length(mask: dict[str, Any], width: int, height: int) -> bool:
     if mask.get("size") != [height, width] or not counts:
         return False
     runs = unpacked(counts) if isinstance(counts, str) else counts
-    return _are_numbers(runs) and min(runs) >= 0 and sum(runs) == width * height
+    if not _are_numbers(runs) or any(run != int(run) for run in runs):
+        return False
+    return min(runs) >= 0 and sum(runs) == width * height
 
 
 def unpacked(counts: str) -> list[int] | None:
@@ -416,23 +435,37 @@ def unpacked(counts: str) -> list[int] | None:
     return runs if not shift else None
 
 
-def _sound(split: DetectionSplit, faults: _Faults, headers: Headers) -> DetectionSplit:
-    """The split without images of another size than stated. Raises DataError as `read_voc`."""
+def whole_images(split: DetectionSplit, *, bad: Bad) -> DetectionSplit:
+    """The split once every image of it was decoded: an engine would come upon a broken one hours into its course.
+
+    Raises:
+        DataError: broken images with `bad="error"`, or nothing left.
+    """
+    broken = undecodable(split, range(len(split)))
+    return _without(split, broken, UNDECODED, _Faults(split.source.root, bad))
+
+
+def undecodable(split: DetectionSplit, rows: Collection[int]) -> set[int]:
+    """Those rows whose image an engine would stop at."""
+
+    def decodes(row: int) -> bool:
+        picture = split.pictures[row]
+        try:
+            read_image(split.file(row), picture.width, picture.height)
+        except DataError:
+            return False
+        return True
+
+    return _failing(decodes, rows, label=f"images of {split.dataset} {split.split}")
+
+
+def _sound(split: DetectionSplit, faults: _Faults) -> DetectionSplit:
+    """The split without images of another size than stated, by the headers of a sample. Raises DataError as `read_voc`."""
     sample = np.random.default_rng(0).permutation(len(split))[:HEADERS].tolist()
-    misfits = _of_another_size(split, sample if headers == "sample" else range(len(split)))
-    if misfits and headers == "sample":  # where one is wrong others are
+    misfits = _of_another_size(split, sample)
+    if misfits:  # where one is wrong others are
         misfits |= _of_another_size(split, range(len(split)))
-    for row in sorted(misfits):
-        faults.add(SIZE, split.source.name(row))
-    faults.settle()
-    if len(misfits) == len(split):
-        raise DataError(f"{faults.where}: no image of it can be used; is the data set whole?")
-    return of_rows(split, [row for row in range(len(split)) if row not in misfits]) if misfits else split
-
-
-def check_sizes(split: DetectionSplit, rows: Collection[int]) -> list[str]:
-    """Names of those images that are unreadable or of another size than stated: before a course, not hours into it."""
-    return [split.source.name(row) for row in sorted(_of_another_size(split, rows))]
+    return _without(split, misfits, SIZE, faults)
 
 
 def _of_another_size(split: DetectionSplit, rows: Collection[int]) -> set[int]:
@@ -445,9 +478,24 @@ def _of_another_size(split: DetectionSplit, rows: Collection[int]) -> set[int]:
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             return False
 
+    return _failing(fits, rows, label=f"headers of {split.dataset} {split.split}")
+
+
+def _failing(test: Callable[[int], bool], rows: Collection[int], *, label: str) -> set[int]:
     with ThreadPoolExecutor(_READERS) as pool:
-        told = track(pool.map(fits, rows), total=len(rows), label=f"headers of {split.dataset} {split.split}")
-        return {row for row, fit in zip(rows, told, strict=True) if not fit}
+        told = track(pool.map(test, rows), total=len(rows), label=label)
+        return {row for row, passed in zip(rows, told, strict=True) if not passed}
+
+
+def _without(split: DetectionSplit, rows: set[int], kind: str, faults: _Faults) -> DetectionSplit:
+    """The split without some images, and with all faults said. Raises DataError as `read_voc`."""
+    for row in sorted(rows):
+        faults.add(kind, split.source.name(row))
+    left_out = (*split.left_out, *faults.settle())
+    if len(rows) == len(split):
+        raise DataError(f"{faults.where}: no image of it can be used; is the data set whole?")
+    kept = of_rows(split, [row for row in range(len(split)) if row not in rows]) if rows else split
+    return replace(kept, left_out=left_out)
 
 
 def of_rows(split: DetectionSplit, rows: Sequence[int]) -> DetectionSplit:

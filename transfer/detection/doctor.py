@@ -47,7 +47,10 @@ def _engine(name: str) -> dict[str, Any]:
         version, compiled = engine.version(), engine.compiled()
         engine.try_operators()
     except Exception as error:
-        advice = f"{_sentence(error)}; try: python -m transfer.detection install"
+        advice = (
+            f"{_sentence(error)}; what is installed is kept, so first pip uninstall the package that fails (mmcv, mmdet, "
+            "detectron2), then: python -m transfer.detection install"
+        )
     return {"usable": not advice, "version": version, "compiled": compiled, "advice": advice}
 
 

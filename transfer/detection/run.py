@@ -18,14 +18,15 @@ from core.progress import say
 from model_zoo import export
 from model_zoo.backbone import Backbone
 from transfer.detection import draw, engines
-from transfer.detection.data import SIZE, Detections, DetectionSplit, Headers, check_sizes, of_rows
+from transfer.detection.data import UNDECODED, Detections, DetectionSplit, of_rows, undecodable, whole_images
 from transfer.detection.engines import Engine, Job
 from transfer.detection.spec import DetectionSpec, scaled
 from transfer.protocol import RunContext, TaskConfig, image_data_missing
 
 _PICTURES = 12
-SMOKE = {"iterations": 3, "batch": 2, "milestones": [2], "warmup": 1, "sides_train": [96, 128], "side_test": 128,
-         "side_max": 192, "rois": 32, "proposals_train": [200, 50], "proposals_test": [200, 50], "precise_bn": 2}  # fmt: skip
+# The batch divides among 1, 2, 4 or 8 processes.
+SMOKE = {"iterations": 3, "batch": 8, "milestones": [2], "warmup": 1, "sides_train": [96, 128], "side_test": 128,
+         "side_max": 192, "rois": 32, "proposals_train": [200, 50], "proposals_test": [200, 50], "precise_bn": 1}  # fmt: skip
 
 
 class DetectionConfig(TaskConfig):
@@ -41,6 +42,15 @@ class DetectionConfig(TaskConfig):
     def course(self) -> DetectionSpec:
         """The spec at this cell's batch."""
         return scaled(self.spec, self.batch or self.spec.batch)
+
+
+def check_names(train: str, test: str) -> None:
+    """ValueError when a detector would be tested on what it is trained on, or a name leads out of the data set."""
+    if train == test:
+        raise ValueError(f"train and test are both '{test}': nothing is tested on the images it was trained on")
+    for name in (train, test):
+        if not name or "/" in name or "\\" in name:
+            raise ValueError(f"'{name}' is no split's name")
 
 
 def unscaled(config: DetectionConfig) -> str | None:
@@ -73,9 +83,9 @@ def engine_version(config: DetectionConfig) -> str:
     return engines.get(config.engine).version()
 
 
-def headers(config: DetectionConfig) -> Headers:
-    """How many images' sizes are compared with the annotations: of the published sets a sample, of others all."""
-    return "sample" if config.data.expect == "published" else "all"
+def readable(split: DetectionSplit, config: DetectionConfig) -> DetectionSplit:
+    """Images of one's own are decoded before anything is planned on them; of the published ones see `confirm_images`."""
+    return whole_images(split, bad=config.bad) if config.data.expect == "any" else split
 
 
 def check_splits(splits: dict[str, DetectionSplit], config: DetectionConfig, counts: dict[str, int]) -> None:
@@ -88,6 +98,11 @@ def check_splits(splits: dict[str, DetectionSplit], config: DetectionConfig, cou
             f"'{config.data.name}': class {place} is {one!r} in {train.split} and {other!r} in {test.split}; both need "
             "the same classes in the same order"
         )
+    if config.data.expect == "published" and (lacking := [s.split for s in (train, test) if s.left_out]):
+        raise DataError(
+            f"'{config.data.name}': of {' and '.join(lacking)} something was left out (bad=skip), so these are not the "
+            "published data; set <cell>.data.expect=any"
+        )
     have = {split.split: len(split) for split in splits.values()}
     if config.data.expect == "published" and any(counts.get(name) != count for name, count in have.items()):
         want = ", ".join(f"{name} {counts.get(name)}" for name in have)
@@ -97,12 +112,13 @@ def check_splits(splits: dict[str, DetectionSplit], config: DetectionConfig, cou
         )
 
 
-def confirm_sizes(split: DetectionSplit) -> None:
-    """DataError when any image's header contradicts its annotation; each rank reads a share."""
-    share = range(rank(), len(split), world_size())
-    if wrong := gather_words(check_sizes(split, share)):
+def confirm_images(split: DetectionSplit) -> None:
+    """DataError when an image cannot be decoded to the size that its annotation states; each rank reads a share."""
+    broken = undecodable(split, range(rank(), len(split), world_size()))
+    if names := gather_words([split.source.name(row) for row in sorted(broken)]):
         raise DataError(
-            f"{split.source.root}: {SIZE}: {some(wrong)}. Correct them, or leave them out with bad=skip and data.expect=any"
+            f"{split.source.root}: {UNDECODED}: {some(names)}. Replace them, or leave them out with bad=skip and "
+            "data.expect=any"
         )
 
 
@@ -122,8 +138,9 @@ def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext) -> 
     job = Job(ctx.folder, ctx.seed, ctx.device, ctx.workers, config.checkpoint_every, config.log_every, ctx.notes, test)
     if spec != config.spec:
         ctx.notes.append(
-            f"batch {spec.batch} instead of {config.spec.batch}: rate {spec.lr:g}, {spec.iterations} iterations by the "
-            "linear rule; not comparable with the published rows"
+            f"batch {spec.batch} instead of {config.spec.batch}: rate {spec.lr:g}, {spec.iterations} iterations, drops "
+            f"after {', '.join(map(str, spec.milestones)) or 'none'} by the linear rule, BatchNorm over {spec.batch} "
+            "images; not comparable with the published rows"
         )
         say(f"warning: {ctx.notes[-1]}")
     elif note := unscaled(config):
@@ -133,9 +150,10 @@ def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext) -> 
         ctx.notes.append(
             f"ranks draw their own proposals and flips: numbers of {world_size()} processes are those of another seed"
         )
-    if headers(config) == "sample":
-        for split in (train, test):
-            confirm_sizes(split)
+    for split in (train, test):
+        ctx.notes += [f"left out of {split.split}: {sentence}" for sentence in split.left_out]
+        if config.data.expect == "published":
+            confirm_images(split)
     model = engine.train(spec, backbone, train, job)
     found = detect(engine, model, spec, test, job)
     if is_main():

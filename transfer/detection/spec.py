@@ -57,7 +57,8 @@ class DetectionSpec(Config):
 def scaled(spec: DetectionSpec, batch: int) -> DetectionSpec:
     """The same course with another batch: rate x k, iterations, milestones and warm-up / k (k = batch / spec.batch).
 
-    The linear rule (Goyal et al. 2017; Detectron2's SOLVER.REFERENCE_WORLD_SIZE): as many images are seen.
+    The linear rule (Goyal et al. 2017; Detectron2's SOLVER.REFERENCE_WORLD_SIZE): as many images are seen. BatchNorm is
+    over the new batch, and PreciseBN keeps its iterations, as with Detectron2's rule.
     """
     if batch == spec.batch:
         return spec

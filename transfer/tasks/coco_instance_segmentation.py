@@ -11,6 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from pydantic import model_validator
+
 from core.datasets import DataPlaces, info
 from model_zoo.backbone import Backbone
 from transfer.detection import coco_eval
@@ -46,6 +48,13 @@ class Config(DetectionConfig):
     data: DataSpec = DataSpec(name="coco")
     preset: str = "msbreg"
     spec: DetectionSpec = DetectionSpec.model_validate_json(json.dumps(_PRESETS["msbreg"]["spec"]))
+    train: str = "train2017"  # of instances_<split>.json, and of the folder of its images
+    test: str = "val2017"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        detection.check_names(self.train, self.test)
+        return self
 
 
 def primary(config: Config) -> str:
@@ -65,18 +74,20 @@ smoke = detection.smoke_fields
 
 
 def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
-    """train2017 and val2017, annotated.
+    """Annotated images of both splits.
 
     Raises:
         DataError: half there, or not the published images while `expect` says so.
     """
     root = places.of(config.data.name)
     found = {
-        role: read_coco(root, name, bad=config.bad, headers=detection.headers(config), masks=config.spec.masks)
-        for role, name in (("train", "train2017"), ("test", "val2017"))
+        role: read_coco(root, name, bad=config.bad, masks=config.spec.masks)
+        for role, name in (("train", config.train), ("test", config.test))
     }
     detection.check_splits(found, config, dict(info("coco").counts))
-    return {role: detection.limited(split, config.data.limit) for role, split in found.items()}
+    return {
+        role: detection.readable(detection.limited(split, config.data.limit), config) for role, split in found.items()
+    }
 
 
 def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import model_validator
 
@@ -44,13 +44,15 @@ class Config(DetectionConfig):
     data: DataSpec = DataSpec(name="voc")
     preset: str = "moco"
     spec: DetectionSpec = DetectionSpec.model_validate_json(json.dumps(_MOCO))
-    train: Literal["trainval07+12", "trainval"] = "trainval07+12"
+    train: str = "trainval07+12"  # 2007's and 2012's trainval together; else a list of ImageSets/Main
+    test: str = "test"
     eleven_point: bool = True  # VOC07's AP; false: area under the curve
 
     @model_validator(mode="after")
-    def _boxes_only(self) -> Config:
+    def _fits(self) -> Config:
         if self.spec.masks:
             raise ValueError("VOC's layout holds boxes and no masks; set spec.masks=false, or give the data as COCO's")
+        detection.check_names(self.train, self.test)
         return self
 
 
@@ -71,18 +73,19 @@ smoke = detection.smoke_fields
 
 
 def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
-    """Annotated images; VOC07's test split is the test.
+    """Annotated images of both splits.
 
     Raises:
         DataError: half there, or not the published images while `expect` says so.
     """
     root = places.of(config.data.name)
     found = {
-        role: read_voc(root, name, bad=config.bad, headers=detection.headers(config))
-        for role, name in (("train", config.train), ("test", "test"))
+        role: read_voc(root, name, bad=config.bad) for role, name in (("train", config.train), ("test", config.test))
     }
     detection.check_splits(found, config, dict(info("voc").counts))
-    return {role: detection.limited(split, config.data.limit) for role, split in found.items()}
+    return {
+        role: detection.readable(detection.limited(split, config.data.limit), config) for role, split in found.items()
+    }
 
 
 def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:

@@ -18,7 +18,7 @@ from core import datasets
 from core.datasets import ImageSplit, demo, voc
 from core.errors import DataError
 from transfer.detection import coco_eval, data
-from transfer.detection.data import Detections, read_coco, read_voc, trainable, unpacked
+from transfer.detection.data import Detections, read_coco, read_voc, trainable, unpacked, whole_images
 
 OBJECT = """<object><name>{}</name><difficult>{}</difficult>
 <bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
@@ -131,6 +131,11 @@ def test_published_counts_of_detection():
 
 
 BAD_XML = {
+    "encoding": (
+        '<?xml version="1.0" encoding="GBK"?>' + xml(("cup", 0, 3, 5, 20, 30)),
+        "annotations that cannot be read: 1",
+        None,
+    ),
     "cut short": (xml(("cup", 0, 3, 5, 20, 30))[:-9], r"annotations that cannot be read: 1, e\.g\. .*b\.xml", None),
     "no area": (xml(("cup", 0, 9, 5, 8, 30)), r"boxes with no area: 1, e\.g\. b\.xml", 0),
     "not a number": (xml(("cup", 0, "nan", 5, 8, 30)), r"boxes with no area: 1, e\.g\. b\.xml", 0),
@@ -186,15 +191,47 @@ def test_images_of_other_formats_are_found(devkit):
         (folder / f"{name}.jpg").unlink()
         Image.new("RGB", SIZE).save(folder / f"{name}.{ending}")
     Image.new("RGB", (9, 9)).save(folder / "c.png")
-    split = read_voc(devkit, "trainval", headers="all")
+    split = whole_images(read_voc(devkit, "trainval"), bad="error")
     assert split.source.paths == ("a.png", "b.JPEG", "c.jpg"), "of two, VOC's own"
 
 
-def test_headers_of_a_sample_and_of_all(devkit, monkeypatch):
+def torn(devkit) -> None:
+    """Image b of the devkit: its header is sound, its pixels end halfway."""
+    file = devkit / "VOCdevkit/VOC2007/JPEGImages/b.jpg"
+    pixels = np.random.default_rng(0).integers(0, 256, (*reversed(SIZE), 3), np.uint8)
+    Image.fromarray(pixels).save(file)
+    file.write_bytes(file.read_bytes()[:-400])
+
+
+def other_size(devkit) -> None:
     annotate(devkit, "b", xml(("cup", 0, 3, 5, 20, 30), size=(61, 40)))
-    monkeypatch.setattr(data, "HEADERS", 0)
-    assert len(read_voc(devkit, "trainval", bad="skip")) == 3
-    assert len(read_voc(devkit, "trainval", bad="skip", headers="all")) == 2
+
+
+@pytest.mark.parametrize("spoil", [torn, other_size])
+def test_images_that_an_engine_would_stop_at_are_found_before(devkit, monkeypatch, capsys, spoil):
+    spoil(devkit)
+    monkeypatch.setattr(data, "HEADERS", 0)  # the sample did not hold it
+    split = read_voc(devkit, "trainval")
+    assert len(split) == 3 and split.left_out == ()
+    words = "images that cannot be decoded, or not to the size that their annotation states: 1, e.g. b.jpg"
+    with pytest.raises(DataError, match=re.escape(words) + ".*bad=skip"):
+        whole_images(split, bad="error")
+    capsys.readouterr()
+    kept = whole_images(split, bad="skip")
+    assert [p.id for p in kept.pictures] == ["a", "c"] and kept.left_out == (words,)
+    assert f"left out: {words}" in capsys.readouterr().err
+    assert whole_images(kept, bad="error").pictures == kept.pictures
+
+
+def test_whatever_is_left_out_is_remembered_and_the_rest_is_not_the_published_data(devkit, monkeypatch):
+    annotate(devkit, "b", xml(("cup", 0, 9, 5, 8, 30), ("cup", 0, 3, 5, 20, 30)))
+    info = dataclasses.replace(datasets.info("voc"), counts={"trainval": 3, "classes": 2})
+    monkeypatch.setattr(datasets, "info", lambda _name: info)
+    split = read_voc(devkit, "trainval", bad="skip")
+    assert len(split) == 3 and split.left_out == ("boxes with no area: 1, e.g. b.xml",)
+    assert not datasets.is_published("voc", {"train": split})
+    annotate(devkit, "b", xml(("cup", 0, 3, 5, 20, 30)))
+    assert datasets.is_published("voc", {"train": read_voc(devkit, "trainval", bad="skip")})
 
 
 def test_one_misfit_of_the_sample_leads_to_a_look_at_all(devkit, monkeypatch):
@@ -231,7 +268,7 @@ def check_voc(root: Path, split: data.DetectionSplit) -> int:
 
 def test_the_demos_voc():
     root = demo.root() / "voc"
-    assert {check_voc(root, read_voc(root, s, headers="all")) > 100 for s in ("trainval", "test")} == {True}
+    assert {check_voc(root, whole_images(read_voc(root, s), bad="error")) > 100 for s in ("trainval", "test")} == {True}
 
 
 def test_real_voc(real_data, capsys):
@@ -335,6 +372,9 @@ BAD_COCO = {
     "odd": (thing(9, 7, mask=[[1, 2, 3, 4, 5, 6, 7]]), "polygons that are not three points or more", 0),
     "one of two": (thing(9, 7, mask=[[1, 2], *SQUARE]), "polygons that are not three points or more", 1),
     "words": (thing(9, 7, mask=[["a"] * 6]), "polygons that are not three points or more", 0),
+    "no list": (thing(9, 7, mask=3), "polygons that are not three points or more", 0),
+    "far away": (thing(9, 7, mask=[[10, 10, 30, 10, 30, 1e9]]), "polygons that are not three points or more", 0),
+    "parts of pixels": (thing(9, 7, mask=RUNS | {"counts": [100.5, 199.5, 2100]}), "run-length masks that do not", 0),
     "runs' size": (thing(9, 7, mask=RUNS | {"size": [60, 40]}), "run-length masks that do not fill their image", 0),
     "runs' sum": (thing(9, 7, mask=RUNS | {"counts": [1, 2, 3]}), "run-length masks that do not fill their image", 0),
     "no packed runs": (thing(9, 7, mask=RUNS | {"counts": "packed"}), "run-length masks that do not fill their", 0),
@@ -370,12 +410,20 @@ def test_bad_coco_annotations(coco, annotation, words, left, capsys):
         assert split.pictures[2].instances[0].mask == SQUARE
 
 
-@pytest.mark.parametrize("change", [{"width": 40, "height": 60}, {"width": 0}, {"height": None}, {"width": "60"}])
+@pytest.mark.parametrize(
+    "change", [{"width": 40, "height": 60}, {"width": 0}, {"height": None}, {"width": "60"}, {"width": 60.5}]
+)
 def test_sizes_that_the_pictures_contradict(coco, change):
     write(coco, [thing(1, 30, box=(1, 1, 2, 2)), thing(2, 2, box=(1, 1, 2, 2))], change=change)
     with pytest.raises(DataError, match=r"not of the size that their annotation states: 1, e\.g\. 002\.jpg"):
         read_coco(coco, "val2017")
     assert [p.id for p in read_coco(coco, "val2017", bad="skip").pictures] == ["4", "7", "30"]
+
+
+def test_sizes_written_as_floats_are_sizes(coco):
+    write(coco, [thing(1, 2)], change={"width": 60.0, "height": 40.0})
+    picture = read_coco(coco, "val2017", masks=True).pictures[0]
+    assert (picture.width, picture.height) == (60, 40) and isinstance(picture.width, int)
 
 
 def test_coco_images_that_are_missing(coco):
@@ -416,6 +464,20 @@ def test_masks_are_asked_for_only_where_they_are_needed(coco):
     assert len(read_coco(coco, "val2017", masks=True, bad="skip").pictures[3].instances) == 1
 
 
+def test_the_metric_asks_for_the_objects_that_were_read(coco):
+    """Of two cups one has no mask: with masks the other alone is to be found, as box too."""
+    write(coco, [thing(1, 30), thing(2, 30, box=(0, 0, 8, 8), mask=[])])
+    empty = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), [])
+    mask = mask_tools.encode(np.asfortranarray(np.pad(np.ones((20, 20), np.uint8), ((10, 10), (10, 30)))))
+    one = Detections(np.array([[10, 10, 30, 30]], np.float32), np.ones(1, np.float32), np.ones(1, np.int64), [mask])
+    found = [empty, empty, empty, one]
+    split = read_coco(coco, "val2017", masks=True, bad="skip")
+    assert split.left_out == ("objects without a mask: 1, e.g. annotation 2 of 030.jpg",)
+    scores = coco_eval.evaluate(split, found, masks=True)
+    assert scores["box_AP"] == scores["mask_AP"] == pytest.approx(100)
+    assert coco_eval.evaluate(read_coco(coco, "val2017"), found)["box_AP"] < 60
+
+
 def test_the_two_flat_boxes_of_the_official_file_are_no_error(coco, capsys):
     Image.new("RGB", SIZE).save(coco / "val2017/002.jpg")
     write(coco, [thing(918, 200365, box=(9, 9, 1, 0)), thing(1, 30)], change={"id": 200365})
@@ -446,13 +508,15 @@ def check_coco(root: Path, split: data.DetectionSplit) -> tuple[int, int]:
 
 @pytest.mark.parametrize("split", ["train2017", "val2017"])
 def test_the_demos_coco(split, capsys):
-    found = read_coco(demo.root() / "coco", split, masks=True, headers="all")
+    found = whole_images(read_coco(demo.root() / "coco", split, masks=True), bad="error")
     assert found.classes == demo.CLASSES
     assert check_coco(demo.root() / "coco", found)[0] > 100
 
 
 def test_real_coco(real_data, capsys):
-    found = {s: read_coco(real_data / "coco", s, masks=True, headers="all") for s in ("train2017", "val2017")}
+    found = {
+        s: whole_images(read_coco(real_data / "coco", s, masks=True), bad="error") for s in ("train2017", "val2017")
+    }
     assert capsys.readouterr().err == "", "nothing is wrong with official annotations"
     counts = {s: check_coco(real_data / "coco", split) for s, split in found.items()}
     assert counts == {"train2017": (1362, 14), "val2017": (651, 8)}

@@ -26,10 +26,10 @@ def label(split: DetectionSplit, row: int, index: int) -> int:
 
 
 def as_voc(root: Path, splits: dict[str, DetectionSplit]) -> None:
-    """Without lists of classes, as annotation tools write it."""
+    """Splits `mine` and `held`, without lists of classes, as annotation tools write it."""
     for name in ("ImageSets/Main", "Annotations", "JPEGImages"):
         (root / name).mkdir(parents=True)
-    for name, split in {"trainval": splits["train"], "test": splits["val"]}.items():
+    for name, split in {"mine": splits["train"], "held": splits["val"]}.items():
         (root / f"ImageSets/Main/{name}.txt").write_text("".join(f"{p.id}\n" for p in split.pictures))
         for row, p in enumerate(split.pictures):
             split.source.pil(row).save(root / f"JPEGImages/{p.id}.jpg")
@@ -64,7 +64,7 @@ def as_coco(root: Path, splits: dict[str, DetectionSplit]) -> None:
 
 
 LAYOUTS = {
-    "voc": (as_voc, "voc0712_detection", ["train=trainval"], "AP"),
+    "voc": (as_voc, "voc0712_detection", ["train=mine", "test=held"], "AP"),
     "coco": (as_coco, "coco_instance_segmentation", [], "mask_AP"),
 }
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from backbones import make_backbone
-from PIL import Image
 
 from benchmarks import plan
 from core.config import build
@@ -137,7 +136,8 @@ def test_another_batch_is_noted_and_warned_of(batch, notes, context, short, monk
     assert [float(d.boxes[0, 2]) for d in found] == [1, 2, 3]
     assert (context.folder / "pictures.png").exists()
     warning = (
-        "batch 1 instead of 2: rate 0.0025, 8 iterations by the linear rule; not comparable with the published rows"
+        "batch 1 instead of 2: rate 0.0025, 8 iterations, drops after 6 by the linear rule, BatchNorm over 1 images; not "
+        "comparable with the published rows"
     )
     assert context.notes == [warning if note is None else note for note in notes]
     assert (f"warning: {warning}" in capsys.readouterr().err) == (batch == 1)
@@ -234,23 +234,66 @@ def test_other_classes_in_training_than_in_the_test_are_refused(scenes, tmp_path
         cell.task.splits(cell.config, DataPlaces(None, {"coco": tmp_path}))
 
 
-def test_every_size_is_checked_unless_the_images_are_the_published_ones(scenes, tmp_path, monkeypatch):
-    """One picture after the sample is of another size than its annotation says."""
+def test_every_image_is_decoded_before_a_course(scenes, tmp_path, monkeypatch):
+    """One's own when they are read, whatever bad=skip leaves out; the published ones before the engine starts."""
     as_coco(tmp_path, {"train2017": scenes(tmp_path / "train2017", 4), "val2017": scenes(tmp_path / "val2017", 2)})
     monkeypatch.setattr(data, "HEADERS", 1)
     last = int(np.random.default_rng(0).permutation(4)[-1])
-    Image.new("RGB", (161, 128)).save(tmp_path / f"train2017/{last}.png")
+    file, places = tmp_path / f"train2017/{last}.png", DataPlaces(None, {"coco": tmp_path})
+    file.write_bytes(file.read_bytes()[:-2000])
+    words = rf"not to the size that their annotation states: 1, e\.g\. {last}\.png"
     cell = plan.load_cell("coco_instance_segmentation", ["data.expect=any"])
-    with pytest.raises(DataError, match=rf"not of the size that their annotation states: .*{last}\.png"):
-        cell.task.splits(cell.config, DataPlaces(None, {"coco": tmp_path}))
+    with pytest.raises(DataError, match=words):
+        cell.task.splits(cell.config, places)
+    cell = plan.load_cell("coco_instance_segmentation", ["data.expect=any", "bad=skip"])
+    assert len(cell.task.splits(cell.config, places)["train"]) == 3
     monkeypatch.setattr(run, "check_splits", lambda *_: None)
     cell = plan.load_cell("coco_instance_segmentation")
-    splits = cell.task.splits(cell.config, DataPlaces(None, {"coco": tmp_path}))
-    assert len(splits["train"]) == 4, "a sample only, in a plan"
+    splits = cell.task.splits(cell.config, places)
+    assert len(splits["train"]) == 4, "a sample of headers only, in a plan"
     monkeypatch.setattr(engines, "get", lambda _name: SimpleNamespace())  # which could not be trained
     ctx = RunContext(splits=splits, seed=0, device=torch.device("cpu"), cache=None, folder=tmp_path / "run")
-    with pytest.raises(DataError, match=rf"not of the size that their annotation states: 1, e\.g\. {last}\.png"):
+    with pytest.raises(DataError, match=words):
         run.detections(make_backbone("resnet18"), cell.config, ctx)
+
+
+def test_a_rehearsal_decodes_what_it_uses(scenes, tmp_path, monkeypatch):
+    as_coco(tmp_path, {"train2017": scenes(tmp_path / "train2017", 12), "val2017": scenes(tmp_path / "val2017", 1)})
+    read, real = [], data.read_image
+    monkeypatch.setattr(data, "read_image", lambda file, *size: read.append(file.name) or real(file, *size))
+    cell = plan.load_cell("coco_instance_segmentation", profile="smoke")
+    splits = cell.task.splits(cell.config, DataPlaces(None, {"coco": tmp_path}))
+    assert len(splits["train"]) == 8 and len(read) == 9
+
+
+@pytest.mark.parametrize("cell", ["voc0712_detection", "coco_instance_segmentation"])
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_a_rehearsals_batch_divides_among_processes(cell, ranks):
+    assert plan.load_cell(cell, profile="smoke").config.course().batch % ranks == 0
+
+
+def test_what_was_left_out_is_in_the_record_and_not_called_published(context, short, monkeypatch):
+    monkeypatch.setattr(engines, "get", lambda _name: Stub())
+    context.splits["train"] = replace(context.splits["train"], left_out=("boxes with no area: 1, e.g. b.xml",))
+    config = run.DetectionConfig(spec=short("c4"))
+    run.detections(object(), config, context)
+    assert "left out of train: boxes with no area: 1, e.g. b.xml" in context.notes
+    with pytest.raises(DataError, match=r"of train something was left out \(bad=skip\).*set <cell>\.data\.expect=any"):
+        run.check_splits(context.splits, config, {})
+
+
+@pytest.mark.parametrize("cell", ["voc0712_detection", "coco_instance_segmentation"])
+@pytest.mark.parametrize(
+    ("train", "test", "words"),
+    [
+        ("all", "all", "train and test are both 'all'"),
+        ("../x", "test", "'../x' is no split's name"),
+        ("x", "", "'' is no"),
+    ],
+)
+def test_names_of_splits_that_cannot_be(cell, train, test, words):
+    with pytest.raises(ConfigError, match=words):
+        plan.load_cell(cell, [f"train={train}", f"test={test}"])
 
 
 def as_coco(root, splits) -> None:
