@@ -97,6 +97,8 @@ def _checked_ids(records: list[dict[str, Any]], kind: str, file: Path) -> set[in
             if isinstance(item[side], float) and item[side].is_integer():  # as some tools write them
                 item[side] = int(item[side])
     ids = {item["id"] for item in records}
+    if len({isinstance(i, str) for i in ids}) > 1:
+        raise DataError(f"{file}: some ids of '{kind}' are numbers and some are words; make them alike")
     if len(ids) != len(records):
         raise DataError(f"{file}: {len(records) - len(ids)} ids of '{kind}' are there twice")
     return ids

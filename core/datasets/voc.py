@@ -18,7 +18,7 @@ from core.datasets import Files, ImageSplit, some
 from core.errors import DataError
 
 T = TypeVar("T")
-_SPLITS = ("train", "val", "trainval", "test")
+SPLITS = ("train", "val", "trainval", "test")
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def class_names(lists: Path, split: str) -> tuple[str, ...]:
     Raises:
         DataError: no lists, or a class that another split lacks.
     """
-    by_split = {s: {p.name.removesuffix(f"_{s}.txt") for p in lists.glob(f"*_{s}.txt")} for s in {*_SPLITS, split}}
+    by_split = {s: {p.name.removesuffix(f"_{s}.txt") for p in lists.glob(f"*_{s}.txt")} for s in {*SPLITS, split}}
     own = by_split[split]
     if not own:
         raise DataError(f"{lists}: no lists <class>_{split}.txt in it; is the devkit whole?")

@@ -180,7 +180,7 @@ def check_run(task, config, where, backbone, cache):
 def test_detection_cell_runs_and_returns_its_headline(name, places, tmp_path):
     fields = ["spec.iterations=1", "spec.precise_bn=1"]
     cell = plan.load_cell(name, fields, "smoke")
-    if "train" in type(cell.config).model_fields:
+    if getattr(cell.config, "train", "") == "trainval07+12":
         cell = plan.load_cell(name, [*fields, "train=trainval"], "smoke")  # the demo has one year
     where = places(cell.config.data.name)
     reason = cell.task.missing(cell.config, where)
@@ -212,8 +212,8 @@ def test_preset_runs_and_returns_its_headline(name, preset, image_folder, backbo
 
 @pytest.mark.parametrize("name", [name for name in plan.cell_names() if name not in DEMO])
 def test_cell_refuses_data_that_are_not_the_published_ones(name, places):
-    has_train = "train" in type(plan.load_cell(name).config).model_fields
-    cell = plan.load_cell(name, ["train=trainval"] if has_train else [])  # the demo's devkit has no VOC2012
+    both_years = getattr(plan.load_cell(name).config, "train", "") == "trainval07+12"
+    cell = plan.load_cell(name, ["train=trainval"] if both_years else [])  # the demo's devkit has no VOC2012
     where = places(cell.config.data.name)
     if cell.task.missing(cell.config, where) is not None:
         pytest.skip("the engine is absent")

@@ -83,6 +83,7 @@ def without(kind, key):
         (changed("images", file_name=None), "a record of 'images' whose 'file_name' is None"),
         (changed("images", id=[1]), r"a record of 'images' whose 'id' is \[1\]"),
         (changed("annotations", image_id=[1]), r"a record of 'annotations' whose 'image_id' is \[1\]"),
+        (changed("annotations", id="one"), "some ids of 'annotations' are numbers and some are words"),
         (changed("annotations", category_id={}), r"a record of 'annotations' whose 'category_id' is \{\}"),
     ],
 )

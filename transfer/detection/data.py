@@ -302,7 +302,7 @@ def _images(folder: Path) -> dict[str, str]:
 def _voc_classes(folder: Path, split: str) -> tuple[str, ...]:
     """Those of the devkit's lists; of a data set that has no lists of classes, the names in all its annotations."""
     lists = folder / "ImageSets" / "Main"
-    if any(lists.glob("*_*.txt")):
+    if any(lists.glob(f"*_{split}.txt")) or (split in voc.SPLITS and any(lists.glob("*_*.txt"))):
         return voc.class_names(lists, split)
     found: set[str] = set()
     for name in sorted({name for file in lists.glob("*.txt") for name in voc.image_ids(file)}):
@@ -398,7 +398,7 @@ def _is_polygon(points: object, width: int, height: int) -> bool:
 def _are_numbers(values: object) -> bool:
     try:
         return isinstance(values, list) and math.isfinite(sum(values))
-    except TypeError:
+    except (TypeError, OverflowError):
         return False
 
 

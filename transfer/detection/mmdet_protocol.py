@@ -25,7 +25,7 @@ def configuration(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit
 
     ranks = distributed.world_size()
     if spec.batch % ranks:
-        raise ConfigError(f"batch={spec.batch} does not divide by {ranks} processes")
+        raise ConfigError(f"batch={spec.batch} does not divide by {ranks} processes; set another one")
     folder = job.folder.resolve()
     course = {"by_epoch": False}
     warmup = min(spec.warmup, spec.iterations)

@@ -110,6 +110,12 @@ def test_classes_of_a_data_set_without_lists_of_them_are_those_of_its_annotation
         read_voc(devkit, "trainval")
 
 
+def test_a_split_of_ones_own_beside_the_devkits_takes_its_classes_from_the_annotations(devkit):
+    (devkit / "VOCdevkit/VOC2007/ImageSets/Main/my_part.txt").write_text("a\nc\n")
+    split = read_voc(devkit, "my_part")
+    assert [p.id for p in split.pictures] == ["a", "c"] and split.classes == ("cup",)
+
+
 def test_an_image_without_objects_is_no_fault_and_one_without_an_annotation_is(devkit):
     annotate(devkit, "b", xml())
     assert [len(p.instances) for p in read_voc(devkit, "trainval").pictures] == [1, 0, 1]
@@ -366,6 +372,7 @@ BAD_COCO = {
     "turned": (thing(9, 7, box=(10, 10, 5, -20)), "boxes with no area", 0),
     "not numbers": (thing(9, 7, box=("a", 1, 2, 3)), "boxes that are not four numbers", 0),
     "three": (thing(9, 7, box=(1, 2, 3)), "boxes that are not four numbers", 0),
+    "huge": (thing(9, 7, box=(1, 2, 10**400, 3)), "boxes that are not four numbers", 0),
     "infinite": (thing(9, 7, box=(1, 2, float("inf"), 3)), "boxes that are not four numbers", 0),
     "outside": (thing(9, 7, box=(60, 10, 5, 5)), "boxes outside their image: 1, e.g. annotation 9 of 007.jpg", 0),
     "polygon": (thing(9, 7, mask=[[1, 2, 3, 4]]), "polygons that are not three points or more", 0),

@@ -402,6 +402,7 @@ def test_the_native_file_names_official_data_as_detectron2_does(
         (of_rows(split, [0]), test),
         (replace(split, classes=split.classes[1:]), test),
         (split, replace(test, classes=test.classes[1:])),
+        (split, replace(test, split="train2017")),
     ):
         cfg = engine.write_native(short(), trained_like("resnet18"), train, replace(job, test=tested))
         assert cfg.DATASETS.TRAIN == () and (job.folder / "train.json").exists()

@@ -36,10 +36,10 @@ from transfer.detection.training import rle
 PACKAGES = ("detectron2", "fvcore", "iopath", "yacs", "omegaconf", "hydra", "cloudpickle", "tabulate", "termcolor",
             "pycocotools")  # fmt: skip
 HEAD = "Res5ROIHeadsExtraNorm"
-_OFFICIAL = {  # (data set, split) -> what Detectron2 itself calls train and test
-    ("voc", "trainval07+12"): (("voc_2007_trainval", "voc_2012_trainval"), ("voc_2007_test",)),
-    ("voc", "trainval"): (("voc_2007_trainval",), ("voc_2007_test",)),
-    ("coco", "train2017"): (("coco_2017_train",), ("coco_2017_val",)),
+_OFFICIAL = {  # (data set, its test split, train split) -> what Detectron2 itself calls train and test
+    ("voc", "test", "trainval07+12"): (("voc_2007_trainval", "voc_2012_trainval"), ("voc_2007_test",)),
+    ("voc", "test", "trainval"): (("voc_2007_trainval",), ("voc_2007_test",)),
+    ("coco", "val2017", "train2017"): (("coco_2017_train",), ("coco_2017_val",)),
 }
 _NATIVE_HEAD = """\
 # Detectron2's own tools run this file: tools/train_net.py --config-file detectron2.yaml. Faster R-CNN C4 needs the head
@@ -287,9 +287,10 @@ def write_native(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit,
 
 def _official(train: DetectionSplit, test: DetectionSplit | None) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
     """Detectron2's names for the images, where they are exactly those that it knows under a name."""
-    names = _OFFICIAL.get((train.dataset, train.split))
-    splits = {"train": train} | ({"test": test} if test else {})
-    return names if names and is_published(train.dataset, splits) else None
+    if test is None:
+        return None
+    names = _OFFICIAL.get((train.dataset, test.split, train.split))
+    return names if names and is_published(train.dataset, {"train": train, "test": test}) else None
 
 
 def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
