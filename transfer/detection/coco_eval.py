@@ -11,7 +11,8 @@ import numpy as np
 
 from core.datasets import coco
 from core.errors import DataError
-from transfer.detection.data import Detections, DetectionSplit, usable
+from transfer.detection.data import Detections, DetectionSplit
+from transfer.detection.faults import usable
 from transfer.detection.voc_eval import check
 
 _NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")

@@ -18,8 +18,9 @@ from core.progress import say
 from model_zoo import export
 from model_zoo.backbone import Backbone
 from transfer.detection import draw, engines
-from transfer.detection.data import UNDECODED, Detections, DetectionSplit, of_rows, undecodable, whole_images
+from transfer.detection.data import Detections, DetectionSplit, of_rows
 from transfer.detection.engines import Engine, Job
+from transfer.detection.faults import UNDECODED, undecodable, whole_images
 from transfer.detection.spec import DetectionSpec, scaled
 from transfer.protocol import RunContext, TaskConfig, image_data_missing
 

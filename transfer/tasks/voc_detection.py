@@ -18,7 +18,8 @@ from core.datasets import DataPlaces, info
 from model_zoo.backbone import Backbone
 from transfer.detection import run as detection
 from transfer.detection import voc_eval
-from transfer.detection.data import DetectionSplit, read_voc
+from transfer.detection.data import DetectionSplit
+from transfer.detection.layouts import read_voc
 from transfer.detection.run import DetectionConfig
 from transfer.detection.spec import DetectionSpec
 from transfer.protocol import DataSpec, Metric, RunContext

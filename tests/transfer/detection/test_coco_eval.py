@@ -16,7 +16,8 @@ from pycocotools.cocoeval import COCOeval
 from core.datasets import demo
 from core.errors import DataError
 from transfer.detection.coco_eval import evaluate
-from transfer.detection.data import Detections, DetectionSplit, read_coco, trainable
+from transfer.detection.data import Detections, DetectionSplit, trainable
+from transfer.detection.layouts import read_coco
 
 SIZES = ("", "50", "75", "s", "m", "l")
 

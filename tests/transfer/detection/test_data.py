@@ -17,8 +17,10 @@ from pycocotools.coco import COCO
 from core import datasets
 from core.datasets import ImageSplit, demo, voc
 from core.errors import DataError
-from transfer.detection import coco_eval, data
-from transfer.detection.data import Detections, read_coco, read_voc, trainable, unpacked, whole_images
+from transfer.detection import coco_eval, faults
+from transfer.detection.data import Detections, DetectionSplit, trainable
+from transfer.detection.faults import unpacked, whole_images
+from transfer.detection.layouts import read_coco, read_voc
 
 OBJECT = """<object><name>{}</name><difficult>{}</difficult>
 <bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
@@ -56,7 +58,7 @@ def annotate(devkit: Path, name: str, text: str, year: int = 2007) -> None:
     (devkit / f"VOCdevkit/VOC{year}/Annotations/{name}.xml").write_text(text)
 
 
-def boxes(split: data.DetectionSplit) -> list[list[tuple]]:
+def boxes(split: DetectionSplit) -> list[list[tuple]]:
     return [[item.box for item in picture.instances] for picture in split.pictures]
 
 
@@ -216,7 +218,7 @@ def other_size(devkit) -> None:
 @pytest.mark.parametrize("spoil", [torn, other_size])
 def test_images_that_an_engine_would_stop_at_are_found_before(devkit, monkeypatch, capsys, spoil):
     spoil(devkit)
-    monkeypatch.setattr(data, "HEADERS", 0)  # the sample did not hold it
+    monkeypatch.setattr(faults, "HEADERS", 0)  # the sample did not hold it
     split = read_voc(devkit, "trainval")
     assert len(split) == 3 and split.left_out == ()
     words = "images that cannot be decoded, or not to the size that their annotation states: 1, e.g. b.jpg"
@@ -243,7 +245,7 @@ def test_whatever_is_left_out_is_remembered_and_the_rest_is_not_the_published_da
 def test_one_misfit_of_the_sample_leads_to_a_look_at_all(devkit, monkeypatch):
     for name in "abc":
         annotate(devkit, name, xml(("cup", 0, 3, 5, 20, 30), size=(61, 40)))
-    monkeypatch.setattr(data, "HEADERS", 1)
+    monkeypatch.setattr(faults, "HEADERS", 1)
     with pytest.raises(DataError, match="no image of it can be used"):
         read_voc(devkit, "trainval", bad="skip")
 
@@ -256,7 +258,7 @@ def test_the_manifest_sees_boxes_and_difficulty(devkit):
     assert len(seen) == 4
 
 
-def check_voc(root: Path, split: data.DetectionSplit) -> int:
+def check_voc(root: Path, split: DetectionSplit) -> int:
     """Every object of every XML, in the order of the list."""
     folder = voc.year_folder(root)
     ids = (folder / "ImageSets/Main" / f"{split.split}.txt").read_text().split()
@@ -493,7 +495,7 @@ def test_the_two_flat_boxes_of_the_official_file_are_no_error(coco, capsys):
     assert "boxes with no area: 1, e.g. annotation 918" in capsys.readouterr().err
 
 
-def check_coco(root: Path, split: data.DetectionSplit) -> tuple[int, int]:
+def check_coco(root: Path, split: DetectionSplit) -> tuple[int, int]:
     """Objects and crowds, each as pycocotools has it."""
     theirs = COCO(str(split.annotations))
     categories = sorted(theirs.getCatIds())

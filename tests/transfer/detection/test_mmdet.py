@@ -28,9 +28,10 @@ from model_zoo.backbone import Backbone
 from model_zoo.export import ExportError
 from model_zoo.resnet import build as build_trunk
 from transfer.detection import checkpoints, coco_eval, mmdet_protocol, native_data, reading
-from transfer.detection.data import Detections, DetectionSplit, Instance, Picture, read_coco, read_voc
+from transfer.detection.data import Detections, DetectionSplit, Instance, Picture
 from transfer.detection.engines import Job
 from transfer.detection.engines import mmdet as engine
+from transfer.detection.layouts import read_coco, read_voc
 from transfer.detection.spec import DetectionSpec
 from transfer.detection.training import rle
 

@@ -17,7 +17,7 @@ from core.config import build
 from core.datasets import DataPlaces, demo
 from core.errors import ConfigError, DataError
 from transfer import tasks
-from transfer.detection import data, engines, native_data, run
+from transfer.detection import engines, faults, native_data, run
 from transfer.detection.data import Detections
 from transfer.detection.spec import DetectionSpec, scaled
 from transfer.protocol import RunContext
@@ -237,7 +237,7 @@ def test_other_classes_in_training_than_in_the_test_are_refused(scenes, tmp_path
 def test_every_image_is_decoded_before_a_course(scenes, tmp_path, monkeypatch):
     """One's own when they are read, whatever bad=skip leaves out; the published ones before the engine starts."""
     as_coco(tmp_path, {"train2017": scenes(tmp_path / "train2017", 4), "val2017": scenes(tmp_path / "val2017", 2)})
-    monkeypatch.setattr(data, "HEADERS", 1)
+    monkeypatch.setattr(faults, "HEADERS", 1)
     last = int(np.random.default_rng(0).permutation(4)[-1])
     file, places = tmp_path / f"train2017/{last}.png", DataPlaces(None, {"coco": tmp_path})
     file.write_bytes(file.read_bytes()[:-2000])
@@ -259,8 +259,8 @@ def test_every_image_is_decoded_before_a_course(scenes, tmp_path, monkeypatch):
 
 def test_a_rehearsal_decodes_what_it_uses(scenes, tmp_path, monkeypatch):
     as_coco(tmp_path, {"train2017": scenes(tmp_path / "train2017", 12), "val2017": scenes(tmp_path / "val2017", 1)})
-    read, real = [], data.read_image
-    monkeypatch.setattr(data, "read_image", lambda file, *size: read.append(file.name) or real(file, *size))
+    read, real = [], faults.read_image
+    monkeypatch.setattr(faults, "read_image", lambda file, *size: read.append(file.name) or real(file, *size))
     cell = plan.load_cell("coco_instance_segmentation", profile="smoke")
     splits = cell.task.splits(cell.config, DataPlaces(None, {"coco": tmp_path}))
     assert len(splits["train"]) == 8 and len(read) == 9

@@ -13,7 +13,8 @@ import pytest
 from core.datasets import Files, demo, voc
 from core.errors import DataError
 from transfer.detection import voc_eval
-from transfer.detection.data import Detections, DetectionSplit, Instance, Picture, read_voc
+from transfer.detection.data import Detections, DetectionSplit, Instance, Picture
+from transfer.detection.layouts import read_voc
 from transfer.detection.voc_eval import IOUS, evaluate
 
 CUP = (9.0, 9.0, 30.0, 30.0)  # 21 pixels a side, VOC's (10, 10, 30, 30)

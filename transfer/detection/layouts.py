@@ -1,0 +1,186 @@
+"""VOC's and COCO's layouts, of any classes, into annotated splits."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from core.datasets import Files, coco, voc
+from core.errors import DataError
+from core.images import EXTENSIONS
+from core.progress import say, track
+from transfer.detection.data import DetectionSplit, Instance, Picture
+from transfer.detection.faults import MISSING, NO_AREA, SIZE, Bad, Faults, box_fault, clipped, pixels_of, sound, usable
+
+_FLAT_IN_TRAIN2017 = (200365, 550395)  # the two images whose official annotations hold a box of no height
+
+
+def read_voc(
+    root: Path,
+    split: str,
+    *,
+    bad: Bad = "error",
+    dataset: str = "voc",
+) -> DetectionSplit:
+    """A split of VOC 2007's layout (any classes), or `trainval07+12`: 2007's trainval, then 2012's.
+
+    Boxes are (xmin - 1, ymin - 1, xmax, ymax) (detectron2 data/datasets/pascal_voc.py). Difficult objects are kept.
+    Classes are those of the lists `<class>_<split>.txt`, or, where a year has none, of its annotations.
+
+    Args:
+        bad: what follows from a fault in the annotations once it was counted and said; see `Faults`.
+
+    Raises:
+        DataError: half a devkit, faults with `bad="error"`, or nothing left.
+    """
+    folders, own = _voc_folders(root, split)
+    lists = [folder / "ImageSets" / "Main" for folder in folders]
+    classes = _voc_classes(folders[0], own)
+    for other in lists[1:]:
+        if voc.class_names(other, own) != classes:
+            raise DataError(f"{other}: its classes are not those of {lists[0]}; both years need the same lists")
+    base = folders[0] / "JPEGImages" if len(folders) == 1 else folders[0].parent
+    faults = Faults(base, bad)
+    paths, pictures = [], []
+    for folder, listed in zip(folders, lists, strict=True):
+        ids = voc.image_ids(listed / f"{own}.txt")
+        there = _images(folder / "JPEGImages")
+        for name in track(ids, total=len(ids), label=f"annotations of {folder.name} {own}"):
+            image = folder / "JPEGImages" / there.get(name, f"{name}.jpg")
+            if name not in there:
+                faults.add(MISSING, image.name)
+            elif (picture := _voc_picture(folder, name, classes, faults)) is not None:
+                paths.append(image.relative_to(base).as_posix())
+                pictures.append(picture)
+    found = DetectionSplit(dataset, split, Files(base, tuple(paths)), tuple(pictures), classes)
+    return sound(found, faults)
+
+
+def read_coco(
+    root: Path,
+    split: str,
+    *,
+    bad: Bad = "error",
+    masks: bool = False,
+    dataset: str = "coco",
+) -> DetectionSplit:
+    """A split of COCO's layout: images by id, categories by id without gaps, crowds marked, masks as they stand.
+
+    Images without objects are kept: an evaluation counts what is found in them.
+
+    Args:
+        bad: what follows from a fault in the annotations once it was counted and said; see `Faults`.
+        masks: every object needs one.
+
+    Raises:
+        DataError: not COCO's format, faults with `bad="error"`, or nothing left.
+    """
+    file, folder = coco.annotation_file(root, split), Path(root) / split
+    known = coco.instances(file, strict=False)
+    faults = Faults(file, bad)
+    for number, key in known.stray:
+        faults.add(f"annotations whose {key} is unknown", f"annotation {number}")
+    labels = {category["id"]: row for row, category in enumerate(known.categories)}
+    of_image: dict[Any, list[dict[str, Any]]] = {}
+    for annotation in known.annotations:
+        of_image.setdefault(annotation["image_id"], []).append(annotation)
+    there = voc.listing(folder)
+    paths, pictures = [], []
+    for image in track(known.images, total=len(known.images), label=f"annotations of {dataset} {split}"):
+        name = image["file_name"]
+        if name not in there and not ("/" in name and (folder / name).is_file()):
+            faults.add(MISSING, name)
+            continue
+        size = pixels_of(image)
+        if size is None:
+            faults.add(SIZE, name)
+            continue
+        items = [_coco_instance(a, image, labels, faults, masks=masks) for a in of_image.get(image["id"], [])]
+        paths.append(name)
+        instances = tuple(item for item in items if item is not None)
+        pictures.append(Picture(str(image["id"]), *size, instances))
+    classes = tuple(category["name"] for category in known.categories)
+    found = DetectionSplit(dataset, split, Files(folder, tuple(paths)), tuple(pictures), classes, annotations=file)
+    return sound(found, faults)
+
+
+def _voc_folders(root: Path, split: str) -> tuple[list[Path], str]:
+    """The years' folders and the name of their list."""
+    if split != "trainval07+12":
+        return [voc.year_folder(root)], split
+    folders = [voc.year_folder(root, year) for year in (2007, 2012)]
+    if folders[0] == folders[1] or folders[0].parent != folders[1].parent:
+        raise DataError(f"{root}: {split} needs VOC2007 and VOC2012 side by side in one folder (VOCdevkit)")
+    return folders, "trainval"
+
+
+def _images(folder: Path) -> dict[str, str]:
+    """Image files by name without ending: VOC's own are .jpg, other data sets' in its layout may be .png or .jpeg."""
+    files = [name for name in sorted(voc.listing(folder)) if Path(name).suffix.lower() in EXTENSIONS]
+    return {Path(name).stem: name for name in sorted(files, key=lambda name: name.endswith(".jpg"))}
+
+
+def _voc_classes(folder: Path, split: str) -> tuple[str, ...]:
+    """Those of the devkit's lists; of a data set that has no lists of classes, the names in all its annotations."""
+    lists = folder / "ImageSets" / "Main"
+    if any(lists.glob(f"*_{split}.txt")) or (split in voc.SPLITS and any(lists.glob("*_*.txt"))):
+        return voc.class_names(lists, split)
+    found: set[str] = set()
+    for name in sorted({name for file in lists.glob("*.txt") for name in voc.image_ids(file)}):
+        with contextlib.suppress(DataError):  # counted where the split is read
+            found |= {item.name for item in voc.annotation(folder / "Annotations" / f"{name}.xml").objects}
+    if not found:
+        raise DataError(f"{lists}: no lists <class>_{split}.txt in it, and no class in the annotations")
+    say(f"{lists}: no lists <class>_{split}.txt in it; classes by the annotations: {', '.join(sorted(found))}")
+    return tuple(sorted(found))
+
+
+def _voc_picture(folder: Path, name: str, classes: tuple[str, ...], faults: Faults) -> Picture | None:
+    try:
+        stated = voc.annotation(folder / "Annotations" / f"{name}.xml")
+    except DataError as error:
+        faults.add("annotations that cannot be read", str(error))
+        return None
+    if stated.width <= 0 or stated.height <= 0:
+        faults.add(SIZE, f"{name}.jpg")
+        return None
+    instances = []
+    for item in stated.objects:
+        if item.name not in classes:
+            faults.add("objects of a class that has no list", f"'{item.name}' in {name}.xml")
+            continue
+        x0, y0, x1, y1 = item.box
+        box = (x0 - 1, y0 - 1, x1, y1)
+        fault = box_fault(box, stated.width, stated.height)
+        if fault:
+            faults.add(fault, f"{name}.xml")
+        else:
+            box = clipped(box, stated.width, stated.height, f"{name}.xml", faults)
+            instances.append(Instance(classes.index(item.name), box, difficult=item.difficult))
+    return Picture(name, stated.width, stated.height, tuple(instances))
+
+
+def _coco_instance(
+    annotation: dict[str, Any], image: dict[str, Any], labels: dict[Any, int], faults: Faults, *, masks: bool
+) -> Instance | None:
+    name = f"annotation {annotation['id']} of {image['file_name']}"
+    kept, fault = usable(annotation, image)
+    if fault:
+        official = fault == NO_AREA and image["id"] in _FLAT_IN_TRAIN2017
+        (faults.mend if official else faults.add)(fault, name)
+    if kept is None:
+        return None
+    mask = kept.get("segmentation") or None
+    if masks and mask is None:
+        faults.add("objects without a mask", name)
+        return None
+    x, y, width, height = kept["bbox"]
+    box = clipped((x, y, x + width, y + height), image["width"], image["height"], name, faults)
+    return Instance(
+        labels[annotation["category_id"]],
+        box,
+        crowd=bool(annotation.get("iscrowd")),
+        mask=mask,
+        area=annotation.get("area"),
+    )
