@@ -473,8 +473,8 @@ def test_other_arithmetic_stays_near(shared_photos, recipe, tmp_path, override):
     for name, more in (("plain", []), ("other", [override])):
         train(recipe(shared_photos, "optim.batch=30", *more), tmp_path / name)
     assert losses(tmp_path / "other")[0]["loss"] == pytest.approx(losses(tmp_path / "plain")[0]["loss"], rel=0.01)
-    assert_finite(checkpoint(tmp_path / "run"))
-    assert {t.dtype for t in checkpoint(tmp_path / "run")["online"].values()} == {torch.float32, torch.int64}
+    assert_finite(checkpoint(tmp_path / "other"))
+    assert {t.dtype for t in checkpoint(tmp_path / "other")["online"].values()} == {torch.float32, torch.int64}
 
 
 # ---------------------------------------------------------------- what goes wrong
