@@ -335,7 +335,7 @@ def test_page_takes_whatever_was_tuned(tuned, make):
 def test_only_what_was_chosen_is_said_to_be(make):
     tuned = {"lr": 0.1, "on": "200 images held out of train"}
     chosen, fixed = make(50.0, tuned=tuned), make(50.0, cell="inat18_linear", data="inat18")
-    said = "imagenet_linear: chosen on 200 images held out of train."
+    said = "of the last epoch. imagenet_linear: chosen on 200 images held out of train."
     for results, count in (([chosen, fixed], 1), ([fixed], 0)):
         page = " ".join(html.page(gather(results), results, suite="").split())
         assert page.count(said) == page.count("chosen on") == count
