@@ -81,12 +81,8 @@ class Log:
         """Record an online kNN accuracy."""
         if self.main and accuracy is not None:
             self._write(step, {"online_knn20": accuracy})
-            where = (
-                "demo scenes, within the training split"
-                if self.config.data.name == "demo"
-                else "within the training split"
-            )
-            say(f"step {step + 1}/{self.plan.total}  online 20-NN {accuracy:.1f}% ({where})")
+            scenes = "demo scenes, " if self.config.data.name == "demo" else ""
+            say(f"step {step + 1}/{self.plan.total}  online 20-NN {accuracy:.1f}% ({scenes}within the training split)")
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         epoch = (step + 1) / self.plan.per_epoch

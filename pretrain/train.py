@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from timm.optim import Lars
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from core import distributed, schedules
-from core.artifacts import atomic_write_text, make_folder, writing
+from core.artifacts import atomic_write_text, held, make_folder
 from core.config import dump
 from core.datasets import ImageSplit
 from core.embeddings import knn_accuracy
@@ -226,36 +226,29 @@ def online_knn(backbone: nn.Module, split: ImageSplit, config: PretrainConfig, d
 @contextlib.contextmanager
 def _claim(out: Path, resume: bool) -> Iterator[None]:
     """Take the run's folder for this job (rank 0): two runs in one folder are an error, so is a finished one."""
-    lock, refused = None, None
-    if distributed.is_main():
-        try:
-            lock = _lock(out)
-            if not resume and any((out / name).exists() for name in ("last.ckpt", "model.pth", "metrics.jsonl")):
-                raise BackbenchError(f"{out}: holds a run already; continue it with --resume, or give another --out")
-            if (out / "model.pth").exists() and not (out / "last.ckpt").exists():
-                raise BackbenchError(
-                    f"{out}: holds a model.pth and no last.ckpt to go on from; it would be overwritten: give another --out"
-                )
-        except BackbenchError as error:
-            refused = error
-    try:
+    refused = None
+    with contextlib.ExitStack() as claimed:
+        if distributed.is_main():
+            try:  # the data workers of a run just killed hold it for up to 5 s more
+                claimed.enter_context(held(make_folder(out) / ".lock", timeout=6))
+                _refuse_taken(out, resume)
+            except Timeout:
+                refused = BackbenchError(f"{out}: another process is training in this folder; give another --out")
+            except BackbenchError as error:
+                refused = error
         if bool(distributed.any_rank(torch.tensor([refused is not None], device=distributed.device()))):
             raise refused or SystemExit(2)  # the other ranks leave without a word: rank 0 has said it
         yield
-    finally:
-        if lock is not None:
-            lock.release()
 
 
-def _lock(out: Path) -> FileLock:
-    make_folder(out)
-    with writing(out):
-        lock = FileLock(str(out / ".lock"))
-        try:
-            lock.acquire(timeout=6)  # the data workers of a run just killed hold it for up to 5 s more
-        except Timeout:
-            raise BackbenchError(f"{out}: another process is training in this folder; give another --out") from None
-    return lock
+def _refuse_taken(out: Path, resume: bool) -> None:
+    """BackbenchError when a run in the folder would be mixed with another, or its model overwritten."""
+    if not resume and any((out / name).exists() for name in ("last.ckpt", "model.pth", "metrics.jsonl")):
+        raise BackbenchError(f"{out}: holds a run already; continue it with --resume, or give another --out")
+    if (out / "model.pth").exists() and not (out / "last.ckpt").exists():
+        raise BackbenchError(
+            f"{out}: holds a model.pth and no last.ckpt to go on from; it would be overwritten: give another --out"
+        )
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ def _average_precision(
 def _truth(known: coco.Instances, images: Sequence[dict[str, Any]], *, masks: bool) -> Iterator[dict[str, Any]]:
     """Annotations with the fields that users' own files may lack; copies, since pycocotools writes into them.
 
-    With `masks` the objects that have one, for boxes too, as `data.read_coco` reads them.
+    With `masks` the objects that have one, for boxes too, as `layouts.read_coco` reads them.
     """
     by_id = {image["id"]: image for image in images}
     for annotation in known.annotations:

@@ -84,9 +84,23 @@ def engine_version(config: DetectionConfig) -> str:
     return engines.get(config.engine).version()
 
 
-def readable(split: DetectionSplit, config: DetectionConfig) -> DetectionSplit:
-    """Images of one's own are decoded before anything is planned on them; of the published ones see `confirm_images`."""
-    return whole_images(split, bad=config.bad) if config.data.expect == "any" else split
+def ready(
+    found: dict[str, DetectionSplit], config: DetectionConfig, counts: dict[str, int]
+) -> dict[str, DetectionSplit]:
+    """Both splits as they are measured: checked, cut to `data.limit`, without what `bad=skip` leaves out.
+
+    That images are whole where nothing is left out is confirmed when they are trained on, not for a number that is kept.
+
+    Raises:
+        DataError: as `check_splits`, or no image is whole.
+    """
+    check_splits(found, config, counts)
+    cut = {role: limited(split, config.data.limit) for role, split in found.items()}
+    return {role: whole_images(split, bad="skip") for role, split in cut.items()} if _leaves_out(config) else cut
+
+
+def _leaves_out(config: DetectionConfig) -> bool:
+    return config.bad == "skip" and config.data.expect == "any"
 
 
 def check_splits(splits: dict[str, DetectionSplit], config: DetectionConfig, counts: dict[str, int]) -> None:
@@ -153,7 +167,7 @@ def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext) -> 
         )
     for split in (train, test):
         ctx.notes += [f"left out of {split.split}: {sentence}" for sentence in split.left_out]
-        if config.data.expect == "published":
+        if not _leaves_out(config):
             confirm_images(split)
     model = engine.train(spec, backbone, train, job)
     found = detect(engine, model, spec, test, job)

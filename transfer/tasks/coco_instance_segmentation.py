@@ -85,10 +85,7 @@ def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
         role: read_coco(root, name, bad=config.bad, masks=config.spec.masks)
         for role, name in (("train", config.train), ("test", config.test))
     }
-    detection.check_splits(found, config, dict(info("coco").counts))
-    return {
-        role: detection.readable(detection.limited(split, config.data.limit), config) for role, split in found.items()
-    }
+    return detection.ready(found, config, dict(info("coco").counts))
 
 
 def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:

@@ -83,10 +83,7 @@ def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
     found = {
         role: read_voc(root, name, bad=config.bad) for role, name in (("train", config.train), ("test", config.test))
     }
-    detection.check_splits(found, config, dict(info("voc").counts))
-    return {
-        role: detection.readable(detection.limited(split, config.data.limit), config) for role, split in found.items()
-    }
+    return detection.ready(found, config, dict(info("voc").counts))
 
 
 def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:
