@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test quick speed clean
+.PHONY: demo test quick hardening speed clean
 
 demo: $(INSTALLED)
 	$(BIN)/python pretrain/run.py --out runs/demo --resume
@@ -18,6 +18,9 @@ test: $(INSTALLED)
 
 quick: $(INSTALLED)
 	$(BIN)/python -m pytest -m quick
+
+hardening: $(INSTALLED)
+	BACKBENCH_HARDENING=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 1800 tests/hardening
 
 speed: $(INSTALLED)
 	$(BIN)/python benchmarks/speed/step.py

@@ -8,19 +8,27 @@ from collections.abc import Callable, Iterable
 
 
 class BackbenchError(Exception):
-    """Something the user can act on. Entry points print its text and exit with 2."""
+    """Something the user can act on. Entry points print its kind and text (what, where, what to do) and exit with 2."""
+
+    kind = "error"
 
 
 class ConfigError(BackbenchError):
     """A configuration that does not fit its model."""
 
+    kind = "configuration error"
+
 
 class DataError(BackbenchError):
     """A data set that is absent, half there or unreadable."""
 
+    kind = "data error"
+
 
 class CheckpointError(BackbenchError):
     """A checkpoint file that cannot be trusted to hold the backbone it should."""
+
+    kind = "checkpoint error"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -37,7 +45,7 @@ def run_cli(main: Callable[[], int | None]) -> None:
     try:
         code = main() or 0
     except BackbenchError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{error.kind}: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

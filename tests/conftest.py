@@ -15,8 +15,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if "slow" not in item.keywords:
+        if "slow" not in item.keywords and "tests/hardening/" not in item.nodeid:
             item.add_marker(pytest.mark.quick)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """`hardening: archives 45 tried, 45 held`: of each file of hostile inputs, kills and damages that ran."""
+    tried: dict[str, list[int]] = {}
+    for outcome, held in (("passed", 1), ("failed", 0), ("error", 0)):
+        for report in terminalreporter.getreports(outcome):
+            file = report.nodeid.partition("::")[0]
+            if file.startswith("tests/hardening/"):
+                tried.setdefault(Path(file).stem.removeprefix("test_"), []).append(held)
+    for name, outcomes in sorted(tried.items()):
+        terminalreporter.write_line(f"hardening: {name} {len(outcomes)} tried, {sum(outcomes)} held")
 
 
 @pytest.fixture(scope="session")

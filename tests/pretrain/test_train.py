@@ -729,4 +729,4 @@ def test_dry_run_as_a_plain_script_from_anywhere(tmp_path, shared_photos, recipe
 def test_an_error_of_the_script_is_one_line_and_code_2(tmp_path):
     answer = run_script("--config", "dmeo", cwd=tmp_path)
     assert answer.returncode == 2 and answer.stdout == ""
-    assert answer.stderr.strip() == "error: no recipe 'dmeo'; did you mean 'demo'?"
+    assert answer.stderr.strip() == "configuration error: no recipe 'dmeo'; did you mean 'demo'?"
