@@ -1,117 +1,29 @@
-"""The record: one JSON per (backbone, cell, seed). Its schema version, reading, migrating, writing."""
+"""Records as files: one JSON per (backbone, cell, seed); where each lies, writing, finding, reading."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
+from benchmarks.record import (
+    SCHEMA,
+    BackboneRecord,
+    DataRecord,
+    MetricRecord,
+    Provenance,
+    Result,
+    TaskRecord,
+)
 from core.artifacts import atomic_write, atomic_write_text
 from core.config import digest
 from core.errors import BackbenchError
 from core.progress import say
 
-SCHEMA = 1
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class MetricRecord(_Strict):
-    """One number; percent unless the unit says otherwise."""
-
-    value: Annotated[float, Field(allow_inf_nan=False)]
-    unit: str
-    higher_is_better: bool
-
-
-class BackboneRecord(_Strict):
-    """Which backbone."""
-
-    name: str
-    weights_sha256: str
-    format: str
-    arch: dict[str, Any]
-    input: dict[str, Any]
-
-
-class TaskRecord(_Strict):
-    """Which protocol, with the whole resolved configuration."""
-
-    name: str
-    version: int
-    config: dict[str, Any]
-    config_sha256: str
-    tuned: dict[str, Any] = {}  # what was chosen, and on which split
-    notes: list[str] = []
-    engine: str | None = None  # library and version, where one runs the protocol
-
-
-class DataRecord(_Strict):
-    """Which data."""
-
-    name: str
-    train: str
-    test: str
-    counts: dict[str, int]
-    manifest_sha256: str
-    is_published: bool
-    is_demo: bool = False
-
-
-class Provenance(_Strict):
-    """Where and how the number was made."""
-
-    commit: str
-    dirty: bool
-    packages: dict[str, str]
-    device: str
-    wall_s: float
-    peak_memory: int  # bytes
-    argv: list[str]
-    threads: int
-    processes: int = 1  # of torchrun's job; older records do not say
-
-
-class Result(_Strict):
-    """A record. `skipped` and `failed` ones carry a reason and no metrics."""
-
-    schema_version: Annotated[int, Field(alias="schema")] = SCHEMA
-    status: Literal["ok", "failed", "skipped"]
-    reason: str | None = None
-    profile: Literal["full", "smoke"]
-    suite: str
-    seed: int
-    backbone: BackboneRecord
-    cell: str
-    task: TaskRecord
-    data: DataRecord | None = None
-    metrics: dict[str, MetricRecord] = {}
-    primary: str | None = None
-    provenance: Provenance | None = None
-    error: str | None = None
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-    def identity(self) -> str:
-        """Equal for two records that must hold the same number: weights, task, configuration, data, seed, profile."""
-        return digest(
-            {
-                "weights": self.backbone.weights_sha256,
-                "arch": self.backbone.arch,
-                "input": self.backbone.input,
-                "cell": self.cell,
-                "task": [self.task.name, self.task.version, self.task.config_sha256, self.task.engine],
-                "manifest": self.data.manifest_sha256 if self.data else None,
-                "profile": self.profile,
-                "seed": self.seed,
-            }
-        )
+__all__ = ["SCHEMA", "BackboneRecord", "DataRecord", "MetricRecord", "Provenance", "Result", "TaskRecord"]
 
 
 def marks(*, is_demo: bool, profile: str) -> str:

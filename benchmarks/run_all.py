@@ -5,36 +5,21 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from core.errors import BackbenchError, ConfigError, nearest, run_cli
+from benchmarks.subjects import Subject, by_seed, curves_of, find_subjects
+from core.errors import BackbenchError, run_cli
 
 if TYPE_CHECKING:
     from benchmarks.plan import Cell
     from core.datasets import DataPlaces
-    from model_zoo.backbone import Backbone
 
 INTERRUPTED = 130  # exit code after Ctrl-C
 _RUN_ONE = Path(__file__).resolve().parent / "run_one.py"
-
-
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """A backbone to measure, as `run_one` is told of it; a random baseline is one backbone per seed."""
-
-    ckpt: str  # [NAME=]FILE, zoo:<entry>, timm:<model>, <module>:<function> or random:<architecture>
-    like: str | None
-    backbones: tuple[Backbone, ...]
-
-    @property
-    def name(self) -> str:
-        """The row it belongs to."""
-        return self.backbones[0].name
 
 
 def parser() -> argparse.ArgumentParser:
@@ -103,13 +88,13 @@ def main(argv: list[str] | None = None) -> int:
     record_without_number(subjects, cells, skipped, runs, codes, repeats, before, args)
     if interrupted := any(code == INTERRUPTED for code in codes):
         say(f"stopped; finished results are kept in {args.out}: the same command goes on from there")
-    from benchmarks import report, run_one
+    from benchmarks import report
 
     planned = {
         (backbone.weights_sha256, cell.name, cell.config_sha256, cell.task.version, seed)
         for subject in subjects
         for cell in cells
-        for seed, backbone in run_one.by_seed(subject.backbones, repeats[cell.name], cell)
+        for seed, backbone in by_seed(subject.backbones, repeats[cell.name], cell)
     }
     path = report.write(args.out, suite=suite_name, curves=curves_of(args.ckpt), only=planned)
     print(report.text(args.out, only=planned))
@@ -130,73 +115,6 @@ def gaps(subjects: list[Subject], cells: list[Cell], places: DataPlaces) -> dict
         for cell in cells
     }
     return {pair: reason for pair, reason in found.items() if reason}
-
-
-def curves_of(ckpts: list[str]) -> dict[str, Path]:
-    """`metrics.jsonl` beside each checkpoint that has one: the run that made it."""
-    from benchmarks.run_one import split_name
-    from model_zoo.load import default_name
-
-    found = {}
-    for ckpt in ckpts:
-        name, path = split_name(ckpt)
-        metrics = Path(path).parent / "metrics.jsonl"
-        if Path(path).is_file() and metrics.exists():
-            shown = name or default_name(Path(path))
-            found[shown if shown not in found else f"{shown} ({path})"] = metrics
-    return found
-
-
-def find_subjects(ckpts: list[str], baselines: str, seeds: int) -> list[Subject]:
-    """Load every checkpoint once, so that a bad one stops before any cell runs; `random` follows their architectures."""
-    from benchmarks.run_one import split_name
-    from core.progress import say
-    from model_zoo import entries
-    from model_zoo.load import load
-
-    def random(ckpt: str, like: str | None) -> Subject:
-        name, source = split_name(ckpt)
-        template = load(like) if like else None
-        made = (load(source, name=name, seed=seed, like=template) for seed in range(seeds))
-        return Subject(ckpt, like, tuple(made))
-
-    def from_zoo(name: str) -> Subject:
-        known = {entry.name for entry in entries.all_entries()}
-        if name not in known:
-            close = hint if "did you mean" in (hint := nearest(name, known)) else ""
-            raise ConfigError(
-                f"unknown baseline '{name}'; known: random, random:<architecture>, names of zoo entries{close}"
-            )
-        return Subject(f"zoo:{name}", None, (load(f"zoo:{name}"),))
-
-    subjects = []
-    for ckpt in ckpts:
-        name, path = split_name(ckpt)
-        subjects.append(
-            random(ckpt, None) if path.startswith("random:") else Subject(ckpt, None, (load(path, name=name),))
-        )
-        for note in subjects[-1].backbones[0].notes:
-            say(f"{subjects[-1].name}: {note}")
-    files = [subject for subject in subjects if subject.backbones[0].format != "random"]
-    for baseline in filter(None, (b.strip() for b in baselines.split(","))):
-        if baseline == "random":
-            if not files:
-                raise ConfigError("--baselines random follows a --ckpt; name the architecture: random:resnet50")
-            if without := [s.ckpt for s in files if not s.backbones[0].is_resnet]:
-                raise ConfigError(
-                    f"--baselines random: {without[0]} is no ResNet, and how it is initialised cannot be guessed; give that "
-                    "as another --ckpt (a function of your own, or timm:NAME?pretrained=false)"
-                )
-            alike = {(s.backbones[0].arch.model_dump_json(), s.backbones[0].input.model_dump_json()): s for s in files}
-            for subject in alike.values():
-                source = f"random:{subject.backbones[0].arch.name}"
-                name = f"{source} like {subject.name}=" if len(alike) > 1 else ""  # one name is one row
-                subjects.append(random(name + source, split_name(subject.ckpt)[1]))
-        elif baseline.startswith("random:"):
-            subjects.append(random(baseline, None))
-        else:
-            subjects.append(from_zoo(baseline.removeprefix("zoo:")))
-    return subjects
 
 
 def record_without_number(
@@ -230,7 +148,7 @@ def record_without_number(
         reason = f"its process ended with code {code}; what it printed says why, and out of memory it prints nothing"
         blanks = [
             run_one.blank(backbone, cell, seed, args, status="failed", reason=reason)
-            for seed, backbone in run_one.by_seed(subject.backbones, repeats[cell.name], cell)
+            for seed, backbone in by_seed(subject.backbones, repeats[cell.name], cell)
         ]
         silent = [b for b in blanks if not new & result.of_seed(args.out, b)]
         lost = [b for b in silent if not result.is_measured(args.out, b)]

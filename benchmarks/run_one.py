@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import time
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from benchmarks.subjects import backbones, split_name
 from core.errors import BackbenchError, run_cli
 
 if TYPE_CHECKING:
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
     from core.datasets import DataPlaces, ImageSplit
     from model_zoo.backbone import Backbone
 
-
-_SOURCE = re.compile(r"[A-Za-z_][\w.-]*:\w")  # no file
+__all__ = ["main", "parser", "split_name"]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,37 +62,6 @@ def main(argv: list[str] | None = None) -> int:
         return 1 if failed else 0
     finally:
         distributed.shutdown()
-
-
-def backbones(ckpt: str, like: str | None, seeds: int, cell: Cell) -> list[tuple[int, Backbone]]:
-    """(seed, backbone) pairs: a random backbone anew for each seed, a fixed one once where the task draws nothing."""
-    from model_zoo.load import load
-
-    name, path = split_name(ckpt)
-    if path.startswith("random:"):
-        template = load(like) if like else None
-        return by_seed([load(path, name=name, seed=seed, like=template) for seed in range(seeds)], seeds, cell)
-    return by_seed([load(path, name=name)], seeds, cell)
-
-
-def by_seed(made: Sequence[Backbone], seeds: int, cell: Cell) -> list[tuple[int, Backbone]]:
-    """(seed, backbone) pairs of a random backbone's networks, or of the one of a checkpoint."""
-    if made[0].format == "random":
-        return list(enumerate(made[:seeds]))
-    return [(seed, made[0]) for seed in range(1 if cell.task.deterministic(cell.config) else seeds)]
-
-
-def split_name(ckpt: str) -> tuple[str | None, str]:
-    """`name=path` or `path`; a path that exists is never split, nor an option (`timm:NAME?pretrained=false`).
-
-    Of several `=` the first that a file or another source (`random:resnet50`, `module:function`) follows, else the first.
-    """
-    places = [i for i, c in enumerate(ckpt) if c == "=" and "?" not in ckpt[:i]]
-    if not places or Path(ckpt).exists():
-        return None, ckpt
-    fit = (i for i in places if _SOURCE.match(ckpt[i + 1 :]) or Path(ckpt[i + 1 :]).is_file())
-    place = next(fit, places[0])
-    return ckpt[:place], ckpt[place + 1 :]
 
 
 def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args: argparse.Namespace) -> bool:
