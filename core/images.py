@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from core import files
 from core.errors import DataError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
+_LARGEST = 2**30  # bytes of an image file
 
 
 class CorruptImage(DataError):
     """An image file that cannot be decoded whole; the text names it."""
 
 
-def read_bytes(path: Path) -> bytes:
-    """The file's bytes; CorruptImage when it is missing, empty or not readable."""
+def read_bytes(path: Path, listed: Sequence[int] | None = None) -> bytes:
+    """The file's bytes.
+
+    Args:
+        listed: its status when it was listed, where that was noted.
+
+    Raises:
+        CorruptImage: it is missing, empty, too large or not a file.
+        Changed: it is another file than the one that was listed.
+    """
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise CorruptImage(f"{path}: cannot be read ({error.strerror})") from error
+        data = files.read_bytes(Path(path), limit=_LARGEST, listed=listed)
+    except files.Unreadable as error:
+        raise CorruptImage(str(error)) from None
     if not data:
         raise CorruptImage(f"{path}: the file is empty")
     return data

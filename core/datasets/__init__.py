@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from core import files
 from core.errors import ConfigError, DataError, nearest
+from core.files import Status, status_of
 from core.images import decode_rgb, open_rgb, read_bytes
 
 
@@ -27,6 +28,7 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
     def name(self, index: int) -> str: ...
     def size(self, index: int) -> int: ...
+    def status(self, index: int) -> Status: ...
     def stored(self, index: int) -> bytes: ...
     def pil(self, index: int) -> Image.Image: ...
     def rgb(self, index: int) -> np.ndarray: ...
@@ -38,6 +40,10 @@ class Files:
 
     root: Path
     paths: tuple[str, ...]  # relative to root, with forward slashes
+    _listed: np.ndarray = field(init=False, repr=False, compare=False)  # (N, 3) int64 statuses, -1 until asked for
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_listed", np.full((len(self.paths), 3), -1, np.int64))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -48,25 +54,27 @@ class Files:
 
     def size(self, index: int) -> int:
         """Bytes on disk. Raises DataError when the file is gone."""
-        path = self.root / self.paths[index]
-        try:
-            return path.stat().st_size
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        return self.status(index)[0]
+
+    def status(self, index: int) -> Status:
+        """Size and times, noted when first asked for: from then on a file that changed is an error when it is read."""
+        if self._listed[index, 0] < 0:
+            self._listed[index] = status_of(self.root / self.paths[index])
+        size, contents, entry = self._listed[index].tolist()
+        return size, contents, entry
 
     def stored(self, index: int) -> bytes:
-        """The file's bytes, not decoded. Raises CorruptImage."""
-        return read_bytes(self.root / self.paths[index])
+        """The file's bytes, not decoded. Raises CorruptImage, and Changed."""
+        listed = self._listed[index]
+        return read_bytes(self.root / self.paths[index], None if listed[0] < 0 else listed.tolist())
 
     def pil(self, index: int) -> Image.Image:
-        """Pillow image in mode RGB, for evaluation. Raises CorruptImage."""
-        path = self.root / self.paths[index]
-        return open_rgb(read_bytes(path), str(path))
+        """Pillow image in mode RGB, for evaluation. Raises CorruptImage, and Changed."""
+        return open_rgb(self.stored(index), str(self.root / self.paths[index]))
 
     def rgb(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8, decoded fast, for pretraining. Raises CorruptImage."""
-        path = self.root / self.paths[index]
-        return decode_rgb(read_bytes(path), str(path))
+        """(H, W, 3) uint8, decoded fast, for pretraining. Raises CorruptImage, and Changed."""
+        return decode_rgb(self.stored(index), str(self.root / self.paths[index]))
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,10 @@ class Subset:
     def size(self, index: int) -> int:
         """Bytes on disk."""
         return self.source.size(int(self.chosen[index]))
+
+    def status(self, index: int) -> Status:
+        """Size and times of its file."""
+        return self.source.status(int(self.chosen[index]))
 
     def stored(self, index: int) -> bytes:
         """The image's bytes, not decoded. Raises CorruptImage."""
@@ -122,8 +134,19 @@ class ImageSplit:
         if not self._manifest:
             labels = [-1] * len(self) if self.labels is None else self.labels.tolist()  # a row of many: "[1, 0, -1]"
             rows = sorted(f"{self.source.name(i)}\t{self.source.size(i)}\t{labels[i]}" for i in range(len(self)))
-            self._manifest.append(hashlib.sha256("\n".join(rows).encode()).hexdigest())
+            self._manifest.append(hashlib.sha256("\n".join(rows).encode(errors="surrogateescape")).hexdigest())
         return self._manifest[0]
+
+    def state_sha256(self) -> str:
+        """SHA-256 over (name, size, time of last change) of all items in their order: what is kept of their pixels needs it.
+
+        The manifest cannot tell an image from another one of the same size that took its place between two runs.
+        """
+        state = hashlib.sha256()
+        for index in range(len(self)):
+            size, contents, _ = self.source.status(index)
+            state.update(f"{self.source.name(index)}\t{size}\t{contents}\n".encode(errors="surrogateescape"))
+        return state.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -262,11 +285,9 @@ def read_json(file: Path, keys: Collection[str]) -> dict[str, list[dict[str, Any
         DataError: missing, cut short, not JSON or without one of the lists.
     """
     try:
-        record = json.loads(Path(file).read_bytes())
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}); is the data set whole?") from None
-    except ValueError as error:
-        raise DataError(f"{file}: not readable as JSON, cut short? ({error})") from None
+        record = files.read_json(Path(file))
+    except files.Unreadable as error:
+        raise DataError(f"{error}; is the data set whole?") from None
     lacking = [key for key in keys if not isinstance(record, dict) or not isinstance(record.get(key), list)]
     if lacking:
         raise DataError(f"{file}: no list '{lacking[0]}' in it; expected an annotation file in COCO's format")

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from core.datasets import Files, some
 from core.errors import DataError
 from core.progress import say
+from transfer.detection.reading import hold
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels; the image's upper left corner is (0, 0)
 BITMAPS = "masks are trained on as bitmaps, since some objects have run-length masks"
@@ -73,13 +74,17 @@ class DetectionSplit:
         return self.source.root / self.source.paths[index]
 
     def manifest_sha256(self) -> str:
-        """SHA-256 over the sorted (name, bytes, width, height, objects) of all images, masks and areas included."""
+        """SHA-256 over the sorted (name, bytes, width, height, objects) of all images, masks and areas included.
+
+        An image that changes afterwards is an error where it is read.
+        """
         if not self._manifest:
+            hold(self.source)
             rows = sorted(
                 f"{self.source.name(i)}\t{self.source.size(i)}\t{p.width}x{p.height}\t{[_row(o) for o in p.instances]}"
                 for i, p in enumerate(self.pictures)
             )
-            self._manifest.append(hashlib.sha256("\n".join(rows).encode()).hexdigest())
+            self._manifest.append(hashlib.sha256("\n".join(rows).encode(errors="surrogateescape")).hexdigest())
         return self._manifest[0]
 
 

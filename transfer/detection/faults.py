@@ -14,6 +14,7 @@ from PIL import Image
 
 from core.datasets import some
 from core.errors import DataError
+from core.files import Changed
 from core.progress import say, track
 from transfer.detection.data import Box, DetectionSplit, of_rows
 from transfer.detection.reading import read_image
@@ -187,6 +188,8 @@ def undecodable(split: DetectionSplit, rows: Collection[int]) -> set[int]:
         picture = split.pictures[row]
         try:
             read_image(split.file(row), picture.width, picture.height)
+        except Changed:
+            raise
         except DataError:
             return False
         return True

@@ -6,17 +6,29 @@ from pathlib import Path
 
 import numpy as np
 
+from core.datasets import Files
 from core.errors import DataError
+from core.files import Status
 from core.images import open_rgb, read_bytes
+
+# Engines hand on nothing but a file's path, to processes that they fork: what is known of it must be found by that.
+_listed: dict[str, Status] = {}
+
+
+def hold(source: Files) -> None:
+    """From now on it is an error, in this process and those it forks, when an image that changed since is read."""
+    roots = {source.root, source.root.resolve()}  # MMDet is given the latter
+    for index, path in enumerate(source.paths):
+        _listed.update({str(root / path): source.status(index) for root in roots})
 
 
 def read_image(file: Path, width: int, height: int) -> np.ndarray:
     """(height, width, 3) uint8 RGB, as stored: boxes are counted before any EXIF tag turns the image.
 
     Raises:
-        DataError: it cannot be decoded, or is of another size.
+        DataError: it cannot be decoded, is of another size, or changed since it was listed.
     """
-    image = open_rgb(read_bytes(file), str(file))
+    image = open_rgb(read_bytes(file, _listed.get(str(file))), str(file))
     if image.size != (width, height):
         raise DataError(f"{file}: is {image.width}x{image.height} pixels, its annotation says {width}x{height}")
     return np.array(image)

@@ -1,0 +1,141 @@
+"""Files of the user opened with care: only regular ones, never one that changed since it was listed; text of any encoding
+that says which it is."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from core.errors import DataError
+
+TEXT_LIMIT = 2 * 2**30  # bytes: of a list of names, twenty times that of Places205
+JSON_LIMIT = 16 * 2**30  # the largest annotation files have some 6
+_MARKS = (  # longest first: UTF-32's begins like UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+Status = tuple[int, int, int]  # bytes, time of the contents' last change, of the entry's last change (nanoseconds)
+
+
+class Unreadable(DataError):
+    """A file that is absent, not a regular one, or too large."""
+
+
+class Changed(DataError):
+    """A file that is no longer the one that was listed."""
+
+
+def status_of(path: Path) -> Status:
+    """A file's size and times. Raises Unreadable."""
+    try:
+        return _status(os.stat(path))  # noqa: PTH116 (for each image of a data set: Path's own costs twice as much)
+    except (OSError, ValueError) as error:
+        raise Unreadable(f"{path}: cannot be read ({_reason(error)})") from None
+
+
+def read_bytes(path: Path, *, limit: int, start: int | None = None, listed: Sequence[int] | None = None) -> bytes:
+    """The bytes of a regular file; a FIFO, a socket or a device is refused, not waited for.
+
+    Args:
+        limit: most bytes that a file of its kind may have.
+        start: read `limit` bytes from there, of a file of any size.
+        listed: its `Status` when it was listed, where that was noted.
+
+    Raises:
+        Unreadable: absent, of another kind, or larger than `limit`.
+        Changed: another file than the one that was listed.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        try:
+            before = os.fstat(descriptor)
+            if not stat.S_ISREG(before.st_mode):
+                raise Unreadable(f"{path}: cannot be read ({_kind(before.st_mode)}, not a file)")
+            _check_listed(path, before, listed)
+            if start is None and before.st_size > limit:
+                raise Unreadable(
+                    f"{path}: cannot be read ({before.st_size / 2**20:,.0f} MiB: is it what its name says?)"
+                )
+            with open(descriptor, "rb", closefd=False) as file:
+                file.seek(start or 0)
+                data = file.read(min(limit, before.st_size))
+            _check_listed(path, os.fstat(descriptor), listed)
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError, MemoryError) as error:  # a ValueError: a name with a zero byte
+        raise Unreadable(f"{path}: cannot be read ({_reason(error)})") from None
+    return data
+
+
+def read_text(path: Path) -> str:
+    """A text file: UTF-8, or UTF-16 and UTF-32 where a byte order mark says so; the mark is no part of the text.
+
+    Bytes that are not UTF-8 become what `os.listdir` makes of them, so that a list of such file names finds its files.
+
+    Raises:
+        DataError: it cannot be read, or is no text.
+    """
+    data = read_bytes(path, limit=TEXT_LIMIT)
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding, "surrogateescape" if encoding.startswith("utf-8") else "strict")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not readable as text ({error}); save it as UTF-8") from None
+    if "\0" in text:
+        raise DataError(f"{path}: not a text file (it holds zero bytes); save it as UTF-8")
+    return text
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, without the white space around them; empty ones stay, so that they can be counted.
+
+    Only ends of lines divide: `str.splitlines` also takes a form feed or U+2028, which a file's name may hold.
+    """
+    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
+    return [line.strip() for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        DataError: it cannot be read, is not JSON, or is nested deeper or holds larger whole numbers than Python takes.
+    """
+    data = read_bytes(path, limit=JSON_LIMIT)
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError, MemoryError) as error:  # also of a number of 5,000 digits, and of its encoding
+        reason = " ".join(str(error).split())[:200] or "it needs more memory than there is"
+        raise DataError(f"{path}: not readable as JSON, cut short? ({reason})") from None
+
+
+def _status(status: os.stat_result) -> Status:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _check_listed(path: Path, now: os.stat_result, listed: Sequence[int] | None) -> None:
+    if listed is not None and _status(now) != tuple(listed):
+        raise Changed(
+            f"{path}: changed while the run was going (its size or its time is not what it was when the data set was "
+            "listed); run again, on data that nobody writes to"
+        )
+
+
+def _kind(mode: int) -> str:
+    kinds = {"a folder": stat.S_ISDIR, "a pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
+    return next((words for words, test in kinds.items() if test(mode)), "a device")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
