@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
         description="Measure what a checkpoint transfers to. Without data it runs the embedded demo suite, and says so.",
         epilog="Results already there are reused only when weights, protocol, data and seed are identical.",
     )
-    p.add_argument("--ckpt", action="append", default=[], metavar="[NAME=]FILE", help="or zoo:NAME, timm:NAME, "
+    p.add_argument("--ckpt", action="append", default=[], metavar="[NAME=]FILE", help="or https://..., zoo:NAME, timm:NAME, "
                    "module:function; may be given several times; checkpoints of one NAME are one row, with mean and "
                    "spread")  # fmt: skip
     p.add_argument("--suite", help="demo or paper (default: paper when data are given, else demo)")

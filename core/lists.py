@@ -12,7 +12,7 @@ import numpy as np
 
 from core.artifacts import file_sha256
 from core.datasets import ImageSplit, Subset, info, some
-from core.errors import DataError
+from core.errors import BackbenchError, DataError
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ OFFICIAL = {
         "10percent.txt", "6d09de11e7bdaf5b1f3b1f249b6183695f97310cdd20f0c03e7235b6b9392091", 128_116, (0.03, 0.3)
     ),
 }
+
+
+_LARGEST_LIST = 16 << 20  # bytes; the 10% list has 3 MB
 
 
 def subset(split: ImageSplit, where: str, *, expected: str | None = None) -> ImageSplit:
@@ -107,22 +110,22 @@ def fetch(name: str) -> Path:
 
 
 def _download(official: OfficialList, file: Path) -> None:
-    from torch.hub import download_url_to_file
+    from core.retrieve import Request, forget, retrieve
 
     arrived = file.with_name(f".{file.name}.part")
     try:
-        download_url_to_file(official.url, str(arrived), progress=False)
+        retrieve(Request(official.url, arrived, official.file, largest=_LARGEST_LIST))
         if file_sha256(arrived) != official.sha256:
-            raise OSError("other bytes arrived than were published")
+            raise BackbenchError("other bytes arrived than were published")
         arrived.replace(file)
-    except (OSError, ValueError) as error:  # urllib's errors are OSErrors
+    except BackbenchError as error:
         other = " (the file there now is not the published list)" if file.exists() else ""
         raise DataError(
             f"cannot fetch {official.url} ({error}): download it to {file}{other} by other means, "
             "or give the list by its path"
         ) from None
     finally:
-        arrived.unlink(missing_ok=True)
+        forget(arrived)
 
 
 def _names(file: Path) -> list[str]:

@@ -19,12 +19,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m model_zoo", description="Checkpoints in, checked backbones out.")
     commands = parser.add_subparsers(dest="command", required=True)
     verify = commands.add_parser("verify", help="say what a checkpoint is and whether it is sound")
-    verify.add_argument("file", help="a checkpoint, zoo:NAME, timm:NAME or module:function")
+    verify.add_argument("file", help="a checkpoint, https://..., zoo:NAME, timm:NAME or module:function")
     verify.add_argument("--json", action="store_true")
     convert = commands.add_parser(
         "convert", help="write a checkpoint of any known layout as model.pth or for an engine"
     )
-    convert.add_argument("file", help="a checkpoint, or zoo:NAME")
+    convert.add_argument("file", help="a checkpoint, https://... or zoo:NAME")
     convert.add_argument("--to", metavar="ENGINE", help=f"write for {' or '.join(export.names())}, with its settings")
     convert.add_argument("-o", "--output", type=Path, required=True)
     convert.add_argument("--force", action="store_true", help="overwrite the output")
@@ -139,11 +139,11 @@ def _card(entry: Entry) -> list[tuple[str, str]]:
     if not entry.has_weights:
         rows.append(("weights", f"none ({entry.no_weights})"))
         return rows + ([("see", ", ".join(entry.see))] if entry.see else [])
-    from model_zoo.download import pins
+    from model_zoo import pins
 
     spec = entry.input
     known = {"sha256": entry.sha256, "sha256 begins": entry.sha256_prefix, "md5 begins": entry.md5_prefix}
-    pin = pins().get(entry.name, {}).get("sha256")
+    pin = pins.read().get(entry.name, {}).get("sha256")
     checksums = [f"{name} {value}" for name, value in known.items() if value] + ([f"pinned {pin}"] if pin else [])
     place = entry.url or f"a file of one's own, {entry.file} in BACKBENCH_ZOO"
     rows += [("weights", place), *(("mirror", mirror) for mirror in entry.mirrors)]

@@ -35,8 +35,8 @@ def load(source: str | Path, *, name: str | None = None, seed: int = 0, like: Ba
     """Read a backbone from a checkpoint file or the zoo, or make `random:<architecture>` anew for a seed.
 
     Args:
-        source: a path, `zoo:NAME` or timm's `timm:NAME` and `hf-hub:OWNER/NAME` (downloaded on first use), an importable
-            `module:function`, or `random:resnet50`.
+        source: a path, an importable `module:function`, `random:resnet50`, or, downloaded on first use, an `https://`
+            address, `zoo:NAME`, or timm's `timm:NAME` and `hf-hub:OWNER/NAME`.
         name: what to call it in tables; from the path unless given.
         seed: of a random backbone.
         like: a backbone whose architecture and input a random one takes.
@@ -50,6 +50,8 @@ def load(source: str | Path, *, name: str | None = None, seed: int = 0, like: Ba
         return _from_zoo(str(source), name)
     if str(source).startswith(("timm:", "hf-hub:")):
         return _from_timm(str(source), name)
+    if str(source).lower().startswith(("https://", "http://")):
+        return _from_url(str(source), name)
     from model_zoo import external
 
     if external.is_function(str(source)):
@@ -95,6 +97,18 @@ def _from_zoo(source: str, name: str | None) -> Backbone:
     if entry.format and backbone.format != entry.format:
         layout = f"its layout is '{backbone.format}', the source describes '{entry.format}'"
         return replace(backbone, source=source, notes=(*backbone.notes, layout))
+    return replace(backbone, source=source)
+
+
+def _from_url(source: str, name: str | None) -> Backbone:
+    """The file at an address; nobody says what it is but its tensors."""
+    from model_zoo import download
+
+    path, stem = download.fetch_url(source)
+    try:
+        backbone = _from_file(path, name or default_name(Path(stem)))
+    except CheckpointError as error:
+        raise CheckpointError(f"{source} ({path}): {error}") from None
     return replace(backbone, source=source)
 
 

@@ -97,10 +97,12 @@ def _external_card(backbone: Backbone) -> dict[str, Any]:
 
 def _file(source: str | Path) -> Path | None:
     """The file itself, where there is one; `load` has fetched a zoo entry's already."""
-    if not str(source).startswith("zoo:"):
-        return Path(source) if Path(source).is_file() else None
     from model_zoo import download, entries
 
+    if download.is_url(str(source)):
+        return download.fetch_url(str(source))[0]
+    if not str(source).startswith("zoo:"):
+        return Path(source) if Path(source).is_file() else None
     return download.fetch(entries.get(str(source).removeprefix("zoo:")))
 
 

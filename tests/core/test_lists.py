@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import email.message
 import hashlib
-import io
 
 import numpy as np
 import pytest
-import torch
 
-from core import lists
+from core import lists, retrieve
 from core.datasets import ImageSplit, Subset
 from core.datasets.__main__ import main
-from core.errors import DataError
+from core.errors import BackbenchError, DataError
 
 CLASSES = tuple("abcd")
 PER_CLASS = 50
@@ -128,16 +125,14 @@ def official(monkeypatch, tmp_path):
     online = {small[name].url: text for name, text in texts.items()}
     asked = []
 
-    def urlopen(request, *_args, **_kwargs):
-        asked.append(request.full_url)
-        if request.full_url not in online:
-            raise OSError("no network")
-        answer = io.BytesIO(online[request.full_url])
-        answer.info = email.message.Message
-        return answer
+    def fake(request):
+        asked.append(request.url)
+        if request.url not in online:
+            raise BackbenchError(f"{request.url}: cannot reach it")
+        request.part.write_bytes(online[request.url])
 
     monkeypatch.setattr(lists, "OFFICIAL", small)
-    monkeypatch.setattr(torch.hub, "urlopen", urlopen)
+    monkeypatch.setattr(retrieve, "retrieve", fake)
     return online, asked, texts
 
 

@@ -2,85 +2,29 @@
 
 import contextlib
 import hashlib
-import http.server
 import json
 import multiprocessing
 import os
 import threading
 
 import pytest
+from servers import DATA, OTHER, SHA, answer, cut, good, plain, serving, status
 
+from benchmarks.run_one import split_name
+from core import retrieve
 from core.errors import BackbenchError, CheckpointError
-from model_zoo import download, entries
-from model_zoo.architecture import Architecture
+from model_zoo import download, entries, pins
+from model_zoo.architecture import Architecture, InputSpec
+from model_zoo.backbone import save
 from model_zoo.entries import Entry
-
-DATA = bytes(range(256)) * 4000  # 1 MB: more than one chunk
-SHA = hashlib.sha256(DATA).hexdigest()
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Takes the next behaviour of the server's list, the last one for ever."""
-
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
-    def do_GET(self):
-        server = self.server
-        with server.guard:
-            server.seen.append((self.path, self.headers.get("Range"), self.headers.get("If-Range")))
-            behaviour = server.script.pop(0) if len(server.script) > 1 else server.script[0]
-        behaviour(self)
-
-
-def answer(h, body, code=200, length=None, headers=()):
-    h.send_response(code)
-    for name, value in headers:
-        h.send_header(name, value)
-    h.send_header("Content-Length", str(len(body) if length is None else length))
-    h.end_headers()
-    h.wfile.write(body)
-    if length is not None:
-        h.close_connection = True
-
-
-def good(h, data=DATA, etag='"one"', cut=None):
-    """Ranges as they should be; `cut`: only that many bytes before the connection ends."""
-    wanted = h.headers.get("Range")
-    start = int(wanted[6:-1]) if wanted and h.headers.get("If-Range") == etag else 0
-    body, headers = data[start:], [("ETag", etag)]
-    if start:
-        headers.append(("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}"))
-    length = None if cut is None else len(body)
-    answer(h, body[:cut], 206 if start else 200, length, headers)
-
-
-def plain(h, data=DATA, cut=None):
-    """No range support, no validators."""
-    answer(h, data[:cut], length=None if cut is None else len(data))
-
-
-def cut(size, inner=good):
-    return lambda h: inner(h, cut=size)
-
-
-def status(code, headers=()):
-    return lambda h: answer(h, b"sorry", code, headers=headers)
+from model_zoo.load import load
+from model_zoo.resnet import build
 
 
 @pytest.fixture
 def server():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        running.daemon_threads = True
-        running.script, running.seen, running.guard = [good], [], threading.Lock()
-        running.url = f"http://127.0.0.1:{running.server_address[1]}"
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving() as running:
         yield running
-        running.shutdown()
-        thread.join()
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +35,7 @@ def place(tmp_path, monkeypatch):
             monkeypatch.delenv(name)
     monkeypatch.setenv("BACKBENCH_CACHE", str(tmp_path / "cache"))
     waits = []
-    monkeypatch.setattr(download, "_sleep", waits.append)
+    monkeypatch.setattr(retrieve, "_sleep", waits.append)
     return waits
 
 
@@ -103,7 +47,7 @@ def entry(server, **fields):
 def refusal(wanted, kind=BackbenchError):
     with pytest.raises(kind) as caught:
         download.fetch(wanted)
-    left = sorted(p.name for p in download.cache().iterdir() if p.suffix == ".pth")
+    left = sorted(p.name for p in pins.folder().iterdir() if p.suffix == ".pth")
     assert left == [], "nothing that was not checked is in place"
     return str(caught.value)
 
@@ -112,11 +56,11 @@ def test_a_file_comes_once_and_is_kept(server, capsys):
     wanted = entry(server, licence="CC-BY-NC-4.0")
     path = download.fetch(wanted)
     assert capsys.readouterr().err == f"some_r50: from {wanted.url}, licence of the weights: CC-BY-NC-4.0\n"
-    assert path == download.cache() / "some_r50.pth"
+    assert path == pins.folder() / "some_r50.pth"
     assert path.read_bytes() == DATA
     assert download.fetch(entry(server)) == path
     assert len(server.seen) == 1
-    assert not [p.name for p in download.cache().iterdir() if ".part" in p.name]
+    assert not [p.name for p in pins.folder().iterdir() if ".part" in p.name]
 
 
 def test_a_cut_connection_goes_on_from_where_it_was(server, place):
@@ -130,7 +74,7 @@ def test_a_cut_connection_goes_on_from_where_it_was(server, place):
 
 def test_a_part_of_an_earlier_process_is_gone_on_with(server, monkeypatch):
     server.script = [cut(300_000)]
-    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    monkeypatch.setattr(retrieve, "ATTEMPTS", 1)
     assert "attempts" in refusal(entry(server))
     server.script = [good]
     server.seen.clear()
@@ -153,16 +97,17 @@ def test_without_a_validator_it_begins_anew(server, etag):
 
 
 def test_a_server_without_ranges(server):
-    server.script = [lambda h: answer(h, DATA[:1000], length=len(DATA), headers=[("ETag", '"a"')]), plain]
+    begun = 3 * retrieve.OVERLAP
+    server.script = [lambda h: answer(h, DATA[:begun], length=len(DATA), headers=[("ETag", '"a"')]), plain]
     assert download.fetch(entry(server)).read_bytes() == DATA
-    assert server.seen[1][1] == "bytes=1000-"
+    assert server.seen[1][1] == f"bytes={2 * retrieve.OVERLAP}-", "some bytes are asked for twice, to compare"
 
 
 def test_a_server_without_ranges_that_cuts_here_and_there(server):
     """More bytes than at the attempt before, but never more than at the best."""
-    server.script = [cut(size, plain) for size in (1000, 500) * (2 * download.ATTEMPTS)]
-    assert f"after {download.ATTEMPTS} attempts" in refusal(entry(server))
-    assert len(server.seen) == download.ATTEMPTS
+    server.script = [cut(size, plain) for size in (1000, 500) * (2 * retrieve.ATTEMPTS)]
+    assert f"after {retrieve.ATTEMPTS} attempts" in refusal(entry(server))
+    assert len(server.seen) == retrieve.ATTEMPTS
 
 
 def test_a_server_that_sends_another_range(server):
@@ -192,7 +137,7 @@ def test_too_short_a_length_is_announced(server):
 def test_wrong_bytes_are_not_kept(server):
     server.script = [lambda h: good(h, data=DATA[::-1])]
     assert "wrong bytes" in refusal(entry(server))
-    assert not [p.name for p in download.cache().iterdir() if ".part" in p.name]
+    assert not [p.name for p in pins.folder().iterdir() if ".part" in p.name]
 
 
 @pytest.mark.parametrize(
@@ -216,9 +161,9 @@ def test_right_prefixes_pass(server):
 def test_an_unknown_checksum_is_pinned(server):
     wanted = entry(server, sha256=None)
     path = download.fetch(wanted)
-    assert download.pins()["some_r50"] == {"sha256": SHA, "size": len(DATA), "url": wanted.url}
+    assert pins.read()["some_r50"] == {"sha256": SHA, "size": len(DATA), "url": wanted.url}
     path.unlink()
-    server.script = [lambda h: good(h, data=DATA[::-1])]
+    server.script = [lambda h: good(h, data=OTHER)]
     assert "pinned" in refusal(wanted)
     path.write_bytes(b"damaged in the cache")
     with pytest.raises(CheckpointError, match=r"pinned.*remove the file to have it fetched again"):
@@ -241,10 +186,10 @@ def test_a_busy_server_is_asked_again(server, place, code, words):
     server.script = [status(code), status(code), good]
     assert download.fetch(entry(server)).read_bytes() == DATA
     assert len(place) == 2 and place[0] < place[1], "longer waits"
-    (download.cache() / "some_r50.pth").unlink()
+    (pins.folder() / "some_r50.pth").unlink()
     server.script = [status(code)]
     assert words in refusal(entry(server))
-    assert len(server.seen) == 3 + download.ATTEMPTS
+    assert len(server.seen) == 3 + retrieve.ATTEMPTS
 
 
 def test_the_wait_that_a_server_asks_for(server, place):
@@ -361,7 +306,7 @@ def test_several_at_once_and_one_that_fails(server, tmp_path):
     found = download.fetch_all(wanted, tmp_path / "to")
     assert sorted(p.name for p in (tmp_path / "to").glob("*.pth")) == [f"net_{i}.pth" for i in range(1, 5)]
     assert isinstance(found["net_0"], BackbenchError)
-    assert set(download.pins()) == {f"net_{i}" for i in range(1, 5)}, "no pin of a neighbour is lost"
+    assert set(pins.read()) == {f"net_{i}" for i in range(1, 5)}, "no pin of a neighbour is lost"
 
 
 def test_ctrl_c_ends_what_is_under_way(server, tmp_path):
@@ -411,3 +356,57 @@ def test_two_processes_fetch_once(server, tmp_path):
     for process in started:
         process.join()
     assert len(server.seen) == 1
+
+
+# ---------------------------------------------------------------- https:// as a checkpoint
+
+
+@pytest.fixture
+def model(tmp_path):
+    """The bytes of a whole backbone."""
+    path = tmp_path / "made.pth"
+    arch = Architecture(name="resnet18", width=0.25)
+    save(path, build(arch, 0).state_dict(), arch, InputSpec())
+    return path.read_bytes()
+
+
+def test_an_address_is_a_checkpoint(server, model):
+    server.script = [lambda h: answer(h, model)]
+    url = f"{server.url}/releases/moco_r18.pth?download=1"
+    backbone = load(url)
+    assert (backbone.name, backbone.source) == ("moco_r18", url)
+    assert pins.read()[url]["sha256"] == hashlib.sha256(model).hexdigest()
+    assert load(url).weights_sha256 == backbone.weights_sha256
+    assert len(server.seen) == 1, "the second time it is in the cache"
+
+
+def test_two_addresses_of_one_file_name_are_two_files(server, model):
+    server.script = [lambda h: answer(h, model)]
+    paths = {download.fetch_url(f"{server.url}/{place}/resnet50.pth")[0] for place in ("moco", "swav")}
+    assert len(paths) == 2
+
+
+def test_an_address_may_state_the_checksum(server, model):
+    server.script = [lambda h: answer(h, model)]
+    assert load(f"{server.url}/a.pth#sha256={hashlib.sha256(model).hexdigest()}")
+    with pytest.raises(BackbenchError, match=r"wrong bytes: sha256 .* the entry's is 0000"):
+        load(f"{server.url}/b.pth#sha256={'0' * 64}")
+    with pytest.raises(CheckpointError, match="only sha256=<64 hexadecimal digits>"):
+        load(f"{server.url}/c.pth#md5=1234")
+
+
+@pytest.mark.parametrize("url", ["https://", "http:///a.pth", "https://[broken/a.pth", "https://h:99999999/a.pth"])
+def test_addresses_that_are_none(url):
+    with pytest.raises(BackbenchError):
+        load(url)
+
+
+@pytest.mark.parametrize(
+    ("ckpt", "expected"),
+    [
+        ("https://h/a=b.pth?t=1", (None, "https://h/a=b.pth?t=1")),
+        ("mine=https://h/a=b.pth", ("mine", "https://h/a=b.pth")),
+    ],
+)
+def test_an_address_with_and_without_a_name(ckpt, expected):
+    assert split_name(ckpt) == expected

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from core.errors import BackbenchError, CheckpointError, ConfigError
-from model_zoo import download, entries
+from model_zoo import download, entries, pins
 from model_zoo.__main__ import main
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.entries import Entry
@@ -139,7 +139,7 @@ def test_show_says_what_is_known(capsys, tmp_path, monkeypatch):
     entry = entries.get("moco_v2_200ep")
     for fact in (entry.url, entry.licence, entry.source, "md5 begins 59fd9945", "200 epochs", "67.7"):
         assert fact in text
-    download._pin(entry, "0" * 64, 7, "http://x")
+    pins.add(entry.name, "0" * 64, 7, "http://x")
     main(["show", "moco_v2_200ep"])
     assert f"pinned {'0' * 64}" in capsys.readouterr().out
     main(["show", "moco_v2_200ep", "--json"])
