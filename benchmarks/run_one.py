@@ -27,8 +27,8 @@ __all__ = ["main", "parser", "split_name"]
 def parser() -> argparse.ArgumentParser:
     """The command line; `run_all` builds one of these for each cell."""
     p = argparse.ArgumentParser(prog="benchmarks/run_one.py", description=__doc__)
-    p.add_argument("--ckpt", required=True, metavar="[NAME=]FILE", help="a checkpoint, https://..., zoo:NAME, timm:NAME, module:function or "
-                   "random:resnet50")  # fmt: skip
+    p.add_argument("--ckpt", required=True, metavar="[NAME=]FILE", help="a checkpoint, https://..., zoo:NAME, timm:NAME, "
+                   "module:function or random:resnet50")  # fmt: skip
     p.add_argument("--like", metavar="FILE", help="take a random backbone's architecture and input from here")
     p.add_argument("--cell", required=True)
     p.add_argument("--out", type=Path, default=Path("results"))
