@@ -55,6 +55,7 @@ class DataRecord(_Strict):
     manifest_sha256: str
     is_published: bool
     is_demo: bool = False
+    repaired: dict[str, int] = {}  # what was put right in the annotations, by split, and how often
 
 
 class Provenance(_Strict):
@@ -69,6 +70,7 @@ class Provenance(_Strict):
     argv: list[str]
     threads: int
     processes: int = 1  # of torchrun's job; older records do not say
+    resumed_at: list[int] = []  # iterations (or steps) that were done each time when the training was gone on with
 
 
 class Result(_Strict):

@@ -177,7 +177,9 @@ def measure(
             "task": task,
             "metrics": records,
             "primary": cell.task.primary(cell.config),
-            "provenance": provenance.collect(device, time.monotonic() - start),
+            "provenance": provenance.collect(device, time.monotonic() - start).model_copy(
+                update={"resumed_at": ctx.resumed_at}
+            ),
         }
     )
     return done, ctx.items
@@ -242,6 +244,11 @@ def describe_data(cell: Cell, splits: dict[str, ImageSplit], places: DataPlaces)
         manifest_sha256=digest({role: split.manifest_sha256() for role, split in splits.items()}),
         is_published=is_published(name, splits),
         is_demo=demo.is_demo(places.of(name) or Path()),
+        repaired={
+            f"{split.split}: {what}": count
+            for split in splits.values()
+            for what, count in getattr(split, "repaired", {}).items()  # of annotated splits
+        },
     )
 
 

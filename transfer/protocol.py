@@ -56,6 +56,7 @@ class RunContext:
     workers: int = 0
     tuned: dict[str, Any] = field(default_factory=dict)  # what was chosen, and on which split
     notes: list[str] = field(default_factory=list)
+    resumed_at: list[int] = field(default_factory=list)  # iterations done, each time that a training was gone on with
     items: dict[str, Any] = field(default_factory=dict)  # arrays, one row a test item: stored beside the record
 
     def resume_file(self, backbone: Backbone, config: TaskConfig, version: int) -> Path:

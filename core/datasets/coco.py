@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import posixpath
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 
 from core.datasets import Files, ImageSplit, read_json, some
 from core.errors import DataError
+from core.printable import printable
 
 _FIELDS = {
     "images": ("id", "file_name", "width", "height"),
@@ -18,6 +21,7 @@ _FIELDS = {
     "categories": ("id", "name"),
 }
 _TYPES = {"id": int | str, "image_id": int | str, "category_id": int | str, "file_name": str, "name": str}
+_IDS = {"id", "image_id", "category_id"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def read(root: Path, split: str, *, dataset: str = "coco") -> ImageSplit:
     """Images by id; labels (N, classes) int8 say which categories occur: 1 present, 0 only as a crowd, -1 absent.
 
     Raises:
-        DataError: as `instances`, or an image of the file is not in the folder.
+        DataError: as `instances`, an image of the file is not in the folder or is listed twice, or an `iscrowd` is odd.
     """
     file = annotation_file(root, split)
     known = instances(file)
@@ -74,25 +78,58 @@ def read(root: Path, split: str, *, dataset: str = "coco") -> ImageSplit:
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror}); is the data set whole?") from None
     if absent:
-        raise DataError(f"{file}: images that are not in {folder}: {some(absent)}")
+        raise DataError(f"{file}: images that are not in {folder}: {some([printable(name) for name in absent])}")
+    if twice := sorted(listed_twice(known.images)):
+        raise DataError(f"{file}: images that are listed twice: {some([printable(name) for name in twice])}")
     row = {image["id"]: i for i, image in enumerate(known.images)}
     column = {category["id"]: i for i, category in enumerate(known.categories)}
     labels = np.full((len(row), len(column)), -1, np.int8)
     for a in known.annotations:
-        cell = row[a["image_id"]], column[a["category_id"]]
-        labels[cell] = max(labels[cell], 0 if a.get("iscrowd") else 1)
+        cell, crowd = (row[a["image_id"]], column[a["category_id"]]), crowd_of(a)
+        if crowd is None:
+            raise DataError(f"{file}: iscrowd of annotation {a['id']} is {_shown(a['iscrowd'])}, neither 0 nor 1")
+        labels[cell] = max(labels[cell], 0 if crowd else 1)
     classes = tuple(category["name"] for category in known.categories)
     return ImageSplit(dataset, split, Files(folder, names), labels, classes)
+
+
+def crowd_of(annotation: dict[str, Any]) -> bool | None:
+    """Whether it marks a crowd: false where it does not say, None where `iscrowd` is neither 0 nor 1 nor null."""
+    stated = annotation.get("iscrowd")
+    if stated is None:
+        return False
+    return bool(stated) if isinstance(stated, bool | int | float) and stated in (0, 1) else None
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of a JSON file is a number; true and false are none, and neither is one that no float holds."""
+    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023)
+
+
+def listed_twice(images: Sequence[dict[str, Any]]) -> set[str]:
+    """Names of files that two images have, however written (`./1.jpg` is `1.jpg`)."""
+    of_file: dict[str, list[str]] = {}
+    for image in images:
+        of_file.setdefault(posixpath.normpath(image["file_name"]), []).append(image["file_name"])
+    return {name for names in of_file.values() if len(names) > 1 for name in names}
+
+
+def names_alike(categories: Sequence[dict[str, Any]]) -> list[str]:
+    """`'cup' (ids 3, 7)` for every name that several categories have."""
+    of_name: dict[str, list[str]] = {}
+    for category in categories:
+        of_name.setdefault(category["name"], []).append(str(category["id"]))
+    return [f"'{name}' (ids {', '.join(ids)})" for name, ids in of_name.items() if len(ids) > 1]
 
 
 def _checked_ids(records: list[dict[str, Any]], kind: str, file: Path) -> set[int]:
     for item in records:
         lacking = [key for key in _FIELDS[kind] if not isinstance(item, dict) or key not in item]
         if lacking:
-            raise DataError(f"{file}: a record of '{kind}' without '{lacking[0]}': {str(item)[:80]}")
-        odd = [key for key in _FIELDS[kind] if not isinstance(item[key], _TYPES.get(key, object))]
+            raise DataError(f"{file}: a record of '{kind}' without '{lacking[0]}': {_shown(item)}")
+        odd = [key for key in _FIELDS[kind] if not _is_of_its_type(key, item[key])]
         if odd:
-            raise DataError(f"{file}: a record of '{kind}' whose '{odd[0]}' is {item[odd[0]]!r}: {str(item)[:80]}")
+            raise DataError(f"{file}: a record of '{kind}' whose '{odd[0]}' is {_shown(item[odd[0]])}: {_shown(item)}")
         for side in {"width", "height"} & item.keys():
             if isinstance(item[side], float) and item[side].is_integer():  # as some tools write them
                 item[side] = int(item[side])
@@ -102,3 +139,24 @@ def _checked_ids(records: list[dict[str, Any]], kind: str, file: Path) -> set[in
     if len(ids) != len(records):
         raise DataError(f"{file}: {len(records) - len(ids)} ids of '{kind}' are there twice")
     return ids
+
+
+def _shown(value: object) -> str:
+    return printable(repr(value), 80)
+
+
+def _is_of_its_type(key: str, value: object) -> bool:
+    """true and false are no ids, and a word that no file and no table can hold (half a pair of UTF-16) is none."""
+    if isinstance(value, bool) and key in _IDS:
+        return False
+    if key == "name" and isinstance(value, str) and not value.isprintable() and not _is_utf8(value):
+        return False
+    return isinstance(value, _TYPES.get(key, object))
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -84,6 +84,11 @@ def without(kind, key):
         (changed("images", id=[1]), r"a record of 'images' whose 'id' is \[1\]"),
         (changed("annotations", image_id=[1]), r"a record of 'annotations' whose 'image_id' is \[1\]"),
         (changed("annotations", id="one"), "some ids of 'annotations' are numbers and some are words"),
+        (changed("images", id=True), "a record of 'images' whose 'id' is True"),
+        (changed("annotations", id=1.5), r"a record of 'annotations' whose 'id' is 1\.5"),
+        (changed("annotations", iscrowd="0"), "iscrowd of annotation 1 is '0', neither 0 nor 1"),
+        (changed("images", file_name="002.jpg"), r"images that are listed twice: 1, e\.g\. 002\.jpg"),
+        (changed("categories", name="\ud800"), r"a record of 'categories' whose 'name' is '\\ud800'"),
         (changed("annotations", category_id={}), r"a record of 'annotations' whose 'category_id' is \{\}"),
     ],
 )

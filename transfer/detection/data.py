@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,10 +29,15 @@ class Instance:
     crowd: bool = False
     mask: Any = None  # COCO's `segmentation`: polygons [[x, y, ...], ...] or RLE {"size", "counts"}
     area: float | None = None  # COCO's, of the mask: its metric calls objects small, medium or large by it
+    area_of: Literal["stated", "mask", "box"] = "stated"  # where the file's own could not be an area
+    stated: Box | None = None  # COCO's x, y, width, height, not clipped: what its metric compares with
 
 
 def _row(o: Instance) -> tuple[Any, ...]:
-    return o.label, o.box, o.difficult, o.crowd, o.area, None if o.mask is None else _mask_sha256(o.mask)
+    area = {"stated": o.area, "mask": "of the mask", "box": None}[
+        o.area_of
+    ]  # what follows from mask or box adds nothing
+    return o.label, o.box, o.difficult, o.crowd, area, None if o.mask is None else _mask_sha256(o.mask)
 
 
 def _mask_sha256(mask: Any) -> str:
@@ -64,6 +69,7 @@ class DetectionSplit:
     official_part: bool = False
     annotations: Path | None = None  # COCO's own file, for pycocotools
     left_out: tuple[str, ...] = ()  # what `bad="skip"` passed over, in sentences; such a split is not the published one
+    repaired: Mapping[str, int] = field(default_factory=dict)  # what was put right in the annotations, and how often
     _manifest: list[str] = field(default_factory=list, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -98,17 +104,44 @@ class Detections:
     masks: Any = None  # list of D COCO RLEs, where the detector segments
 
 
+def check_measurable(split: DetectionSplit, *, masks: bool) -> None:
+    """DataError when a metric would have nothing to find: known before the training, not after it.
+
+    Crowds and difficult objects count in no metric; with `masks` those without one count in neither.
+    """
+    objects = [o for picture in split.pictures for o in picture.instances]
+    counting = sum(1 for o in objects if not o.crowd and not o.difficult and (o.mask is not None or not masks))
+    if counting:
+        return
+    rest = {
+        "crowds": sum(o.crowd for o in objects),
+        "difficult": sum(o.difficult and not o.crowd for o in objects),
+        "without a mask": sum(masks and o.mask is None and not o.crowd and not o.difficult for o in objects),
+    }
+    have = ", ".join(f"{count} {words}" for words, count in rest.items() if count)
+    where = split.annotations or split.source.root
+    raise DataError(
+        f"{where}: no object that counts in the {len(split)} images of {split.split} to be tested on"
+        f"{f' (objects: {have})' if have else ''}, so nothing can be measured; give a test split that has objects"
+    )
+
+
+def check_learnable(split: DetectionSplit) -> None:
+    """DataError when no image has an object but crowds."""
+    if all(o.crowd for picture in split.pictures for o in picture.instances):
+        raise DataError(
+            f"{split.dataset} {split.split}: no image has an object to train on; are its annotations whole?"
+        )
+
+
 def trainable(split: DetectionSplit) -> DetectionSplit:
     """Without the images that have no object but crowds, as both engines' defaults train.
 
     Raises:
         DataError: none is left.
     """
+    check_learnable(split)
     empty = {i for i, picture in enumerate(split.pictures) if all(o.crowd for o in picture.instances)}
-    if len(empty) == len(split):
-        raise DataError(
-            f"{split.dataset} {split.split}: no image has an object to train on; are its annotations whole?"
-        )
     if not empty:
         return split
     names = [split.source.name(row) for row in sorted(empty)]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from core.datasets import Files, coco, voc
 from core.errors import DataError
 from core.images import EXTENSIONS
 from core.progress import say, track
+from transfer.detection import coco_objects
+from transfer.detection.coco_objects import Sized, pixels_of
 from transfer.detection.data import DetectionSplit, Instance, Picture
-from transfer.detection.faults import MISSING, NO_AREA, SIZE, Bad, Faults, box_fault, clipped, pixels_of, sound, usable
-
-_FLAT_IN_TRAIN2017 = (200365, 550395)  # the two images whose official annotations hold a box of no height
+from transfer.detection.faults import LEADS_OUT, MISSING, SIZE, TWICE, Bad, Faults, box_fault, clipped, sound
 
 
 def read_voc(
@@ -81,28 +81,38 @@ def read_coco(
     faults = Faults(file, bad)
     for number, key in known.stray:
         faults.add(f"annotations whose {key} is unknown", f"annotation {number}")
+    for names in coco.names_alike(known.categories):
+        faults.mend("categories of one name, kept apart", names)
     labels = {category["id"]: row for row, category in enumerate(known.categories)}
     of_image: dict[Any, list[dict[str, Any]]] = {}
     for annotation in known.annotations:
         of_image.setdefault(annotation["image_id"], []).append(annotation)
-    there = voc.listing(folder)
+    there, twice = voc.listing(folder), coco.listed_twice(known.images)
     paths, pictures = [], []
     for image in track(known.images, total=len(known.images), label=f"annotations of {dataset} {split}"):
-        name = image["file_name"]
-        if name not in there and not ("/" in name and (folder / name).is_file()):
-            faults.add(MISSING, name)
+        name, size = image["file_name"], pixels_of(image)
+        fault = _file_fault(name, folder, there) or (TWICE if name in twice else None) or (None if size else SIZE)
+        if fault or size is None:
+            faults.add(fault or SIZE, name)
             continue
-        size = pixels_of(image)
-        if size is None:
-            faults.add(SIZE, name)
-            continue
-        items = [_coco_instance(a, image, labels, faults, masks=masks) for a in of_image.get(image["id"], [])]
+        sized = Sized(image["id"], name, *size)
+        items = [
+            coco_objects.instance(a, sized, labels[a["category_id"]], faults, masks=masks)
+            for a in of_image.get(image["id"], [])
+        ]
         paths.append(name)
-        instances = tuple(item for item in items if item is not None)
-        pictures.append(Picture(str(image["id"]), *size, instances))
+        pictures.append(Picture(str(image["id"]), *size, tuple(item for item in items if item is not None)))
     classes = tuple(category["name"] for category in known.categories)
     found = DetectionSplit(dataset, split, Files(folder, tuple(paths)), tuple(pictures), classes, annotations=file)
     return sound(found, faults)
+
+
+def _file_fault(name: str, folder: Path, there: set[str]) -> str | None:
+    """What is wrong with a file's name in a folder whose listing is given; nothing outside the folder is looked at."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        return LEADS_OUT
+    return None if name in there or ("/" in name and (folder / name).is_file()) else MISSING
 
 
 def _voc_folders(root: Path, split: str) -> tuple[list[Path], str]:
@@ -159,28 +169,3 @@ def _voc_picture(folder: Path, name: str, classes: tuple[str, ...], faults: Faul
             box = clipped(box, stated.width, stated.height, f"{name}.xml", faults)
             instances.append(Instance(classes.index(item.name), box, difficult=item.difficult))
     return Picture(name, stated.width, stated.height, tuple(instances))
-
-
-def _coco_instance(
-    annotation: dict[str, Any], image: dict[str, Any], labels: dict[Any, int], faults: Faults, *, masks: bool
-) -> Instance | None:
-    name = f"annotation {annotation['id']} of {image['file_name']}"
-    kept, fault = usable(annotation, image)
-    if fault:
-        official = fault == NO_AREA and image["id"] in _FLAT_IN_TRAIN2017
-        (faults.mend if official else faults.add)(fault, name)
-    if kept is None:
-        return None
-    mask = kept.get("segmentation") or None
-    if masks and mask is None:
-        faults.add("objects without a mask", name)
-        return None
-    x, y, width, height = kept["bbox"]
-    box = clipped((x, y, x + width, y + height), image["width"], image["height"], name, faults)
-    return Instance(
-        labels[annotation["category_id"]],
-        box,
-        crowd=bool(annotation.get("iscrowd")),
-        mask=mask,
-        area=annotation.get("area"),
-    )

@@ -18,7 +18,7 @@ from core.progress import say
 from model_zoo import export
 from model_zoo.backbone import Backbone
 from transfer.detection import draw, engines
-from transfer.detection.data import Detections, DetectionSplit, of_rows
+from transfer.detection.data import Detections, DetectionSplit, check_learnable, check_measurable, of_rows
 from transfer.detection.engines import Engine, Job
 from transfer.detection.faults import UNDECODED, undecodable, whole_images
 from transfer.detection.spec import DetectionSpec, scaled
@@ -92,11 +92,15 @@ def ready(
     That images are whole where nothing is left out is confirmed when they are trained on, not for a number that is kept.
 
     Raises:
-        DataError: as `check_splits`, or no image is whole.
+        DataError: as `check_splits`, no image is whole, nothing to learn, or nothing that a metric counts.
     """
     check_splits(found, config, counts)
-    cut = {role: limited(split, config.data.limit) for role, split in found.items()}
-    return {role: whole_images(split, bad="skip") for role, split in cut.items()} if _leaves_out(config) else cut
+    used = {role: limited(split, config.data.limit) for role, split in found.items()}
+    if _leaves_out(config):
+        used = {role: whole_images(split, bad="skip") for role, split in used.items()}
+    check_learnable(used["train"])
+    check_measurable(used["test"], masks=config.spec.masks)
+    return used
 
 
 def _leaves_out(config: DetectionConfig) -> bool:

@@ -18,8 +18,9 @@ from core import datasets
 from core.datasets import ImageSplit, demo, voc
 from core.errors import DataError
 from transfer.detection import coco_eval, faults
+from transfer.detection.coco_objects import unpacked
 from transfer.detection.data import Detections, DetectionSplit, trainable
-from transfer.detection.faults import unpacked, whole_images
+from transfer.detection.faults import whole_images
 from transfer.detection.layouts import read_coco, read_voc
 
 OBJECT = """<object><name>{}</name><difficult>{}</difficult>
@@ -389,6 +390,13 @@ BAD_COCO = {
     "no packed runs": (thing(9, 7, mask=RUNS | {"counts": "packed"}), "run-length masks that do not fill their", 0),
     "packed runs' sum": (thing(9, 7, mask=RUNS | {"counts": "T3X6dQ1"}), "run-length masks that do not fill their", 0),
     "cut runs": (thing(9, 7, mask=RUNS | {"counts": "T3X6dQ"}), "run-length masks that do not fill their image", 0),
+    "crowd 2": (thing(9, 7, iscrowd=2), "objects whose iscrowd is neither 0 nor 1: 1, e.g. annotation 9", 0),
+    "crowd -1": (thing(9, 7, iscrowd=-1), "objects whose iscrowd is neither 0 nor 1", 0),
+    "crowd in words": (thing(9, 7, iscrowd="0"), "objects whose iscrowd is neither 0 nor 1", 0),
+    "crowd nan": (thing(9, 7, iscrowd=float("nan")), "objects whose iscrowd is neither 0 nor 1", 0),
+    "crowd's list": (thing(9, 7, iscrowd=[0]), "objects whose iscrowd is neither 0 nor 1", 0),
+    "truth values": (thing(9, 7, box=(True, 1, 5, 5)), "boxes that are not four numbers", 0),
+    "nested": (thing(9, 7, box=([1], 1, 5, 5)), "boxes that are not four numbers", 0),
     "crowd's runs": (thing(9, 7, mask={"size": [40, 60]}, iscrowd=1), "run-length masks that do not", 0),
 }
 
@@ -420,13 +428,63 @@ def test_bad_coco_annotations(coco, annotation, words, left, capsys):
 
 
 @pytest.mark.parametrize(
-    "change", [{"width": 40, "height": 60}, {"width": 0}, {"height": None}, {"width": "60"}, {"width": 60.5}]
+    "change",
+    [
+        {"width": 40, "height": 60},
+        {"width": 0},
+        {"height": None},
+        {"width": "60"},
+        {"width": 60.5},
+        {"width": True},
+        {"width": -60},
+        {"height": float("nan")},
+        {"width": 10**9},
+        {"width": 10**400},
+        {"width": [60]},
+    ],
 )
 def test_sizes_that_the_pictures_contradict(coco, change):
     write(coco, [thing(1, 30, box=(1, 1, 2, 2)), thing(2, 2, box=(1, 1, 2, 2))], change=change)
     with pytest.raises(DataError, match=r"not of the size that their annotation states: 1, e\.g\. 002\.jpg"):
         read_coco(coco, "val2017")
     assert [p.id for p in read_coco(coco, "val2017", bad="skip").pictures] == ["4", "7", "30"]
+
+
+@pytest.mark.parametrize(("stated", "crowd"), [(0, 0), (1, 1), (False, 0), (True, 1), (1.0, 1), (None, 0)])
+def test_iscrowd_in_all_its_spellings(coco, stated, crowd):
+    write(coco, [thing(1, 30), thing(9, 7, iscrowd=stated)])
+    split = read_coco(coco, "val2017")
+    assert split.pictures[2].instances[0].crowd == crowd
+    nulls = {key: count for key, count in split.repaired.items() if "iscrowd" in key}
+    assert nulls == ({"objects whose iscrowd is null, read as 0": 1} if stated is None else {})
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../elsewhere/x.jpg", "deep/../../elsewhere/x.jpg", "..", "/"])
+def test_nothing_outside_the_folder_is_read(coco, name):
+    (coco / "elsewhere").mkdir()
+    (coco / "val2017/deep").mkdir()
+    Image.new("RGB", SIZE).save(coco / "elsewhere/x.jpg")
+    write(coco, [thing(1, 30)], change={"file_name": name})
+    with pytest.raises(DataError, match=f"file names that lead out of the folder: 1, e.g. {re.escape(name)}"):
+        read_coco(coco, "val2017")
+    assert [p.id for p in read_coco(coco, "val2017", bad="skip").pictures] == ["4", "7", "30"]
+
+
+@pytest.mark.parametrize("name", ["030.jpg", "./030.jpg"])
+def test_an_image_that_is_listed_twice(coco, name):
+    write(coco, [thing(1, 30), thing(2, 4)], change={"file_name": name})
+    with pytest.raises(DataError, match=r"images that are listed twice: 2, e\.g\. .*030\.jpg"):
+        read_coco(coco, "val2017")
+    assert [p.id for p in read_coco(coco, "val2017", bad="skip").pictures] == ["4", "7"]
+
+
+def test_categories_of_one_name_are_kept_apart_and_said(coco, capsys):
+    write(coco, [thing(1, 30), thing(2, 4, 5)])
+    file = coco / "annotations/instances_val2017.json"
+    file.write_text(file.read_text().replace('"bus"', '"cup"'))
+    split = read_coco(coco, "val2017")
+    assert split.classes == ("cup", "cup") and split.repaired["categories of one name, kept apart"] == 1
+    assert "categories of one name, kept apart: 1, e.g. 'cup' (ids 5, 90)" in capsys.readouterr().err
 
 
 def test_sizes_written_as_floats_are_sizes(coco):
