@@ -110,7 +110,8 @@ def fetch(name: str) -> Path:
 
 
 def _download(official: OfficialList, file: Path) -> None:
-    from core.retrieve import Request, forget, retrieve
+    from core.partial import forget
+    from core.retrieve import Request, retrieve
 
     arrived = file.with_name(f".{file.name}.part")
     try:

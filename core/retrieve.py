@@ -7,7 +7,6 @@ time are bounded, and every wait says why.
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import shutil
 import socket
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from core import partial
 from core.artifacts import writing
 from core.errors import BackbenchError, CheckpointError
 from core.progress import say
@@ -59,14 +59,6 @@ class Request:
     advice: str = "fetch it by other means"  # what to do when the server cannot be reached or refuses
 
 
-@dataclass(frozen=True)
-class _Note:
-    """Whose bytes a part holds."""
-
-    validator: str  # a strong ETag or a Last-Modified
-    total: int | None
-
-
 def retrieve(request: Request) -> None:
     """All bytes of `request.url` into `request.part`, in as many attempts as it takes while bytes arrive.
 
@@ -102,12 +94,6 @@ def retrieve(request: Request) -> None:
                 _sleep(wait)
 
 
-def forget(part: Path) -> None:
-    """Delete a part and the note of whose bytes it holds."""
-    part.unlink(missing_ok=True)
-    _note_file(part).unlink(missing_ok=True)
-
-
 def _reason(error: Exception, request: Request) -> str:
     import httpx2
 
@@ -126,7 +112,7 @@ def _attempt(client: httpx2.Client, request: Request) -> None:
     part = request.part
     if part.is_symlink() or (part.exists() and not part.is_file()):
         raise BackbenchError(f"{part}: is in the way and no file; remove it")
-    note = _noted(part, request.url)
+    note = partial.noted(part, request.url)
     have = _size(part) if note else 0
     start = max(0, have - OVERLAP)
     headers = {"Range": f"bytes={start}-", "If-Range": note.validator} if note and start else {}
@@ -135,14 +121,14 @@ def _attempt(client: httpx2.Client, request: Request) -> None:
         client.stream("GET", request.url, headers=headers, extensions=guard) as response,
     ):
         _refuse_answer(response, request)
-        resumed = response.status_code == 206 and bool(headers)
+        resumed = note if response.status_code == 206 and headers else None
         total = _total(response, start if resumed else 0, request.url)
-        if resumed and not _same_file(response, note, total):
-            forget(part)
+        if resumed and not partial.is_same(resumed, response.headers, total):
+            partial.forget(part)
             raise _Passing("the file changed on the server while it was fetched, so it is fetched from its beginning")
         _refuse_size(total, have if resumed else 0, request)
         if not resumed:
-            _take_note(request, response.headers, total)
+            partial.begin(part, request.url, response.headers, total)
         guard.stop()
         body = _bounded(response.iter_raw(), request, (start if resumed else 0), total)
         with writing(part):
@@ -196,10 +182,10 @@ def _bounded(chunks: Iterator[bytes], request: Request, done: int, total: int | 
     for chunk in chunks:
         done += len(chunk)
         if total is not None and done > total:
-            forget(request.part)
+            partial.forget(request.part)
             raise _Passing(f"the server announced {total} bytes and sends more")
         if done > request.largest:
-            forget(request.part)
+            partial.forget(request.part)
             raise BackbenchError(f"{request.url}: sends more than {request.largest / 1e6:.0f} MB; {request.advice}")
         yield chunk
         request.show(done, total)
@@ -234,7 +220,7 @@ def _append(body: Iterator[bytes], part: Path, start: int, have: int) -> int:
         for chunk in body:
             again = chunk[: max(0, have - done)]
             if again and file.read(len(again)) != again:
-                forget(part)
+                partial.forget(part)
                 raise _Passing(
                     "the file changed on the server while it was fetched, so it is fetched from its beginning"
                 )
@@ -262,7 +248,7 @@ def _refuse_answer(response: httpx2.Response, request: Request) -> None:
             )
         return
     if code == 416:  # the part is as long as the file, or longer
-        forget(request.part)
+        partial.forget(request.part)
         raise _Passing("the server refused to go on from where we were")
     if code in _PASSING:
         busy = "too many requests" if code == 429 else "the server is busy or broken"
@@ -315,40 +301,3 @@ def _total(response: httpx2.Response, start: int, url: str) -> int | None:
 
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 19
-
-
-# ---------------------------------------------------------------- whose bytes a part holds
-
-
-def _note_file(part: Path) -> Path:
-    return part.with_name(part.name + ".json")
-
-
-def _validator_of(headers: Mapping[str, str]) -> str:
-    """A strong ETag, else Last-Modified, else nothing: a weak ETag does not promise equal bytes."""
-    etag = headers.get("etag", "")
-    return etag if etag and not etag.startswith("W/") else headers.get("last-modified", "")
-
-
-def _take_note(request: Request, headers: Mapping[str, str], total: int | None) -> None:
-    request.part.unlink(missing_ok=True)  # never bytes of one file under the note of another
-    note = {"url": request.url, "validator": _validator_of(headers), "total": total}
-    with writing(request.part):
-        _note_file(request.part).write_text(json.dumps(note), encoding="utf-8")
-
-
-def _noted(part: Path, url: str) -> _Note | None:
-    """What to show the server so that it goes on only with the same bytes; None: begin at 0."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        noted = json.loads(_note_file(part).read_text(encoding="utf-8"))
-        if noted["url"] == url and isinstance(noted["validator"], str) and noted["validator"]:
-            return _Note(noted["validator"], noted.get("total"))
-    return None
-
-
-def _same_file(response: httpx2.Response, note: _Note | None, total: int | None) -> bool:
-    """Whether the answer to a range names the file that the part is of."""
-    assert note is not None
-    if note.validator not in (response.headers.get("etag"), response.headers.get("last-modified")):
-        return False
-    return note.total is None or total is None or note.total == total

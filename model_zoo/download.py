@@ -10,63 +10,22 @@ import contextlib
 import functools
 import hashlib
 import os
-import re
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
 from core.errors import BackbenchError, CheckpointError
-from model_zoo import entries, pins
+from model_zoo import entries, pins, url_file
 from model_zoo.entries import Entry
+from model_zoo.url_file import UrlFile
 
 if TYPE_CHECKING:
     from core.progress import Transfers
 
 PARALLEL = 4
 _LEAST_OF_STATED, _MOST_OF_STATED = 0.9, 1.12  # a size in MB may be in MiB
-
-
-@dataclass(frozen=True)
-class UrlFile:
-    """A checkpoint that is named by its address alone; the fields that an entry has too mean the same."""
-
-    url: str
-    sha256: str | None = None
-    by_hand = licence = sha256_prefix = md5_prefix = size_mb = None
-    mirrors = ()
-
-    @property
-    def name(self) -> str:
-        """Under which it is pinned."""
-        return self.url
-
-    @property
-    def stem(self) -> str:
-        """The file's name at its address, without what a file name cannot hold."""
-        path = PurePosixPath(unquote(urlsplit(self.url).path))
-        return re.sub(r"[^\w.-]", "_", path.name, flags=re.ASCII)[-80:].lstrip(".") or "checkpoint"
-
-    @property
-    def file(self) -> str:
-        """Its file's name in the cache: two addresses may end alike."""
-        return f"{hashlib.sha256(self.url.encode()).hexdigest()[:12]}-{self.stem}"
-
-
-def is_url(source: str) -> bool:
-    """Whether a checkpoint is named by its address."""
-    return source.lower().startswith(("https://", "http://"))
-
-
-def _host(url: str) -> str | None:
-    try:
-        parts = urlsplit(url)
-        return parts.hostname if parts.port != 0 else None
-    except ValueError:  # brackets, a port that is none
-        return None
 
 
 def fetch_url(source: str) -> tuple[Path, str]:
@@ -77,13 +36,7 @@ def fetch_url(source: str) -> tuple[Path, str]:
     """
     from core.artifacts import make_folder
 
-    url, _, fragment = source.partition("#")
-    stated = fragment.removeprefix("sha256=").lower() if fragment else None
-    if stated is not None and not re.fullmatch(r"[0-9a-f]{64}", stated):
-        raise CheckpointError(f"{source}: after # only sha256=<64 hexadecimal digits> is known")
-    if not _host(url):
-        raise CheckpointError(f"{source}: names no host; an address is https://HOST/PATH")
-    wanted = UrlFile(url, stated)
+    wanted = url_file.parse(source)
     return _fetch(wanted, make_folder(pins.folder() / "urls")), wanted.stem
 
 
@@ -247,7 +200,7 @@ def places(wanted: Entry | UrlFile) -> list[str]:
 
 def _download(wanted: Entry | UrlFile, target: Path, bars: Transfers) -> None:
     """Ask one place after the other, check, pin, move into place."""
-    from core import retrieve
+    from core import partial, retrieve
     from core.artifacts import writing
     from core.progress import say
 
@@ -267,7 +220,7 @@ def _download(wanted: Entry | UrlFile, target: Path, bars: Transfers) -> None:
             if not _is_published(wanted):
                 _refuse_other_file(part)
         except CheckpointError as error:  # nothing of it is worth resuming
-            retrieve.forget(part)
+            partial.forget(part)
             failed.append(f"{url}: {str(error).removeprefix(f'{part}: ')}")
         except BackbenchError as error:
             failed.append(str(error))
@@ -275,7 +228,7 @@ def _download(wanted: Entry | UrlFile, target: Path, bars: Transfers) -> None:
             pins.add(wanted.name, sha256, part.stat().st_size, url)
             with writing(target):
                 os.replace(part, target)  # noqa: PTH105 (atomic)
-            retrieve.forget(part)
+            partial.forget(part)
             return
     raise BackbenchError("; ".join(failed))
 

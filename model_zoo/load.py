@@ -19,6 +19,7 @@ from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone
 from model_zoo.formats import Extracted
 from model_zoo.resnet import LAYERS, build, expected_shapes
+from model_zoo.url_file import is_url
 
 if TYPE_CHECKING:
     from model_zoo.entries import Entry
@@ -50,7 +51,7 @@ def load(source: str | Path, *, name: str | None = None, seed: int = 0, like: Ba
         return _from_zoo(str(source), name)
     if str(source).startswith(("timm:", "hf-hub:")):
         return _from_timm(str(source), name)
-    if str(source).lower().startswith(("https://", "http://")):
+    if is_url(str(source)):
         return _from_url(str(source), name)
     from model_zoo import external
 

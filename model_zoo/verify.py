@@ -97,9 +97,9 @@ def _external_card(backbone: Backbone) -> dict[str, Any]:
 
 def _file(source: str | Path) -> Path | None:
     """The file itself, where there is one; `load` has fetched a zoo entry's already."""
-    from model_zoo import download, entries
+    from model_zoo import download, entries, url_file
 
-    if download.is_url(str(source)):
+    if url_file.is_url(str(source)):
         return download.fetch_url(str(source))[0]
     if not str(source).startswith("zoo:"):
         return Path(source) if Path(source).is_file() else None
