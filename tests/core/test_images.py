@@ -7,6 +7,7 @@ import io
 import cv2
 import numpy as np
 import pytest
+from pictures import png_16, tiff
 from PIL import Image
 
 from core import images
@@ -126,6 +127,73 @@ def test_16_bit_colour_is_scaled_not_clipped(decode):
         deep[..., channel] = np.linspace(0, top, 64)
     data = cv2.imencode(".png", deep[..., ::-1])[1].tobytes()
     assert np.abs(decode(data, "x") - deep / 257).max() <= 1
+
+
+@decoders
+@pytest.mark.parametrize("kind", [np.float32, np.int32, np.int16])
+def test_8_bit_values_in_another_type_are_those_values(decode, smooth, kind):
+    data = tiff(smooth[..., 0].astype(kind))
+    assert Image.open(io.BytesIO(data)).mode in ("F", "I")
+    assert np.array_equal(decode(data, "x"), np.repeat(smooth[..., :1], 3, axis=2))
+
+
+@decoders
+def test_fractions_of_255_are_8_bit_values(decode, smooth):
+    data = tiff((smooth[..., 0] / 255).astype(np.float32))
+    assert np.array_equal(decode(data, "x"), np.repeat(smooth[..., :1], 3, axis=2))
+
+
+@decoders
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+@pytest.mark.parametrize("write", [tiff, png_16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_fewer_bits_in_16_are_refused_not_black(decode, smooth, bits, write, channels):
+    pixels = smooth[..., 0] if channels == 1 else smooth
+    deep = (pixels.astype(np.float64) * (2**bits - 1) / 255).astype(np.uint16)
+    with pytest.raises(CorruptImage, match=r"x: a 16-bit image with no value above .* convert it to 8 bits"):
+        decode(write(deep), "x")
+
+
+@decoders
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.linspace(0, 4095, 12).reshape(3, 4),
+        np.linspace(-1, 1, 12).reshape(3, 4),
+        np.linspace(0, 1.02, 12).reshape(3, 4),
+        np.eye(4),  # 0 and 1: black of 255, or white of 1?
+        np.full((3, 4), np.nan),
+    ],
+    ids=["12 bits", "negative", "above 1", "zeros and ones", "NaN"],
+)
+def test_floats_without_a_known_white_are_refused(decode, values):
+    with pytest.raises(CorruptImage, match=r"x: its pixels are floating point from .* cannot be told"):
+        decode(tiff(values.astype(np.float32)), "x")
+
+
+@decoders
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32, np.float32])
+def test_a_black_image_is_black_in_every_type(decode, kind):
+    assert not decode(tiff(np.zeros((3, 4), kind)), "x").any()
+
+
+@decoders
+@pytest.mark.parametrize("write", [tiff, png_16])
+def test_a_black_image_of_16_bit_colours_is_black(decode, write):
+    assert not decode(write(np.zeros((3, 4, 3), np.uint16)), "x").any()
+
+
+@decoders
+def test_16_bits_whose_white_is_zero_are_not_a_negative(decode):
+    deep = np.linspace(0, 65535, 12).reshape(3, 4).astype(np.uint16)
+    assert np.array_equal(decode(tiff(65535 - deep, photometric=0), "x")[..., 0], (deep / 257).round())
+
+
+def test_no_program_is_started_for_a_file(monkeypatch):
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("Ghostscript was asked"))
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    with pytest.raises(CorruptImage, match=r"x\.jpg: not a whole image \(of no known format\)"):
+        open_rgb(eps, "x.jpg")
 
 
 @decoders
