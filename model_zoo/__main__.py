@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.errors import BackbenchError, CheckpointError, run_cli
+from core.printable import printable
 from model_zoo import export
+from model_zoo.choice import add_options, of_arguments
 
 if TYPE_CHECKING:
     from model_zoo.entries import Entry
@@ -21,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     verify = commands.add_parser("verify", help="say what a checkpoint is and whether it is sound")
     verify.add_argument("file", help="a checkpoint, https://..., zoo:NAME, timm:NAME or module:function")
     verify.add_argument("--json", action="store_true")
+    add_options(verify)
     convert = commands.add_parser(
         "convert", help="write a checkpoint of any known layout as model.pth or for an engine"
     )
@@ -28,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     convert.add_argument("--to", metavar="ENGINE", help=f"write for {' or '.join(export.names())}, with its settings")
     convert.add_argument("-o", "--output", type=Path, required=True)
     convert.add_argument("--force", action="store_true", help="overwrite the output")
+    add_options(convert)
     listing = commands.add_parser("list", help="published backbones")
     listing.add_argument("--method", help="only methods whose name contains this")
     listing.add_argument("--task", help="only entries with a number for this cell")
@@ -49,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 def _verify(args: argparse.Namespace) -> int:
     from model_zoo.verify import card
 
-    rows = card(args.file)
+    rows = card(args.file, of_arguments(args))
     if args.json:
         print(json.dumps(rows, indent=2))
     else:
@@ -70,7 +74,7 @@ def _convert(args: argparse.Namespace) -> int:
     existing = [path for path in (args.output, *sidecars) if path.exists()]
     if existing and not args.force:
         raise CheckpointError(f"{existing[0]}: exists already; add --force to overwrite it")
-    backbone = load(args.file)
+    backbone = load(args.file, choice=of_arguments(args))
     if not backbone.is_resnet:
         raise CheckpointError(
             f"{args.file}: only ResNets can be converted; {backbone.arch.name} is used as it is, by --ckpt"
@@ -83,14 +87,13 @@ def _convert(args: argparse.Namespace) -> int:
         for path in set(sidecars) & set(existing):  # they describe the file that was there before
             with writing(path):
                 path.unlink()
-            print(f"{path}: removed, it described the file that was there before")
+            print(f"{printable(path, 1000)}: removed, it described the file that was there before")
     for note in backbone.notes:
         print(f"note: {note}")
-    print(
-        f"{args.output}: {backbone.arch.name}, weights {backbone.weights_sha256[:8]}, from layout '{backbone.format}'"
-    )
+    origin = f"weights {backbone.weights_sha256[:8]}, from layout '{backbone.format}'"
+    print(f"{printable(args.output, 1000)}: {backbone.arch.name}, {origin}")
     for path in written[1:]:
-        print(f"{path}: {'read by us' if path == written[1] else f'what {args.to} must be told'}")
+        print(f"{printable(path, 1000)}: {'read by us' if path == written[1] else f'what {args.to} must be told'}")
     return 0
 
 

@@ -14,25 +14,38 @@ from core.artifacts import is_npz, is_plain_archive, is_plain_pickle, load_npz, 
 from core.config import Config, read_mapping
 from core.config import build as build_config
 from core.errors import CheckpointError, ConfigError, nearest
-from model_zoo import formats
+from core.printable import printable
+from model_zoo import snapshot
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone
+from model_zoo.choice import NO_CHOICE, Choice
 from model_zoo.formats import Extracted
+from model_zoo.networks import is_plain, kind_of
+from model_zoo.recognise import recognise, some
 from model_zoo.resnet import LAYERS, build, expected_shapes
+from model_zoo.snapshot import Contents
+from model_zoo.stated import plain
 from model_zoo.url_file import is_url
 
 if TYPE_CHECKING:
     from model_zoo.entries import Entry
 
+_LONGEST = 2000  # characters of a sentence
 UNKNOWABLE = (
     "channel order, stride placement and padding cannot be told from weights; RGB and torchvision's conventions assumed"
 )
-_SHOWN = 5  # names in an error
 _SUFFIXES = {".pth", ".pt", ".tar", ".ckpt", ".th", ".torch", ".pkl", ".bin", ".safetensors", ".zip", ".npy", ".npz"}
 _GENERIC = {"model", "checkpoint", "last", "latest", "final", "backbone", "ckpt", "best", "weights"}
 
 
-def load(source: str | Path, *, name: str | None = None, seed: int = 0, like: Backbone | None = None) -> Backbone:
+def load(
+    source: str | Path,
+    *,
+    name: str | None = None,
+    seed: int = 0,
+    like: Backbone | None = None,
+    choice: Choice = NO_CHOICE,
+) -> Backbone:
     """Read a backbone from a checkpoint file or the zoo, or make `random:<architecture>` anew for a seed.
 
     Args:
@@ -41,10 +54,20 @@ def load(source: str | Path, *, name: str | None = None, seed: int = 0, like: Ba
         name: what to call it in tables; from the path unless given.
         seed: of a random backbone.
         like: a backbone whose architecture and input a random one takes.
+        choice: which network of a checkpoint file is meant (`--key`, `--prefix`).
 
     Raises:
         CheckpointError: one sentence that says what was found and what is wrong with it.
     """
+    try:
+        return _load(source, name, seed, like, choice)
+    except CheckpointError as error:  # it may quote names that come from the file
+        raise CheckpointError(printable(error, _LONGEST)) from None
+
+
+def _load(source: str | Path, name: str | None, seed: int, like: Backbone | None, choice: Choice) -> Backbone:
+    if choice != NO_CHOICE and not is_file(source):
+        raise CheckpointError(f"{source}: --key and --prefix choose within a checkpoint file, which this is not")
     if str(source).startswith("random:"):
         return _random(str(source), name, seed, like)
     if str(source).startswith("zoo:"):
@@ -52,17 +75,24 @@ def load(source: str | Path, *, name: str | None = None, seed: int = 0, like: Ba
     if str(source).startswith(("timm:", "hf-hub:")):
         return _from_timm(str(source), name)
     if is_url(str(source)):
-        return _from_url(str(source), name)
+        return _from_url(str(source), name, choice)
     from model_zoo import external
 
     if external.is_function(str(source)):
         return external.of_function(str(source), name)
     path = Path(source)
     try:
-        return _from_file(path, name)
+        return _from_file(path, name, choice=choice)
     except CheckpointError as error:
         text = str(error)
         raise CheckpointError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+
+
+def is_file(source: str | Path) -> bool:
+    """Whether a source is a checkpoint file (or a folder that holds one), no zoo entry, function or random network."""
+    from model_zoo import external
+
+    return not str(source).startswith(("random:", "zoo:", "timm:", "hf-hub:")) and not external.is_function(str(source))
 
 
 def default_name(path: Path) -> str:
@@ -101,13 +131,13 @@ def _from_zoo(source: str, name: str | None) -> Backbone:
     return replace(backbone, source=source)
 
 
-def _from_url(source: str, name: str | None) -> Backbone:
+def _from_url(source: str, name: str | None, choice: Choice) -> Backbone:
     """The file at an address; nobody says what it is but its tensors."""
     from model_zoo import download
 
     path, stem = download.fetch_url(source)
     try:
-        backbone = _from_file(path, name or default_name(Path(stem)))
+        backbone = _from_file(path, name or _derived_name(Path(stem), choice), choice=choice)
     except CheckpointError as error:
         raise CheckpointError(f"{source} ({path}): {error}") from None
     return replace(backbone, source=source)
@@ -119,7 +149,8 @@ def _from_timm(source: str, name: str | None) -> Backbone:
 
     model, spec, default = external.timm_model(source)
     try:
-        layout, found = recognise(model.state_dict())
+        recognised = recognise(model.state_dict())
+        layout, found = recognised.layout, recognised.found
         arch = build_config(Architecture, infer_architecture(found.state, {}), where="arch")
         backbone = Backbone(name or default, arch, check(found, arch), spec, source, layout)
     except CheckpointError:
@@ -130,29 +161,64 @@ def _from_timm(source: str, name: str | None) -> Backbone:
     return backbone if alike else external.of_timm(source, model, spec, name or default)
 
 
-def _from_file(path: Path, name: str | None, entry: Entry | None = None) -> Backbone:
-    obj = read_container(path)
-    layout, found = recognise(obj)
+def _from_file(path: Path, name: str | None, entry: Entry | None = None, choice: Choice = NO_CHOICE) -> Backbone:
+    read = _read(path)
+    obj = read.content
+    if choice == NO_CHOICE:
+        _refuse_resume_state(path, obj)
+    recognised = recognise(obj, choice)
+    layout, found = recognised.layout, recognised.found
     side = _sidecar(path) if entry is None else _of_entry(entry, found)
-    stated = {**found.arch, **side.get("arch", {})}
+    own_arch, own_input = {**read.arch, **plain(found.arch, "arch")}, {**read.input, **plain(found.input, "input")}
+    stated = {**own_arch, **side.get("arch", {})}
     try:
         inferred = infer_architecture(found.state, stated)
         arch = build_config(Architecture, {**inferred, **stated}, where="arch")
-        spec = build_config(InputSpec, {**found.input, **side.get("input", {})}, where="input")
+        spec = build_config(InputSpec, {**own_input, **side.get("input", {})}, where="input")
         if layout == "backbench" and entry is None:
-            own = build_config(Architecture, {**inferred, **found.arch}, where="arch")
+            own = build_config(Architecture, {**inferred, **own_arch}, where="arch")
             _refuse_contradiction(path, "arch", own, arch)
-            _refuse_contradiction(path, "input", build_config(InputSpec, dict(found.input), where="input"), spec)
+            _refuse_contradiction(path, "input", build_config(InputSpec, own_input, where="input"), spec)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
-    state = check(found, arch)
-    notes = (
-        [f"dropped {len(found.dropped)} tensors by the layout's list: {_some(found.dropped)}"] if found.dropped else []
-    )
-    if layout != "backbench" and not side:
+    state = check(found, arch, recognised.advice)
+    notes = [*read.notes, *recognised.notes, *dead_channels(state)]
+    if found.dropped:
+        notes.append(f"dropped {len(found.dropped)} tensors by the layout's list: {some(found.dropped)}")
+    if layout != "backbench" and not side and not read.input:
         notes.append(UNKNOWABLE)
     notes += entry.notes if entry else ()
-    return Backbone(name or default_name(path), arch, state, spec, str(path), layout, tuple(notes))
+    shown = tuple(note if note == UNKNOWABLE else printable(note, _LONGEST) for note in notes)
+    return Backbone(name or _derived_name(path, choice), arch, state, spec, str(path), layout, shown)
+
+
+def _derived_name(path: Path, choice: Choice) -> str:
+    """From the path and, where one network of several was chosen, from what chose it."""
+    said = [printable(part) for part in (choice.key, choice.prefix) if part]
+    return printable(default_name(path)) + (f"[{' '.join(said)}]" if said else "")
+
+
+def _read(path: Path) -> Contents:
+    """What a file holds, or a folder as HuggingFace's hub has them."""
+    return snapshot.read(path, read_container) if path.is_dir() else Contents(read_container(path))
+
+
+def _refuse_resume_state(path: Path, obj: Any) -> None:
+    """CheckpointError for what our own pretraining goes on from: it holds two networks, and `model.pth` has the one."""
+    kind = obj.get("kind") if isinstance(obj, Mapping) else None
+    if isinstance(kind, str) and kind.startswith("backbench-pretrain-"):
+        model = path.parent / "model.pth"
+        there = "" if model.exists() else ", which is written when the run ends"
+        raise CheckpointError(f"is the resume state of a pretraining run; give {model}{there}")
+
+
+def dead_channels(state: Mapping[str, Tensor]) -> list[str]:
+    """A note where running variances are 0: BatchNorm takes them (it adds eps), yet no image ever moved such a channel."""
+    found = {n: int((t == 0).sum()) for n, t in state.items() if n.endswith("running_var") and bool((t == 0).any())}
+    if not found:
+        return []
+    why = "channels without life, or a copy in half precision"
+    return [f"{sum(found.values())} running variances are 0 ({why}): {some(list(found))}"]
 
 
 def read_container(path: Path) -> Any:
@@ -171,37 +237,6 @@ def read_container(path: Path) -> Any:
         with unpacked(path) as inner:
             return load_pickle(inner) if is_plain_pickle(inner) else load_torch(inner)
     return load_pickle(path) if is_plain_pickle(path) else load_torch(path)
-
-
-def recognise(obj: Any) -> tuple[str, Extracted]:
-    """The one layout that matches, and what it found."""
-    known = formats.modules()
-    matching = [name for name, module in known.items() if module.matches(obj)]
-    if len(matching) == 1:
-        return matching[0], known[matching[0]].extract(obj)
-    if matching:
-        raise CheckpointError(
-            f"more than one layout matches ({', '.join(matching)}); state which by converting it first"
-        )
-    near = formats.nearest(obj)
-    like = f"; nearest: {', '.join(near)}" if near else ""
-    raise CheckpointError(f"no known layout: {_describe(obj)}{like}; known layouts: {', '.join(known)}")
-
-
-def _describe(obj: Any) -> str:
-    """What was seen, for someone who wonders why their file is not recognised."""
-    if not isinstance(obj, Mapping):
-        return f"the file holds a {type(obj).__name__}, not a dictionary of tensors"
-    dicts = formats.tensor_dicts(obj)
-    if not dicts:
-        return f"no tensors under its keys {_some([str(k) for k in obj])}"
-    where, tensors = max(dicts, key=lambda item: len(item[1]))
-    below = f" under '{where}'" if where else ""
-    found = formats.prefixes(tensors)
-    if found:
-        counts = ", ".join(f"'{prefix}' ({len(names)} tensors)" for prefix, names in sorted(found.items()))
-        return f"ResNet tensors{below} stand after the unknown prefix {counts}"
-    return f"{len(tensors)} tensors{below}, none named as in a ResNet: {_some(list(tensors))}"
 
 
 def infer_architecture(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,8 +289,11 @@ def _cifar(state: Mapping[str, Tensor], kind: str, blocks: list[int]) -> str:
     )
 
 
-def check(found: Extracted, arch: Architecture) -> dict[str, Tensor]:
-    """The state in float32, once it is whole: names, shapes, finite values, positive variances, nothing left over.
+def check(found: Extracted, arch: Architecture, advice: str = "") -> dict[str, Tensor]:
+    """The state in float32, once it is whole: names, shapes, finite values, no negative variance, nothing left over.
+
+    Args:
+        advice: what to say after the names of what is left over.
 
     Raises:
         CheckpointError: names the first tensors that are wrong.
@@ -268,21 +306,25 @@ def check(found: Extracted, arch: Architecture) -> dict[str, Tensor]:
     counters = {name for name in expected if name.endswith("num_batches_tracked")}
     missing = [name for name in expected if name not in found.state and name not in counters]
     if missing:
-        raise CheckpointError(f"{len(missing)} of {len(expected) - len(counters)} tensors missing: {_some(missing)}")
+        raise CheckpointError(f"{len(missing)} of {len(expected) - len(counters)} tensors missing: {some(missing)}")
     surplus = [name for name in found.state if name not in expected] + list(found.leftover)
     if surplus:
-        raise CheckpointError(f"{len(surplus)} tensors left over that {arch.name} does not have: {_some(surplus)}")
+        raise CheckpointError(
+            f"{len(surplus)} tensors left over that {arch.name} does not have: {some(surplus)}{advice}"
+        )
     state: dict[str, Tensor] = {}
     for name, shape in expected.items():
         if name in counters:
-            counter = torch.as_tensor(found.state.get(name, 0))
+            counter = found.state.get(name, torch.zeros(()))
+            if not is_plain(counter):
+                raise CheckpointError(f"'{name}' is no dense tensor but {kind_of(counter)}")
             if counter.numel() != 1:
                 raise CheckpointError(f"'{name}' has shape {tuple(counter.shape)}, a single number is needed")
             state[name] = counter.to(torch.int64).reshape(())
             continue
         tensor = found.state[name]
-        if not isinstance(tensor, Tensor):
-            raise CheckpointError(f"'{name}' is no tensor but a {type(tensor).__name__}")
+        if not is_plain(tensor):
+            raise CheckpointError(f"'{name}' is no dense tensor but {kind_of(tensor)}")
         if tensor.shape != shape:
             raise CheckpointError(f"'{name}' has shape {tuple(tensor.shape)}, {arch.name} needs {tuple(shape)}")
         if not tensor.is_floating_point():
@@ -290,8 +332,8 @@ def check(found: Extracted, arch: Architecture) -> dict[str, Tensor]:
         tensor = tensor.detach().to(torch.float32).contiguous()
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"'{name}' holds NaN or infinite values")
-        if name.endswith("running_var") and not bool((tensor > 0).all()):
-            raise CheckpointError(f"'{name}' has {int((tensor <= 0).sum())} variances that are not positive")
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            raise CheckpointError(f"'{name}' has {int((tensor < 0).sum())} variances that are negative")
         state[name] = tensor
     return state
 
@@ -328,8 +370,3 @@ def _refuse_contradiction(path: Path, part: str, own: Config, both: Config) -> N
                 f"{path.name}.yaml says {part}.{key} is {beside!r}, the checkpoint itself {value!r}: remove the .yaml if it "
                 "was left from another file of this name"
             )
-
-
-def _some(names: list[str] | tuple[str, ...]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from core.artifacts import file_sha256
 from core.embeddings import effective_rank
+from core.printable import printable
 from model_zoo.architecture import Architecture, InputSpec, architecture_fields
 from model_zoo.backbone import Backbone
-from model_zoo.load import UNKNOWABLE, load
+from model_zoo.choice import NO_CHOICE, Choice
+from model_zoo.load import UNKNOWABLE, dead_channels, load
 from model_zoo.resnet import build
 
 IMAGES = 16
@@ -21,21 +23,24 @@ _LOWEST_RANK = 2.0  # of at most 15: below it the images are hardly told apart
 _LIKE_FRESH = 0.02  # a layer whose spread is as near as this to a fresh network's has hardly been trained
 
 
-def card(source: str | Path) -> dict[str, Any]:
+def card(source: str | Path, choice: Choice = NO_CHOICE) -> dict[str, Any]:
     """Facts about a checkpoint, `zoo:NAME`, `timm:NAME` or `module:function`, in order, after every check of `load`.
+
+    Args:
+        choice: which network of a checkpoint file is meant.
 
     Raises:
         CheckpointError: the file does not hold a sound backbone.
     """
-    backbone = load(source)
+    backbone = load(source, choice=choice)
     if not backbone.is_resnet:
         return _external_card(backbone)
     path = _file(source)
     fresh = build(backbone.arch, seed=0)
     x = images(backbone.input)
-    warnings: list[str] = []
+    warnings: list[str] = dead_channels(backbone.state)
     rows = {
-        "file": str(path or source),
+        "file": printable(path or source, 1000),
         "layout": backbone.format,
         "architecture": architecture_fields(backbone.arch),
         "input": _input(backbone.input),
@@ -83,8 +88,8 @@ def _external_card(backbone: Backbone) -> dict[str, Any]:
     warnings: list[str] = []
     arch, module = backbone.arch.model_dump(mode="json", exclude_none=True), backbone.build()
     rows = {
-        "source": backbone.source,
-        "architecture": ", ".join(str(value) for value in arch.values()),
+        "source": printable(backbone.source, 1000),
+        "architecture": ", ".join(printable(value) for value in arch.values()),
         "input": _input(backbone.input),
         "parameters": f"{sum(p.numel() for p in module.parameters()):,}",
         "weights_sha256": backbone.weights_sha256,

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from core.errors import CheckpointError
 from model_zoo.architecture import Architecture
+from model_zoo.wrappers import tensors_of
 
 _CANONICAL = re.compile(
     r"^(?P<prefix>.*?)(?P<name>(?:conv1|bn1)\.\w+|layer[1-4]\.\d+\.(?:(?:conv|bn)[123]|downsample\.[01])\.\w+)$"
@@ -45,6 +46,7 @@ def modules() -> dict[str, ModuleType]:
 
 
 WRAPPERS = ("state_dict", "model")
+_LONGEST = 120  # characters of a name that are compared with a layout's
 # A copy of the network beside the one that transfers: averaged, of the keys, or of the teacher.
 TWINS = ("momentum_backbone.", "momentum_encoder.", "backbone_momentum.", "teacher_backbone.", "student_backbone.",
          "key_backbone.", "target_backbone.")  # fmt: skip
@@ -56,8 +58,8 @@ def tensor_dicts(obj: Any, keys: Iterable[str] = WRAPPERS) -> list[tuple[str, Ma
     """Dictionaries of tensors: the object itself, then what lies under the usual keys, with the key."""
     found = []
     for key, value in (("", obj), *((k, obj.get(k)) for k in keys if isinstance(obj, Mapping))):
-        if isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values()):
-            found.append((key, {str(k): v for k, v in value.items() if isinstance(v, Tensor)}))
+        if isinstance(value, Mapping) and (tensors := tensors_of(value)):
+            found.append((key, tensors))
     return found
 
 
@@ -97,7 +99,7 @@ def mmselfsup_copies(tensors: Mapping[str, Tensor]) -> list[str]:
 
 def nearest(obj: Any, count: int = 3) -> list[str]:
     """The layouts whose names are most like those of the ResNet seen in a file that fits none."""
-    keys = [key for _, tensors in tensor_dicts(obj) for key in tensors]
+    keys = [key[:_LONGEST] for _, tensors in tensor_dicts(obj) for key in tensors]
     seen = sorted({_shape_of(key) for key in keys if key.endswith("weight")})[:8]
     sample = {"conv1.weight": torch.zeros(2, 3, 7, 7), "bn1.running_mean": torch.zeros(2)}
     sample |= {f"layer1.0.conv{i}.weight": torch.zeros(2, 2, 1, 1) for i in (1, 2)}
@@ -122,12 +124,18 @@ def _shape_of(key: str) -> str:
     return re.sub(r"\d+", "0", key)
 
 
-def the_one(obj: Any, wanted: Callable[[Mapping[str, Tensor]], object]) -> Mapping[str, Tensor]:
-    """The dictionary of tensors that is `wanted`; CheckpointError when a file holds several such networks."""
-    found = [(where, tensors) for where, tensors in tensor_dicts(obj) if wanted(tensors)]
-    if len(found) > 1:
+class SeveralNetworks(CheckpointError):
+    """A file holds more than one network of a layout; `model_zoo.recognise` says which, and how to choose."""
+
+
+def the_one(
+    obj: Any, wanted: Callable[[Mapping[str, Tensor]], object], keys: Iterable[str] = WRAPPERS
+) -> Mapping[str, Tensor]:
+    """The dictionary of tensors, itself or under `keys`, that is `wanted`; SeveralNetworks when a file holds more."""
+    found = [(where, tensors) for where, tensors in tensor_dicts(obj, keys) if wanted(tensors)]
+    if len(found) != 1:
         places = " and ".join(f"'{where}'" if where else "the top" for where, _ in found)
-        raise CheckpointError(f"holds two networks of this layout, under {places}: save the one you mean on its own")
+        raise SeveralNetworks(f"holds {len(found)} networks of this layout, under {places}")
     return found[0][1]
 
 

@@ -15,7 +15,7 @@ from model_zoo.formats import Extracted, take
 
 def matches(obj: Any) -> bool:
     """Whether the file says it is ours, whatever the version."""
-    return isinstance(obj, Mapping) and str(obj.get("format", "")).startswith("backbench-")
+    return isinstance(obj, Mapping) and isinstance(obj.get("format"), str) and obj["format"].startswith("backbench-")
 
 
 def extract(obj: Any) -> Extracted:

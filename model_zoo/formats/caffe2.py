@@ -16,7 +16,9 @@ from torch import Tensor
 from model_zoo.architecture import Architecture
 from model_zoo.formats import Extracted, tensor_dicts
 
-_BRANCH = re.compile(r"^res(?P<stage>[2-5])_(?P<block>\d+)_branch(?P<branch>1|2[abc])_(?P<leaf>w|bn_(?:s|b|rm|riv))$")
+_BRANCH = re.compile(
+    r"^res(?P<stage>[2-5])_(?P<block>[0-9]{1,4})_branch(?P<branch>1|2[abc])_(?P<leaf>w|bn_(?:s|b|rm|riv))$"
+)
 _LEAVES = {"s": "weight", "b": "bias", "rm": "running_mean", "riv": "running_var"}
 _DROP = re.compile(r"^(.*_momentum|lr|model_iter|pred_.*)$")
 _INPUT = {"order": "bgr", "mean": (0.406, 0.456, 0.485), "std": (1 / 255, 1 / 255, 1 / 255)}

@@ -19,7 +19,7 @@ from model_zoo.export.detectron2 import key_table
 from model_zoo.formats import Extracted, tensor_dicts, the_one
 from model_zoo.resnet import LAYERS
 
-_NAME = re.compile(r"^(?P<prefix>.*?)res[2-5]\.\d+\.conv[123]\.norm\.\w+$")
+_NAME = re.compile(r"^(?P<prefix>.*?)res[2-5]\.[0-9]{1,4}\.conv[123]\.norm\.\w+$")
 _FC = "stem.fc."
 
 

@@ -14,14 +14,16 @@ from torch import Tensor
 
 from model_zoo.architecture import Architecture
 from model_zoo.formats import Extracted, prefixes, take
+from model_zoo.wrappers import tensors_of
 
 _PREFIXES = ("backbone.", "module.backbone.")
+PASSED_OVER = ("student",)
 
 
 def _teacher(obj: Any) -> Mapping[str, Tensor]:
     if not isinstance(obj, Mapping) or not isinstance(obj.get("teacher"), Mapping):
         return {}
-    return {str(key): value for key, value in obj["teacher"].items() if isinstance(value, Tensor)}
+    return tensors_of(obj["teacher"])
 
 
 def matches(obj: Any) -> bool:

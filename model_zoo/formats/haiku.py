@@ -15,14 +15,16 @@ from torch import Tensor
 
 from model_zoo.architecture import Architecture
 from model_zoo.formats import Extracted
+from model_zoo.wrappers import word
 
 _BLOCK = re.compile(
-    r"block_group_(?P<group>[0-3])/~/block_(?P<block>\d+)/~/(?P<part>conv_[012]|batchnorm_[012]|shortcut_conv|shortcut_batchnorm)$"
+    r"block_group_(?P<group>[0-3])/~/block_(?P<block>[0-9]{1,4})/~/(?P<part>conv_[012]|batchnorm_[012]|shortcut_conv|shortcut_batchnorm)$"
 )
 _STEM = {"initial_conv": "conv1", "initial_batchnorm": "bn1"}
 ARCH = {"pool_padding": "same", "conv_padding": "same"}  # byol/utils/networks.py: every padding is "SAME"
 _LEAVES = {"w": "weight", "scale": "weight", "offset": "bias"}
 _EMA = {"mean_ema": "running_mean", "var_ema": "running_var"}
+PASSED_OVER = ("experiment_state.target_params",)
 _HEADS = ("projector", "predictor", "classifier")
 
 
@@ -53,28 +55,41 @@ def _leaves(arrays: Mapping[str, Any]) -> Iterator[tuple[str, str, Tensor]]:
     for module, values in arrays.items():
         for leaf, value in values.items() if isinstance(values, Mapping) else ():
             if isinstance(value, Tensor):
-                yield str(module), str(leaf), value
+                yield word(module), word(leaf), value
 
 
 def matches(obj: Any) -> bool:
     """Whether there are Haiku's parameters of a ResNet."""
     found = _online(obj)
-    return found is not None and any(_BLOCK.search(str(module)) for module in found[0])
+    return found is not None and has_blocks(found[0])
 
 
-def extract(obj: Any) -> Extracted:
-    """The online network's tensors, OIHW, under torchvision's names."""
-    found = _online(obj)
-    assert found is not None
-    state, dropped, leftover = {}, [], []
-    for module, leaf, tensor in _leaves(found[0]):
+def has_blocks(params: Mapping[Any, Any]) -> bool:
+    """Whether these are the parameters of a ResNet."""
+    return any(isinstance(module, str) and _BLOCK.search(module) for module in params)
+
+
+def parameters(params: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
+    """A network's parameters under torchvision's names, OIHW, and the names of all others, `module:leaf`."""
+    state, others = {}, []
+    for module, leaf, tensor in _leaves(params):
         name = _canonical(module)
         if name and leaf in _LEAVES and not any(head in module for head in _HEADS):
             state[f"{name}.{_LEAVES[leaf]}"] = (
                 tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 and leaf == "w" else tensor.flatten()
             )
         else:
-            (dropped if any(head in module for head in _HEADS) else leftover).append(f"{module}:{leaf}")
+            others.append(f"{module}:{leaf}")
+    return state, others
+
+
+def extract(obj: Any) -> Extracted:
+    """The online network's tensors, OIHW, under torchvision's names."""
+    found = _online(obj)
+    assert found is not None
+    state, others = parameters(found[0])
+    dropped = [name for name in others if any(head in name for head in _HEADS)]
+    leftover = [name for name in others if name not in dropped]
     for module, leaf, tensor in _leaves(found[1]):
         owner, _, ema = module.rpartition("/~/")
         name = _canonical(owner)

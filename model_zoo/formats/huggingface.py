@@ -18,7 +18,7 @@ from model_zoo.formats import Extracted, tensor_dicts, the_one
 
 _STEM = re.compile(r"^(resnet\.)?embedder\.embedder\.(?P<kind>convolution|normalization)\.(?P<leaf>\w+)$")
 _BLOCK = re.compile(
-    r"^(resnet\.)?encoder\.stages\.(?P<stage>\d)\.layers\.(?P<block>\d+)\."
+    r"^(resnet\.)?encoder\.stages\.(?P<stage>[0-3])\.layers\.(?P<block>[0-9]{1,4})\."
     r"(?:layer\.(?P<conv>[012])|shortcut)\.(?P<kind>convolution|normalization)\.(?P<leaf>\w+)$"
 )
 

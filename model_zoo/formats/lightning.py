@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.errors import CheckpointError
 from model_zoo.architecture import Architecture
-from model_zoo.formats import TWINS, Extracted, is_lightning, prefixes, take
+from model_zoo.formats import TWINS, Extracted, SeveralNetworks, is_lightning, prefixes, take
+from model_zoo.wrappers import tensors_of
 
 HEADS = ("projector", "predictor", "classifier", "prototypes", "projection_head", "prediction_head", "online_classifier",
          "criterion", "projection", "momentum_projector", "momentum_predictor", "momentum_classifier", "queue",
@@ -29,10 +29,10 @@ def matches(obj: Any) -> bool:
 
 def extract(obj: Any) -> Extracted:
     """The network without its twin."""
-    tensors = {str(key): value for key, value in obj["state_dict"].items() if isinstance(value, Tensor)}
+    tensors = tensors_of(obj["state_dict"])
     found = [prefix for prefix in ("backbone.", "encoder.") if prefix in prefixes(tensors)]
     if len(found) > 1:
-        raise CheckpointError("holds two networks, under 'backbone.' and 'encoder.': save the one you mean on its own")
+        raise SeveralNetworks("holds two networks, under 'backbone.' and 'encoder.'")
     drop = [f"{head}{end}" for head in HEADS for end in ("", ".*", "_*", "[0-9].*")]
     return take(tensors, found[0], [f"{found[0]}fc.*", *(f"{twin}*" for twin in TWINS), *drop])
 

@@ -15,6 +15,7 @@ from core.errors import CheckpointError
 from model_zoo.architecture import Architecture
 from model_zoo.export.mmdet import PREFIX, key_table
 from model_zoo.formats import Extracted, is_openmmlab, mmselfsup_copies, take
+from model_zoo.wrappers import tensors_of
 
 _DROP = ("neck.*", "head.*", "data_preprocessor.*", f"{PREFIX}fc.*")
 _DETECTOR = ("rpn_head.", "roi_head.", "bbox_head.", "mask_head.")
@@ -22,12 +23,12 @@ _DETECTOR = ("rpn_head.", "roi_head.", "bbox_head.", "mask_head.")
 
 def matches(obj: Any) -> bool:
     """Whether a ResNet stands under `backbone.` in mmengine's container."""
-    return is_openmmlab(obj) and "format" not in obj and not mmselfsup_copies(obj["state_dict"])
+    return is_openmmlab(obj) and "format" not in obj and not mmselfsup_copies(tensors_of(obj["state_dict"]))
 
 
 def extract(obj: Any) -> Extracted:
     """The backbone's tensors."""
-    tensors = {str(key): value for key, value in obj["state_dict"].items() if isinstance(value, Tensor)}
+    tensors = tensors_of(obj["state_dict"])
     heads = [key for key in tensors if key.startswith(_DETECTOR)]
     if heads:
         raise CheckpointError(

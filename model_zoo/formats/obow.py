@@ -1,7 +1,8 @@
-"""OBoW's {"network": ...}: torchvision's names in the feature-extractor file, its own in the whole model's.
+"""OBoW's {"network": ...}: its own names, or torchvision's in the file that it converts.
 
-In the whole model the student is `feature_extractor._feature_blocks.`, the stem's convolution `0.Conv` (valeoai/obow,
-obow/feature_extractor.py); the teacher, the word extractor and predictor and the classifier are dropped.
+The student is `feature_extractor._feature_blocks.` in the whole model and `_feature_blocks.` where its solver saves the
+feature extractor alone, the stem's convolution `0.Conv` (valeoai/obow, obow/feature_extractor.py); the teacher, the word
+extractor and predictor and the classifier are dropped.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from model_zoo.architecture import Architecture
 from model_zoo.formats import Extracted, prefixes, take
+from model_zoo.wrappers import tensors_of
 
-_OWN = re.compile(r"^(module\.)?feature_extractor\._feature_blocks\.(?P<block>[0-4])\.(?P<rest>.+)$")
+_OWN = re.compile(r"^(module\.)?(feature_extractor\.)?_feature_blocks\.(?P<block>[0-4])\.(?P<rest>.+)$")
 _DROP = ("fc.*", *(f"{start}{name}.*" for start in ("", "module.") for name in
                    ("feature_extractor_teacher", "bow_extractor", "bow_predictor", "linear_classifier")))  # fmt: skip
 
@@ -25,7 +27,7 @@ def _network(obj: Any) -> dict[str, Tensor]:
     """The tensors under `network`, their own names turned into torchvision's."""
     if not isinstance(obj, Mapping) or not isinstance(obj.get("network"), Mapping):
         return {}
-    return {_canonical(str(key)): value for key, value in obj["network"].items() if isinstance(value, Tensor)}
+    return {_canonical(key): value for key, value in tensors_of(obj["network"]).items()}
 
 
 def _canonical(key: str) -> str:

@@ -18,6 +18,7 @@ from model_zoo.formats import TWINS, WRAPPERS, Extracted, take, tensor_dicts, th
 from model_zoo.formats.lightning import HEADS
 
 _KEY = "online_backbone"
+PASSED_OVER = ("target_backbone",)  # BYOL's target network; the online one transfers
 _PREFIXES = ("", "module.", "backbone.", "encoder.", "module.backbone.", "module.encoder.")
 _PLACES = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 _STAGE = re.compile(r"^(?P<prefix>.*?)4\.0\.conv1\.weight$")
@@ -39,9 +40,7 @@ def matches(obj: Any) -> bool:
 
 def extract(obj: Any) -> Extracted:
     """The tensors under torchvision's names."""
-    if isinstance(obj, Mapping) and _KEY in obj:
-        obj = obj[_KEY]
-    tensors = the_one(obj, _has_stages)
+    tensors = the_one(obj, _has_stages, (*WRAPPERS, _KEY))
     prefix = _prefix(tensors) or ""
     renamed = {}
     for key, tensor in tensors.items():

@@ -16,7 +16,7 @@ from model_zoo.architecture import Architecture
 from model_zoo.formats import Extracted, tensor_dicts, the_one
 
 _BLOCK = re.compile(
-    r"^net\.(?P<stage>[1-4])\.blocks\.(?P<block>\d+)\."
+    r"^net\.(?P<stage>[1-4])\.blocks\.(?P<block>[0-9]{1,4})\."
     r"(?:net\.(?P<conv>[024])|net\.(?P<bn>[135])\.0|projection\.(?P<down>shortcut|bn\.0))\.(?P<leaf>\w+)$"
 )
 _INPUT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -48,7 +48,7 @@ def matches(obj: Any) -> bool:
 
 def extract(obj: Any) -> Extracted:
     """The tensors under torchvision's names."""
-    tensors = the_one(obj.get("resnet", obj), _blocks)
+    tensors = the_one(obj, _blocks, ("resnet",))
     state = {name: tensor for key, tensor in tensors.items() if (name := _canonical(key))}
     rest = [key for key in tensors if not _canonical(key)]
     dropped = tuple(key for key in rest if key.startswith("fc."))

@@ -26,7 +26,7 @@ from model_zoo.resnet import LAYERS
 ARCH = {"pool_padding": "same"}
 _INPUT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 _VARIABLE = re.compile(
-    r"^base_model/(?P<kind>conv2d|batch_normalization)(?:_(?P<index>\d+))?/(?P<leaf>kernel|gamma|beta|moving_mean|moving_variance)$"
+    r"^base_model/(?P<kind>conv2d|batch_normalization)(?:_(?P<index>[0-9]{1,4}))?/(?P<leaf>kernel|gamma|beta|moving_mean|moving_variance)$"
 )
 _LEAVES = {"kernel": "weight", "gamma": "weight", "beta": "bias", "moving_mean": "running_mean",
            "moving_variance": "running_var"}  # fmt: skip

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.errors import CheckpointError
 from model_zoo.architecture import Architecture
-from model_zoo.formats import Extracted, prefixes, take, tensor_dicts
+from model_zoo.formats import Extracted, SeveralNetworks, prefixes, take, tensor_dicts
 
 _BLOCKS = "_feature_blocks."
 _PREFIXES = tuple(outer + _BLOCKS for outer in ("", "trunk.", "trunk.base_model.", "base_model."))
+PASSED_OVER = ("classy_state_dict.loss*",)  # a loss's own momentum encoder (vissl/losses/moco_loss.py)
 _TRUNK = ("classy_state_dict", "base_model", "model", "trunk")
 
 
@@ -39,7 +39,7 @@ def extract(obj: Any) -> Extracted:
     """The trunk's tensors."""
     found = _trunks(obj)
     if len(found) > 1:
-        raise CheckpointError("holds two trunks of VISSL: save the one you mean on its own")
+        raise SeveralNetworks("holds two trunks of VISSL")
     prefix, tensors = found[0]
     return take(tensors, prefix, ("heads.*",))
 

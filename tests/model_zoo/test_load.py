@@ -156,10 +156,13 @@ DAMAGE = {
         change("layer1.0.bn1.weight", lambda t: t.double() * 1e300),
         r"'layer1\.0\.bn1\.weight' holds NaN or infinite",
     ),
-    "zero variance": (put_at("bn1.running_var", 0.0), r"'bn1\.running_var' has 1 variances that are not positive"),
+    "one negative variance": (
+        put_at("bn1.running_var", -1e-6),
+        r"'bn1\.running_var' has 1 variances that are negative",
+    ),
     "negative variance": (
         change("layer4.1.bn2.running_var", lambda t: -t),
-        r"'layer4\.1\.bn2\.running_var' has 128 variances that are not positive",
+        r"'layer4\.1\.bn2\.running_var' has 128 variances that are negative",
     ),
     "integers": (change("layer1.1.conv1.weight", lambda t: t.to(torch.int64)), r"layer1\.1\.conv1\.weight.*int64"),
     "leftover": (change("attention.weight", torch.zeros(3)), r"1 tensors left over .*attention\.weight"),
@@ -190,7 +193,9 @@ def test_damage_is_named(kind, wrapping, write, state):
     assert re.search(expected, refusal(write(obj)))
 
 
-@pytest.mark.parametrize("kind", ["missing tensor", "wrong shape", "NaN", "zero variance", "integers", "leftover"])
+@pytest.mark.parametrize(
+    "kind", ["missing tensor", "wrong shape", "NaN", "one negative variance", "integers", "leftover"]
+)
 def test_damage_in_our_own_format_is_named(kind, tmp_path, state):
     damage, expected = DAMAGE[kind]
     damage(state)
@@ -231,9 +236,10 @@ def test_other_tensors_are_described(write):
 
 
 def test_two_layouts_in_one_file_are_refused(write, state):
-    both = {"state_dict": {f"module.{key}": tensor for key, tensor in state.items()}, "model": state}
-    text = refusal(write(both))
-    assert "more than one layout matches (prefixed, torchvision)" in text
+    twin = {f"module.{key}": tensor for key, tensor in make_state(seed=9).items()}
+    text = refusal(write({"state_dict": twin, "model": state}))
+    assert "holds two networks, under 'state_dict' after 'module.' and under 'model'" in text
+    assert text.endswith("add --key state_dict or --key model")
 
 
 def test_two_networks_of_one_layout_are_refused(write, state):

@@ -1,0 +1,216 @@
+"""Every network in a file, at any depth: a second one beside the backbone is named, never passed over in silence."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.errors import CheckpointError
+from model_zoo import formats
+from model_zoo.formats import haiku
+from model_zoo.wrappers import tensors_of, word
+
+_FEWEST = 20  # tensors of the smallest ResNet, without BatchNorm
+_MOST_PLACES = 1_000_000  # dictionaries and lists that are looked into
+_STAGE = re.compile(r"layer([1-4])\.[0-9]{1,4}\.conv1\.weight$")
+# By parameter's name, and yet no network: what optimizers keep.
+_NO_NETWORK = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum", "momentum_buffer", "velocity", "grad", "grads",
+               "gradients", "mu", "nu"}  # fmt: skip
+# What an optimizer may keep for each parameter that is an average of it (torch's ASGD: `ax`).
+_AVERAGE = re.compile(r"(?i)(^|_)(ema|swa|shadow|slow|averaged?)(_|$)|^ax$|^param_avg$")
+
+Keys = tuple[Any, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """Tensors that are named as a ResNet's, in one dictionary."""
+
+    path: Keys  # of the dictionary
+    prefix: str  # before its names; "" where a layout's own names stand there
+    state: Mapping[str, Tensor]  # torchvision's names
+    place: Any  # the dictionary itself
+
+    @property
+    def names(self) -> set[str]:
+        """As they stand in the dictionary, without what wrappers put inside them."""
+        return {self.prefix + name for name in self.state}
+
+
+def walk(obj: Any) -> Iterator[tuple[Any, Any]]:
+    """(linked path, container) of every dictionary and list, the nearest first, each once however often it is held.
+
+    Raises:
+        CheckpointError: too many to look into.
+    """
+    seen, waiting = {id(obj)}, deque([(None, obj)])
+    while waiting:
+        path, value = waiting.popleft()
+        yield path, value
+        for key, child in value.items() if isinstance(value, Mapping) else enumerate(value):
+            if isinstance(child, dict | list | tuple | Mapping) and id(child) not in seen:
+                if len(seen) > _MOST_PLACES:
+                    raise CheckpointError(
+                        f"more than {_MOST_PLACES:,} nested dictionaries and lists, too many to look for networks in: "
+                        "add --key with the place of the one you mean"
+                    )
+                seen.add(id(child))
+                waiting.append(((path, key), child))
+
+
+def keys_of(path: Any) -> Keys:
+    """The keys of a linked path, outermost first."""
+    keys = []
+    while path is not None:
+        path, key = path
+        keys.append(key)
+    return tuple(reversed(keys))
+
+
+def survey(obj: Any) -> list[Network]:
+    """Every network below `obj`, the nearest first."""
+    found: list[Network] = []
+    if not isinstance(obj, Mapping | list | tuple):
+        return found
+    for path, value in walk(obj):
+        if isinstance(value, Mapping) and len(value) >= _FEWEST:
+            found += _in_dictionary(path, value)
+    return found
+
+
+def _in_dictionary(path: Any, value: Mapping[Any, Any]) -> Iterator[Network]:
+    tensors = tensors_of(value)
+    if len(tensors) < _FEWEST:
+        if haiku.has_blocks(value):
+            yield Network(keys_of(path), "", haiku.parameters(value)[0], value)
+        return
+    groups = {
+        prefix: names
+        for prefix, names in formats.prefixes(tensors).items()
+        if len({found[1] for found in map(_STAGE.match, names) if found}) >= 2
+    }
+    keys = keys_of(path)
+    for prefix, names in groups.items():
+        state = {name: tensors[prefix + name] for name in names}
+        if not _of_an_optimizer(keys, state):
+            yield Network(keys, prefix, state, value)
+    if not groups and (state := _by_another_scheme(tensors)) and not _of_an_optimizer(keys, state):
+        yield Network(keys, "", state, value)
+
+
+def _by_another_scheme(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The state that the one layout of other names finds, nothing where none does."""
+    for obj in (tensors, {"network": tensors}):  # OBoW's names are known by that key
+        fitting = [module for module in formats.modules().values() if module.matches(obj)]
+        if len(fitting) == 1:
+            try:
+                return fitting[0].extract(obj).state
+            except CheckpointError:  # a detector, half a network: another network all the same
+                return tensors
+    return {}
+
+
+def _of_an_optimizer(keys: Keys, state: Mapping[str, Tensor]) -> bool:
+    """Whether these are momenta or gradients: without BatchNorm's statistics, under an optimizer or a name of theirs."""
+    if not keys or any(name.endswith("running_var") for name in state):
+        return False
+    last = word(keys[-1]).lower()
+    under = any("optim" in word(key).lower() for key in keys[:-1])
+    return last in _NO_NETWORK or (under and not _AVERAGE.search(last))
+
+
+def distinct(networks: list[Network]) -> list[Network]:
+    """One of each; the copies of a network that are equal to the bit are one."""
+    found: list[Network] = []
+    for network in networks:
+        if not any(same(network.state, other.state) or same(other.state, network.state) for other in found):
+            found.append(network)
+    return found
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether every tensor that decides what a network computes is in `other`, equal."""
+    names = [name for name in one if not name.endswith("num_batches_tracked")]
+    return bool(names) and all(name in other and equal(one[name], other[name]) for name in names)
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Equality of two tensors to the bit, in float32 where their types differ; what is no plain tensor equals itself."""
+    if one is other:
+        return True
+    if not (is_plain(one) and is_plain(other)) or one.shape != other.shape:
+        return False
+    if one.dtype != other.dtype:
+        one, other = one.float(), other.float()
+    return bool(torch.equal(one, other) or (one.is_floating_point() and torch.isclose(one, other, 0, 0, True).all()))
+
+
+def is_plain(value: Any) -> bool:
+    """Whether this is a dense tensor with values, none that is sparse, quantised, nested or without storage."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not (value.is_quantized or value.is_nested or value.is_meta)
+    )
+
+
+def kind_of(value: Any) -> str:
+    """`a sparse tensor`, `a str`: what stands where a dense tensor belongs."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    kinds = {"quantised": value.is_quantized, "nested": value.is_nested, "without values (meta)": value.is_meta}
+    kind = next((kind for kind, is_so in kinds.items() if is_so), "sparse")
+    return f"a tensor that is {kind}"
+
+
+@dataclass(frozen=True, eq=False)
+class Unnamed:
+    """A copy of a network as a mere list of tensors: an optimizer's or an EMA's, in the order of the parameters."""
+
+    path: Keys
+    tensors: list[Tensor]  # of four dimensions
+
+
+def unnamed_copies(obj: Any, state: Mapping[str, Tensor]) -> list[Unnamed]:
+    """Lists of tensors with other weights for all of a state's convolutions; whose is whose cannot be told from them."""
+    mine = [tensor for tensor in state.values() if isinstance(tensor, Tensor) and tensor.ndim == 4]
+    wanted = Counter(tensor.shape for tensor in mine)
+    found = []
+    for path, value in walk(obj):
+        for key, tensors in _lists(value):
+            copy = Unnamed((*keys_of(path), *key), [tensor for tensor in tensors if tensor.ndim == 4])
+            if not mine or wanted - Counter(tensor.shape for tensor in copy.tensors) or _of_an_optimizer(copy.path, {}):
+                continue
+            if not all(any(_alike(one, other) for other in copy.tensors) for one in mine):
+                found.append(copy)
+    return found
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Equal, or equal once the more exact is rounded to the type of the other (an optimizer's master copy)."""
+    if one.shape != other.shape or not (is_plain(one) and is_plain(other)):
+        return False
+    return equal(one, other) or equal(one, other.to(one.dtype)) or equal(one.to(other.dtype), other)
+
+
+def _lists(value: Any) -> Iterator[tuple[Keys, list[Tensor]]]:
+    """Lists of tensors in a container, and what an optimizer's state holds as an average for each parameter."""
+    items = list(value.values()) if isinstance(value, Mapping) else value
+    if len(items) < _FEWEST:
+        return
+    numbered = not isinstance(value, Mapping) or all(word(key).isdigit() for key in value)
+    tensors = [item for item in items if isinstance(item, Tensor)]
+    if numbered and len(tensors) >= _FEWEST:
+        yield (), tensors
+    inner = [item for item in items if isinstance(item, Mapping)]
+    if isinstance(value, Mapping) and len(inner) >= _FEWEST:
+        for key in {key for item in inner for key in item if isinstance(key, str) and _AVERAGE.search(key)}:
+            tensors = [item[key] for item in inner if isinstance(item.get(key), Tensor)]
+            if len(tensors) >= _FEWEST:
+                yield (f"each.{key}",), tensors

@@ -1,0 +1,249 @@
+"""Which layout a file has, and which of its networks is the backbone; every other network is accounted for."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from core.errors import CheckpointError
+from core.printable import printable
+from model_zoo import formats
+from model_zoo.choice import NO_CHOICE, Choice
+from model_zoo.formats import Extracted
+from model_zoo.networks import Keys, Network, distinct, keys_of, same, survey, unnamed_copies, walk
+from model_zoo.places import below, descend, options, spelled
+from model_zoo.wrappers import is_counter, tensors_of, unwrapped, word
+
+_SHOWN = 5  # names in an error
+_NAMED = 4  # networks in an error
+_DEEPEST = 6  # parts of a prefix that is looked for
+_NUMBERS = {2: "two", 3: "three", 4: "four"}
+_ALONE = "save the one you mean on its own"
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A backbone's tensors, the layout they were found in, what was passed over and why."""
+
+    layout: str
+    found: Extracted
+    notes: tuple[str, ...] = ()
+    advice: str = ""  # the words that leave out what is left over, where there are such
+
+
+@dataclass(frozen=True)
+class _Scope:
+    """The part of a file that was chosen."""
+
+    file: Any
+    keys: Keys = ()
+    prefix: str | None = None
+
+    def options(self, network: Network, by_prefix: bool) -> str | None:
+        """What to type for a network found in this part."""
+        inner = network.prefix if by_prefix else None
+        if self.prefix is not None:
+            inner = self.prefix + (inner or "")
+        return options(self.file, (*self.keys, *network.path), inner)
+
+
+def recognise(obj: Any, choice: Choice = NO_CHOICE) -> Recognised:
+    """The one layout that matches, and what it found.
+
+    Raises:
+        CheckpointError: no layout matches, or a second network lies in the file and no rule says which transfers; the
+            sentence says what was seen and what to type.
+    """
+    scope, notes = _Scope(obj), []
+    if choice.key is not None:
+        part, keys = descend(obj, choice.key)
+        scope, obj = _Scope(obj, keys), part
+    if choice.prefix is not None:
+        obj, outside, keys = below(obj, choice.prefix, survey(obj))
+        scope = _Scope(scope.file, (*scope.keys, *keys), choice.prefix)
+        if outside:
+            notes.append(f"{outside} tensors outside the prefix '{printable(choice.prefix)}' are passed over, as asked")
+    networks = survey(obj)
+    recognised = _by_layout(obj, networks, scope)
+    return replace(recognised, notes=(*notes, *recognised.notes, *_averaged(obj)))
+
+
+def _by_layout(obj: Any, networks: list[Network], scope: _Scope) -> Recognised:
+    known = formats.modules()
+    matching = [name for name, module in known.items() if module.matches(obj)]
+    kinds = distinct(networks)
+    if len(matching) == 1:
+        try:
+            found = known[matching[0]].extract(obj)
+        except formats.SeveralNetworks as error:
+            if len(kinds) != 1:
+                raise CheckpointError(_refusal(kinds, scope) if kinds else f"{error}: {_ALONE}") from None
+        else:
+            return _accounted(Recognised(matching[0], found), obj, networks, scope)
+    if matching and len(kinds) > 1:
+        raise CheckpointError(_refusal(kinds, scope))
+    if len(kinds) == 1 and (alone := _alone(obj, kinds[0])):
+        return _accounted(alone, obj, networks, scope)
+    if matching:
+        raise CheckpointError(
+            f"more than one layout matches ({', '.join(matching)}); state which by converting it first"
+        )
+    near = formats.nearest(kinds[0].place if kinds else obj)
+    like = f"; nearest: {', '.join(near)}" if near else ""
+    seen = _refusal(kinds, scope) if len(kinds) > 1 else _describe(obj, kinds, scope)
+    raise CheckpointError(f"no known layout: {seen}{like}; known layouts: {', '.join(known)}")
+
+
+def _alone(obj: Any, network: Network) -> Recognised | None:
+    """The network's dictionary on its own, wherever it lies and whatever wraps its names; None where nothing matches."""
+    for tensors in unwrapped(tensors_of(network.place)):
+        for part in _settings(obj, tensors):
+            fitting = {name: module for name, module in formats.modules().items() if module.matches(part)}
+            if len(fitting) == 1:
+                ((name, module),) = fitting.items()
+                notes = (f"taken from '{spelled(network.path)}'",) if network.path else ()
+                return Recognised(name, module.extract(part), notes)
+    return None
+
+
+def _settings(obj: Any, tensors: Mapping[str, Tensor]) -> Iterator[Mapping[str, Any]]:
+    """The tensors as the layouts look for them: in the file's own container, flat, under the keys that mean something."""
+    container = {
+        key: obj[key] for key in ("pytorch-lightning_version", "meta") if isinstance(obj, Mapping) and key in obj
+    }
+    if container:
+        yield {**container, "state_dict": tensors}
+    yield tensors
+    yield {"state_dict": tensors}
+    yield {"network": tensors}
+
+
+def _accounted(recognised: Recognised, obj: Any, networks: list[Network], scope: _Scope) -> Recognised:
+    """With a note for every other network; CheckpointError for one that neither the layout's rule nor equality covers."""
+    found, notes, others = recognised.found, list(recognised.notes), []
+    mine = [network for network in networks if same(network.state, found.state)]
+    passed = getattr(formats.modules()[recognised.layout], "PASSED_OVER", ())
+    for network in networks:
+        if network in mine:
+            continue
+        by_rule = any(fnmatch.fnmatchcase(spelled(network.path), pattern) for pattern in passed)
+        if by_rule or network.names <= set(found.dropped):
+            notes.append(f"passed over by the rule of layout '{recognised.layout}': the network {_where(network)}")
+        else:
+            others.append(network)
+    if others:
+        raise CheckpointError(_refusal([*mine[:1], *distinct(others)], scope))
+    if len(mine) > 1:
+        notes.append(f"stored {len(mine)} times, equal to the bit: {', '.join(_where(network) for network in mine)}")
+    if copies := unnamed_copies(obj, found.state):
+        way = mine and scope.options(mine[0], by_prefix=False)
+        raise CheckpointError(
+            f"holds two networks, {_where(mine[0]) if mine else 'one with names'} and, without names, in the list "
+            f"'{spelled((*scope.keys, *copies[0].path))}': " + (f"add {way} to take the first" if way else _ALONE)
+        )
+    return replace(recognised, notes=tuple(notes), advice=_advice(found, mine[0], scope) if mine else "")
+
+
+def _refusal(networks: list[Network], scope: _Scope) -> str:
+    """`holds two networks, under 'model' and under 'model_ema': add --key model or --key model_ema`."""
+    paths = [network.path for network in networks]
+    ways = [scope.options(network, paths.count(network.path) > 1) for network in networks]
+    places = [_where(network) for network in networks]
+    number = _NUMBERS.get(len(networks), str(len(networks)))
+    more = f" and {len(networks) - _NAMED} more places" if len(networks) > _NAMED else ""
+    typed = " or ".join(way for way in ways[:_NAMED] if way)
+    return f"holds {number} networks, {' and '.join(places[:_NAMED])}{more}: " + (f"add {typed}" if typed else _ALONE)
+
+
+def _where(network: Network) -> str:
+    """`under 'model' after 'student.'`."""
+    place = f"under '{spelled(network.path)}'" if network.path else ""
+    prefix = f"after '{printable(network.prefix)}'" if network.prefix else ""
+    return " ".join(filter(None, (place, prefix))) or "at the top"
+
+
+def _advice(found: Extracted, network: Network, scope: _Scope) -> str:
+    """`; if they are no part of the backbone, add --prefix ...`, where all that is left over lies outside the prefix."""
+    if not found.leftover:
+        return ""
+    heads = {name.partition(".")[0] for name in network.state}
+    names = [name for name in tensors_of(network.place) if not name.startswith(network.prefix)]
+    if not network.prefix:
+        names = [name for name in tensors_of(network.place) if name.partition(".")[0] not in heads]
+    outside = all(any(name == left or name.endswith(f".{left}") for name in names) for left in found.leftover)
+    way = scope.options(network, by_prefix=True)
+    return f"; if they are no part of the backbone, add {way}" if outside and way else ""
+
+
+def _averaged(obj: Any) -> list[str]:
+    """A note on torch's AveragedModel: its counter is no weight, and its statistics are not averaged."""
+    parts = [obj, *obj.values()] if isinstance(obj, Mapping) else []
+    if any(is_counter(key, value) for part in parts if isinstance(part, Mapping) for key, value in part.items()):
+        return [
+            "averaged weights (torch's AveragedModel): BatchNorm's statistics fit them only if "
+            "torch.optim.swa_utils.update_bn was run"
+        ]
+    return []
+
+
+def _describe(obj: Any, networks: list[Network], scope: _Scope) -> str:
+    """What was seen, for someone who wonders why their file is not recognised."""
+    if not isinstance(obj, Mapping):
+        return f"the file holds a {type(obj).__name__}, not a dictionary of tensors"
+    if networks:
+        network = networks[0]
+        way = scope.options(network, by_prefix=True)
+        stand = f"stand after the unknown prefix '{printable(network.prefix)}' ({len(network.state)} tensors)"
+        if not network.prefix:
+            others = sorted(prefix for prefix in formats.prefixes(tensors_of(network.place)) if prefix)
+            stand = f"stand beside names of another ResNet's kind, after '{some(others)}'"
+        return f"ResNet tensors{_under(network.path)} {stand}: " + (f"add {way}" if way else _ALONE)
+    keys, tensors = _largest(obj)
+    if not tensors:
+        return f"no tensors under its keys {some([word(key) for key in obj]) or '(it is empty)'}"
+    if found := formats.prefixes(tensors):
+        counts = ", ".join(f"'{printable(p)}' ({len(names)} tensors)" for p, names in sorted(found.items()))
+        return f"ResNet tensors{_under(keys)} stand after the unknown prefix {counts}"
+    if prefix := _hidden(tensors):
+        way = options(scope.file, (*scope.keys, *keys), (scope.prefix or "") + prefix)
+        return f"names of a known layout{_under(keys)} stand after the unknown prefix '{printable(prefix)}': " + (
+            f"add {way}" if way else _ALONE
+        )
+    return f"{len(tensors)} tensors{_under(keys)}, none named as in a ResNet: {some(list(tensors))}"
+
+
+def _under(keys: Keys) -> str:
+    return f" under '{spelled(keys)}'" if keys else ""
+
+
+def _largest(obj: Mapping[Any, Any]) -> tuple[Keys, dict[str, Tensor]]:
+    """The dictionary with the most tensors, and where it lies."""
+    found: tuple[Any, dict[str, Tensor]] = (None, {})
+    for path, value in walk(obj):
+        if isinstance(value, Mapping) and len(value) > len(found[1]) and len(own := tensors_of(value)) > len(found[1]):
+            found = path, own
+    return keys_of(found[0]), found[1]
+
+
+def _hidden(tensors: Mapping[str, Tensor]) -> str:
+    """What stands before all convolutions, where names of one known layout are left without it; else nothing."""
+    names = [name for name, tensor in tensors.items() if tensor.ndim == 4]
+    parts = names[0].split(".")[:_DEEPEST] if names else []
+    for depth in range(1, len(parts)):
+        prefix = ".".join(parts[:depth]) + "."
+        if not all(name.startswith(prefix) for name in names):
+            return ""
+        inner = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        if sum(module.matches(inner) for module in formats.modules().values()) == 1:
+            return prefix
+    return ""
+
+
+def some(names: list[str] | tuple[str, ...]) -> str:
+    """The first few of many names, fit for a terminal."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(printable(name, 80) for name in names[:_SHOWN]) + more

@@ -1,0 +1,166 @@
+"""A folder as HuggingFace's hub has them: `config.json`, the weights in one file or in shards, what the images want.
+
+`preprocessor_config.json` is transformers' (`image_mean`, `image_std`, `size`), `pretrained_cfg` in `config.json` timm's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from core.errors import CheckpointError
+from core.printable import printable
+from model_zoo.stated import plain
+
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in this order, as transformers looks for them
+_CHECKPOINTS = (".pth", ".pt", ".tar", ".ckpt", ".th", ".torch", ".pkl", ".bin", ".safetensors", ".npz", ".zip")
+_LARGEST_JSON = 16 << 20
+_MOST_FILES = 10_000
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What lies in a checkpoint file or folder, and what files beside the weights say of it."""
+
+    content: Any
+    arch: Mapping[str, Any] = field(default_factory=dict)
+    input: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def read(folder: Path, read_file: Callable[[Path], Any]) -> Contents:
+    """The weights, architecture and input of a snapshot.
+
+    Args:
+        read_file: what reads one checkpoint file.
+
+    Raises:
+        CheckpointError: another folder (the sentence names the checkpoints in it), or a snapshot that is not whole.
+    """
+    indices = [folder / f"{name}.index.json" for name in _WEIGHTS]
+    files = [folder / name for name in _WEIGHTS]
+    if not (folder / "config.json").is_file() or not any(path.is_file() for path in (*files, *indices)):
+        raise CheckpointError(_no_snapshot(folder))
+    config = _json(folder / "config.json")
+    arch, notes = _architecture(config), []
+    for single, index in zip(files, indices, strict=True):
+        if single.is_file() or index.is_file():
+            content = read_file(single) if single.is_file() else _sharded(index, read_file)
+            break
+    spec, said = _input(folder, config)
+    return Contents(content, arch, spec, (*notes, *said))
+
+
+def _no_snapshot(folder: Path) -> str:
+    """`is a folder; give the checkpoint file in it: a/model.pth or a/last.ckpt`."""
+    with os.scandir(folder) as entries:
+        names = sorted(
+            entry.name
+            for entry in islice(entries, _MOST_FILES)
+            if entry.name.lower().endswith(_CHECKPOINTS) and not entry.name.startswith(".") and entry.is_file()
+        )
+    if "model.pth" in names:  # a pretraining's own folder
+        names = ["model.pth"]
+    if not names:
+        return "is a folder, and no checkpoint lies in it; give the checkpoint file itself"
+    more = f" or {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"is a folder; give the checkpoint file in it: {' or '.join(str(folder / name) for name in names[:_SHOWN])}{more}"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _LARGEST_JSON:
+            raise CheckpointError(f"{path.name}: {path.stat().st_size} bytes are no configuration")
+        values = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path.name}: not readable as JSON ({printable(error, 100)})") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path.name}: holds a {type(values).__name__}, a mapping is needed")
+    return values
+
+
+def _sharded(index: Path, read_file: Callable[[Path], Any]) -> dict[str, Any]:
+    """The tensors of all shards, once they are those that the index names."""
+    table = _json(index).get("weight_map")
+    if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
+        raise CheckpointError(f"{index.name}: has no 'weight_map' from names of tensors to files")
+    content: dict[str, Any] = {}
+    for name in sorted(set(table.values())):
+        path = index.parent / name
+        if Path(name).name != name or not path.is_file():
+            raise CheckpointError(f"{index.name}: names '{printable(name)}', which is no file in this folder")
+        part = read_file(path)
+        wanted = {tensor for tensor, file in table.items() if file == name}
+        if not isinstance(part, Mapping) or set(part) != wanted:
+            raise CheckpointError(f"{printable(name)}: does not hold the tensors that {index.name} says")
+        content.update(part)
+    return content
+
+
+def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers' configuration says and weights cannot tell.
+
+    Raises:
+        CheckpointError: another kind of network, or a ResNet that computes something else from such weights.
+    """
+    kind = config.get("model_type")
+    if kind is None or kind == "timm_wrapper":
+        return {}
+    if kind != "resnet":
+        raise CheckpointError(
+            f"config.json says model_type '{printable(kind, 80)}', which is no ResNet; `--ckpt module:function` takes any "
+            "network for the frozen and fine-tuning protocols"
+        )
+    for key, usual in (("hidden_act", "relu"), ("downsample_in_first_stage", False)):
+        if (value := config.get(key, usual)) != usual:
+            raise CheckpointError(f"config.json says {key} is {printable(value, 80)}, where a ResNet here has {usual}")
+    return {"stride_in_1x1": True} if config.get("downsample_in_bottleneck") is True else {}
+
+
+def _input(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """`mean`, `std` and `size` as the files say them, and a note where none does."""
+    path = folder / "preprocessor_config.json"
+    if path.is_file():
+        values = _json(path)
+        spec = _of_transformers(values)
+    elif isinstance(values := config.get("pretrained_cfg"), dict):
+        spec = _of_timm(values)
+    else:
+        return {}, ["no preprocessor_config.json: ImageNet's mean and std and 224 px are assumed"]
+    if lacking := [key for key in ("mean", "std", "size") if key not in spec]:
+        said = f"{path.name if path.is_file() else 'config.json'} does not say {', '.join(lacking)}"
+        return plain(spec, "input"), [f"{said}: ImageNet's usual ones are assumed"]
+    return plain(spec, "input"), []
+
+
+def _of_transformers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """An image processor's settings; pixels are scaled by 1/255 before mean and std."""
+    if values.get("do_rescale", True) is not True or abs(values.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
+        raise CheckpointError("preprocessor_config.json does not scale pixels by 1/255, which every protocol here does")
+    spec = {"mean": values.get("image_mean"), "std": values.get("image_std")}
+    if values.get("do_normalize", True) is False:
+        spec = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
+    crop = values.get("crop_size") if values.get("do_center_crop") else None
+    spec["size"] = _side(crop) or _side(values.get("size"))
+    return {key: value for key, value in spec.items() if value is not None}
+
+
+def _side(size: Any) -> int | None:
+    """224 of `224`, `{"height": 224, "width": 224}` or `{"shortest_edge": 224}`."""
+    if isinstance(size, dict):
+        sides = [size[key] for key in ("height", "width", "shortest_edge") if key in size]
+        size = sides[0] if sides and all(side == sides[0] for side in sides) else None
+    return size if isinstance(size, int) and not isinstance(size, bool) else None
+
+
+def _of_timm(values: Mapping[str, Any]) -> dict[str, Any]:
+    shape = values.get("input_size")
+    spec = {"mean": values.get("mean"), "std": values.get("std")}
+    spec["size"] = shape[-1] if isinstance(shape, list) and len(shape) == 3 else None
+    return {key: value for key, value in spec.items() if value is not None}
