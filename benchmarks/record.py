@@ -56,6 +56,7 @@ class DataRecord(_Strict):
     is_published: bool
     is_demo: bool = False
     repaired: dict[str, int] = {}  # what was put right in the annotations, by split, and how often
+    passed_over: dict[str, dict[str, int]] = {}  # files beside the images, by split and reason: how many
 
 
 class Provenance(_Strict):

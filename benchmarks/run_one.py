@@ -249,6 +249,11 @@ def describe_data(cell: Cell, splits: dict[str, ImageSplit], places: DataPlaces)
             for split in splits.values()
             for what, count in getattr(split, "repaired", {}).items()  # of annotated splits
         },
+        passed_over={
+            split.split: {reason: count for reason, (count, _) in split.passed_over.items()}
+            for split in splits.values()
+            if getattr(split, "passed_over", {})
+        },
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from core import datasets
 from core.datasets import KNOWN, DataPlaces, Files, ImageSplit, Subset, some, voc
+from core.datasets.listing import listed
 from core.errors import ConfigError, DataError
 from core.images import CorruptImage
 from core.progress import track
@@ -31,6 +32,7 @@ class SplitReport:
     classes: int
     checked: int = 0
     unreadable: list[str] = field(default_factory=list)
+    passed_over: dict[str, tuple[int, str]] = field(default_factory=dict)  # reason -> how many files, the first one
 
 
 @dataclass
@@ -71,7 +73,7 @@ def examine(name: str, places: DataPlaces, *, full: bool = False) -> Report:
     folder, known = places.of(name), datasets.info(name)
     report = Report(name, "absent", str(folder) if folder else None, known.source)
     absent = datasets.missing(name, places)
-    if absent or folder is None or not any(folder.iterdir()):
+    if absent or folder is None or not any(voc.listing(folder)):
         report.warnings.append(absent or f"{folder} is empty ({known.source})")
         return report
     splits = {}
@@ -120,6 +122,8 @@ def lines(report: Report) -> Iterator[str]:
         count = f"{split.images} images" + (", as published" if split.images == split.published else "")
         count += f" (published: {split.published})" if split.images != split.published else ""
         yield f"    {split.name:<11} {count}; {split.checked} looked at, {len(split.unreadable)} unreadable"
+        if split.passed_over:
+            yield f"    passed over {split.name}: {listed(split.passed_over)}"
     for problem in report.problems:
         yield f"    BROKEN      {problem}"
     for warning in report.warnings:
@@ -129,7 +133,7 @@ def lines(report: Report) -> Iterator[str]:
 
 
 def _examine_split(split: ImageSplit, published: int, *, full: bool) -> SplitReport:
-    report = SplitReport(split.split, len(split), published, len(split.classes))
+    report = SplitReport(split.split, len(split), published, len(split.classes), passed_over=dict(split.passed_over))
     if split.split.startswith("fold"):  # its images are those of train
         return report
     rows = sample(split, full=full)

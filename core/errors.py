@@ -6,11 +6,17 @@ import difflib
 import sys
 from collections.abc import Callable, Iterable
 
+from core.printable import visible
+
 
 class BackbenchError(Exception):
     """Something the user can act on. Entry points print its kind and text (what, where, what to do) and exit with 2."""
 
     kind = "error"
+
+    def __init__(self, text: str = "") -> None:
+        # Names in it come from strangers: no escape code reaches a terminal, no half of a character a record.
+        super().__init__(visible(text))
 
 
 class ConfigError(BackbenchError):

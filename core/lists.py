@@ -85,6 +85,7 @@ def subset(split: ImageSplit, where: str, *, expected: str | None = None) -> Ima
         labels,
         split.classes,
         official_part=official and of_published,
+        passed_over=split.passed_over,
     )
 
 

@@ -24,6 +24,12 @@ def printable(text: object, limit: int = 200) -> str:
     return f"{shown[: max(0, limit - 3)]}..."
 
 
+def visible(text: object) -> str:
+    """`str(text)`, all of it, with line ends as they are and everything else that a terminal would obey spelled out."""
+    words = str(text)
+    return words if words.isprintable() else "".join(c if c == "\n" else _visible(c) for c in words)
+
+
 def _words(value: object) -> str:
     """`str(value)` where that is a scalar, else a short description; never an exception."""
     try:

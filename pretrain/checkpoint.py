@@ -90,7 +90,7 @@ def restore(
 def data_identity(split: ImageSplit) -> dict[str, Any]:
     """What the order of the images depends on: how many, and their names."""
     names = "\n".join(split.source.name(i) for i in range(len(split)))
-    return {"images": len(split), "names_sha256": hashlib.sha256(names.encode()).hexdigest()}
+    return {"images": len(split), "names_sha256": hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()}
 
 
 # May change between sessions of one run: they do not enter the weights (a thread count does, and is announced).

@@ -14,9 +14,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from core import datasets
 from core.datasets import DataPlaces, ImageSplit, demo, imagefolder
+from core.datasets.listing import listed
 from core.distributed import rank, world_size
 from core.errors import DataError
 from core.images import CorruptImage
+from core.progress import say
 from pretrain.config import DataConfig, PretrainConfig
 from pretrain.views import make_views
 
@@ -24,11 +26,18 @@ _GRACE = 20  # seconds that a worker goes on after SIGTERM
 
 
 def open_split(config: DataConfig) -> ImageSplit:
-    """The split that a recipe trains on.
+    """The split that a recipe trains on; what lies beside its images and is passed over is said.
 
     Raises:
         DataError: no folder given, absent, half there or empty.
     """
+    split = _read_split(config)
+    if split.passed_over:
+        say(f"{split.dataset} {split.split}: {len(split)} images; passed over: {listed(split.passed_over)}")
+    return split
+
+
+def _read_split(config: DataConfig) -> ImageSplit:
     if config.name == "demo":
         return imagefolder.read(demo.root() / "imagenet", config.split, dataset="demo")
     if config.root is None:

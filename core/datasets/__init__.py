@@ -20,6 +20,7 @@ from core import files
 from core.errors import ConfigError, DataError, nearest
 from core.files import Status, status_of
 from core.images import decode_rgb, open_rgb, read_bytes
+from core.printable import printable
 
 
 class ImageSource(Protocol):
@@ -124,6 +125,7 @@ class ImageSplit:
     labels: np.ndarray | None
     classes: tuple[str, ...]
     official_part: bool = False  # a published list's part of the published images: ImageNet's 1% and 10%
+    passed_over: Mapping[str, tuple[int, str]] = field(default_factory=dict)  # reason -> how many files, e.g. which
     _manifest: list[str] = field(default_factory=list, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -275,7 +277,7 @@ def is_published(name: str, splits: Mapping[str, ImageSplit]) -> bool:
 
 def some(names: Sequence[object], *, first: int = 3) -> str:
     """`5, e.g. a, b, c`: how many, and the first ones."""
-    return f"{len(names)}, e.g. {', '.join(str(name) for name in names[:first])}"
+    return f"{len(names)}, e.g. {', '.join(printable(name) for name in names[:first])}"
 
 
 def read_json(file: Path, keys: Collection[str]) -> dict[str, list[dict[str, Any]]]:
