@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from core.artifacts import atomic_save, tensors_sha256
+from model_zoo.anatomy import feature_dim
 from model_zoo.architecture import Architecture, InputSpec
-from model_zoo.resnet import Trunk, feature_dim
+from model_zoo.resnet import Trunk
 
 FORMAT = "backbench-1"
 

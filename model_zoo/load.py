@@ -16,13 +16,15 @@ from core.config import build as build_config
 from core.errors import CheckpointError, ConfigError, nearest
 from core.printable import printable
 from model_zoo import snapshot
-from model_zoo.architecture import Architecture, InputSpec
+from model_zoo.anatomy import expected_shapes
+from model_zoo.architecture import Architecture, InputSpec, family, named
 from model_zoo.backbone import Backbone
 from model_zoo.choice import NO_CHOICE, Choice
 from model_zoo.formats import Extracted
+from model_zoo.infer import infer_architecture
 from model_zoo.networks import is_plain, kind_of
 from model_zoo.recognise import recognise, some
-from model_zoo.resnet import LAYERS, build, expected_shapes
+from model_zoo.resnet import LAYERS, build
 from model_zoo.snapshot import Contents
 from model_zoo.stated import plain
 from model_zoo.url_file import is_url
@@ -105,11 +107,12 @@ def default_name(path: Path) -> str:
 
 def _random(source: str, name: str | None, seed: int, like: Backbone | None) -> Backbone:
     wanted = source.removeprefix("random:")
-    if wanted not in LAYERS:
+    usual = named(wanted)
+    if usual is None:
         raise CheckpointError(f"{source}: unknown architecture{nearest(wanted, LAYERS)}")
     if like is not None and not like.is_resnet:
         raise CheckpointError(f"{source}: cannot be like {like.name}, which is no ResNet")
-    arch = like.arch if like is not None and like.arch.name == wanted else Architecture(name=wanted)  # type: ignore[arg-type]
+    arch = like.arch if like is not None and like.arch.name == wanted else usual
     spec = like.input if like is not None else InputSpec()
     state = build(arch, seed).state_dict()
     return Backbone(name or source, arch, state, spec, source, "random", (f"initialised with seed {seed}",))
@@ -151,9 +154,9 @@ def _from_timm(source: str, name: str | None) -> Backbone:
     try:
         recognised = recognise(model.state_dict())
         layout, found = recognised.layout, recognised.found
-        arch = build_config(Architecture, infer_architecture(found.state, {}), where="arch")
+        arch = build_config(Architecture, infer_architecture(found.state, {}, found.leftover), where="arch")
         backbone = Backbone(name or default, arch, check(found, arch), spec, source, layout)
-    except CheckpointError:
+    except (CheckpointError, ConfigError):
         return external.of_timm(source, model, spec, name or default)
     x = external.probe(spec)
     with torch.no_grad():  # names and shapes may agree and the function not: anti-aliasing has no tensors
@@ -172,7 +175,7 @@ def _from_file(path: Path, name: str | None, entry: Entry | None = None, choice:
     own_arch, own_input = {**read.arch, **plain(found.arch, "arch")}, {**read.input, **plain(found.input, "input")}
     stated = {**own_arch, **side.get("arch", {})}
     try:
-        inferred = infer_architecture(found.state, stated)
+        inferred = infer_architecture(found.state, stated, found.leftover)
         arch = build_config(Architecture, {**inferred, **stated}, where="arch")
         spec = build_config(InputSpec, {**own_input, **side.get("input", {})}, where="input")
         if layout == "backbench" and entry is None:
@@ -239,56 +242,6 @@ def read_container(path: Path) -> Any:
     return load_pickle(path) if is_plain_pickle(path) else load_torch(path)
 
 
-def infer_architecture(state: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Any]:
-    """Name, width and stem from the tensors' names and shapes; what is stated beside them goes before it.
-
-    Raises:
-        CheckpointError: not one of the architectures known.
-    """
-    blocks = []
-    for layer in range(1, 5):
-        numbers = {int(key.split(".")[1]) for key in state if key.startswith(f"layer{layer}.")}
-        blocks.append(max(numbers) + 1 if numbers else 0)
-    bottleneck = any(key.endswith(".conv3.weight") for key in state)
-    names = [n for n, (b, layers) in LAYERS.items() if list(layers) == blocks and (b.expansion == 4) == bottleneck]
-    if "name" in stated and stated["name"] not in names:
-        return {}  # what is stated stands, and `check` says which tensors contradict it
-    if not names:
-        kind = "bottleneck" if bottleneck else "basic"
-        if blocks[2] and not blocks[3]:
-            raise CheckpointError(_cifar(state, kind, blocks[:3]))
-        raise CheckpointError(f"{kind} blocks {blocks} per stage are no ResNet known here ({', '.join(LAYERS)})")
-    inferred: dict[str, Any] = {"name": names[0]}
-    planes = state.get("layer1.0.conv1.weight")
-    if planes is not None and planes.ndim == 4 and planes.shape[0] != 64:
-        inferred["width"] = planes.shape[0] / 64
-    stem = state.get("conv1.weight")
-    if stem is not None and stem.ndim == 4:
-        if stem.shape[1] != 3:
-            raise CheckpointError(f"conv1 takes {stem.shape[1]} channels, not RGB (Sobel, LAB or grey input?)")
-        if stem.shape[2] == 3 and "stem" not in stated:
-            raise CheckpointError(
-                "conv1 is 3x3, and weights cannot tell whether the max-pool follows: write `arch: {name: "
-                f"{names[0]}, stem: 3x3}}` (or 3x3-nopool) into a file beside it, named as the checkpoint plus .yaml"
-            )
-        if stem.shape[0] != 64:
-            inferred["stem_width"] = stem.shape[0] / 64
-    return inferred
-
-
-def _cifar(state: Mapping[str, Tensor], kind: str, blocks: list[int]) -> str:
-    """Why CIFAR's ResNets (He et al. 2016, section 4.2) are none of ours."""
-    stem = state.get("conv1.weight")
-    planes = f", {stem.shape[0]} planes after conv1" if stem is not None else ""
-    option_a = not any(".downsample." in name or ".shortcut." in name for name in state)
-    shortcut = ", shortcuts without weights (option A)" if option_a else ""
-    return (
-        f"a CIFAR ResNet: three stages of {kind} blocks {blocks}{planes}{shortcut}, made for 32-pixel images, where every "
-        f"protocol here takes the four stages of {', '.join(LAYERS)}; `--ckpt module:function` takes any network for the "
-        "frozen and fine-tuning protocols"
-    )
-
-
 def check(found: Extracted, arch: Architecture, advice: str = "") -> dict[str, Tensor]:
     """The state in float32, once it is whole: names, shapes, finite values, no negative variance, nothing left over.
 
@@ -298,20 +251,14 @@ def check(found: Extracted, arch: Architecture, advice: str = "") -> dict[str, T
     Raises:
         CheckpointError: names the first tensors that are wrong.
     """
-    if any(name.startswith("conv1.0.") for name in found.leftover):
-        raise CheckpointError(
-            "a stem of several 3x3 convolutions (ResNet-C, -D, -T; timm's resnet50d), which is not known here"
-        )
-    expected = expected_shapes(arch)
+    expected, known = expected_shapes(arch), family(arch)
     counters = {name for name in expected if name.endswith("num_batches_tracked")}
     missing = [name for name in expected if name not in found.state and name not in counters]
     if missing:
         raise CheckpointError(f"{len(missing)} of {len(expected) - len(counters)} tensors missing: {some(missing)}")
     surplus = [name for name in found.state if name not in expected] + list(found.leftover)
     if surplus:
-        raise CheckpointError(
-            f"{len(surplus)} tensors left over that {arch.name} does not have: {some(surplus)}{advice}"
-        )
+        raise CheckpointError(f"{len(surplus)} tensors left over that {known} does not have: {some(surplus)}{advice}")
     state: dict[str, Tensor] = {}
     for name, shape in expected.items():
         if name in counters:
@@ -325,8 +272,8 @@ def check(found: Extracted, arch: Architecture, advice: str = "") -> dict[str, T
         tensor = found.state[name]
         if not is_plain(tensor):
             raise CheckpointError(f"'{name}' is no dense tensor but {kind_of(tensor)}")
-        if tensor.shape != shape:
-            raise CheckpointError(f"'{name}' has shape {tuple(tensor.shape)}, {arch.name} needs {tuple(shape)}")
+        if tuple(tensor.shape) != shape:
+            raise CheckpointError(f"'{name}' has shape {tuple(tensor.shape)}, {known} needs {shape}")
         if not tensor.is_floating_point():
             raise CheckpointError(f"'{name}' holds {tensor.dtype}, not floating-point numbers")
         tensor = tensor.detach().to(torch.float32).contiguous()

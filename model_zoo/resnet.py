@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
-from types import MappingProxyType
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from model_zoo.architecture import Architecture
+from model_zoo.anatomy import BLOCKS, planes, stem_planes
+from model_zoo.architecture import BASIC, DEEP, Architecture
 
 LAYERS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-    "resnet101": (Bottleneck, (3, 4, 23, 3)),
-    "resnet152": (Bottleneck, (3, 8, 36, 3)),
+    name: (BasicBlock if name in BASIC else Bottleneck, blocks) for name, blocks in BLOCKS.items()
 }
 
 
@@ -50,35 +43,39 @@ class Trunk(ResNet):
 
     def __init__(self, arch: Architecture) -> None:
         block, layers = LAYERS[arch.name]
-        super().__init__(block, list(layers))
+        super().__init__(block, list(layers), groups=arch.groups, width_per_group=arch.base_width)
         del self.fc
-        stem = stem_planes(arch)
+        stem = stem_planes(arch)[-1]
         if stem != 64:
             self.conv1, self.bn1 = nn.Conv2d(3, stem, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(stem)
         if arch.width != 1 or stem != 64:
             self.inplanes = stem
-            planes = [round(64 * arch.width) * 2**i for i in range(4)]
-            self.layer1 = self._make_layer(block, planes[0], layers[0])
-            for i in (1, 2, 3):
-                setattr(self, f"layer{i + 1}", self._make_layer(block, planes[i], layers[i], stride=2))
-        if arch.stem != "7x7":
+            for i, wide in enumerate(planes(arch)):
+                setattr(self, f"layer{i + 1}", self._make_layer(block, wide, layers[i], stride=2 if i else 1))
+        if arch.stem in DEEP:
+            self.conv1 = _deep_stem(*stem_planes(arch))
+        elif arch.stem != "7x7":
             self.conv1 = nn.Conv2d(3, stem, 3, stride=1, padding=1, bias=False)
         if arch.width != 1 or stem != 64 or arch.stem != "7x7":
             for module in self.modules():  # torchvision's initialisation for what was made anew
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self._set_pool(arch)
+        for module in list(self.modules()):
+            if arch.stride_in_1x1 and isinstance(module, Bottleneck) and module.stride != 1:
+                module.conv1.stride, module.conv2.stride = module.conv2.stride, (1, 1)
+            if arch.avg_down and isinstance(module, BasicBlock | Bottleneck) and module.downsample is not None:
+                module.downsample = _averaging(module.downsample)
+        if arch.conv_padding == "same":
+            _pad_as_tensorflow(self)
+
+    def _set_pool(self, arch: Architecture) -> None:
         if arch.stem == "3x3-nopool":
             self.maxpool = nn.Identity()
         elif arch.pool_padding == "end":
             self.maxpool = nn.Sequential(nn.ConstantPad2d((0, 1, 0, 1), -torch.inf), nn.MaxPool2d(3, 2))
         elif arch.pool_padding == "same":
             self.maxpool = SameMaxPool2d(3, 2)
-        if arch.stride_in_1x1:
-            for block_module in self.modules():
-                if isinstance(block_module, Bottleneck) and block_module.stride != 1:
-                    block_module.conv1.stride, block_module.conv2.stride = block_module.conv2.stride, (1, 1)
-        if arch.conv_padding == "same":
-            _pad_as_tensorflow(self)
 
     def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(N, 3, H, W) -> C2, C3, C4, C5 at strides 4, 8, 16, 32 (7x7 stem)."""
@@ -91,6 +88,27 @@ class Trunk(ResNet):
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> globally average-pooled features (N, C)."""
         return torch.flatten(self.avgpool(self.stages(x)[-1]), 1)
+
+
+def _deep_stem(first: int, second: int, last: int) -> nn.Sequential:
+    """Three 3x3 convolutions; the norm after the last is the trunk's `bn1`, as timm names it."""
+    return nn.Sequential(
+        nn.Conv2d(3, first, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(first),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(first, second, 3, padding=1, bias=False),
+        nn.BatchNorm2d(second),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(second, last, 3, padding=1, bias=False),
+    )
+
+
+def _averaging(shortcut: nn.Sequential) -> nn.Sequential:
+    """ResNet-D's: where the convolution had a stride, an average over 2x2 before it has it (timm's and mmcls's padding)."""
+    conv, norm = shortcut
+    strided, conv.stride = conv.stride != (1, 1), (1, 1)
+    pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if strided else nn.Identity()
+    return nn.Sequential(pool, conv, norm)
 
 
 def _pad_as_tensorflow(trunk: nn.Module) -> None:
@@ -110,21 +128,3 @@ def build(arch: Architecture, seed: int | None = None) -> Trunk:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Trunk(arch)
-
-
-def stem_planes(arch: Architecture) -> int:
-    """Channels of the first convolution."""
-    return round(64 * arch.stem_width)
-
-
-def feature_dim(arch: Architecture) -> int:
-    """C of the pooled features."""
-    block, _ = LAYERS[arch.name]
-    return round(64 * arch.width) * 8 * block.expansion
-
-
-@functools.lru_cache(maxsize=64)
-def expected_shapes(arch: Architecture) -> Mapping[str, torch.Size]:
-    """Name and shape of every tensor of the architecture, without allocating it."""
-    with torch.device("meta"):
-        return MappingProxyType({name: tensor.shape for name, tensor in Trunk(arch).state_dict().items()})

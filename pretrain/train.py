@@ -24,8 +24,9 @@ from core.errors import BackbenchError
 from core.images import CorruptImage
 from core.progress import say
 from model_zoo import backbone as zoo
+from model_zoo.anatomy import feature_dim
 from model_zoo.architecture import Architecture, InputSpec
-from model_zoo.resnet import build, feature_dim
+from model_zoo.resnet import build
 from pretrain import checkpoint, methods
 from pretrain.config import PretrainConfig
 from pretrain.data import batches, make_loader, open_split, to_device

@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -26,22 +26,10 @@ if TYPE_CHECKING:
 
 FEATURE_TOLERANCE = 1e-4  # of an engine's features against torchvision's, as a share of a stage's largest value
 _SHOWN = 3  # names in an error
-NORM_TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
 class ExportError(BackbenchError):
     """A backbone that a target cannot hold, or an engine that does not hold what was exported."""
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A convolution and the norm after it, by torchvision's names, and where the two stand."""
-
-    conv: str
-    norm: str
-    stage: int  # 0: the stem; 1 to 4
-    block: int
-    index: int  # 1 to 3 within the block; 0: the shortcut
 
 
 def names() -> list[str]:
@@ -56,37 +44,22 @@ def get(name: str) -> ModuleType:
     return importlib.import_module(f"model_zoo.export.{name}")
 
 
-def units(arch: Architecture) -> Iterator[Unit]:
-    """Every convolution of the trunk with its norm; a first block has a shortcut where its shape changes."""
-    from model_zoo.resnet import LAYERS, stem_planes
-
-    kind, layers = LAYERS[arch.name]
-    yield Unit("conv1", "bn1", 0, 0, 1)
-    for stage, blocks in enumerate(layers, start=1):
-        for block in range(blocks):
-            here = f"layer{stage}.{block}"
-            for index in range(1, 4 if kind.expansion == 4 else 3):
-                yield Unit(f"{here}.conv{index}", f"{here}.bn{index}", stage, block, index)
-            if block == 0 and (stage > 1 or base_planes(arch) * kind.expansion != stem_planes(arch)):
-                yield Unit(f"{here}.downsample.0", f"{here}.downsample.1", stage, block, 0)
-
-
-def base_planes(arch: Architecture) -> int:
-    """Channels of the 3x3 convolutions of the first stage."""
-    return round(64 * arch.width)
-
-
 def refuse_trunk(arch: Architecture, engine: str) -> None:
     """What neither engine's ResNet has a field for.
 
     Raises:
         ExportError: no ResNet, or another stem, max-pool or padding than torchvision's.
     """
-    from model_zoo.architecture import Architecture
+    from model_zoo.architecture import DEEP, Architecture
 
     if not isinstance(arch, Architecture):
         raise ExportError(f"{engine} is given ResNets only, which {arch.name} is not")
-    if arch.stem != "7x7":
+    if arch.name in ("resnet26", "resnet200"):
+        raise ExportError(
+            f"{engine} builds ResNets of 18, 34, 50, 101 and 152 layers, this backbone is a {arch.name}; the frozen and "
+            "fine-tuning protocols take it"
+        )
+    if arch.stem not in ("7x7", *DEEP):
         raise ExportError(
             f"{engine}'s ResNet starts with a 7x7 convolution of stride 2 and a max-pool, this backbone with stem "
             f"'{arch.stem}'; pretrain with stem 7x7 to use it there"
@@ -107,10 +80,13 @@ def in_rgb(backbone: Backbone) -> Backbone:
     """The same function of an RGB image: the input channels of conv1, mean and std of a BGR backbone turned around."""
     if backbone.input.order == "rgb":
         return backbone
+    from model_zoo.anatomy import first_convolution
+
     spec = backbone.input.model_copy(
         update={"order": "rgb", "mean": backbone.input.mean[::-1], "std": backbone.input.std[::-1]}
     )
-    state = {**backbone.state, "conv1.weight": backbone.state["conv1.weight"].flip(1).contiguous()}
+    first = first_convolution(backbone.arch)
+    state = {**backbone.state, first: backbone.state[first].flip(1).contiguous()}
     notes = (*backbone.notes, "conv1's input channels turned from BGR to RGB")
     return dataclasses.replace(backbone, state=state, input=spec, notes=notes, _cache={})
 
@@ -142,7 +118,7 @@ class Places:
 
     engine: str
     prefixes: tuple[str, ...]  # before the ResNet's names: none, or a detector's
-    stem: str  # a tensor that every backbone has, to find the prefix by
+    stems: tuple[str, ...]  # every backbone has one of these tensors, to find the prefix by
     last_stage: str  # what a C4 detector keeps elsewhere,
     c4_head: str  # under this prefix
     own: re.Pattern[str]  # the start of a ResNet's names, without prefix
@@ -156,10 +132,11 @@ def check_state(exported: Mapping[str, Tensor], state: Mapping[str, Tensor], pla
     """
     import torch
 
-    engine, found = places.engine, [prefix for prefix in places.prefixes if prefix + places.stem in state]
+    engine, stems = places.engine, places.stems
+    found = [prefix for prefix in places.prefixes if any(prefix + stem in state for stem in stems)]
     if len(found) != 1:
         raise ExportError(
-            f"{engine}'s model has no {places.stem} under {', '.join(map(repr, places.prefixes))}; its tensors start "
+            f"{engine}'s model has no {' or '.join(stems)} under {', '.join(map(repr, places.prefixes))}; its tensors start "
             f"with {', '.join(list(state)[:2]) or 'none'}"
         )
     c4 = any(name.startswith(places.c4_head + places.last_stage) for name in state)

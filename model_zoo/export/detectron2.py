@@ -14,19 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.artifacts import atomic_write
-from model_zoo.export import (
-    NORM_TENSORS,
-    ExportError,
-    Places,
-    Unit,
-    base_planes,
-    check_state,
-    in_rgb,
-    pixel_scale,
-    refuse_trunk,
-    units,
-    write_sidecars,
-)
+from model_zoo.anatomy import NORM_TENSORS, Unit, expansion, inner_planes, planes, stem_planes, units
+from model_zoo.architecture import BASIC, DEEP
+from model_zoo.export import ExportError, Places, check_state, in_rgb, pixel_scale, refuse_trunk, write_sidecars
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +27,7 @@ if TYPE_CHECKING:
 _PLACES = Places(
     engine="Detectron2",
     prefixes=("", "backbone.", "backbone.bottom_up."),  # the ResNet itself, C4 and DC5, FPN
-    stem="stem.conv1.weight",
+    stems=("stem.conv1.weight",),
     last_stage="res5.",
     c4_head="roi_heads.",
     own=re.compile(r"stem\.|res[2-5]\.\d+\."),  # roi_heads.res5.norm is MoCo's extra norm, no part of the backbone
@@ -56,7 +46,7 @@ def key_table(arch: Architecture) -> dict[str, str]:
 
 def _target(unit: Unit) -> str:
     if unit.stage == 0:
-        return "stem.conv1"
+        return f"stem.conv{unit.index}"
     return f"res{unit.stage + 1}.{unit.block}." + (f"conv{unit.index}" if unit.index else "shortcut")
 
 
@@ -66,11 +56,25 @@ def refuse(backbone: Backbone) -> None:
     Raises:
         ExportError: another stem, max-pool or width than it has a field for.
     """
-    refuse_trunk(backbone.arch, "Detectron2")
-    if (backbone.arch.width, backbone.arch.stem_width) != (1, 1) and backbone.arch.name in ("resnet18", "resnet34"):
+    arch = backbone.arch
+    refuse_trunk(arch, "Detectron2")
+    elsewhere = (
+        "" if arch.stem == "deep-tiered" or (arch.groups == 1 and arch.base_width != 64) else "; mmdet can hold it"
+    )
+    if arch.stem in DEEP:
+        raise ExportError(
+            f"Detectron2's ResNet starts with one 7x7 convolution, this backbone with three of 3x3 (stem '{arch.stem}')"
+            + elsewhere
+        )
+    if arch.avg_down:
+        raise ExportError(
+            "Detectron2's ResNet has a stride in its shortcuts' convolutions, this backbone an average before them "
+            "(avg_down)" + elsewhere
+        )
+    if arch.name in BASIC and (arch.width, arch.stem_width) != (1, 1):
         raise ExportError(
             f"Detectron2 builds ResNet-18 and 34 at width 1 only (RES2_OUT_CHANNELS must be 64), this backbone has "
-            f"width {backbone.arch.width:g}, stem_width {backbone.arch.stem_width:g}; mmdet can hold it"
+            f"width {arch.width:g}, stem_width {arch.stem_width:g}{elsewhere}"
         )
 
 
@@ -108,10 +112,6 @@ def settings(backbone: Backbone) -> dict[str, Any]:
     """The configuration these weights imply, for `cfg.merge_from_other_cfg(CfgNode(...))` or `merge_from_file`."""
     refuse(backbone)
     arch, spec = backbone.arch, in_rgb(backbone).input
-    from model_zoo.resnet import stem_planes
-
-    basic = arch.name in ("resnet18", "resnet34")
-    planes = base_planes(arch)
     return {
         "INPUT": {"FORMAT": "RGB"},
         "MODEL": {
@@ -119,11 +119,11 @@ def settings(backbone: Backbone) -> dict[str, Any]:
             "PIXEL_STD": pixel_scale(spec.std),
             "RESNETS": {
                 "DEPTH": int(arch.name.removeprefix("resnet")),
-                "STEM_OUT_CHANNELS": stem_planes(arch),
-                "RES2_OUT_CHANNELS": planes if basic else 4 * planes,
-                "NUM_GROUPS": 1,
-                "WIDTH_PER_GROUP": planes,
-                "STRIDE_IN_1X1": arch.stride_in_1x1 and not basic,
+                "STEM_OUT_CHANNELS": stem_planes(arch)[-1],
+                "RES2_OUT_CHANNELS": planes(arch)[0] * expansion(arch),
+                "NUM_GROUPS": arch.groups,
+                "WIDTH_PER_GROUP": inner_planes(arch)[0] // arch.groups,
+                "STRIDE_IN_1X1": arch.stride_in_1x1 and arch.name not in BASIC,
             },
         },
     }

@@ -13,17 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.artifacts import atomic_save
-from model_zoo.export import (
-    NORM_TENSORS,
-    Places,
-    base_planes,
-    check_state,
-    in_rgb,
-    pixel_scale,
-    refuse_trunk,
-    units,
-    write_sidecars,
-)
+from model_zoo.anatomy import NORM_TENSORS, inner_planes, planes, stem_planes, units
+from model_zoo.architecture import BASIC
+from model_zoo.export import ExportError, Places, check_state, in_rgb, pixel_scale, refuse_trunk, write_sidecars
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,19 +27,23 @@ PREFIX = "backbone."
 _PLACES = Places(
     engine="MMDetection",
     prefixes=("", PREFIX),
-    stem="conv1.weight",
+    stems=("conv1.weight", "stem.0.weight"),
     last_stage="layer4.",
     c4_head="roi_head.shared_head.",
-    own=re.compile(r"(?:conv1|bn1|layer[1-4])\."),
+    own=re.compile(r"(?:conv1|bn1|stem|layer[1-4])\."),
 )
 
 
 def key_table(arch: Architecture) -> dict[str, str]:
-    """torchvision's name -> the name in the file, for every tensor."""
+    """Our name -> the name in the file, for every tensor."""
+    deep = len(stem_planes(arch)) > 1
     table = {}
     for unit in units(arch):
-        tensors = [f"{unit.conv}.weight", *(f"{unit.norm}.{tensor}" for tensor in NORM_TENSORS)]
-        table |= {name: PREFIX + name for name in tensors}
+        conv, norm = unit.conv, unit.norm
+        if unit.stage == 0 and deep:  # mmdet keeps all of a deep stem in one Sequential
+            conv, norm = conv.replace("conv1.", "stem."), norm.replace("conv1.", "stem.").replace("bn1", "stem.7")
+        table[f"{unit.conv}.weight"] = f"{PREFIX}{conv}.weight"
+        table |= {f"{unit.norm}.{leaf}": f"{PREFIX}{norm}.{leaf}" for leaf in NORM_TENSORS}
     return table
 
 
@@ -55,9 +51,21 @@ def refuse(backbone: Backbone) -> None:
     """What mmdet's ResNet cannot be built as.
 
     Raises:
-        ExportError: another stem or max-pool than it has a field for.
+        ExportError: another stem, max-pool or width than it has a field for.
     """
-    refuse_trunk(backbone.arch, "MMDetection")
+    arch = backbone.arch
+    refuse_trunk(arch, "MMDetection")
+    if arch.stem == "deep-tiered":
+        raise ExportError(
+            f"MMDetection's deep stem has as many planes after its first convolution as after its second, this backbone "
+            f"has {', '.join(map(str, stem_planes(arch)))} (stem 'deep-tiered')"
+        )
+    if arch.groups == 1 and arch.base_width != 64:
+        raise ExportError(
+            f"MMDetection widens the 3x3 convolutions of grouped blocks (ResNeXt) only, this backbone is a Wide ResNet "
+            f"(base_width {arch.base_width}, one group)"
+            + ("; Detectron2 can hold it" if arch.stem == "7x7" and not arch.avg_down else "")
+        )
 
 
 def export(backbone: Backbone) -> dict[str, Any]:
@@ -86,17 +94,22 @@ def settings(backbone: Backbone) -> dict[str, Any]:
     """
     refuse(backbone)
     arch, spec = backbone.arch, in_rgb(backbone).input
-    from model_zoo.resnet import stem_planes
-
-    caffe = arch.stride_in_1x1 and arch.name not in ("resnet18", "resnet34")
+    caffe = arch.stride_in_1x1 and arch.name not in BASIC
+    backbone_fields = {
+        "type": "ResNeXt" if arch.groups > 1 else "ResNet",
+        "depth": int(arch.name.removeprefix("resnet")),
+        "stem_channels": stem_planes(arch)[-1],  # else base_channels would widen the stem too
+        "base_channels": planes(arch)[0],
+        "style": "caffe" if caffe else "pytorch",
+    }
+    if arch.groups > 1:
+        backbone_fields |= {"groups": arch.groups, "base_width": inner_planes(arch)[0] // arch.groups}
+    if arch.stem == "deep":
+        backbone_fields["deep_stem"] = True
+    if arch.avg_down:
+        backbone_fields["avg_down"] = True
     return {
-        "backbone": {
-            "type": "ResNet",
-            "depth": int(arch.name.removeprefix("resnet")),
-            "stem_channels": stem_planes(arch),  # else base_channels would widen the stem too
-            "base_channels": base_planes(arch),
-            "style": "caffe" if caffe else "pytorch",
-        },
+        "backbone": backbone_fields,
         "data_preprocessor": {"mean": pixel_scale(spec.mean), "std": pixel_scale(spec.std), "bgr_to_rgb": True},
         "prefix": PREFIX,
     }

@@ -24,8 +24,12 @@ from model_zoo.architecture import Architecture
 from model_zoo.wrappers import tensors_of
 
 _CANONICAL = re.compile(
-    r"^(?P<prefix>.*?)(?P<name>(?:conv1|bn1)\.\w+|layer[1-4]\.\d+\.(?:(?:conv|bn)[123]|downsample\.[01])\.\w+)$"
+    r"^(?P<prefix>.*?)(?P<name>(?:conv1(?:\.[01346])?|bn1)\.\w+"
+    r"|layer[1-4]\.\d{1,4}\.(?:(?:conv|bn)[123]|downsample\.[012])\.\w+)$"
 )
+_DEEP_STEM = re.compile(
+    r"^(?P<prefix>(?:.*\.)?)stem\.(?P<place>[013467])\.(?P<leaf>\w+)$"
+)  # OpenMMLab's; ours are timm's
 
 
 @dataclass(frozen=True)
@@ -139,13 +143,19 @@ def the_one(
     return found[0][1]
 
 
+def _as_timm(match: re.Match[str]) -> str:
+    """`stem.0.weight` -> `conv1.0.weight`, `stem.7.bias` -> `bn1.bias`."""
+    place = "bn1" if match["place"] == "7" else f"conv1.{match['place']}"
+    return f"{match['prefix']}{place}.{match['leaf']}"
+
+
 def take(tensors: Mapping[str, Tensor], prefix: str, drop: Iterable[str]) -> Extracted:
     """The canonical names under `prefix`; the rest is dropped where it fits a pattern of `drop`, else left over."""
     state: dict[str, Tensor] = {}
     dropped, leftover = [], []
     patterns = tuple(drop)
     for key, tensor in tensors.items():
-        match = _CANONICAL.match(key)
+        match = _CANONICAL.match(_DEEP_STEM.sub(_as_timm, key))
         if match and match["prefix"] == prefix:
             state[match["name"]] = tensor
         elif any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns):

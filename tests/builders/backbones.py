@@ -10,9 +10,9 @@ from model_zoo.resnet import build
 
 
 @functools.cache
-def _state(name, width, seed):
+def _state(name, width, seed, **fields):
     generator = torch.Generator().manual_seed(seed)
-    state = build(Architecture(name=name, width=width), seed=seed).state_dict()
+    state = build(Architecture(name=name, width=width, **fields), seed=seed).state_dict()
     for key in state:
         if key.endswith("num_batches_tracked"):
             state[key].fill_(7)
@@ -24,4 +24,5 @@ def _state(name, width, seed):
 def make_backbone(name="resnet50", width=0.125, spec=None, seed=0, **fields):
     """A backbone whose norms are not those of a fresh network."""
     arch = Architecture(name=name, width=width, **fields)
-    return Backbone("tiny", arch, dict(_state(name, width, seed)), spec or InputSpec(), "test", "backbench")
+    tensors = {k: v for k, v in fields.items() if k in ("groups", "base_width", "avg_down", "stem", "stem_width")}
+    return Backbone("tiny", arch, dict(_state(name, width, seed, **tensors)), spec or InputSpec(), "test", "backbench")

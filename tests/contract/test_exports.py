@@ -11,11 +11,12 @@ from backbones import make_backbone
 
 from core.errors import ConfigError
 from model_zoo import export, formats
+from model_zoo.anatomy import expected_shapes
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone
 from model_zoo.export import ExportError
 from model_zoo.load import load
-from model_zoo.resnet import LAYERS, expected_shapes
+from model_zoo.resnet import LAYERS
 
 TARGETS = export.names()
 BGR = InputSpec(size=96, order="bgr", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))

@@ -129,7 +129,9 @@ def test_pretrained_weights_are_timms(tmp_path, monkeypatch):
 def test_a_timm_resnet_of_ours_is_a_resnet_and_its_relatives_are_not():
     assert load("timm:resnet18?pretrained=false").is_resnet
     assert load("timm:resnet18?pretrained=false").format == "torchvision"
-    assert not load("timm:resnet18d?pretrained=false").is_resnet, "a deep stem"
+    deep = load("timm:resnet18d?pretrained=false")
+    assert deep.is_resnet and (deep.arch.stem, deep.arch.avg_down) == ("deep", True)
+    assert not load("timm:resnet10t?pretrained=false").is_resnet, "one block a stage"
     blur = load("timm:resnetblur18?pretrained=false")
     assert not blur.is_resnet, "the same names and shapes, another function"
 

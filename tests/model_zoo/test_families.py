@@ -128,14 +128,6 @@ def test_torchvision(tmp_path, name, zipped):
     assert_same_features(tmp_path / "model.pth", model(X), format="torchvision", arch=Architecture(name=name))
 
 
-@torch.no_grad()
-def test_timm_with_another_stem_is_refused(tmp_path):
-    model = timm.create_model("resnet18d")
-    torch.save(model.state_dict(), tmp_path / "model.pth")
-    with pytest.raises(CheckpointError, match="a stem of several 3x3 convolutions"):
-        load(tmp_path / "model.pth")
-
-
 @pytest.mark.parametrize("whole", [True, False])
 @torch.no_grad()
 def test_lightly(tmp_path, whole):

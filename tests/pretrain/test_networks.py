@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from model_zoo.anatomy import feature_dim
 from model_zoo.architecture import Architecture
-from model_zoo.resnet import build, feature_dim
+from model_zoo.resnet import build
 from pretrain.config import ModelConfig
 from pretrain.networks import Online, Target, WeightStandardizedLinear, mlp
 

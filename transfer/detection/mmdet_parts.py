@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from mmcv.cnn import build_norm_layer
 from mmcv.transforms import BaseTransform
-from mmdet.models.backbones import ResNet
+from mmdet.models.backbones import ResNet, ResNeXt
 from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.models.layers import ResLayer
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
@@ -31,15 +31,26 @@ class ResLayerExtraNorm(BaseModule):
     """layer4 as the head of C4 and a norm behind it (facebookresearch/moco detection/train_net.py); basic blocks too."""
 
     def __init__(
-        self, depth: int, base_channels: int, style: str, norm_cfg: dict[str, Any], norm_eval: bool, init_cfg: Any
+        self,
+        depth: int,
+        base_channels: int,
+        style: str,
+        norm_cfg: dict[str, Any],
+        norm_eval: bool,
+        init_cfg: Any,
+        groups: int = 1,
+        base_width: int = 64,
+        avg_down: bool = False,
     ) -> None:
         super().__init__(init_cfg)
-        block, counts = ResNet.arch_settings[depth]
+        block, counts = (ResNeXt if groups > 1 else ResNet).arch_settings[depth]
+        grouped = {"groups": groups, "base_width": base_width, "base_channels": base_channels} if groups > 1 else {}
         planes = base_channels * 8
         self.norm_eval = norm_eval
         self.layer4 = ResLayer(
-            block, planes // 2 * block.expansion, planes, counts[3], stride=2, style=style, norm_cfg=norm_cfg
-        )
+            block, planes // 2 * block.expansion, planes, counts[3], stride=2, style=style, norm_cfg=norm_cfg,
+            avg_down=avg_down, **grouped,
+        )  # fmt: skip
         self.norm = build_norm_layer(norm_cfg, planes * block.expansion)[1]
 
     def forward(self, x: Tensor) -> Tensor:

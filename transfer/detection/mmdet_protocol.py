@@ -7,12 +7,14 @@ from typing import Any
 
 from core import distributed
 from core.errors import ConfigError
+from model_zoo.anatomy import feature_dim
 from model_zoo.backbone import Backbone
 from model_zoo.export import mmdet as exporter
-from model_zoo.resnet import feature_dim
 from transfer.detection.data import DetectionSplit, mask_format
 from transfer.detection.engines import Job
 from transfer.detection.spec import DetectionSpec
+
+_OF_LAYER4 = ("depth", "base_channels", "style", "groups", "base_width", "avg_down")  # fields that decide its blocks
 
 
 def configuration(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> Any:
@@ -134,7 +136,7 @@ def _box_head(classes: int, **fields: Any) -> dict[str, Any]:
 
 
 def _c4_head(trunk: dict[str, Any], common: dict[str, Any], channels: list[int], classes: int) -> dict[str, Any]:
-    shared = {name: trunk[name] for name in ("depth", "base_channels", "style")}
+    shared = {name: value for name, value in trunk.items() if name in _OF_LAYER4}
     return {
         "type": "StandardRoIHead",
         "shared_head": {"type": "ResLayerExtraNorm", **shared, **common},

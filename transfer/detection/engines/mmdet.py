@@ -172,7 +172,7 @@ def trunk_stages(model: nn.Module, x: Tensor) -> list[Tensor]:
     stages = [getattr(trunk, name) for name in trunk.res_layers]
     if len(stages) == 3:
         stages.append(model.roi_head.shared_head.layer4)
-    x, found = trunk.maxpool(trunk.relu(trunk.norm1(trunk.conv1(x)))), []
+    x, found = trunk.maxpool(trunk.stem(x) if trunk.deep_stem else trunk.relu(trunk.norm1(trunk.conv1(x)))), []
     for stage in stages:
         x = stage(x)
         found.append(x)

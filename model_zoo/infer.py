@@ -1,0 +1,169 @@
+"""From the names and shapes of a checkpoint's tensors to an Architecture, or to what else the network is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from core.errors import CheckpointError
+from model_zoo.anatomy import BLOCKS
+from model_zoo.architecture import BASIC
+
+_ELSEWHERE = "`--ckpt module:function` takes any network for the frozen and fine-tuning protocols"
+_BLOCK = re.compile(r"layer([1-4])\.(\d{1,4})\.")
+_RELATIVES = (  # tensors that no ResNet of ours has, and whose they are; the first that is found is named
+    (r"\.se\.conv\.weight$|\.eca\.", "an ECA-ResNet (channel attention in every block)"),
+    (r"\.(se|se_module|se_layer|se_block)\.", "an SE-ResNet (squeeze-and-excitation in every block)"),
+    (r"\.conv2\.(paths|attn)\.", "an SK-ResNet (selective kernels)"),
+    (r"\.conv2\.(conv|bn0|fc1|bn1|fc2)\.", "a ResNeSt (split attention)"),
+    (r"\.(convs|bns)\.\d+\.", "a Res2Net (scales within a block)"),
+    (r"\.(ca|sa|cbam|ChannelGate|SpatialGate)\.", "a ResNet with CBAM's attention"),
+    (r"\.(IN|BN)\.\w+$|(^|\.)IN\.\w+$", "an IBN-Net (instance norms)"),
+    (r"\.filt$", "an anti-aliased ResNet (BlurPool)"),
+    (r"(^|\.)maxpool\.\d+\.", "a ResNet-RS (a convolution in place of the max-pool)"),
+    (r"(^|\.)attnpool\.", "CLIP's ResNet (attention pooling, averages in place of strides)"),
+    (r"conv2_offset|\.conv_offset", "a ResNet with deformable convolutions"),
+    (r"\.(non_local|nl|gcb|context_block\w*|gen_attention_block)\.", "a ResNet with attention between its blocks"),
+    (r"(^|\.)gn[123]\.", "a ResNet with GroupNorm"),
+)  # fmt: skip
+
+
+def infer_architecture(
+    state: Mapping[str, Tensor], stated: Mapping[str, Any], leftover: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The fields that the tensors' names and shapes tell; what is stated beside them goes before it.
+
+    Args:
+        state: tensors by our names.
+        stated: fields that the file or its sidecar gives.
+        leftover: names of tensors that no ResNet of ours has; they tell of what other network the file is.
+
+    Raises:
+        CheckpointError: none of the architectures known.
+    """
+    _refuse_relatives(state, leftover)
+    blocks = _blocks(state)
+    bottleneck = any(key.endswith(".conv3.weight") for key in state)
+    names = [name for name, counts in BLOCKS.items() if list(counts) == blocks and (name not in BASIC) == bottleneck]
+    if "name" in stated and not (isinstance(stated["name"], str) and stated["name"] in names):
+        return {}  # what is stated stands, and `check` says which tensors contradict it
+    if not names:
+        kind = "bottleneck" if bottleneck else "basic"
+        if blocks[2] and not blocks[3]:
+            raise CheckpointError(_cifar(state, kind, blocks[:3]))
+        raise CheckpointError(f"{kind} blocks {blocks} per stage are no ResNet known here ({', '.join(BLOCKS)})")
+    fields = {"name": names[0], **_widths(state, bottleneck), **_stem(state, stated, names[0])}
+    if any(".downsample.2." in key for key in state):
+        fields["avg_down"] = True  # an average without tensors stands before the convolution
+    return fields
+
+
+def _blocks(state: Mapping[str, Tensor]) -> list[int]:
+    """Of each of the four stages, by the highest number."""
+    found = [(int(match[1]), int(match[2])) for match in map(_BLOCK.match, state) if match]
+    return [max((block + 1 for stage, block in found if stage == wanted), default=0) for wanted in range(1, 5)]
+
+
+def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
+    """Of a convolution's weight; None where there is none (`check` names it)."""
+    tensor = state.get(name)
+    return tuple(tensor.shape) if isinstance(tensor, Tensor) and tensor.ndim == 4 and tensor.numel() else None
+
+
+def _widths(state: Mapping[str, Tensor], bottleneck: bool) -> dict[str, Any]:
+    """Width, groups and base_width, by the first block; `check` compares all others with what follows from them."""
+    one, two, three = (_shape(state, f"layer1.0.conv{index}.weight") for index in (1, 2, 3))
+    last = three if bottleneck else two
+    if last is None:
+        return {}
+    fields: dict[str, Any] = {"width": last[0] / (256 if bottleneck else 64)}
+    if bottleneck and one and two and three and one[0] == two[0] == three[1] and two[2:] == (3, 3):
+        inner, each = two[:2]
+        if inner % each:
+            raise CheckpointError(
+                f"'layer1.0.conv2.weight' has shape {two}: {inner} planes are no whole number of groups of {each}"
+            )
+        base = each / fields["width"]
+        if base != round(base):
+            raise CheckpointError(
+                f"blocks of {inner} planes inside and {last[0]} outside are neither a ResNet's, a Wide ResNet's nor a ResNeXt's"
+            )
+        if inner != each or base > 64:  # narrower inside than a ResNet: no published network, so it must be stated
+            fields |= {"groups": inner // each, "base_width": round(base)}
+    return {key: value for key, value in fields.items() if value != {"width": 1.0, "groups": 1, "base_width": 64}[key]}
+
+
+def _stem(state: Mapping[str, Tensor], stated: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Kind and width of the stem."""
+    deep = [_shape(state, f"conv1.{place}.weight") for place in (0, 3, 6)]
+    plain = _shape(state, "conv1.weight")
+    if (first := plain or deep[0]) is not None and first[1] != 3:
+        raise CheckpointError(f"conv1 takes {first[1]} channels, not RGB (Sobel, LAB or grey input?)")
+    if plain is not None and plain[2] == 3 and "stem" not in stated:
+        raise CheckpointError(
+            "conv1 is 3x3, and weights cannot tell whether the max-pool follows: write `arch: {name: "
+            f"{name}, stem: 3x3}}` (or 3x3-nopool) into a file beside it, named as the checkpoint plus .yaml"
+        )
+    fields: dict[str, Any] = {}
+    wide = [shape[0] for shape in (deep if any(deep) else [plain]) if shape is not None]
+    if wide and wide[-1] != 64:
+        fields["stem_width"] = wide[-1] / 64
+    if any(deep) and plain is None:
+        half, eighths = wide[-1] // 2, wide[-1] // 8
+        kinds = {(half, half): "deep", (3 * eighths, half): "deep-tiered"}
+        if all(deep) and tuple(wide[:2]) not in kinds:
+            raise CheckpointError(
+                f"a stem of three convolutions with {', '.join(map(str, wide))} planes; known are those of ResNet-C and -D "
+                "(32, 32, 64), timm's t (24, 32, 64), and their multiples"
+            )
+        fields["stem"] = kinds.get(tuple(wide[:2]), "deep")
+    return fields
+
+
+def _refuse_relatives(state: Mapping[str, Tensor], leftover: Iterable[str]) -> None:
+    """CheckpointError that names the kind of network, where its tensors tell that it is a relative of a ResNet only."""
+    other = sorted(leftover)
+    for pattern, what in _RELATIVES:
+        found = [name for name in other if re.search(pattern, name)]
+        if found:
+            raise CheckpointError(f"{what}: '{found[0]}' is no tensor of a ResNet known here; {_ELSEWHERE}")
+    if (stem := state.get("conv1.weight")) is not None and isinstance(stem, Tensor) and stem.ndim == 5:
+        raise CheckpointError(f"a network for video: conv1 has shape {tuple(stem.shape)}; {_ELSEWHERE}")
+    biased = [name for name in state if re.search(r"(^|\.)conv[123](\.[036])?\.bias$", name)]
+    if biased:
+        raise CheckpointError(
+            f"convolutions have biases ('{biased[0]}'): BatchNorm was folded into them, or it is another network; "
+            "take the checkpoint from before the folding"
+        )
+    norms = [name.removesuffix(".weight") for name in state if re.search(r"(^|\.)bn[123]\.weight$", name)]
+    if norms and not any(name.endswith("running_mean") for name in state):
+        raise CheckpointError(
+            f"norms without running statistics ('{norms[0]}'): GroupNorm, or BatchNorm that kept none, which would "
+            f"compute something else; {_ELSEWHERE}"
+        )
+    if _is_preactivation(state):
+        raise CheckpointError(f"a pre-activation ResNet (v2): its norms stand before the convolutions; {_ELSEWHERE}")
+
+
+def _is_preactivation(state: Mapping[str, Tensor]) -> bool:
+    """Whether a second block's first norm has the channels that its first convolution takes, not those that it gives."""
+    for stage in (1, 2, 3, 4):
+        shape, norm = _shape(state, f"layer{stage}.0.conv1.weight"), state.get(f"layer{stage}.0.bn1.weight")
+        if shape and isinstance(norm, Tensor) and shape[0] != shape[1] == norm.numel():
+            return True
+    return False
+
+
+def _cifar(state: Mapping[str, Tensor], kind: str, blocks: list[int]) -> str:
+    """Why CIFAR's ResNets (He et al. 2016, section 4.2) are none of ours."""
+    stem = _shape(state, "conv1.weight")
+    planes = f", {stem[0]} planes after conv1" if stem is not None else ""
+    option_a = not any(".downsample." in name or ".shortcut." in name for name in state)
+    shortcut = ", shortcuts without weights (option A)" if option_a else ""
+    return (
+        f"a CIFAR ResNet: three stages of {kind} blocks {blocks}{planes}{shortcut}, made for 32-pixel images, where every "
+        f"protocol here takes the four stages of {', '.join(BLOCKS)}; {_ELSEWHERE}"
+    )
