@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from model_zoo.entries import Entry
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Dispatch a sub-command; returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m model_zoo", description="Checkpoints in, checked backbones out.")
     commands = parser.add_subparsers(dest="command", required=True)
     verify = commands.add_parser("verify", help="say what a checkpoint is and whether it is sound")
@@ -45,7 +45,12 @@ def main(argv: list[str] | None = None) -> int:
     down.add_argument(
         "--to", type=Path, metavar="DIR", help="here in place of the cache (fit for BACKBENCH_ZOO, a mirror)"
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Dispatch a sub-command; returns the exit code."""
+    args = parser().parse_args(argv)
     known = {"verify": _verify, "convert": _convert, "list": _list, "show": _show, "download": _download}
     return known[args.command](args)
 

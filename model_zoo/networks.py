@@ -213,4 +213,4 @@ def _lists(value: Any) -> Iterator[tuple[Keys, list[Tensor]]]:
         for key in {key for item in inner for key in item if isinstance(key, str) and _AVERAGE.search(key)}:
             tensors = [item[key] for item in inner if isinstance(item.get(key), Tensor)]
             if len(tensors) >= _FEWEST:
-                yield (f"each.{key}",), tensors
+                yield ("*", key), tensors

@@ -21,7 +21,7 @@ _SHOWN = 5
 
 def spelled(keys: Keys) -> str:
     """A path as it is typed: keys joined by dots, what a terminal would obey spelled out; `.` for the whole file."""
-    return ".".join(printable(word(key)) for key in keys) or TOP
+    return ".".join(printable(word(key)) for key in keys) if keys else TOP
 
 
 def options(obj: Any, keys: Keys, prefix: str | None = None) -> str | None:
@@ -37,8 +37,16 @@ def options(obj: Any, keys: Keys, prefix: str | None = None) -> str | None:
             return None
     except CheckpointError:
         return None
-    said = [f"--key {shlex.quote(path)}"] if keys or prefix is None else []
-    return " ".join([*said, *([] if prefix is None else [f"--prefix {shlex.quote(printable(prefix))}"])])
+    said = {
+        "--key": path if keys or prefix is None else None,
+        "--prefix": prefix if prefix is None else printable(prefix),
+    }
+    return " ".join(_typed(option, words) for option, words in said.items() if words is not None)
+
+
+def _typed(option: str, words: str) -> str:
+    """`--key 'my net'`; joined by `=` where the words would be taken for another option."""
+    return shlex.quote(f"{option}={words}") if words.startswith("-") else f"{option} {shlex.quote(words)}"
 
 
 def descend(obj: Any, path: str) -> tuple[Mapping[Any, Any], Keys]:
@@ -124,7 +132,7 @@ def _taken(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
         taken = {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] in _BARE}
         return taken if "" in formats.prefixes(taken) else {}
     for start in (prefix, f"{prefix}."):
-        for names in ({name: name for name in tensors}, {printable(name, len(name)): name for name in tensors}):
+        for names in ({name: name for name in tensors}, {printable(name, 10 * len(name)): name for name in tensors}):
             taken = {shown[len(start) :]: tensors[name] for shown, name in names.items() if shown.startswith(start)}
             if taken and "" not in taken and not any(name.startswith(".") for name in taken):
                 return taken

@@ -13,7 +13,7 @@ from core.errors import CheckpointError
 from core.printable import printable
 from model_zoo import formats
 from model_zoo.choice import NO_CHOICE, Choice
-from model_zoo.formats import Extracted
+from model_zoo.formats import Extracted, obow
 from model_zoo.networks import Keys, Network, distinct, keys_of, same, survey, unnamed_copies, walk
 from model_zoo.places import below, descend, options, spelled
 from model_zoo.wrappers import is_counter, tensors_of, unwrapped, word
@@ -61,7 +61,9 @@ def recognise(obj: Any, choice: Choice = NO_CHOICE) -> Recognised:
     scope, notes = _Scope(obj), []
     if choice.key is not None:
         part, keys = descend(obj, choice.key)
-        scope, obj = _Scope(obj, keys), part
+        own = any(not network.path for network in survey(part))  # then what lies deeper is another place
+        scope = _Scope(obj, keys)
+        obj = {key: value for key, value in part.items() if isinstance(value, Tensor)} if own else part
     if choice.prefix is not None:
         obj, outside, keys = below(obj, choice.prefix, survey(obj))
         scope = _Scope(scope.file, (*scope.keys, *keys), choice.prefix)
@@ -69,6 +71,9 @@ def recognise(obj: Any, choice: Choice = NO_CHOICE) -> Recognised:
             notes.append(f"{outside} tensors outside the prefix '{printable(choice.prefix)}' are passed over, as asked")
     networks = survey(obj)
     recognised = _by_layout(obj, networks, scope)
+    if choice != NO_CHOICE:
+        others = [network for network in survey(scope.file) if not same(network.state, recognised.found.state)]
+        notes += [f"passed over, as asked: the network {_where(network)}" for network in others]
     return replace(recognised, notes=(*notes, *recognised.notes, *_averaged(obj)))
 
 
@@ -119,14 +124,16 @@ def _settings(obj: Any, tensors: Mapping[str, Tensor]) -> Iterator[Mapping[str, 
         yield {**container, "state_dict": tensors}
     yield tensors
     yield {"state_dict": tensors}
-    yield {"network": tensors}
+    if obow.has_blocks(tensors):  # known by that key
+        yield {"network": tensors}
 
 
 def _accounted(recognised: Recognised, obj: Any, networks: list[Network], scope: _Scope) -> Recognised:
     """With a note for every other network; CheckpointError for one that neither the layout's rule nor equality covers."""
     found, notes, others = recognised.found, list(recognised.notes), []
     mine = [network for network in networks if same(network.state, found.state)]
-    passed = getattr(formats.modules()[recognised.layout], "PASSED_OVER", ())
+    rule = getattr(formats.modules()[recognised.layout], "passed_over", None)
+    passed = rule(obj) if rule else ()
     for network in networks:
         if network in mine:
             continue
@@ -168,7 +175,7 @@ def _where(network: Network) -> str:
 
 def _advice(found: Extracted, network: Network, scope: _Scope) -> str:
     """`; if they are no part of the backbone, add --prefix ...`, where all that is left over lies outside the prefix."""
-    if not found.leftover:
+    if not found.leftover or scope.prefix is not None:
         return ""
     heads = {name.partition(".")[0] for name in network.state}
     names = [name for name in tensors_of(network.place) if not name.startswith(network.prefix)]

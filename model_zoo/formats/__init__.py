@@ -2,6 +2,8 @@
 
 Each has `matches(obj) -> bool`, `extract(obj) -> Extracted` and `example(state) -> obj` (the documented layout built
 around a backbone's tensors, for the contract tests). A module says nothing of the method: several methods share a layout.
+`passed_over(obj) -> patterns of paths`, where a module has it, names the networks that the layout's published rule passes
+over; every other second network is refused.
 """
 
 from __future__ import annotations

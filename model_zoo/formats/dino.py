@@ -17,7 +17,6 @@ from model_zoo.formats import Extracted, prefixes, take
 from model_zoo.wrappers import tensors_of
 
 _PREFIXES = ("backbone.", "module.backbone.")
-PASSED_OVER = ("student",)
 
 
 def _teacher(obj: Any) -> Mapping[str, Tensor]:
@@ -29,6 +28,11 @@ def _teacher(obj: Any) -> Mapping[str, Tensor]:
 def matches(obj: Any) -> bool:
     """Whether a ResNet stands under the teacher's `backbone.`."""
     return any(prefix in _PREFIXES for prefix in prefixes(_teacher(obj)))
+
+
+def passed_over(obj: Any) -> tuple[str, ...]:
+    """The student."""
+    return ("student",)
 
 
 def extract(obj: Any) -> Extracted:

@@ -24,7 +24,6 @@ _STEM = {"initial_conv": "conv1", "initial_batchnorm": "bn1"}
 ARCH = {"pool_padding": "same", "conv_padding": "same"}  # byol/utils/networks.py: every padding is "SAME"
 _LEAVES = {"w": "weight", "scale": "weight", "offset": "bias"}
 _EMA = {"mean_ema": "running_mean", "var_ema": "running_var"}
-PASSED_OVER = ("experiment_state.target_params",)
 _HEADS = ("projector", "predictor", "classifier")
 
 
@@ -81,6 +80,11 @@ def parameters(params: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]
         else:
             others.append(f"{module}:{leaf}")
     return state, others
+
+
+def passed_over(obj: Any) -> tuple[str, ...]:
+    """The target network."""
+    return ("experiment_state.target_params",)
 
 
 def extract(obj: Any) -> Extracted:

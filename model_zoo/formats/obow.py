@@ -40,6 +40,11 @@ def _canonical(key: str) -> str:
     )
 
 
+def has_blocks(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether OBoW's own names are among them."""
+    return any(_OWN.match(name) for name in tensors)
+
+
 def matches(obj: Any) -> bool:
     """Whether a ResNet stands under `network`."""
     return "" in prefixes(_network(obj))

@@ -35,6 +35,11 @@ def matches(obj: Any) -> bool:
     return any(_only_prefix(tensors) for _, tensors in tensor_dicts(obj))
 
 
+def passed_over(obj: Any) -> tuple[str, ...]:
+    """PyContrast's momentum encoder: its linear evaluation takes `model` (pycontrast/learning/linear_trainer.py)."""
+    return ("model_ema",) if isinstance(obj, Mapping) and {"model", "contrast"} <= set(obj) else ()
+
+
 def extract(obj: Any) -> Extracted:
     """The tensors under the prefix."""
     tensors = the_one(obj, _only_prefix)

@@ -18,7 +18,6 @@ from model_zoo.formats import TWINS, WRAPPERS, Extracted, take, tensor_dicts, th
 from model_zoo.formats.lightning import HEADS
 
 _KEY = "online_backbone"
-PASSED_OVER = ("target_backbone",)  # BYOL's target network; the online one transfers
 _PREFIXES = ("", "module.", "backbone.", "encoder.", "module.backbone.", "module.encoder.")
 _PLACES = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 _STAGE = re.compile(r"^(?P<prefix>.*?)4\.0\.conv1\.weight$")
@@ -36,6 +35,11 @@ def _has_stages(tensors: Mapping[str, Tensor]) -> bool:
 def matches(obj: Any) -> bool:
     """Whether there is a ResNet by the numbers of its children."""
     return any(_has_stages(tensors) for _, tensors in tensor_dicts(obj, (*WRAPPERS, _KEY)))
+
+
+def passed_over(obj: Any) -> tuple[str, ...]:
+    """BYOL's target network."""
+    return ("target_backbone",) if isinstance(obj, Mapping) and _KEY in obj else ()
 
 
 def extract(obj: Any) -> Extracted:

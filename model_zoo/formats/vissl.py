@@ -17,7 +17,6 @@ from model_zoo.formats import Extracted, SeveralNetworks, prefixes, take, tensor
 
 _BLOCKS = "_feature_blocks."
 _PREFIXES = tuple(outer + _BLOCKS for outer in ("", "trunk.", "trunk.base_model.", "base_model."))
-PASSED_OVER = ("classy_state_dict.loss*",)  # a loss's own momentum encoder (vissl/losses/moco_loss.py)
 _TRUNK = ("classy_state_dict", "base_model", "model", "trunk")
 
 
@@ -33,6 +32,11 @@ def _trunks(obj: Any) -> list[tuple[str, Mapping[str, Tensor]]]:
 def matches(obj: Any) -> bool:
     """Whether there is a trunk."""
     return bool(_trunks(obj))
+
+
+def passed_over(obj: Any) -> tuple[str, ...]:
+    """A loss's own momentum encoder (vissl/losses/moco_loss.py)."""
+    return ("classy_state_dict.loss*",)
 
 
 def extract(obj: Any) -> Extracted:
