@@ -4,12 +4,13 @@ that says which it is."""
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from core.errors import DataError
 
@@ -34,6 +35,14 @@ class Changed(DataError):
     """A file that is no longer the one that was listed."""
 
 
+def expanded(path: str) -> Path:
+    """A path that may begin with `~`. Raises DataError for a user that there is not."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{path}: {error}; write the whole path") from None
+
+
 def status_of(path: Path) -> Status:
     """A file's size and times. Raises Unreadable."""
     try:
@@ -42,8 +51,35 @@ def status_of(path: Path) -> Status:
         raise Unreadable(f"{path}: cannot be read ({_reason(error)})") from None
 
 
+@contextlib.contextmanager
+def opened(path: Path, listed: Sequence[int] | None = None) -> Iterator[BinaryIO]:
+    """A regular file to read from; a FIFO, a socket or a device is refused, not waited for.
+
+    Args:
+        listed: its `Status` when it was listed, where that was noted.
+
+    Raises:
+        Unreadable: absent, or of another kind.
+        Changed: another file than the one that was listed, before or after it was read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError) as error:  # a ValueError: a name with a zero byte
+        raise Unreadable(f"{path}: cannot be read ({_reason(error)})") from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise Unreadable(f"{path}: cannot be read ({_kind(status.st_mode)}, not a file)")
+        _check_listed(path, status, listed)
+        with open(descriptor, "rb", closefd=False) as file:
+            yield file
+        _check_listed(path, os.fstat(descriptor), listed)
+    finally:
+        os.close(descriptor)
+
+
 def read_bytes(path: Path, *, limit: int, start: int | None = None, listed: Sequence[int] | None = None) -> bytes:
-    """The bytes of a regular file; a FIFO, a socket or a device is refused, not waited for.
+    """The bytes of a regular file.
 
     Args:
         limit: most bytes that a file of its kind may have.
@@ -54,26 +90,15 @@ def read_bytes(path: Path, *, limit: int, start: int | None = None, listed: Sequ
         Unreadable: absent, of another kind, or larger than `limit`.
         Changed: another file than the one that was listed.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    with opened(path, listed) as file:
+        size = os.fstat(file.fileno()).st_size
+        if start is None and size > limit:
+            raise Unreadable(f"{path}: cannot be read ({size / 2**20:,.0f} MiB: is it what its name says?)")
         try:
-            before = os.fstat(descriptor)
-            if not stat.S_ISREG(before.st_mode):
-                raise Unreadable(f"{path}: cannot be read ({_kind(before.st_mode)}, not a file)")
-            _check_listed(path, before, listed)
-            if start is None and before.st_size > limit:
-                raise Unreadable(
-                    f"{path}: cannot be read ({before.st_size / 2**20:,.0f} MiB: is it what its name says?)"
-                )
-            with open(descriptor, "rb", closefd=False) as file:
-                file.seek(start or 0)
-                data = file.read(min(limit, before.st_size))
-            _check_listed(path, os.fstat(descriptor), listed)
-        finally:
-            os.close(descriptor)
-    except (OSError, ValueError, MemoryError) as error:  # a ValueError: a name with a zero byte
-        raise Unreadable(f"{path}: cannot be read ({_reason(error)})") from None
-    return data
+            file.seek(start or 0)
+            return file.read(min(limit, size))
+        except (OSError, MemoryError) as error:
+            raise Unreadable(f"{path}: cannot be read ({_reason(error)})") from None
 
 
 def read_text(path: Path) -> str:

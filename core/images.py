@@ -58,6 +58,17 @@ def read_bytes(path: Path, listed: Sequence[int] | None = None) -> bytes:
     return data
 
 
+def header_size(path: Path) -> tuple[int, int]:
+    """Width and height as the file's header states them; nothing is decoded. Raises CorruptImage."""
+    try:
+        with files.opened(path) as file, Image.open(file, formats=_formats()) as image:
+            return image.size
+    except files.Unreadable as error:
+        raise CorruptImage(str(error)) from None
+    except Exception as error:  # a stranger's bytes make decoders raise anything
+        raise CorruptImage(f"{path}: not an image ({_reason(error)})") from None
+
+
 def open_rgb(data: bytes, name: str) -> Image.Image:
     """Decode with Pillow, whole, into mode RGB: what every evaluation transform starts from.
 
@@ -109,6 +120,12 @@ def decode_rgb(data: bytes, name: str) -> np.ndarray:
             if pixels is not None:
                 return pixels
     return np.asarray(open_rgb(data, name))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "of no known format"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 # ---------------------------------------------------------------- what white is

@@ -13,6 +13,7 @@ import numpy as np
 from core.artifacts import file_sha256
 from core.datasets import ImageSplit, Subset, info, some
 from core.errors import BackbenchError, DataError
+from core.files import expanded, read_lines
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def subset(split: ImageSplit, where: str, *, expected: str | None = None) -> Ima
             raise DataError(f"the {where} list was given where the {expected} list is expected")
         file, expected = fetch(where), where
     else:
-        file = Path(where).expanduser()
+        file = expanded(where)
     names = _names(file)
     if expected is not None:
         _check_size(file, len(names), len(split), expected)
@@ -132,10 +133,11 @@ def _download(official: OfficialList, file: Path) -> None:
 
 def _names(file: Path) -> list[str]:
     try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        names = [line for line in read_lines(file) if line]
+    except DataError as error:
+        reason = str(error).removeprefix(f"{file}: ")
         known = ", ".join(OFFICIAL)
-        raise DataError(f"{file}: not a readable list of file names ({error}); give {known} or a text file") from None
+        raise DataError(f"{file}: not a readable list of file names ({reason}); give {known} or a text file") from None
     if not names:
         raise DataError(f"{file}: names no image")
     return names

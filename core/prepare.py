@@ -21,6 +21,7 @@ from typing import IO
 from core.artifacts import make_folder, writing
 from core.datasets import some
 from core.errors import DataError, nearest
+from core.files import read_text
 from core.progress import say, track
 
 Route = Callable[[str], str | None]  # a member's name -> its place below the data set's folder; None: not needed
@@ -284,10 +285,7 @@ def _imagenet(val_labels: Path | None) -> Route:
 
 def _wnids(file: Path) -> list[str]:
     """WordNet ids, one per validation image in the order of file names (imagenet_2012_validation_synset_labels.txt)."""
-    try:
-        names = Path(file).read_text().split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read ({error})") from None
+    names = read_text(Path(file)).split()
     for number, name in enumerate(names, start=1):
         if not re.fullmatch(r"n\d{8}", name):
             raise DataError(

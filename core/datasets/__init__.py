@@ -241,9 +241,11 @@ def missing(name: str, places: DataPlaces) -> str | None:
     root = places.of(name)
     if root is None:
         return f"no place given for '{name}': use --data-root DIR or --data {name}=DIR"
-    if not root.is_dir():
-        return f"no folder {root} ({info(name).source})"
-    return None
+    try:
+        there = root.is_dir()
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a zero byte
+        return f"no folder {root}: {error}"
+    return None if there else f"no folder {root} ({info(name).source})"
 
 
 def load(name: str, split: str, places: DataPlaces) -> ImageSplit:
@@ -304,7 +306,7 @@ def parse_places(pairs: Sequence[str]) -> dict[str, Path]:
         if not equals or not path:
             raise ConfigError(f"--data {pair}: expected name=PATH")
         info(name)
-        named[name] = Path(path).expanduser()
+        named[name] = files.expanded(path)
     return named
 
 

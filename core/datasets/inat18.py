@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 
 from core.datasets import Files, ImageSplit, read_json, some
 from core.errors import DataError
+from core.printable import printable
 
 
 def read(root: Path, split: str, *, dataset: str = "inat18") -> ImageSplit:
@@ -30,12 +33,12 @@ def read(root: Path, split: str, *, dataset: str = "inat18") -> ImageSplit:
         raise DataError(f"{file}: {len(paths) - len(set(paths))} file names are there twice")
     number = {category: label for label, category in enumerate(category_ids)}
     chosen = [category_of[image["id"]] for image in record["images"]]
-    unknown = sorted(set(chosen) - set(number))
+    unknown = _ordered(set(chosen) - set(number))
     if unknown:
         raise DataError(f"{file}: category ids that {train_file.name} does not have: {some(unknown)}")
     labels = np.asarray([number[category] for category in chosen], np.int64)
     if split == "train":
-        empty = sorted(set(category_ids) - set(chosen))
+        empty = _ordered(set(category_ids) - set(chosen))
         if empty:
             raise DataError(f"{file}: categories without an image: {some(empty)}; is the file whole?")
     if not paths:
@@ -46,10 +49,10 @@ def read(root: Path, split: str, *, dataset: str = "inat18") -> ImageSplit:
 def _categories(train: dict[str, list[dict[str, Any]]], file: Path) -> tuple[list[int], tuple[str, ...]]:
     """Sorted category ids and their names: of `categories`, else of the annotations."""
     if not train.get("categories"):
-        ids = sorted({_field(a, "category_id", file) for a in train["annotations"]})
+        ids = _ordered({_field(a, "category_id", file) for a in train["annotations"]})
         return ids, tuple(str(i) for i in ids)
-    named = {_field(c, "id", file): str(c.get("name", c["id"])) for c in train["categories"]}
-    ids = sorted(named)
+    named = {_field(c, "id", file): printable(c.get("name", c["id"])) for c in train["categories"]}
+    ids = _ordered(named)
     if len(ids) != len(train["categories"]):
         raise DataError(f"{file}: category ids are there twice")
     names = tuple(named[i] for i in ids)
@@ -70,7 +73,7 @@ def _pairs(record: dict[str, list[dict[str, Any]]], file: Path) -> dict[int, int
         if image not in images:
             strangers.append(image)
         category_of[image] = _field(a, "category_id", file)
-    bare = sorted(images - set(category_of))
+    bare = _ordered(images - set(category_of))
     for ids, words in ((strangers, "annotations of unknown images"), (twice, "images with two annotations")):
         if ids:
             raise DataError(f"{file}: {words}: {some(ids)} (image ids)")
@@ -80,7 +83,24 @@ def _pairs(record: dict[str, list[dict[str, Any]]], file: Path) -> dict[int, int
 
 
 def _field(record: dict[str, Any], key: str, file: Path) -> Any:
+    """A record's file name, or an id: a whole number or a word. Raises DataError: it has none, or of another type."""
     try:
-        return record[key]
+        value = record[key]
     except (KeyError, TypeError):
-        raise DataError(f"{file}: a record without '{key}': {str(record)[:80]}") from None
+        raise DataError(f"{file}: a record without '{key}': {_shown(record)}") from None
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if not isinstance(value, str) and (key == "file_name" or not whole):
+        raise DataError(f"{file}: a record whose '{key}' is {printable(value)}: {_shown(record)}")
+    return value
+
+
+def _shown(record: object) -> str:
+    fields = record.items() if isinstance(record, dict) else ()
+    return ", ".join(f"{printable(key)} {printable(value, 40)}" for key, value in islice(fields, 4)) or printable(
+        record
+    )
+
+
+def _ordered(ids: Iterable[int | str]) -> list[int | str]:
+    """Numbers first: an id of the other kind is a stranger, which is said where it is looked up."""
+    return sorted(ids, key=lambda i: (isinstance(i, str), i))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from core.datasets import Files, ImageSplit, some
+from core.datasets import Files, ImageSplit
 from core.errors import DataError
+from core.files import Unreadable, read_lines
+from core.images import EXTENSIONS
+
+_DIGITS = 18  # of a label, and more than any has: it fits 64 bits
 
 
 def read(root: Path, split: str, *, dataset: str = "places205") -> ImageSplit:
@@ -24,9 +28,11 @@ def read(root: Path, split: str, *, dataset: str = "places205") -> ImageSplit:
     train_file = root / "train_places205.csv"
     paths, labels = _rows(train_file)
     names, first = np.unique(labels, return_index=True)
-    absent = np.setdiff1d(np.arange(labels.max() + 1), names)
-    if len(absent):
-        raise DataError(f"{train_file}: labels without an image: {some(absent)}; is the file whole?")
+    gaps = np.flatnonzero(names != np.arange(len(names)))
+    if len(gaps):  # not all of them: a label of 10^17 would leave as many
+        raise DataError(
+            f"{train_file}: labels without an image: {names[-1] + 1 - len(names)}, e.g. {gaps[0]}; is the file whole?"
+        )
     classes = _class_names([paths[i] for i in first])
     if split != "train":
         file = root / f"{split}_places205.csv"
@@ -43,13 +49,14 @@ def read(root: Path, split: str, *, dataset: str = "places205") -> ImageSplit:
 def _rows(file: Path) -> tuple[list[str], np.ndarray]:
     """Paths and labels (N,) int64 of a csv."""
     try:
-        lines = file.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read ({error}); is the data set whole?") from None
+        lines = read_lines(file)
+    except Unreadable as error:
+        raise DataError(f"{error}; is the data set whole?") from None
     paths, labels = [], []
     for number, line in enumerate(lines, start=1):
-        path, _, label = line.partition(" ")
-        if not path or not (label.isascii() and label.isdigit()):
+        path, _, label = line.rpartition(" ")  # a name may hold spaces
+        spaced = " " in path and PurePosixPath(path).suffix.lower() not in EXTENSIONS  # no name: another column
+        if not path.strip() or spaced or not (label.isascii() and label.isdigit() and len(label) < _DIGITS):
             raise DataError(f"{file}:{number}: '{line}' is not a path and a label from 0, with one space between them")
         paths.append(path)
         labels.append(int(label))

@@ -131,9 +131,9 @@ def _fold(root: Path, split: str, images: int) -> np.ndarray:
         raise DataError(f"{file}: no {split} in it; it holds fold0 to fold{len(lines) - 1}")
     try:
         rows = np.array([int(word) for word in lines[int(number)].split()], np.int64)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise DataError(f"{file}:{int(number) + 1}: not a list of numbers ({error})") from None
-    if rows.min() < 0 or rows.max() >= images:
+    if not len(rows) or rows.min() < 0 or rows.max() >= images:
         raise DataError(f"{file}:{int(number) + 1}: row numbers outside 0 to {images - 1}")
     if len(np.unique(rows)) != len(rows):
         raise DataError(f"{file}:{int(number) + 1}: row numbers that are there twice")

@@ -5,20 +5,26 @@ Labels are the devkit's per-class lists, as they stand: 1 present, 0 only as dif
 
 from __future__ import annotations
 
+import glob
+import math
 import os
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import numpy as np
 
 from core.datasets import Files, ImageSplit, some
 from core.errors import DataError
+from core.files import Unreadable, read_bytes, read_lines
+from core.images import EXTENSIONS
 
 T = TypeVar("T")
 SPLITS = ("train", "val", "trainval", "test")
+NOT_OF_A_CLASS = "lists that are not of a class"
+_LARGEST = 64 * 2**20  # bytes of an annotation
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,8 @@ class Object:
 class Annotation:
     """What an XML file says of an image."""
 
-    width: int
-    height: int
+    width: int | None  # None where nothing is said of the size: it is the image's
+    height: int | None
     objects: tuple[Object, ...]
 
 
@@ -61,17 +67,38 @@ def read(root: Path, split: str, *, dataset: str = "voc", year: int = 2007) -> I
     """
     folder = year_folder(root, year)
     lists = folder / "ImageSets" / "Main"
-    ids = image_ids(lists / f"{split}.txt")
-    there = listing(folder / "JPEGImages")
-    absent = [name for name in ids if f"{name}.jpg" not in there]
+    there = image_files(folder / "JPEGImages")
+    ids = image_ids(lists / f"{split}.txt", there)
+    absent = [name for name in ids if name not in there]
     if absent:
         raise DataError(
             f"{lists / f'{split}.txt'}: names images that are not in {folder / 'JPEGImages'}: {some(absent)}"
         )
-    classes = class_names(lists, split)
+    classes = class_names(lists, split, there)
     rows = {name: row for row, name in enumerate(ids)}
     labels = np.stack([_column(lists / f"{name}_{split}.txt", rows) for name in classes], axis=1)
-    return ImageSplit(dataset, split, Files(folder / "JPEGImages", tuple(f"{i}.jpg" for i in ids)), labels, classes)
+    others = [file.name for file in _lists_of(lists, split) if not _is_of_class(file, there)]
+    files = Files(folder / "JPEGImages", tuple(there[name] for name in ids))
+    passed_over = {NOT_OF_A_CLASS: (len(others), others[0])} if others else {}
+    return ImageSplit(dataset, split, files, labels, classes, passed_over=passed_over)
+
+
+def image_files(folder: Path) -> dict[str, str]:
+    """Image files by name without ending: VOC's own are .jpg, other data sets' in its layout may be .png or .jpeg.
+
+    Of several of one name the .jpg counts. Raises DataError: the folder cannot be read, or none of several is a .jpg.
+    """
+    found: dict[str, str] = {}
+    for file in sorted(listing(folder)):
+        stem, ending = _parts(file)
+        if not ending or file.startswith("."):
+            continue
+        before = found.get(stem)
+        if before is not None and ".jpg" not in (ending, _parts(before)[1]):
+            raise DataError(f"{folder}: holds {before} and {file}; which one is image '{stem}'? Remove the other")
+        if before is None or ending == ".jpg":
+            found[stem] = file
+    return found
 
 
 def annotation(path: Path) -> Annotation:
@@ -80,18 +107,17 @@ def annotation(path: Path) -> Annotation:
     Raises:
         DataError: it does not parse, or lacks a field.
     """
-    try:
-        tree = ET.parse(path).getroot()
-    except (ET.ParseError, OSError, ValueError, LookupError) as error:  # the last two: encodings that expat cannot read
-        raise DataError(f"{path}: not readable as XML ({error})") from None
+    tree = _parsed(path)
     objects = []
     for number, node in enumerate(tree.findall("object"), start=1):
         where = f"{path}: object {number}"
         corners = (_value(node, f"bndbox/{key}", float, where) for key in ("xmin", "ymin", "xmax", "ymax"))
-        truncated = node.findtext("truncated") == "1"  # attributes that not every file has
-        difficult = node.find("difficult") is not None and bool(_value(node, "difficult", int, where))
+        truncated = node.findtext("truncated", "").strip() == "1"  # nothing depends on it
+        difficult = _flag(node, "difficult", where)
         objects.append(Object(_value(node, "name", str, where), tuple(corners), difficult, truncated))
-    width, height = (_value(tree, f"size/{key}", int, str(path)) for key in ("width", "height"))
+    if tree.find("size") is None:
+        return Annotation(None, None, tuple(objects))
+    width, height = (_value(tree, f"size/{key}", _whole, str(path)) for key in ("width", "height"))
     return Annotation(width, height, tuple(objects))
 
 
@@ -103,13 +129,24 @@ def states(objects: tuple[Object, ...]) -> dict[str, int]:
     return found
 
 
-def image_ids(file: Path) -> list[str]:
-    """The images that a split's list names, in its order. Raises DataError: none, one twice, or no such list."""
-    ids = [row[0] for row in _rows(file) if row]
+def image_ids(file: Path, known: Collection[str]) -> list[str]:
+    """The images that a split's list names, in its order. A line is a name: with spaces or without.
+
+    Args:
+        known: names of the images that are there, without their endings; a line may say the ending all the same.
+
+    Raises:
+        DataError: none, one twice, or no such list.
+    """
+    lines = [line for line in _lines(file) if line]
+    ids = [name if (name := _known(line, known)) in known else _known(_labelled(line)[0], known) for line in lines]
+    ids = [name if name in known else line for name, line in zip(ids, lines, strict=True)]
     if not ids:
         raise DataError(f"{file}: names no image")
     if len(set(ids)) != len(ids):
-        raise DataError(f"{file}: names images twice: {some([i for i in dict.fromkeys(ids) if ids.count(i) > 1])}")
+        seen: set[str] = set()
+        twice = dict.fromkeys(name for name in ids if name in seen or seen.add(name))
+        raise DataError(f"{file}: names images twice: {some(list(twice))}")
     return ids
 
 
@@ -121,13 +158,24 @@ def listing(folder: Path) -> set[str]:
         raise DataError(f"{folder}: cannot be read ({error.strerror}); is the devkit whole?") from None
 
 
-def class_names(lists: Path, split: str) -> tuple[str, ...]:
+def has_classes(lists: Path, split: str, known: Collection[str]) -> bool:
+    """Whether there are lists `<class>_<split>.txt`, for any of the devkit's splits where the split is one of them."""
+    splits = {*SPLITS} if split in SPLITS else {split}
+    return any(_is_of_class(file, known) for own in sorted(splits) for file in _lists_of(lists, own))
+
+
+def class_names(lists: Path, split: str, known: Collection[str]) -> tuple[str, ...]:
     """Sorted classes of the lists `<class>_<split>.txt`; every other split that has lists must have the same ones.
+
+    A list of images whose name has an underscore (`small_train.txt`) is not one of a class.
 
     Raises:
         DataError: no lists, or a class that another split lacks.
     """
-    by_split = {s: {p.name.removesuffix(f"_{s}.txt") for p in lists.glob(f"*_{s}.txt")} for s in {*SPLITS, split}}
+    by_split = {
+        s: {file.name.removesuffix(f"_{s}.txt") for file in _lists_of(lists, s) if _is_of_class(file, known)}
+        for s in {*SPLITS, split}
+    }
     own = by_split[split]
     if not own:
         raise DataError(f"{lists}: no lists <class>_{split}.txt in it; is the devkit whole?")
@@ -139,37 +187,105 @@ def class_names(lists: Path, split: str) -> tuple[str, ...]:
     return tuple(sorted(own))
 
 
+# ---------------------------------------------------------------- lists
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return read_lines(file)
+    except Unreadable as error:
+        raise DataError(f"{error}; is the devkit whole?") from None
+
+
+def _lists_of(lists: Path, split: str) -> list[Path]:
+    return sorted(lists.glob(f"*_{glob.escape(split)}.txt"))
+
+
+def _is_of_class(file: Path, known: Collection[str]) -> bool:
+    """Whether a list says of images that they show a class, or should have: it is not one of images alone."""
+    lines = [line for line in _lines(file) if line]
+    return not lines or any(_labelled(line)[1] and _known(line, known) not in known for line in lines)
+
+
+def _labelled(line: str) -> tuple[str, str]:
+    """An image's name and -1, 0 or 1; the whole line and '' where it does not end in one of these."""
+    name, *label = line.rsplit(None, 1)
+    return (name, label[0]) if label and label[0] in ("-1", "0", "1") else (line, "")
+
+
+def _parts(file: str) -> tuple[str, str]:
+    """A file's name without an image's ending, and that ending."""
+    ending = PurePosixPath(file).suffix
+    return (file.removesuffix(ending), ending) if ending.lower() in EXTENSIONS else (file, "")
+
+
+def _known(name: str, known: Collection[str]) -> str:
+    """The image that a name stands for, with its ending or without."""
+    return name if name in known else _parts(name)[0]
+
+
+def _column(file: Path, rows: Mapping[str, int]) -> np.ndarray:
+    """(N,) int8 labels of one class, in the split's order."""
+    column = np.full(len(rows), -2, np.int8)
+    for number, line in enumerate(_lines(file), start=1):
+        if not line:
+            continue
+        name, label = _labelled(line)
+        image = _known(name, rows)
+        if not label or (image not in rows and len(name.split()) > 1):
+            raise DataError(f"{file}:{number}: '{line}' is not an image and one of -1, 0, 1")
+        if image not in rows:
+            raise DataError(f"{file}:{number}: image '{name}' is not in the split's own list")
+        if column[rows[image]] != -2:
+            raise DataError(f"{file}:{number}: image '{name}' is there twice")
+        column[rows[image]] = int(label)
+    unsaid = [name for name, row in rows.items() if column[row] == -2]
+    if unsaid:
+        raise DataError(f"{file}: {len(rows) - len(unsaid)} rows for {len(rows)} images, nothing of {some(unsaid)}")
+    return column
+
+
+# ---------------------------------------------------------------- annotations
+
+
+def _parsed(path: Path) -> ET.Element:
+    """An XML file's root; tags in small letters and without their namespaces, as some tools write others."""
+    try:
+        data = read_bytes(path, limit=_LARGEST)
+        if b"<!ENTITY" in data.replace(b"\0", b""):  # as text of 16 bits too: one may stand for gigabytes
+            raise ValueError("it declares entities, which no annotation needs")
+        tree = ET.fromstring(data.lstrip(b" \t\r\n"))
+    except Unreadable as error:
+        raise DataError(f"{path}: not readable as XML ({str(error).removeprefix(f'{path}: ')})") from None
+    except (ET.ParseError, ValueError, LookupError) as error:  # the last two: encodings that expat cannot read
+        raise DataError(f"{path}: not readable as XML ({error})") from None
+    for node in tree.iter():
+        node.tag = node.tag.rpartition("}")[2].lower() if isinstance(node.tag, str) else ""
+    return tree
+
+
 def _value(node: ET.Element, key: str, kind: Callable[[str], T], where: str) -> T:
     text = (node.findtext(key) or "").strip()
     if not text:
         raise DataError(f"{where} has no <{key.replace('/', '><')}>")
     try:
         return kind(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise DataError(f"{where}: <{key.replace('/', '><')}> is '{text}', not a number") from None
 
 
-def _rows(file: Path) -> list[list[str]]:
-    try:
-        return [line.split() for line in file.read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read ({error}); is the devkit whole?") from None
+def _flag(node: ET.Element, key: str, where: str) -> bool:
+    """Whether something is said to be so; not where nothing is said: many tools leave it out, or empty."""
+    return bool((node.findtext(key) or "").strip()) and _value(node, key, _truth, where)
 
 
-def _column(file: Path, rows: dict[str, int]) -> np.ndarray:
-    """(N,) int8 labels of one class, in the split's order."""
-    column = np.full(len(rows), -2, np.int8)
-    for number, row in enumerate(_rows(file), start=1):
-        if not row:
-            continue
-        if len(row) != 2 or row[1] not in ("-1", "0", "1"):
-            raise DataError(f"{file}:{number}: '{' '.join(row)}' is not an image and one of -1, 0, 1")
-        if row[0] not in rows:
-            raise DataError(f"{file}:{number}: image '{row[0]}' is not in the split's own list")
-        if column[rows[row[0]]] != -2:
-            raise DataError(f"{file}:{number}: image '{row[0]}' is there twice")
-        column[rows[row[0]]] = int(row[1])
-    unsaid = [name for name, row in rows.items() if column[row] == -2]
-    if unsaid:
-        raise DataError(f"{file}: {len(rows) - len(unsaid)} rows for {len(rows)} images, nothing of {some(unsaid)}")
-    return column
+def _truth(text: str) -> bool:
+    return text.lower() == "true" or (text.lower() != "false" and _whole(text) != 0)
+
+
+def _whole(text: str) -> int:
+    """A whole number, also one written as `64.0`. Raises ValueError or OverflowError."""
+    value = float(text)
+    if math.isnan(value) or value != int(value):
+        raise ValueError(text)
+    return int(value)

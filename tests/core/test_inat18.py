@@ -69,6 +69,19 @@ BROKEN = [
     (changed(GOOD, "categories", lambda x: [*x, {"id": 5, "name": "c"}]), r"categories without an image: 1, e\.g\. 5"),
     (changed(GOOD, "categories", lambda x: x[:1]), r"category ids that train2018\.json does not have: 1, e\.g\. 1"),
     (changed(GOOD, "images", lambda x: [{"file_name": "x"}]), "a record without 'id'"),
+    (changed(GOOD, "images", lambda x: [*x[:-1], x[-1] | {"file_name": 5}]), "a record whose 'file_name' is 5: id 9"),
+    (changed(GOOD, "images", lambda x: [*x[:-1], x[-1] | {"id": [9]}]), "a record whose 'id' is a list of 1"),
+    (changed(GOOD, "annotations", lambda x: [x[0] | {"image_id": "9"}, *x[1:]]), "annotations of unknown images: 1, e"),
+    (
+        changed(GOOD, "annotations", lambda x: [x[0] | {"category_id": float("nan")}]),
+        "a record whose 'category_id' is nan",
+    ),
+    (
+        changed(GOOD, "annotations", lambda x: [x[0] | {"category_id": "1"}, *x[1:]]),
+        r"category ids that train2018\.json does not have: 1",
+    ),
+    (changed(GOOD, "categories", lambda x: [*x, 5]), "a record without 'id'"),
+    (changed(GOOD, "categories", lambda x: [*x, {"id": {}, "name": "c"}]), "a record whose 'id' is a dict of 0"),
 ]
 
 

@@ -45,6 +45,21 @@ def listed(tmp_path):
     return to
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", " \t\n\n"])
+def test_lists_as_other_systems_write_them(split, tmp_path, encoding, end):
+    names = [f"{cls}_1.JPEG" for cls in CLASSES]
+    (tmp_path / "list.txt").write_bytes("".join(name + end for name in names).encode(encoding))
+    part = lists.subset(split, str(tmp_path / "list.txt"))
+    assert [part.source.name(i) for i in range(4)] == [f"{cls}/{cls}_1.JPEG" for cls in CLASSES]
+
+
+@pytest.mark.parametrize("where", ["~nobody-of-this-name/list.txt", "a" * 5000, "/dev/zero", "/tmp"])
+def test_what_cannot_be_a_list(split, where):
+    with pytest.raises(DataError, match=r"write the whole path|not a readable list of file names"):
+        lists.subset(split, where)
+
+
 def of_each(count):
     return [f"{cls}_{i}.JPEG" for cls in CLASSES for i in range(count)]
 

@@ -43,6 +43,8 @@ def test_classes_without_folders_of_their_own_are_numbered(root):
         ("train", "a/1.jpg -1\n", r"train_places205\.csv:1: 'a/1\.jpg -1' is not"),
         ("train", "a/1.jpg 0\nb/1.jpg 2\n", r"labels without an image: 1, e\.g\. 1"),
         ("train", "a/1.jpg 0\nb/1.jpg 1\na/1.jpg 0\n", r"train_places205\.csv:3: 'a/1\.jpg' is listed before"),
+        ("train", f"a/1.jpg {'9' * 17}\n", r"labels without an image: 99999999999999999, e\.g\. 0"),
+        ("train", f"a/1.jpg {'9' * 5000}\n", r"train_places205\.csv:1: "),
         ("train", "", "the file is empty"),
         ("train", None, r"train_places205\.csv: cannot be read"),
         ("val", "a/1.jpg 0\nb/1.jpg 2\n", r"val_places205\.csv:2: label 2 is out of range: .* have 0 to 1"),
@@ -57,6 +59,14 @@ def test_broken_files(root, split, text, words):
         file.write_text(text)
     with pytest.raises(DataError, match=words):
         places205.read(root, split)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_as_other_systems_write_them(root, encoding):
+    (root / "train_places205.csv").write_bytes("b/my bar/1.jpg 1\r\na/abbey/é.jpg 0\r\n".encode(encoding))
+    train = places205.read(root, "train")
+    assert train.source.paths == ("b/my bar/1.jpg", "a/abbey/é.jpg")
+    assert train.classes == ("a/abbey", "b/my bar")
 
 
 def test_no_images(root):

@@ -101,6 +101,80 @@ def test_broken_lists(root, file, text, words):
         voc.read(root, "trainval")
 
 
+def rename_images(root, ending):
+    folder = root / "VOCdevkit" / "VOC2007" / "JPEGImages"
+    for path in sorted(folder.iterdir()):
+        path.rename(path.with_suffix(ending))
+    return folder
+
+
+@pytest.mark.parametrize("ending", [".png", ".JPG", ".jpeg", ".jfif", ".bmp"])
+def test_images_of_other_endings(root, ending):
+    rename_images(root, ending)
+    split = voc.read(root, "trainval")
+    assert [split.source.name(i) for i in range(3)] == [f"a{ending}", f"b{ending}", f"c{ending}"]
+    assert split.labels.tolist() == [[1, -1], [-1, 1], [1, 0]]
+
+
+def test_of_two_images_of_one_name_the_jpg_counts(root):
+    folder = root / "VOCdevkit" / "VOC2007" / "JPEGImages"
+    before = voc.read(root, "trainval").manifest_sha256()
+    (folder / "a.png").write_bytes(b"x")
+    (folder / "a.JPG").write_bytes(b"x")
+    (folder / "._b.jpg").write_bytes(b"x")
+    assert voc.read(root, "trainval").manifest_sha256() == before
+    (folder / "a.jpg").unlink()
+    with pytest.raises(DataError, match=r"JPEGImages: holds a\.JPG and a\.png; which one is image 'a'"):
+        voc.read(root, "trainval")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\r\n", "\n\n", " \n", "\r"])
+def test_lists_as_other_systems_write_them(root, encoding, end):
+    expected = voc.read(root, "trainval")
+    for file in main(root).iterdir():
+        file.write_bytes(file.read_text().replace("\n", end).encode(encoding))
+    split = voc.read(root, "trainval")
+    assert split.manifest_sha256() == expected.manifest_sha256()
+    assert split.source.paths == expected.source.paths
+
+
+def test_lists_may_say_the_ending_and_a_label(root):
+    expected = voc.read(root, "trainval").manifest_sha256()
+    (main(root) / "trainval.txt").write_text("a.jpg\nb.JPG\nc 1\n")
+    (main(root) / "cat_trainval.txt").write_text("a.jpg -1\nb.png  1\nc  0\n")
+    assert voc.read(root, "trainval").manifest_sha256() == expected
+
+
+def test_names_with_spaces(root):
+    folder = root / "VOCdevkit" / "VOC2007" / "JPEGImages"
+    for new, old in (("a 1", "a"), ("a  b 0", "b")):
+        (folder / f"{old}.jpg").rename(folder / f"{new}.jpg")
+        for file in main(root).glob("*trainval.txt"):
+            file.write_text("".join(
+                line.replace(old, new, 1) if line.startswith(old) else line
+                for line in file.read_text().splitlines(keepends=True)
+            ))  # fmt: skip
+    (main(root) / "small_trainval.txt").write_text("a 1\na  b 0\n")
+    split = voc.read(root, "trainval")
+    assert split.source.paths == ("a 1.jpg", "a  b 0.jpg", "c.jpg")
+    assert split.classes == ("ant", "cat")
+    assert split.labels.tolist() == [[1, -1], [-1, 1], [1, 0]]
+
+
+@pytest.mark.parametrize("text", ["a\nb\n", "a.jpg\nb.jpg\n", "\ufeffa\r\nb\r\n"])
+@pytest.mark.parametrize("name", ["small_trainval.txt", "my_own_test.txt"])
+def test_another_list_of_images_is_no_class(root, name, text):
+    expected = voc.read(root, "trainval")
+    (main(root) / name).write_text(text)
+    split = voc.read(root, "trainval")
+    assert split.classes == expected.classes
+    assert split.manifest_sha256() == expected.manifest_sha256()
+    assert voc.read(root, "test").classes == expected.classes
+    counted = {voc.NOT_OF_A_CLASS: (1, name)} if name.endswith("trainval.txt") else {}
+    assert split.passed_over == counted
+
+
 def test_half_a_devkit(root, tmp_path):
     for list_file in main(root).glob("*_trainval.txt"):
         list_file.unlink()
@@ -137,6 +211,41 @@ def test_an_object_of_which_nothing_is_said_is_not_difficult(tmp_path):
     assert not annotation(tmp_path, xml(thing("cat").replace("<difficult>0</difficult>", ""))).objects[0].difficult
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("<difficult>0</difficult>", "<difficult/>"),
+        ("<difficult>0</difficult>", "<difficult> </difficult>"),
+        ("<difficult>0</difficult>", "<difficult>0.0</difficult>"),
+        ("<difficult>0</difficult>", "<difficult>False</difficult>"),
+        ("<truncated>0</truncated>", "<truncated>Unspecified</truncated>"),
+        ("<width>6</width>", "<width>6.0</width>"),
+        ("<width>6</width>", "<width>\n  6\n</width>"),
+        ("<xmin>1</xmin>", "<xmin> 1.0 </xmin>"),
+        ("<annotation>", '<annotation xmlns="http://example.org/voc">'),
+        ("<annotation>", '\n<?xml version="1.0"?><annotation>'),
+        ("<annotation>", "<!DOCTYPE annotation><annotation><!-- by hand -->"),
+        ("object>", "Object>"),
+        ("xmin>", "XMin>"),
+    ],
+)
+def test_what_other_tools_write_means_the_same(tmp_path, old, new):
+    text = xml(thing("cat"))
+    assert old in text
+    assert annotation(tmp_path, text.replace(old, new)) == annotation(tmp_path, text)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_annotations_of_every_encoding_that_says_which_it_is(tmp_path, encoding):
+    (tmp_path / "x.xml").write_bytes(xml(thing("кот")).encode(encoding))
+    assert voc.annotation(tmp_path / "x.xml").objects[0].name == "кот"
+
+
+def test_an_annotation_without_a_size_leaves_it_to_the_image(tmp_path):
+    text = xml(thing("cat")).replace("<size><width>6</width><height>4</height></size>", "")
+    assert annotation(tmp_path, text) == voc.Annotation(None, None, annotation(tmp_path, xml(thing("cat"))).objects)
+
+
 def test_the_name_of_a_part_that_comes_first_is_not_the_objects(tmp_path):
     text = thing("person").replace("<object>", "<object><part><name>head</name></part>")
     assert annotation(tmp_path, xml(text)).objects[0].name == "person"
@@ -153,7 +262,14 @@ def test_the_name_of_a_part_that_comes_first_is_not_the_objects(tmp_path):
             xml(thing("cat").replace("<difficult>0</difficult>", "<difficult>no</difficult>")),
             "<difficult> is 'no', not a",
         ),
-        (xml(thing("cat").replace("<difficult>0</difficult>", "<difficult/>")), "object 1 has no <difficult>"),
+        (xml(thing("cat")).replace("<width>6</width>", "<width>6.5</width>"), "<width> is '6.5', not a number"),
+        (xml(thing("cat")).replace("<width>6</width>", "<width>nan</width>"), "<width> is 'nan', not a number"),
+        (xml(thing("cat")).replace("<width>6</width>", f"<width>{'9' * 5000}</width>"), "not a number"),
+        (xml(thing("cat")).replace("<width>6</width>", "<width/>"), "has no <size><width>"),
+        (xml(thing("cat").replace("bndbox", "polygon")), "object 1 has no <bndbox><xmin>"),
+        ('<!DOCTYPE a [<!ENTITY b "cat">]>' + xml(thing("&b;")), "it declares entities"),
+        ("<annotation>" * 100, "not readable as XML"),
+        (xml(thing("cat")) + xml(), "not readable as XML"),
         ('<?xml version="1.0" encoding="GBK"?>' + xml(thing("cat")), "not readable as XML"),
         ('<?xml version="1.0" encoding="klingon"?>' + xml(thing("cat")), "not readable as XML"),
         (xml(thing("cat").replace("<ymax>4</ymax>", "")), "object 1 has no <bndbox><ymax>"),

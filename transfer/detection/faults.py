@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from core.datasets import some
 from core.errors import DataError
 from core.files import Changed
+from core.images import CorruptImage, header_size
 from core.printable import printable
 from core.progress import say, track
 from transfer.detection.data import Box, DetectionSplit, of_rows
@@ -127,9 +127,8 @@ def _of_another_size(split: DetectionSplit, rows: Collection[int]) -> set[int]:
 
     def fits(row: int) -> bool:
         try:
-            with Image.open(split.file(row)) as image:
-                return image.size == (split.pictures[row].width, split.pictures[row].height)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            return header_size(split.file(row)) == (split.pictures[row].width, split.pictures[row].height)
+        except CorruptImage:
             return False
 
     return _failing(fits, rows, label=f"headers of {split.dataset} {split.split}")

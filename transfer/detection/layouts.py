@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from core.datasets import Files, coco, voc
 from core.errors import DataError
-from core.images import EXTENSIONS
+from core.images import header_size
 from core.progress import say, track
 from transfer.detection import coco_objects
 from transfer.detection.coco_objects import Sized, pixels_of
@@ -36,21 +37,21 @@ def read_voc(
     """
     folders, own = _voc_folders(root, split)
     lists = [folder / "ImageSets" / "Main" for folder in folders]
-    classes = _voc_classes(folders[0], own)
-    for other in lists[1:]:
-        if voc.class_names(other, own) != classes:
+    images = [voc.image_files(folder / "JPEGImages") for folder in folders]
+    classes = _voc_classes(folders[0], own, images[0])
+    for other, there in zip(lists[1:], images[1:], strict=True):
+        if voc.class_names(other, own, there) != classes:
             raise DataError(f"{other}: its classes are not those of {lists[0]}; both years need the same lists")
     base = folders[0] / "JPEGImages" if len(folders) == 1 else folders[0].parent
     faults = Faults(base, bad)
     paths, pictures = [], []
-    for folder, listed in zip(folders, lists, strict=True):
-        ids = voc.image_ids(listed / f"{own}.txt")
-        there = _images(folder / "JPEGImages")
+    for folder, listed, there in zip(folders, lists, images, strict=True):
+        ids = voc.image_ids(listed / f"{own}.txt", there)
         for name in track(ids, total=len(ids), label=f"annotations of {folder.name} {own}"):
             image = folder / "JPEGImages" / there.get(name, f"{name}.jpg")
             if name not in there:
                 faults.add(MISSING, image.name)
-            elif (picture := _voc_picture(folder, name, classes, faults)) is not None:
+            elif (picture := _voc_picture(folder, name, classes, faults, image)) is not None:
                 paths.append(image.relative_to(base).as_posix())
                 pictures.append(picture)
     found = DetectionSplit(dataset, split, Files(base, tuple(paths)), tuple(pictures), classes)
@@ -125,30 +126,34 @@ def _voc_folders(root: Path, split: str) -> tuple[list[Path], str]:
     return folders, "trainval"
 
 
-def _images(folder: Path) -> dict[str, str]:
-    """Image files by name without ending: VOC's own are .jpg, other data sets' in its layout may be .png or .jpeg."""
-    files = [name for name in sorted(voc.listing(folder)) if Path(name).suffix.lower() in EXTENSIONS]
-    return {Path(name).stem: name for name in sorted(files, key=lambda name: name.endswith(".jpg"))}
-
-
-def _voc_classes(folder: Path, split: str) -> tuple[str, ...]:
+def _voc_classes(folder: Path, split: str, images: Mapping[str, str]) -> tuple[str, ...]:
     """Those of the devkit's lists; of a data set that has no lists of classes, the names in all its annotations."""
     lists = folder / "ImageSets" / "Main"
-    if any(lists.glob(f"*_{split}.txt")) or (split in voc.SPLITS and any(lists.glob("*_*.txt"))):
-        return voc.class_names(lists, split)
+    if voc.has_classes(lists, split, images):
+        return voc.class_names(lists, split, images)
     found: set[str] = set()
-    for name in sorted({name for file in lists.glob("*.txt") for name in voc.image_ids(file)}):
-        with contextlib.suppress(DataError):  # counted where the split is read
+    faults = []
+    for name in sorted({name for file in lists.glob("*.txt") for name in voc.image_ids(file, images)}):
+        try:
             found |= {item.name for item in voc.annotation(folder / "Annotations" / f"{name}.xml").objects}
+        except DataError as error:  # counted where the split is read
+            faults.append(str(error))
+    if not found and faults:
+        raise DataError(
+            f"{lists}: no lists <class>_{split}.txt in it, and {len(faults)} annotations with faults: {faults[0]}"
+        )
     if not found:
-        raise DataError(f"{lists}: no lists <class>_{split}.txt in it, and no class in the annotations")
+        raise DataError(f"{lists}: no lists <class>_{split}.txt in it, and no object in the annotations")
     say(f"{lists}: no lists <class>_{split}.txt in it; classes by the annotations: {', '.join(sorted(found))}")
     return tuple(sorted(found))
 
 
-def _voc_picture(folder: Path, name: str, classes: tuple[str, ...], faults: Faults) -> Picture | None:
+def _voc_picture(folder: Path, name: str, classes: tuple[str, ...], faults: Faults, image: Path) -> Picture | None:
     try:
         stated = voc.annotation(folder / "Annotations" / f"{name}.xml")
+        if stated.width is None or stated.height is None:
+            width, height = header_size(image)
+            stated = replace(stated, width=width, height=height)
     except DataError as error:
         faults.add("annotations that cannot be read", str(error))
         return None

@@ -22,6 +22,7 @@ from transfer.detection.coco_objects import unpacked
 from transfer.detection.data import Detections, DetectionSplit, trainable
 from transfer.detection.faults import whole_images
 from transfer.detection.layouts import read_coco, read_voc
+from transfer.detection.reading import read_image
 
 OBJECT = """<object><name>{}</name><difficult>{}</difficult>
 <bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
@@ -109,8 +110,41 @@ def test_classes_of_a_data_set_without_lists_of_them_are_those_of_its_annotation
     assert [[o.label for o in p.instances] for p in split.pictures] == [[0], [0]]
     for name in "bct":
         annotate(devkit, name, xml())
-    with pytest.raises(DataError, match="and no class in the annotations"):
+    with pytest.raises(DataError, match=r"and 1 annotations with faults: .*a\.xml: not readable as XML"):
         read_voc(devkit, "trainval")
+    annotate(devkit, "a", xml())
+    with pytest.raises(DataError, match="and no object in the annotations"):
+        read_voc(devkit, "trainval")
+
+
+def test_a_fault_that_all_annotations_share_is_said_not_that_there_is_no_class(devkit):
+    for file in (devkit / "VOCdevkit/VOC2007/ImageSets/Main").glob("*_*.txt"):
+        file.unlink()
+    for file in (devkit / "VOCdevkit/VOC2007/Annotations").glob("*.xml"):
+        file.write_text(file.read_text().replace("xmin", "left"))
+    with pytest.raises(DataError, match=r"annotations with faults: .*a\.xml: object 1 has no <bndbox><xmin>"):
+        read_voc(devkit, "trainval")
+
+
+def test_without_a_stated_size_the_image_says_it(devkit):
+    stated = read_voc(devkit, "trainval")
+    for file in (devkit / "VOCdevkit/VOC2007/Annotations").glob("*.xml"):
+        file.write_text(re.sub("<size>.*</size>", "", file.read_text(), flags=re.DOTALL))
+    found = read_voc(devkit, "trainval")
+    assert found.pictures == stated.pictures
+    assert found.manifest_sha256() == stated.manifest_sha256()
+
+
+def test_an_image_that_changes_after_it_was_listed_is_an_error_where_it_is_read(devkit):
+    split = read_voc(devkit, "trainval")
+    split.manifest_sha256()
+    size = split.pictures[0].width, split.pictures[0].height
+    read_image(split.file(0), *size)
+    data = split.file(0).read_bytes()
+    split.file(0).write_bytes(data[:-30] + bytes(28) + data[-2:])
+    for file in (split.file(0), split.source.root.resolve() / split.source.paths[0]):
+        with pytest.raises(DataError, match="changed while the run was going"):
+            read_image(file, *size)
 
 
 def test_a_split_of_ones_own_beside_the_devkits_takes_its_classes_from_the_annotations(devkit):
