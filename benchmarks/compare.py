@@ -83,4 +83,4 @@ def only(found: dict, cells: list[str]) -> dict:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, single=True)

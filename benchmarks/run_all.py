@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports: a signal ends them without a traceback
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import fnmatch
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,13 +19,13 @@ if __name__ == "__main__":  # as a plain script: the repository's root in place 
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.subjects import Subject, by_seed, curves_of, find_subjects
-from core.errors import BackbenchError, run_cli
+from core.errors import BackbenchError, ConfigError, run_cli
+from core.processes import INTERRUPTED
 
 if TYPE_CHECKING:
     from benchmarks.plan import Cell
     from core.datasets import DataPlaces
 
-INTERRUPTED = 130  # exit code after Ctrl-C
 _RUN_ONE = Path(__file__).resolve().parent / "run_one.py"
 
 
@@ -51,6 +58,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Exit code 1 when a cell failed or every cell was skipped."""
     args = parser().parse_intermixed_args(argv)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ConfigError(
+            "start benchmarks/run_all.py by itself, not by torchrun: --nproc N shares a cell among N GPUs"
+        )
     if not args.ckpt and not args.baselines:
         raise BackbenchError("nothing to measure: give --ckpt FILE (or --baselines random:resnet50)")
     if (args.seeds is not None and args.seeds < 1) or args.jobs < 0 or args.nproc < 1:
@@ -164,21 +175,14 @@ def launch(
     args: argparse.Namespace,
 ) -> list[int]:
     """One process (or job of processes) per (backbone, cell)."""
-    import signal
-
     import torch
 
     from benchmarks.launchers import local
-
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a scheduler, a lost terminal: end the cells as Ctrl-C does
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish stands
-            signal.signal(number, signal.default_int_handler)
+    from core import job
 
     commands = []
     for subject, cell in runs:
-        command = [sys.executable]
-        if args.nproc > 1:
-            command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={args.nproc}"]
+        command = [sys.executable, *([job.__file__, str(args.nproc)] if args.nproc > 1 else [])]
         command += [str(_RUN_ONE), "--ckpt", subject.ckpt, "--cell", cell.name, "--out", str(args.out)]
         command += ["--suite", args.suite, "--profile", args.profile, "--seeds", str(repeats[cell.name])]
         command += ["--like", subject.like] if subject.like else []
@@ -191,4 +195,4 @@ def launch(
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, single=True)

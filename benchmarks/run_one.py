@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports: a signal ends them without a traceback
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import sys
 import time
@@ -54,14 +60,11 @@ def main(argv: list[str] | None = None) -> int:
 
     cell = load_cell(args.cell, args.override, args.profile)
     places = DataPlaces(args.data_root, parse_places(args.data))
-    distributed.init()  # torchrun's job, where there is one
-    try:
+    with distributed.joined():  # torchrun's job, where there is one
         failed = 0
         for seed, backbone in backbones(args.ckpt, args.like, args.seeds, cell):
             failed += not run_seed(backbone, cell, seed, places, args)
         return 1 if failed else 0
-    finally:
-        distributed.shutdown()
 
 
 def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args: argparse.Namespace) -> bool:

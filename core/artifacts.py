@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
+import fcntl
 import hashlib
 import io
 import os
@@ -23,7 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.errors import BackbenchError, CheckpointError
+from core.errors import CheckpointError
+from core.errors import writing as writing
+from core.locks import held as held
+
+_PREFIX = 50  # characters of a file's name in that of its temporary file, which may not be too long
 
 
 def file_sha256(path: Path) -> str:
@@ -42,45 +46,6 @@ def tensors_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write below `path` into sentences."""
-    try:
-        yield
-    except OSError as error:
-        reasons = {
-            errno.ENOSPC: "the disk is full",
-            errno.EDQUOT: "the disk quota is used up",
-            errno.EACCES: "no permission to write there",
-            errno.EPERM: "no permission to write there",
-            errno.EROFS: "the file system is read-only",
-            errno.ENOTDIR: "a part of the path is a file, not a folder",
-            errno.EEXIST: "a file is in the way of a folder",
-        }
-        if error.errno not in reasons:
-            raise
-        raise BackbenchError(f"cannot write {path}: {reasons[error.errno]}; what was there before is intact") from error
-
-
-@contextlib.contextmanager
-def held(lock: Path, *, timeout: float = -1) -> Iterator[None]:
-    """Hold a lock file; waits for it, `timeout` seconds at most where that is given.
-
-    Raises:
-        BackbenchError: it cannot be written.
-        filelock.Timeout: another process held it all the while.
-    """
-    from filelock import FileLock
-
-    one = FileLock(str(lock))
-    with writing(lock):
-        one.acquire(timeout=timeout)
-    try:
-        yield
-    finally:
-        one.release()
-
-
 def make_folder(path: Path) -> Path:
     """Create a folder and its parents, or say why not."""
     with writing(path):
@@ -97,8 +62,10 @@ def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     path = Path(path)
     make_folder(path.parent)
     with writing(path):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:_PREFIX]}.", suffix=".tmp")
         try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # says to `clear_temporary` that it is being written
             with os.fdopen(handle, "wb") as file:
                 write(file)
                 file.flush()

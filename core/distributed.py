@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import time
+from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,12 +16,19 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.errors import BackbenchError
+from core import job
+from core.errors import BackbenchError, JobError
+
+_SETTLE_S = 2.0  # between the loss of a connection and the end of the process at its other side
+_peers: list[tuple[str, int]] = []  # (host, process) of every rank, once all have joined
 
 
 def rank() -> int:
     """This process's number in the job, 0 outside a job."""
-    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+    if dist.is_initialized():
+        return dist.get_rank()
+    text = os.environ.get("RANK", "")
+    return int(text) if text.isascii() and text.isdigit() else 0  # `init` says what is wrong with it
 
 
 def world_size() -> int:
@@ -35,9 +47,10 @@ def device() -> torch.device:
     Raises:
         BackbenchError: more processes than GPUs.
     """
+    local = job.local_rank(os.environ)
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    there = torch.cuda.device_count()
     if local >= there:
         raise BackbenchError(
             f"process {local + 1} of this machine has no GPU: there are {there}; lower --nproc_per_node"
@@ -46,19 +59,93 @@ def device() -> torch.device:
 
 
 def init() -> torch.device:
-    """Join the job that torchrun's environment describes (NCCL on GPUs, gloo on CPUs); return this process's device."""
+    """Join the job that torchrun's environment describes (NCCL on GPUs, gloo on CPUs); return this process's device.
+
+    Raises:
+        ConfigError: the environment describes no job that can be.
+        JobError: the others did not come.
+    """
+    described = job.from_environment(os.environ)
     mine = device()
     if mine.type == "cuda":
         torch.cuda.set_device(mine)
         torch.backends.cudnn.benchmark = True  # every batch has the same shape
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        # An hour: rank 0 alone measures the online kNN while the others wait.
-        dist.init_process_group("nccl" if mine.type == "cuda" else "gloo", timeout=timedelta(hours=1))
+    if described and not dist.is_initialized():
+        _join(described, "nccl" if mine.type == "cuda" else "gloo")
     return mine
+
+
+def _join(described: job.Job, backend: str) -> None:
+    """Meet the others and set up the process group; says for whom it waits."""
+    size, place = described.size, f"{described.address}:{described.port}"
+    others = f"{size - 1} other process{'es' if size > 2 else ''}"
+    patience = job.patience(os.environ)
+    try:
+        with job.waiting(f"waiting for {others} of this job at {place} (WORLD_SIZE={size}), {patience} s at most"):
+            store, _, _ = next(dist.rendezvous("env://", described.rank, size, timeout=timedelta(seconds=patience)))
+            store.set_timeout(timedelta(seconds=patience))
+            # An hour: rank 0 alone measures the online kNN while the others wait.
+            group = {"store": dist.PrefixStore("backbench", store), "rank": described.rank, "world_size": size}
+            dist.init_process_group(backend, **group, timeout=timedelta(hours=1))
+            _peers[:] = gather((socket.gethostname(), os.getpid()))
+    except (RuntimeError, ValueError, OSError) as error:  # torch's errors of networks are RuntimeErrors
+        shutdown()
+        reason = " ".join(str(error).split())[:200]
+        raise JobError(
+            f"the {others} of this job did not meet this one, rank {described.rank}, at {place}; is a single process "
+            f"meant, `unset WORLD_SIZE RANK`; else start all by torchrun, or set {job.RENDEZVOUS} to more seconds ({reason})"
+        ) from None
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[torch.device]:
+    """The job of the environment, for as long as the body lasts: `init` and `shutdown`.
+
+    Raises:
+        JobError: the connection to another process broke while the body ran.
+    """
+    try:
+        yield init()
+    except RuntimeError as error:
+        if world_size() == 1 or not _is_loss(error):
+            raise
+        if job.is_ours(os.environ):
+            raise SystemExit(job.LOST) from None  # the launcher says whom we lost, and how
+        raise JobError(_lost()) from None
+    finally:
+        shutdown()
+
+
+def _is_loss(error: BaseException) -> bool:
+    """Whether an error says that another process of the job has gone."""
+    words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout")
+    return type(error).__name__.startswith("Dist") or any(word in str(error) for word in words)
+
+
+def _lost() -> str:
+    here = [(i, pid) for i, (host, pid) in enumerate(_peers) if host == socket.gethostname()]
+    deadline = time.monotonic() + _SETTLE_S
+    while not (gone := [f"rank {i} (process {pid})" for i, pid in here if not _lives(pid)]):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    who = " and ".join(gone) or "another rank"
+    has = "have" if len(gone) > 1 else "has"
+    return (
+        f"{who} of {world_size()} {has} ended, so that rank {rank()} cannot go on; what it printed says why, and killed "
+        "or out of memory it prints nothing; start the job again"
+    )
+
+
+def _lives(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return ") Z" not in Path(f"/proc/{pid}/stat").read_text() if Path("/proc/self/stat").exists() else True
+    return False
 
 
 def shutdown() -> None:
     """Leave the job, if there is one."""
+    _peers.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -24,13 +25,23 @@ from rich.progress import (
 from core.distributed import is_main
 
 T = TypeVar("T")
+
+
+class _Console(Console):
+    """Leaves the cursor as it is: hidden, it would stay so when a signal ends the process."""
+
+    def show_cursor(self, show: bool = True) -> bool:
+        return False
+
+
 _LINE_EVERY_S = 15.0
 
 
 def say(message: str) -> None:
     """One line of information on stderr, from rank 0 only: stdout is for results."""
     if is_main():
-        print(message, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # a full disk or a lost terminal under stderr: the work goes on
+            print(message, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -50,7 +61,7 @@ def track(items: Iterable[T], *, total: int, label: str) -> Iterator[T]:
         return
     if sys.stderr.isatty():
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        with Progress(*columns, TimeRemainingColumn(), console=_Console(stderr=True), transient=True) as bar:
             yield from bar.track(items, total=total, description=label)
         return
     start = last = time.monotonic()
@@ -69,7 +80,7 @@ class Transfers:
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         on = is_main() and sys.stderr.isatty()
         self._bars = Progress(
-            *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True, disable=not on
+            *columns, TimeRemainingColumn(), console=_Console(stderr=True), transient=True, disable=not on
         )
         self._stopped = threading.Event()
 

@@ -185,4 +185,4 @@ def _download(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, single=True)

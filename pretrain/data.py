@@ -16,8 +16,9 @@ from core import datasets
 from core.datasets import DataPlaces, ImageSplit, demo, imagefolder
 from core.datasets.listing import listed
 from core.distributed import rank, world_size
-from core.errors import DataError
+from core.errors import DataError, sentence, worker_death
 from core.images import CorruptImage
+from core.processes import STOP_SIGNALS
 from core.progress import say
 from pretrain.config import DataConfig, PretrainConfig
 from pretrain.views import make_views
@@ -118,9 +119,10 @@ def _collate(items: list[tuple[np.ndarray, list[str]]]) -> tuple[Tensor, list[st
 
 
 def _worker(_number: int) -> None:
-    # Both come to the whole group, and the main process answers them with a checkpoint: it needs its workers a while
+    # They come to the whole group, and the main process answers them with a checkpoint: it needs its workers a while
     # longer. It also sends SIGTERM to a worker left over at its own exit, so that one must end the worker in time.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in set(STOP_SIGNALS) - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda _number, _frame: signal.alarm(_GRACE))
     cv2.setNumThreads(0)  # sequential; 1 would join the threads of a pool that a fork leaves behind: for ever
     torch.set_num_threads(1)
@@ -147,13 +149,12 @@ def batches(loader: DataLoader) -> Iterator[tuple[Tensor, list[str]]]:
         yield from loader
         return
     except DataError as error:
-        reason = str(error).strip().splitlines()[-1].rpartition("DataError: ")[2]
+        reason = sentence(error)
         error.with_traceback(None)
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not (death := worker_death(error)):
             raise
-        death = str(error).splitlines()[0]
-        reason = f"a process that reads images died ({death}): out of memory, or /dev/shm full?"
+        reason = death
     raise DataError(reason)  # out here: the traceback, a cycle, would keep the loader's processes alive
 
 

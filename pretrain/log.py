@@ -54,7 +54,7 @@ class Log:
         if not self.main:
             return
         now = time.monotonic()
-        speed = (done - self.last_step) * self.config.optim.batch / (now - self.last_time)
+        speed = (done - self.last_step) * self.config.optim.batch / max(now - self.last_time, 1e-9)
         left = (self.plan.total - done) * (now - self.started) / (done - self.first)
         self.last_time, self.last_step = now, done
         self._write(step, values | {"images_per_s": speed, "base_lr": self.config.optim.base_lr})

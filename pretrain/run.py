@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports: a signal ends them without a traceback
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -25,14 +32,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", metavar="RECIPE", help="a recipe's name or a YAML file (default: demo)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="the run's folder (default: runs/<recipe>)")
     parser.add_argument("--resume", action="store_true", help="continue the run in the folder from its last checkpoint")
+    parser.add_argument(
+        "--nproc", type=int, default=1, metavar="N", help="processes (GPUs) of this machine, as torchrun"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and its steps; train nothing")
     parser.add_argument("override", nargs="*", metavar="key=value", help="fields of the recipe, e.g. optim.epochs=100")
     args = parser.parse_intermixed_args(argv)
+    if args.nproc < 1:
+        raise BackbenchError("--nproc must be at least 1")
 
     from pretrain.config import load  # after --help has answered
 
     config = load(args.config, args.override)
     out = args.out or Path("runs") / Path(args.config or "demo").stem
+    if args.nproc > 1 and not args.dry_run:
+        from core import job
+
+        words = ["--out", str(out), *(["--config", args.config] if args.config else [])]
+        words += ["--resume"] if args.resume else []
+        return job.run([sys.executable, str(Path(__file__).resolve()), *words, *args.override], args.nproc, os.environ)
 
     import torch
 
@@ -53,7 +71,8 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 0
     try:
-        path = train.train(config, out, resume=args.resume)
+        with distributed.joined():
+            path = train.train(config, out, resume=args.resume)
     except KeyboardInterrupt:
         if (out / "last.ckpt").exists():
             say(f"stopped; continue with the same command and --resume (checkpoint: {out / 'last.ckpt'})")
@@ -61,8 +80,6 @@ def main(argv: list[str] | None = None) -> int:
     except torch.OutOfMemoryError as error:
         hint = "accumulate gradients over views with run.views_per_pass=1, or lower optim.batch"
         raise BackbenchError(f"the GPU's memory is used up: {hint} ({str(error).splitlines()[0]})") from None
-    finally:
-        distributed.shutdown()
     say(f"done: {path}")
     return 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from core.datasets import ImageSplit
 from core.embeddings import knn_accuracy
 from core.errors import BackbenchError
 from core.images import CorruptImage
+from core.locks import holder
+from core.processes import stop_on_signal
 from core.progress import say
 from model_zoo import backbone as zoo
 from model_zoo.anatomy import feature_dim
@@ -48,7 +49,7 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     device = distributed.init()
-    with _claim(out, resume), _stop_on_signal() as stop_asked:
+    with _claim(out, resume), contextlib.ExitStack() as training:
         split = open_split(config.data)
         plan = plan_steps(config, len(split))
         online, target, optimizer, scaler = build_all(config, device)
@@ -75,6 +76,8 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
                 modules = {"online": online, "target": target, "optimizer": optimizer, "scaler": scaler}
                 checkpoint.save(out / "last.ckpt", step=step, **modules, config=config, split=split, corrupt=corrupt)
 
+        stopping = "stopping after this step, with a checkpoint (again: at once)" if distributed.is_main() else ""
+        stop_asked = training.enter_context(stop_on_signal(stopping))
         for step, (batch, unreadable) in enumerate(batches(loader), start=state["step"]):
             lr = schedules.lr_at(step, total=plan.total, warmup=plan.warmup, peak=config.peak_lr())
             tau = schedules.tau_at(step, total=plan.total, base=config.optim.tau_base)
@@ -234,7 +237,10 @@ def _claim(out: Path, resume: bool) -> Iterator[None]:
                 claimed.enter_context(held(make_folder(out) / ".lock", timeout=6))
                 _refuse_taken(out, resume)
             except Timeout:
-                refused = BackbenchError(f"{out}: another process is training in this folder; give another --out")
+                who = holder(out / ".lock")
+                refused = BackbenchError(
+                    f"{out}: another process is training in this folder; give another --out ({who})"
+                )
             except BackbenchError as error:
                 refused = error
         if bool(distributed.any_rank(torch.tensor([refused is not None], device=distributed.device()))):
@@ -250,28 +256,6 @@ def _refuse_taken(out: Path, resume: bool) -> None:
         raise BackbenchError(
             f"{out}: holds a model.pth and no last.ckpt to go on from; it would be overwritten: give another --out"
         )
-
-
-@contextlib.contextmanager
-def _stop_on_signal() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM ask for a checkpoint at the end of the step; a second SIGINT stops at once."""
-    asked: list[int] = []
-
-    def ask(number: int, _frame: object) -> None:
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.append(number)
-        say("stopping after this step, with a checkpoint (again: at once)")
-
-    try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: whoever runs us handles signals
-        before = {}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _distributed(online: Online, device: torch.device) -> nn.Module:

@@ -4,48 +4,41 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
+
+from core import processes
 
 
 def run(commands: Sequence[Sequence[str]], *, jobs: int, gpus: int, gpus_each: int = 1) -> list[int]:
     """Run every command, `jobs` at a time, with `gpus_each` GPUs each; returns their exit codes in order.
 
-    Ctrl-C ends the running ones; they and those not started yet have exit code 130.
+    A signal that asks to stop ends the running ones; they and those not started yet have exit code 130. The processes
+    end with this one, however it ends. To be called from the main thread.
     """
-    slots: SimpleQueue[int] = SimpleQueue()
-    for slot in range(jobs):
-        slots.put(slot)
-    running: dict[int, subprocess.Popen[bytes]] = {}
-    stopped: list[bool] = []
-
-    def one(command: Sequence[str]) -> int:
-        slot = slots.get()
+    waiting, free = deque(enumerate(commands)), deque(range(jobs))
+    running: dict[int, tuple[int, subprocess.Popen[bytes]]] = {}
+    codes = [processes.INTERRUPTED] * len(commands)
+    with processes.stop_on_signal("stopping (again: at once)") as asked:
         try:
-            if stopped:
-                return 130
-            process = subprocess.Popen(command, env=_environment(slot, jobs, gpus, gpus_each), start_new_session=True)
-            running[slot] = process
-            code = process.wait()
-            return 130 if stopped else code
+            while not asked and (waiting or running):
+                while waiting and free:
+                    number, command = waiting.popleft()
+                    slot = free.popleft()
+                    running[number] = slot, processes.start(command, _environment(slot, jobs, gpus, gpus_each))
+                for number, (slot, process) in list(running.items()):
+                    if (code := process.poll()) is not None:
+                        del running[number]
+                        free.append(slot)
+                        codes[number] = processes.INTERRUPTED if asked else code
+                processes.pause()
         finally:
-            running.pop(slot, None)
-            slots.put(slot)
-
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(one, command) for command in commands]
-        try:
-            return [future.result() for future in futures]
-        except KeyboardInterrupt:
-            stopped.append(True)
-            for process in list(running.values()):
-                process.terminate()
-            return [future.result() for future in futures]
+            processes.end(process for _, process in running.values())
+    return codes
 
 
 def _environment(slot: int, jobs: int, gpus: int, gpus_each: int) -> dict[str, str]:
-    environment = dict(os.environ)
+    environment = processes.alone(os.environ)
     if gpus:
         visible = environment.get("CUDA_VISIBLE_DEVICES")
         devices = visible.split(",") if visible else [str(i) for i in range(gpus)]

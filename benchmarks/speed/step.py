@@ -72,4 +72,4 @@ def _seconds(run: Callable[[], None], device: object) -> float:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, single=True)

@@ -97,4 +97,4 @@ def _rate(side: Callable[[int], object], epoch: int, paths: list[Path], views: i
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, single=True)

@@ -73,4 +73,4 @@ def _lists(_: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, single=True)

@@ -519,26 +519,6 @@ def test_end_to_end(ckpt, out, image_folder):
     assert "| mine (resnet18, width 0.25) |" in done.stdout
 
 
-@pytest.fixture
-def handlers():
-    """Puts the handlers of the signals that `run_all` takes back as they were."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("handlers")
-def test_what_nohup_ignores_stays_ignored(out):
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    args = run_all.parser().parse_args(["--out", str(out)])
-    assert run_all.launch([], {}, {}, datasets.DataPlaces(None, {}), args) == []
-    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
-
-
-@pytest.mark.usefixtures("handlers")
 def test_a_cell_with_more_seeds_than_its_suite_is_reported_whole(out, image_folder, monkeypatch):
     """A random baseline is a network for each seed: those of the third seed are in the report as well."""
     suite = plan.Suite(cells=("imagenet_knn",), seeds=1, seeds_of={"imagenet_knn": 3})
@@ -550,7 +530,6 @@ def test_a_cell_with_more_seeds_than_its_suite_is_reported_whole(out, image_fold
     assert "(3 seeds)" in (out / "report.md").read_text()
 
 
-@pytest.mark.usefixtures("handlers")
 def test_the_report_shows_what_the_command_asked_for(out, image_folder, monkeypatch):
     """Of seeds and versions of a protocol that lie in the folder from before, nothing enters its means."""
     monkeypatch.setattr(local, "run", lambda commands, **_: [run_one.main(command[2:]) for command in commands])

@@ -1,0 +1,51 @@
+"""How an entry point ends: every error is one line, and a fault of our own can be found."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+from commands import ROOT
+from entry_points import end
+
+from core import errors
+from core.errors import DataError
+
+
+def test_what_a_user_can_act_on_is_one_sentence():
+    done = end("raise CheckpointError('a.pth: no such file')")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "checkpoint error: a.pth: no such file\n"
+
+
+def test_where_no_file_can_be_written_the_fault_is_still_said(tmp_path):
+    done = end("len(3)", prepare=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)), cwd=tmp_path)
+    assert done.returncode == 2 and "internal error: TypeError" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_error_in_a_thread_is_one_sentence():
+    done = end("t = threading.Thread(target=open, args=('/nothing/there',)); t.start(); t.join(); print('on')")
+    assert (done.returncode, done.stdout) == (0, "on\n")
+    assert done.stderr.splitlines() == ["system error: /nothing/there: no such file or folder"]
+
+
+def test_an_exit_code_is_kept():
+    assert [end(body).returncode for body in ("return 1", "return 0", "sys.exit(3)", "sys.exit('no')")] == [1, 0, 3, 1]
+
+
+def test_who_reads_no_more_ends_us_as_other_programs():
+    shell = f"set -o pipefail; {sys.executable} -S -c '{_ENDLESS}' | head -n 1"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (141, "y\n", "")
+
+
+_ENDLESS = f"""import sys; sys.path.insert(0, "{ROOT}")
+from core.errors import run_cli
+run_cli(lambda: [print("y") for _ in iter(int, 1)])"""
+
+
+def test_sentences_of_nested_errors():
+    assert errors.sentence(DataError("x.jpg: is no image")) == "x.jpg: is no image"
+    assert errors.sentence(KeyError()) == "KeyError"
+    assert errors.explain(ValueError("x")) is None
