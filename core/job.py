@@ -170,7 +170,7 @@ def run(command: Sequence[str], count: int, environment: Mapping[str, str]) -> i
                 _forward(asked[0], ranks)
                 return processes.INTERRUPTED
         finally:
-            processes.end(ranks)
+            processes.end(ranks, grace=0)  # without the one that ended they cannot finish a step
     bad = {rank: code for rank, code in enumerate(codes) if code}
     if not bad:
         return 0

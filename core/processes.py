@@ -107,12 +107,13 @@ def start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.
     return subprocess.Popen(command, env=own, start_new_session=True)
 
 
-def end(started: Iterable[subprocess.Popen[bytes]]) -> None:
-    """End what `start` started: SIGTERM, and SIGKILL for what has not ended 10 s later. Waits for it."""
+def end(started: Iterable[subprocess.Popen[bytes]], *, grace: float | None = None) -> None:
+    """End what `start` started: SIGTERM, and SIGKILL for what has not ended `grace` (10) seconds later. Waits for it."""
     alive = [process for process in started if process.poll() is None]
-    for process in alive:
+    grace = _GRACE_S if grace is None else grace
+    for process in alive if grace else ():
         process.terminate()
-    deadline = time.monotonic() + _GRACE_S
+    deadline = time.monotonic() + grace
     while any(process.poll() is None for process in alive) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
     for process in alive:
