@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ from torch import nn
 from core import distributed
 from core.artifacts import atomic_save, load_torch
 from core.errors import BackbenchError, CheckpointError
+from core.printable import printable
 from core.progress import say
 from model_zoo.backbone import Backbone
 from transfer.detection.data import DetectionSplit
+from transfer.detection.draws import PART
 from transfer.detection.spec import DetectionSpec
 
 FINAL = "model_final.pth"
@@ -22,7 +26,7 @@ _KEPT = 2
 
 def under_way(folder: Path) -> list[Path]:
     """Checkpoints of a course that is not finished, the newest first."""
-    return sorted(folder.glob("model_[0-9]*.pth"), reverse=True)
+    return sorted((file for file in folder.glob("model_[0-9]*.pth") if file.is_file()), reverse=True)
 
 
 def is_due(iteration: int, iterations: int, every: int, *, more: bool) -> bool:
@@ -48,57 +52,100 @@ def identity(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, see
 
 
 def save(file: Path, iteration: int, identity: dict[str, Any], course: dict[str, Any]) -> Path:
-    """Write what was reached after `iteration`: the state of each part of the course under its name.
+    """Write what was reached after `iteration`: the state of each part of the course under its name. Every rank calls it.
 
     Raises:
-        BackbenchError: a weight is not finite; what is there stays.
+        BackbenchError: a weight is not finite, or it cannot be written; what is there stays.
     """
+    state = {name: part.state_dict() for name, part in course.items()}
     if distributed.is_main():
-        broken = [
-            name
-            for part in course.values()
-            if isinstance(part, nn.Module)
-            for name, tensor in part.state_dict().items()
-            if not torch.isfinite(tensor).all()
-        ]
-        if broken:
-            last = next(iter(under_way(file.parent)), "not there yet")
-            rate = max(group["lr"] for group in course["optimizer"].param_groups)
-            raise BackbenchError(
-                f"weights are not finite after iteration {iteration}, rate {rate:g}: {broken[0]} and "
-                f"{len(broken) - 1} more; the last good checkpoint is {last}"
-            )
-        state = {name: part.state_dict() for name, part in course.items()}
+        _refuse_not_finite(file, iteration, course)
         atomic_save(file, {**state, "iteration": iteration, "identity": identity})
         for old in under_way(file.parent)[_KEPT - (file.name == FINAL) :]:
             old.unlink()
     return file
 
 
-def resume(folder: Path, identity: dict[str, Any], course: dict[str, Any]) -> tuple[int, bool]:
-    """Put the newest readable checkpoint into the course; iterations done, 0 where there is none, and whether all is.
+def _refuse_not_finite(file: Path, iteration: int, course: dict[str, Any]) -> None:
+    broken = [
+        name
+        for part in course.values()
+        if isinstance(part, nn.Module)
+        for name, tensor in part.state_dict().items()
+        if not torch.isfinite(tensor).all()
+    ]
+    if broken:
+        last = next(iter(under_way(file.parent)), "not there yet")
+        rate = max(group["lr"] for group in course["optimizer"].param_groups)
+        raise BackbenchError(
+            f"weights are not finite after iteration {iteration}, rate {rate:g}: {broken[0]} and "
+            f"{len(broken) - 1} more; the last good checkpoint is {last}"
+        )
 
-    After the last iteration BatchNorm's statistics may still have to be estimated.
+
+def resume(folder: Path, identity: dict[str, Any], course: dict[str, Any]) -> tuple[int, bool]:
+    """Put the newest whole checkpoint into the course; iterations done, 0 where there is none, and whether all is.
+
+    After the last iteration BatchNorm's statistics may still have to be estimated. What a killed run left half written
+    is removed.
 
     Raises:
         BackbenchError: none of the checkpoints can be read, or they are of another run.
     """
-    files = [file for file in (folder / FINAL, *under_way(folder)) if file.exists()]
+    if distributed.is_main():
+        for unfinished in folder.glob(".*.pth.*.tmp"):
+            unfinished.unlink(missing_ok=True)
+    files = [file for file in (folder / FINAL, *under_way(folder)) if file.is_file()]
     for file in files:
         try:
-            state = load_torch(file)
+            state = _read(file, course)
+            other = [name for name, value in identity.items() if state["identity"].get(name) != value]
+            if other:
+                raise BackbenchError(f"{file} is of a run with another {other[0]}; give another folder or remove it")
+            _put_in(state, course, file)
         except CheckpointError as error:
             say(f"{error}; going back to the one before")
             continue
-        if "identity" not in state:
-            raise BackbenchError(f"{file} was written by other tools; give another folder or move it away")
-        other = [name for name, value in identity.items() if state["identity"].get(name) != value]
-        if other:
-            raise BackbenchError(f"{file} is of a run with another {other[0]}; give another folder or remove it")
-        for name, part in course.items():
-            part.load_state_dict(state[name])
         say(f"going on after {state['iteration'] + 1} iterations: {file}")
         return int(state["iteration"]) + 1, file.name == FINAL
     if files:
         raise BackbenchError(f"{folder}: none of its {len(files)} checkpoints can be read; remove them to start anew")
     return 0, False
+
+
+def _read(file: Path, course: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint that has every part of the course but `draws.PART`, which older ones lack.
+
+    Raises:
+        CheckpointError: damaged.
+        BackbenchError: not one of ours.
+    """
+    _refuse_damaged(file)
+    state = load_torch(file)
+    if not isinstance(state, dict) or not isinstance(state.get("identity"), dict):
+        raise BackbenchError(f"{file} was written by other tools; give another folder or move it away")
+    lacking = [name for name in course if name not in state and name != PART]
+    if lacking or type(state.get("iteration")) is not int:
+        raise CheckpointError(f"{file}: has no '{[*lacking, 'iteration'][0]}'")
+    return state
+
+
+def _put_in(state: dict[str, Any], course: dict[str, Any], file: Path) -> None:
+    """CheckpointError where a part is of another shape; the parts then hold what no course should go on with."""
+    try:
+        for name, part in course.items():
+            if name in state:
+                part.load_state_dict(state[name])
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise CheckpointError(f"{file}: does not fit the detector ({printable(error)})") from None
+
+
+def _refuse_damaged(file: Path) -> None:
+    """CheckpointError where a part of the file is not what was written: torch itself compares no checksum."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
+        return  # torch's reader says what it is
+    if damaged is not None:
+        raise CheckpointError(f"{file}: damaged, the checksum of its part '{damaged}' is another than was written")

@@ -1,9 +1,13 @@
-"""The training course, one for both engines: what is gone on from, repeated, logged, refused and saved, in this order."""
+"""The training course, one for both engines: what is gone on from, repeated, logged, refused and saved, in this order.
+
+A course that is gone on with ends as one that was not interrupted: its batches come in the same order, and what was drawn
+before its checkpoint is drawn again or put back (`draws`). So does PreciseBN, whose batches have an order of their own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +17,12 @@ from torch import Tensor, nn
 from core import distributed
 from core.progress import track
 from transfer.detection import checkpoints
+from transfer.detection.draws import PART, Draws
 from transfer.detection.engines import Job
 from transfer.detection.spec import DetectionSpec
 from transfer.detection.training import cut, diverged, log, parallel, precise_statistics, rate, refuse_not_finite
 
-_ESTIMATE = 1_000_003  # the start that PreciseBN's batches are drawn for: no iteration's
+ESTIMATE = 1_000_003  # the start that PreciseBN's batches are drawn for: no iteration's
 
 
 @dataclass
@@ -30,22 +35,28 @@ class Course:
     parts: dict[str, Any]  # what a checkpoint holds, under the engine's own names; the optimizer is "optimizer"
     advance: Callable[[], None]  # the schedule by one iteration
     losses: Callable[[nn.Module, Any], dict[str, Tensor]]  # of the model, in its parallel wrapper or not, on a batch
-    loader: Callable[[int], Iterable[Any]]  # endless batches; another order for another start
-    seed: Callable[[int], None]  # for the draws of this rank from a start on
+    loader: Callable[[int], Iterable[Any]]  # endless batches from an iteration on, or ESTIMATE's
+    seed: Callable[[int], None]  # for the draws of this rank from an iteration on
 
 
 def run(course: Course, spec: DetectionSpec, identity: dict[str, Any], job: Job) -> nn.Module:
-    """The trained detector; goes on from the folder's last checkpoint.
+    """The trained detector; goes on from the folder's last checkpoint, and tells the job where.
 
     Raises:
         BackbenchError: a loss or a weight is not finite, or the folder holds the checkpoint of another run.
     """
+    draws = Draws(job)
+    course = replace(course, parts={**course.parts, PART: draws})
     start, finished = checkpoints.resume(job.folder, identity, course.parts)
+    draws.resumed_at += [start] if start else []
+    job.resumed_at += draws.resumed_at
     if finished:
         return course.model
-    course.seed(start)
+    course.seed(0)
     if start < spec.iterations:
         iterate(course, spec, identity, start, job)
+    elif not draws.restore():
+        course.seed(start)
     if spec.estimates:
         estimate(course, spec, job)
     checkpoints.save(job.folder / checkpoints.FINAL, spec.iterations - 1, identity, course.parts)
@@ -59,8 +70,11 @@ def iterate(course: Course, spec: DetectionSpec, identity: dict[str, Any], start
     forward = parallel(course.model, job.device)
     cut(file, start)
     saved = next(iter(checkpoints.under_way(job.folder)), None)
+    batches = course.loader(start)
+    if start and not course.parts[PART].restore():
+        course.seed(start)
     steps = track(range(start, spec.iterations), total=spec.iterations - start, label=course.label)
-    for iteration, batch in zip(steps, course.loader(start), strict=False):
+    for iteration, batch in zip(steps, batches, strict=False):
         losses = _losses(course, forward, batch, iteration, saved)
         total = sum(losses.values())
         parts = {name: float(value.detach()) for name, value in losses.items()}
@@ -82,7 +96,7 @@ def estimate(course: Course, spec: DetectionSpec, job: Job) -> None:
     def forward(batch: Any) -> object:
         return _losses(course, model, batch, spec.iterations, saved)
 
-    precise_statistics(model, forward, course.loader(_ESTIMATE), spec.precise_bn)
+    precise_statistics(model, forward, course.loader(ESTIMATE), spec.precise_bn)
 
 
 def _losses(course: Course, forward: nn.Module, batch: Any, iteration: int, saved: Path | None) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from mmcv.cnn import build_norm_layer
 from mmcv.transforms import BaseTransform
+from mmdet.datasets import CocoDataset
+from mmdet.datasets.samplers import AspectRatioBatchSampler
 from mmdet.models.backbones import ResNet, ResNeXt
 from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.models.layers import ResLayer
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.task_modules.assigners import AssignResult, MaxIoUAssigner
-from mmdet.registry import HOOKS, MODELS, TASK_UTILS, TRANSFORMS
+from mmdet.registry import DATA_SAMPLERS, DATASETS, HOOKS, MODELS, TASK_UTILS, TRANSFORMS
 from mmengine.hooks import Hook
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -118,6 +120,34 @@ class LoadNamedImage(BaseTransform):
         pixels = read_image(Path(results["img_path"]), results["width"], results["height"])
         shape = pixels.shape[:2]
         return results | {"img": np.ascontiguousarray(pixels[:, :, ::-1]), "img_shape": shape, "ori_shape": shape}
+
+
+@DATA_SAMPLERS.register_module()
+class SkippingBatchSampler(AspectRatioBatchSampler):
+    """The first `skip` batches as -1 - row, for `DrawingDataset`."""
+
+    def __init__(self, sampler: Any, batch_size: int, skip: int) -> None:
+        super().__init__(sampler, batch_size)
+        self.skip = skip
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Rows of each batch."""
+        for place, rows in enumerate(super().__iter__()):
+            yield [-1 - row for row in rows] if place < self.skip else rows
+
+
+@DATASETS.register_module()
+class DrawingDataset(CocoDataset):
+    """Of row -1 - row only the random numbers are drawn: they depend on no pixel."""
+
+    def __getitem__(self, idx: int) -> dict[str, Any]:
+        """A sample, or nothing."""
+        if idx >= 0:
+            return super().__getitem__(idx)
+        for transform in self.pipeline.transforms:
+            for name in getattr(transform, "_methods_with_randomness", ()):
+                getattr(transform, name)()
+        return {}
 
 
 @HOOKS.register_module()

@@ -154,7 +154,10 @@ def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext) -> 
     torch.backends.cudnn.benchmark = False  # nearly every batch has another shape: each would be timed anew
     engine, spec = engines.get(config.engine), config.course()
     train, test = ctx.splits["train"], ctx.splits["test"]
-    job = Job(ctx.folder, ctx.seed, ctx.device, ctx.workers, config.checkpoint_every, config.log_every, ctx.notes, test)
+    job = Job(
+        ctx.folder, ctx.seed, ctx.device, ctx.workers, config.checkpoint_every, config.log_every, ctx.notes,
+        ctx.resumed_at, test,
+    )  # fmt: skip
     if spec != config.spec:
         ctx.notes.append(
             f"batch {spec.batch} instead of {config.spec.batch}: rate {spec.lr:g}, {spec.iterations} iterations, drops "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from core import distributed
-from core.artifacts import atomic_write_text
+from core.artifacts import atomic_write_text, writing
 from core.errors import BackbenchError
 
 
@@ -23,7 +23,7 @@ def log(file: Path, iteration: int, losses: dict[str, float], rate: float) -> No
     if distributed.is_main():
         means = {name: sum(share.get(name, 0.0) for share in shares) / len(shares) for name in losses}
         values = {"iteration": iteration, "total": sum(means.values()), **means, "lr": rate}
-        with file.open("a", encoding="utf-8") as out:
+        with writing(file), file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(values) + "\n")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from model_zoo.export import FEATURE_TOLERANCE, ExportError, feature_difference
 from model_zoo.export import detectron2 as exporter
 from transfer.detection import checkpoints, course, native_data
 from transfer.detection.adapt import detectron2_v06
-from transfer.detection.course import Course
+from transfer.detection.course import ESTIMATE, Course
 from transfer.detection.data import BITMAPS, Detections, DetectionSplit, mask_format, trainable
+from transfer.detection.draws import after
 from transfer.detection.engines import Job, absent
 from transfer.detection.reading import read_image
 from transfer.detection.spec import DetectionSpec
@@ -329,18 +330,68 @@ def trunk_stages(model: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def train_loader(cfg: Any, split: DetectionSplit, start: int, job: Job) -> Iterable[Any]:
-    """Endless batches; another order after a resume (Detectron2 keeps no position)."""
+    """Endless batches from iteration `start` on; what the iterations before it draw is drawn, their images are not read.
+
+    PreciseBN's (`ESTIMATE`) have an order of their own.
+    """
     from detectron2.data import build_detection_train_loader
     from detectron2.data.samplers import TrainingSampler
 
-    return build_detection_train_loader(
-        records(split),
-        mapper=_mapper(cfg),
-        sampler=TrainingSampler(len(split), seed=job.seed + 7919 * start),
+    begin, skip = (start, 0) if start == ESTIMATE else (0, start)
+    sampler = TrainingSampler(len(split), seed=job.seed + 7919 * begin)
+    batch = cfg.SOLVER.IMS_PER_BATCH // distributed.world_size()
+    loader = build_detection_train_loader(
+        _dataset(split, _mapper(cfg)),
+        mapper=None,
+        sampler=_skipping(sampler, _skipped(split, sampler, batch, skip)),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=job.workers,
     )
+    return after(loader, skip) if skip else loader
+
+
+def _skipped(split: DetectionSplit, sampler: Iterable[int], batch: int, count: int) -> set[int]:
+    """Places in the sampler's order of the images of the first `count` batches, which are of wide ones or of others."""
+    waiting: tuple[list[int], list[int]] = ([], [])
+    skipped: set[int] = set()
+    for place, row in enumerate(sampler if count else ()):
+        picture = split.pictures[row]
+        group = waiting[picture.width <= picture.height]
+        group.append(place)
+        if len(group) == batch:
+            skipped |= set(group)
+            group.clear()
+            if len(skipped) == count * batch:
+                break
+    return skipped
+
+
+def _skipping(sampler: Any, skipped: set[int]) -> Any:
+    """The sampler's rows, -1 - row at the places that are skipped."""
+    from torch.utils.data import Sampler
+
+    class Skipping(Sampler[int]):
+        def __iter__(self) -> Iterator[int]:
+            return (-1 - row if place in skipped else row for place, row in enumerate(sampler))
+
+    return Skipping() if skipped else sampler
+
+
+def _dataset(split: DetectionSplit, mapper: Any) -> Any:
+    """Mapped records by their rows; of -1 - row what is drawn for it alone."""
+    from detectron2.data import DatasetFromList
+
+    packed = DatasetFromList(records(split), copy=False)
+
+    class Mapped(torch.utils.data.Dataset[Any]):
+        def __getitem__(self, row: int) -> dict[str, Any]:
+            return mapper(packed[row]) if row >= 0 else mapper.draw(packed[-1 - row])
+
+        def __len__(self) -> int:
+            return len(split)
+
+    return Mapped()
 
 
 def _mapper(cfg: Any) -> Any:
@@ -356,6 +407,13 @@ def _mapper(cfg: Any) -> Any:
             record["image"] = _planes(seen.image)
             self._transform_annotations(record, transforms, seen.image.shape[:2])
             return record
+
+        def draw(self, record: dict[str, Any]) -> dict[str, Any]:
+            """The random numbers of a call, and nothing else: they depend on no pixel."""
+            pixels = np.broadcast_to(np.zeros((1, 1, 1), np.uint8), (record["height"], record["width"], 3))
+            for augmentation in self.augmentations.augs:
+                augmentation.get_transform(pixels)
+            return {"width": record["width"], "height": record["height"]}
 
     return Mapper(cfg, is_train=True)
 

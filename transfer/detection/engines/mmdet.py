@@ -11,6 +11,7 @@ the 256 that are asked for (fewer only in tiny images).
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import io
 from collections.abc import Iterator
@@ -29,8 +30,9 @@ from model_zoo.export import FEATURE_TOLERANCE, ExportError, feature_difference
 from model_zoo.export import mmdet as exporter
 from transfer.detection import checkpoints, course, native_data
 from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume
-from transfer.detection.course import Course
+from transfer.detection.course import ESTIMATE, Course
 from transfer.detection.data import BITMAPS, Detections, DetectionSplit, mask_format, trainable
+from transfer.detection.draws import after
 from transfer.detection.engines import Job, absent
 from transfer.detection.mmdet_protocol import configuration, test_pipeline
 from transfer.detection.spec import DetectionSpec
@@ -188,11 +190,20 @@ def _schedulers(cfg: Any, optimizer: torch.optim.Optimizer) -> _Schedulers:
 
 
 def train_loader(cfg: Any, start: int, job: Job) -> Iterator[Any]:
-    """Endless batches; another order after a resume (no position is kept)."""
+    """Endless batches from iteration `start` on; what the iterations before it draw is drawn, their images are not read.
+
+    PreciseBN's (`ESTIMATE`) have an order of their own.
+    """
     from mmengine.runner import Runner
 
+    begin, skip = (start, 0) if start == ESTIMATE else (0, start)
+    fields = copy.deepcopy(cfg.train_dataloader)
+    if skip:
+        fields.batch_sampler.update(type="SkippingBatchSampler", skip=skip)
+        fields.dataset.type = "DrawingDataset"
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools speaks there
-        return iter(Runner.build_dataloader(cfg.train_dataloader, seed=(job.seed + 7919 * start) % 2**31))
+        loader = Runner.build_dataloader(fields, seed=(job.seed + 7919 * begin) % 2**31)
+        return after(loader, skip)
 
 
 class _Schedulers(list[Any]):
