@@ -280,7 +280,12 @@ def _flag(node: ET.Element, key: str, where: str) -> bool:
 
 
 def _truth(text: str) -> bool:
-    return text.lower() == "true" or (text.lower() != "false" and _whole(text) != 0)
+    """0 or 1, also in words. Raises ValueError for any other number: what 2 means nobody knows."""
+    number = {"true": 1, "false": 0}.get(text.lower())
+    number = _whole(text) if number is None else number
+    if number not in (0, 1):
+        raise ValueError(text)
+    return bool(number)
 
 
 def _whole(text: str) -> int:

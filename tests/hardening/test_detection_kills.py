@@ -26,8 +26,10 @@ from transfer.detection import checkpoints, engines
 
 WEIGHTS = {"detectron2": "model", "mmdet": "state_dict"}
 WITHIN = 400.0  # seconds for a whole run
-COURSE = ["spec.iterations=4", "spec.milestones=[3]", "spec.warmup=2", "spec.batch=2", "spec.precise_bn=3",
-          "spec.rois=16", "spec.sides_train=[64,80]", "spec.side_test=80", "spec.side_max=128", "checkpoint_every=2", "log_every=1"]  # fmt: skip
+COURSE = [
+    "spec.iterations=4", "spec.milestones=[3]", "spec.warmup=2", "spec.batch=2", "spec.precise_bn=3", "spec.rois=16",
+    "spec.sides_train=[64,80]", "spec.side_test=80", "spec.side_max=128", "checkpoint_every=2", "log_every=1",
+]  # fmt: skip
 PLACES = {  # what is there when it is killed -> iterations that its checkpoint has
     "in the course": (lambda folder: _lines(folder) >= 3, [2]),
     "before any checkpoint": (lambda folder: _lines(folder) >= 1 and not checkpoints.under_way(folder), []),
