@@ -12,13 +12,13 @@ SCHEMA = 1
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class MetricRecord(_Strict):
     """One number; percent unless the unit says otherwise."""
 
-    value: Annotated[float, Field(allow_inf_nan=False)]
+    value: Annotated[float, Field(strict=True)]
     unit: str
     higher_is_better: bool
 
@@ -31,6 +31,8 @@ class BackboneRecord(_Strict):
     format: str
     arch: dict[str, Any]
     input: dict[str, Any]
+    named: bool | None = None  # whether the user gave the name; older records do not say
+    source: str = ""  # the file or other origin, as it was given
 
 
 class TaskRecord(_Strict):
@@ -77,7 +79,7 @@ class Provenance(_Strict):
 class Result(_Strict):
     """A record. `skipped` and `failed` ones carry a reason and no metrics."""
 
-    schema_version: Annotated[int, Field(alias="schema")] = SCHEMA
+    schema_version: Annotated[int, Field(alias="schema", strict=True)] = SCHEMA
     status: Literal["ok", "failed", "skipped"]
     reason: str | None = None
     profile: Literal["full", "smoke"]
@@ -92,7 +94,7 @@ class Result(_Strict):
     provenance: Provenance | None = None
     error: str | None = None
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
     def identity(self) -> str:
         """Equal for two records that must hold the same number: weights, task, configuration, data, seed, profile."""

@@ -102,12 +102,12 @@ def main(argv: list[str] | None = None) -> int:
     from benchmarks import report
 
     planned = {
-        (backbone.weights_sha256, cell.name, cell.config_sha256, cell.task.version, seed)
+        (backbone.name, backbone.weights_sha256, cell.name, cell.config_sha256, cell.task.version, seed)
         for subject in subjects
         for cell in cells
         for seed, backbone in by_seed(subject.backbones, repeats[cell.name], cell)
     }
-    path = report.write(args.out, suite=suite_name, curves=curves_of(args.ckpt), only=planned)
+    path = report.write(args.out, suite=suite_name, curves=curves_of(subjects), only=planned)
     print(report.text(args.out, only=planned))
     print(f"report: {path}")
     if not runs:

@@ -224,7 +224,7 @@ def blank(
         profile=args.profile,
         suite=args.suite,
         seed=seed,
-        backbone=BackboneRecord(**backbone.record()),
+        backbone=BackboneRecord(**backbone.record(), named=backbone.named, source=backbone.source),
         cell=cell.name,
         task=task,
         data=data,

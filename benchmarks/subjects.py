@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.errors import ConfigError, nearest
+from core.printable import printable
 
 if TYPE_CHECKING:
+    from benchmarks.naming import Who
     from benchmarks.plan import Cell
     from model_zoo.backbone import Backbone
 
 _SOURCE = re.compile(r"[A-Za-z_][\w.-]*:\w|https?://", re.IGNORECASE)  # no file
+_ORIGIN = re.compile(r"(random|zoo|timm|hf-hub|https?):", re.IGNORECASE)  # what begins so is a source, no name
+_LONGEST_NAME = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,73 +29,149 @@ class Subject:
     ckpt: str  # [NAME=]FILE, zoo:<entry>, timm:<model>, <module>:<function> or random:<architecture>
     like: str | None
     backbones: tuple[Backbone, ...]
+    label: str = ""  # the row's name, where others of the command are called the same
 
     @property
     def name(self) -> str:
         """The row it belongs to."""
-        return self.backbones[0].name
+        return self.label or self.backbones[0].name
 
 
-def find_subjects(ckpts: list[str], baselines: str, seeds: int) -> list[Subject]:
-    """Load every checkpoint once, so that a bad one stops before any cell runs; `random` follows their architectures."""
+def find_subjects(ckpts: Sequence[str], baselines: str, seeds: int) -> list[Subject]:
+    """Load every checkpoint once, so that a bad one stops before any cell runs; `random` follows their architectures.
+
+    Raises:
+        ConfigError: a source without a name or a name without a source, a baseline that is not known.
+        CheckpointError: a checkpoint that is none.
+    """
     from core.progress import say
-    from model_zoo import entries
-    from model_zoo.load import load
-
-    def random(ckpt: str, like: str | None) -> Subject:
-        name, source = split_name(ckpt)
-        template = load(like) if like else None
-        made = (load(source, name=name, seed=seed, like=template) for seed in range(seeds))
-        return Subject(ckpt, like, tuple(made))
-
-    def from_zoo(name: str) -> Subject:
-        known = {entry.name for entry in entries.all_entries()}
-        if name not in known:
-            close = hint if "did you mean" in (hint := nearest(name, known)) else ""
-            raise ConfigError(
-                f"unknown baseline '{name}'; known: random, random:<architecture>, names of zoo entries{close}"
-            )
-        return Subject(f"zoo:{name}", None, (load(f"zoo:{name}"),))
 
     subjects = []
     for ckpt in ckpts:
-        name, path = split_name(ckpt)
-        subjects.append(
-            random(ckpt, None) if path.startswith("random:") else Subject(ckpt, None, (load(path, name=name),))
-        )
+        subjects.append(Subject(ckpt, None, tuple(read(ckpt, None, seeds))))
         for note in subjects[-1].backbones[0].notes:
             say(f"{subjects[-1].name}: {note}")
+    subjects = told_apart(subjects)
     files = [subject for subject in subjects if subject.backbones[0].format != "random"]
-    for baseline in filter(None, (b.strip() for b in baselines.split(","))):
+    for baseline in dict.fromkeys(filter(None, (b.strip() for b in baselines.split(",")))):
         if baseline == "random":
-            if not files:
-                raise ConfigError("--baselines random follows a --ckpt; name the architecture: random:resnet50")
-            if without := [s.ckpt for s in files if not s.backbones[0].is_resnet]:
-                raise ConfigError(
-                    f"--baselines random: {without[0]} is no ResNet, and how it is initialised cannot be guessed; give that "
-                    "as another --ckpt (a function of your own, or timm:NAME?pretrained=false)"
-                )
-            alike = {(s.backbones[0].arch.model_dump_json(), s.backbones[0].input.model_dump_json()): s for s in files}
-            for subject in alike.values():
-                source = f"random:{subject.backbones[0].arch.name}"
-                name = f"{source} like {subject.name}=" if len(alike) > 1 else ""  # one name is one row
-                subjects.append(random(name + source, split_name(subject.ckpt)[1]))
+            subjects += _like_each(files, seeds)
         elif baseline.startswith("random:"):
-            subjects.append(random(baseline, None))
+            subjects.append(Subject(baseline, None, tuple(read(baseline, None, seeds))))
         else:
-            subjects.append(from_zoo(baseline.removeprefix("zoo:")))
-    return subjects
+            subjects.append(_from_zoo(baseline.removeprefix("zoo:")))
+    _refuse_trained_with_random(subjects)
+    return told_apart(subjects)
+
+
+def read(ckpt: str, like: str | None, seeds: int) -> list[Backbone]:
+    """The backbone of `[NAME=]SOURCE`; of a random one a network for each seed."""
+    from model_zoo.load import load
+
+    name, source = named_source(ckpt)
+    if source.startswith("random:"):
+        template = load(like) if like else None
+        made = [load(source, name=name, seed=seed, like=template) for seed in range(seeds)]
+    else:
+        made = [load(source, name=name)]
+    return [_called(backbone, ckpt, named=name is not None, source=source) for backbone in made]
+
+
+def _called(backbone: Backbone, ckpt: str, *, named: bool, source: str) -> Backbone:
+    name = backbone.name.encode("utf-8", "backslashreplace").decode()  # a file's name need not be text
+    if backbone.format != "random" and _ORIGIN.match(name):
+        raise ConfigError(f"--ckpt {printable(ckpt)}: would be called '{printable(name)}', as sources of another kind are; "
+                          f"give it a name: --ckpt NAME={printable(source)}")  # fmt: skip
+    home = str(Path.home())
+    source = source.encode("utf-8", "backslashreplace").decode().replace(f"{home}/", "~/")
+    return replace(backbone, name=name, named=named, source=source)
+
+
+def _like_each(files: Sequence[Subject], seeds: int) -> list[Subject]:
+    """A random baseline for each architecture and input among the checkpoints."""
+    if not files:
+        raise ConfigError("--baselines random follows a --ckpt; name the architecture: random:resnet50")
+    if without := [s.ckpt for s in files if not s.backbones[0].is_resnet]:
+        raise ConfigError(
+            f"--baselines random: {printable(without[0])} is no ResNet, and how it is initialised cannot be guessed; give "
+            "that as another --ckpt (a function of your own, or timm:NAME?pretrained=false)"
+        )
+    alike = {(s.backbones[0].arch.model_dump_json(), s.backbones[0].input.model_dump_json()): s for s in files}
+    found = []
+    for subject in alike.values():
+        source = f"random:{subject.backbones[0].arch.name}"
+        ckpt = f"{source} like {subject.name}={source}" if len(alike) > 1 else source  # one name is one row
+        like = split_name(subject.ckpt)[1]
+        found.append(Subject(ckpt, like, tuple(read(ckpt, like, seeds))))
+    return found
+
+
+def _from_zoo(name: str) -> Subject:
+    from model_zoo import entries
+
+    known = {entry.name for entry in entries.all_entries()}
+    if name not in known:
+        close = hint if "did you mean" in (hint := nearest(name, known)) else ""
+        raise ConfigError(
+            f"unknown baseline '{printable(name)}'; known: random, random:<architecture>, names of zoo entries{close}"
+        )
+    return Subject(f"zoo:{name}", None, tuple(read(f"zoo:{name}", None, 1)))
+
+
+def _refuse_trained_with_random(subjects: Sequence[Subject]) -> None:
+    """One row is one kind of thing: a mean of trained and untrained networks says nothing."""
+    random = {s.backbones[0].name for s in subjects if s.backbones[0].format == "random"}
+    for subject in subjects:
+        if subject.backbones[0].format != "random" and subject.backbones[0].name in random:
+            raise ConfigError(
+                f"--ckpt {printable(subject.ckpt)}: a random network has the same name; give it another NAME="
+            )
+
+
+def who(backbone: Backbone) -> Who:
+    """A backbone as far as rows are concerned."""
+    from benchmarks.naming import Who
+    from benchmarks.report.table import in_words
+    from core.config import digest
+
+    record = backbone.record()
+    return Who(
+        name=backbone.name,
+        joins=backbone.named or backbone.format == "random",
+        weights=backbone.weights_sha256,
+        arch=digest(record["arch"]),
+        input=digest(record["input"]),
+        source=backbone.source,
+        build=in_words(record["arch"], record["input"]),
+    )
+
+
+def told_apart(subjects: Sequence[Subject]) -> list[Subject]:
+    """Each with the name of its row; what would be measured twice once, and a word where two rows hold the same weights."""
+    from benchmarks.naming import labels
+    from core.progress import say
+
+    whos = [who(subject.backbones[0]) for subject in subjects]
+    names = labels(whos)
+    kept: dict[tuple[object, ...], Subject] = {}
+    same: dict[tuple[str, str, str], Subject] = {}
+    for subject, one in zip(subjects, whos, strict=True):
+        labelled = replace(subject, label=names[one.key])
+        network = (one.weights, one.arch, one.input)
+        if (one.key, network) in kept:
+            first = kept[one.key, network]
+            say(f"{subject.ckpt}: the same weights as {first.ckpt}, under one name: measured once")
+            continue
+        kept[one.key, network] = labelled
+        if network in same and not subject.label:
+            say(f"{labelled.name}: the same weights as {same[network].name}")
+        same.setdefault(network, labelled)
+    return list(kept.values())
 
 
 def backbones(ckpt: str, like: str | None, seeds: int, cell: Cell) -> list[tuple[int, Backbone]]:
     """(seed, backbone) pairs: a random backbone anew for each seed, a fixed one once where the task draws nothing."""
-    from model_zoo.load import load
-
-    name, path = split_name(ckpt)
-    if path.startswith("random:"):
-        template = load(like) if like else None
-        return by_seed([load(path, name=name, seed=seed, like=template) for seed in range(seeds)], seeds, cell)
-    return by_seed([load(path, name=name)], seeds, cell)
+    return by_seed(read(ckpt, like, seeds), seeds, cell)
 
 
 def by_seed(made: Sequence[Backbone], seeds: int, cell: Cell) -> list[tuple[int, Backbone]]:
@@ -106,22 +187,51 @@ def split_name(ckpt: str) -> tuple[str | None, str]:
     Of several `=` the first that a file or another source (`random:resnet50`, `module:function`) follows, else the first.
     """
     places = [i for i, c in enumerate(ckpt) if c == "=" and "?" not in ckpt[:i]]
-    if not places or Path(ckpt).exists() or ckpt.lower().startswith(("https://", "http://")):
+    if not places or _exists(ckpt) or ckpt.lower().startswith(("https://", "http://")):
         return None, ckpt
-    fit = (i for i in places if _SOURCE.match(ckpt[i + 1 :]) or Path(ckpt[i + 1 :]).is_file())
+    fit = (i for i in places if _SOURCE.match(ckpt[i + 1 :]) or _exists(ckpt[i + 1 :]))
     place = next(fit, places[0])
     return ckpt[:place], ckpt[place + 1 :]
 
 
-def curves_of(ckpts: list[str]) -> dict[str, Path]:
-    """`metrics.jsonl` beside each checkpoint that has one: the run that made it."""
-    from model_zoo.load import default_name
+def named_source(ckpt: str) -> tuple[str | None, str]:
+    """`split_name`, with the name as rows compare it (one kind of space, one kind of accent).
 
-    found = {}
-    for ckpt in ckpts:
-        name, path = split_name(ckpt)
+    Raises:
+        ConfigError: nothing on one side of the `=`, or a name that a table cannot show or that reads as a source.
+    """
+    name, source = split_name(ckpt)
+    if not source.strip() or "\0" in ckpt:
+        raise ConfigError(f"--ckpt '{printable(ckpt)}': no checkpoint; expected FILE or NAME=FILE")
+    if name is None:
+        return None, source
+    where = f"--ckpt {printable(ckpt)}"
+    name = unicodedata.normalize("NFC", " ".join(name.split()))
+    if not name:
+        raise ConfigError(f"{where}: no name before the '='; expected FILE or NAME=FILE")
+    if printable(name, len(name)) != name:
+        raise ConfigError(f"{where}: the name holds characters that cannot be shown; choose another NAME=FILE")
+    if _ORIGIN.match(name) and not source.startswith("random:"):
+        raise ConfigError(f"{where}: '{name.partition(':')[0]}:' begins a source, not a name; choose another NAME=FILE")
+    if len(name) > _LONGEST_NAME and not source.startswith("random:"):
+        raise ConfigError(f"{where}: the name has {len(name)} characters, at most {_LONGEST_NAME} fit a table")
+    return name, source
+
+
+def _exists(path: str) -> bool:
+    try:
+        return bool(path) and Path(path).exists()
+    except (OSError, ValueError):  # a name too long, or no name at all
+        return False
+
+
+def curves_of(subjects: Sequence[Subject]) -> Mapping[str, Path]:
+    """`metrics.jsonl` beside each checkpoint that has one, by the name of its row: the run that made it."""
+    found: dict[str, Path] = {}
+    for subject in subjects:
+        path = split_name(subject.ckpt)[1]
         metrics = Path(path).parent / "metrics.jsonl"
-        if Path(path).is_file() and metrics.exists():
-            shown = name or default_name(Path(path))
-            found[shown if shown not in found else f"{shown} ({path})"] = metrics
+        if subject.backbones[0].format != "random" and _exists(path) and _exists(str(metrics)):
+            several = subject.name in found  # checkpoints of one NAME
+            found[f"{subject.name} ({path})" if several else subject.name] = metrics
     return found

@@ -32,6 +32,7 @@ class Backbone:
     source: str  # file or zoo name it came from
     format: str  # the layout it was read as
     notes: tuple[str, ...] = ()  # what the weights could not tell, what was dropped
+    named: bool = False  # whether the user gave the name: only such a name joins several backbones in one row
     _cache: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property

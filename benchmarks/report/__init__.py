@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from benchmarks.result import Result
 
-Planned = set[tuple[str, str, str, int, int]]
+Planned = set[tuple[str, str, str, str, int, int]]
 
 
 def write(out: Path, *, suite: str = "", curves: Mapping[str, Path] | None = None, only: Planned | None = None) -> Path:
@@ -21,7 +21,7 @@ def write(out: Path, *, suite: str = "", curves: Mapping[str, Path] | None = Non
         out: a folder of results.
         suite: named in the page's title.
         curves: `metrics.jsonl` files of pretraining runs, by the name to show.
-        only: (weights, cell, configuration, version, seed) of the records to show; all below `out` unless given.
+        only: (name, weights, cell, configuration, version, seed) of the records to show; all below `out` unless given.
     """
     from benchmarks.report import html, render
     from benchmarks.report.comparison import compare, first_random
@@ -57,6 +57,7 @@ def text(out: Path, *, only: Planned | None = None) -> str:
 def _chosen(results: Iterable[Result], only: Planned | None) -> Iterable[Result]:
     for result in results:
         task = result.task
-        own = (result.backbone.weights_sha256, result.cell, task.config_sha256, task.version, result.seed)
+        backbone = result.backbone
+        own = (backbone.name, backbone.weights_sha256, result.cell, task.config_sha256, task.version, result.seed)
         if only is None or own in only:
             yield result

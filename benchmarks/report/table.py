@@ -1,7 +1,8 @@
-"""Records into one table: a row per backbone name, a column per (cell, configuration, metric)."""
+"""Records into one table: a row per backbone or NAME given to several, a column per (cell, configuration, metric)."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,7 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from benchmarks.result import Result
+from benchmarks.naming import Who, labels
+from benchmarks.record import Result
 from core.config import digest
 from model_zoo.architecture import Architecture, unusual
 
@@ -94,13 +96,14 @@ class Table:
 def gather(results: Iterable[Result]) -> Table:
     """Group records; every number is counted once."""
     results = list(results)
-    labels = _labels(results)
+    whos = _who(results)
+    names = labels(whos)
     by_row: dict[str, dict[Column, dict[str, list[Result]]]] = {}
     archs: dict[str, str] = {}
-    for result in results:
+    for result, who in zip(results, whos, strict=True):
         if result.status != "ok":
             continue
-        row = labels[_kind(result)]
+        row = names[who.key]
         archs[row] = architecture(result.backbone.arch)
         for name, metric in result.metrics.items():
             column = _column(result, name, metric.unit, metric.higher_is_better)
@@ -127,7 +130,11 @@ def gather(results: Iterable[Result]) -> Table:
         backbones = {sha for records in by_row[name].values() for sha in records}
         rows.append(Row(name, archs[name], len(backbones), values))
     absent = sorted(
-        {(r.backbone.name, r.cell, r.status, r.reason or "no reason recorded") for r in results if r.status != "ok"}
+        {
+            (names[who.key], r.cell, r.status, r.reason or "no reason recorded")
+            for r, who in zip(results, whos, strict=True)
+            if r.status != "ok"
+        }
     )
     return Table(tuple(rows), tuple(columns), tuple(Absent(*item) for item in absent))
 
@@ -141,20 +148,49 @@ def architecture(fields: Mapping[str, Any]) -> str:
     return ", ".join([arch.name, *(k if v is True else f"{k} {v}" for k, v in unusual(arch).items())])
 
 
-def _kind(result: Result) -> tuple[str, str, str]:
-    """What must be alike for numbers to stand in one row: name, architecture, input."""
-    return result.backbone.name, digest(result.backbone.arch), digest(result.backbone.input)
+def in_words(arch: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
+    """Architecture and size of the images, as rows of one name are told apart by them."""
+    return f"{architecture(arch)} {spec.get('size')} px"
 
 
-def _labels(results: list[Result]) -> dict[tuple[str, str, str], str]:
-    """The row of every kind of backbone: its name, and where two kinds share a name, what they differ in."""
-    kinds = {_kind(result): result.backbone for result in results}
-    labels = {}
-    for kind, backbone in kinds.items():
-        alone = sum(other[0] == kind[0] for other in kinds) == 1
-        detail = f"{architecture(backbone.arch)} {backbone.input.get('size')} px {digest([kind[1], kind[2]])[:4]}"
-        labels[kind] = backbone.name if alone else f"{backbone.name} ({detail})"
-    return labels
+def _who(results: Iterable[Result]) -> list[Who]:
+    """Of each record what decides its row; where older ones say nothing of their names, others of the same weights may."""
+    results = list(results)
+    known: dict[tuple[str, str], tuple[bool, str]] = {}
+    for result in results:
+        backbone = result.backbone
+        if (said := named_and_source(result)) is not None:
+            known.setdefault((backbone.name, backbone.weights_sha256), said)
+    found = []
+    for result in results:
+        backbone = result.backbone
+        named, source = known.get((backbone.name, backbone.weights_sha256), (True, ""))
+        found.append(
+            Who(
+                name=backbone.name,
+                joins=named or backbone.format == "random",
+                weights=backbone.weights_sha256,
+                arch=digest(backbone.arch),
+                input=digest(backbone.input),
+                source=source,
+                build=in_words(backbone.arch, backbone.input),
+            )
+        )
+    return found
+
+
+def named_and_source(result: Result) -> tuple[bool, str] | None:
+    """Whether the user gave the name, and the origin; of an older record by the command that made it, if it holds one."""
+    backbone = result.backbone
+    if backbone.named is not None:
+        return backbone.named, backbone.source
+    argv = result.provenance.argv if result.provenance else []
+    given = [word.removeprefix("--ckpt=") for word in argv if word.startswith("--ckpt=")]
+    given += [after for word, after in itertools.pairwise(argv) if word == "--ckpt"]
+    if not given:
+        return None
+    named = given[-1].startswith(f"{backbone.name}=")
+    return named, given[-1].removeprefix(f"{backbone.name}=" if named else "")
 
 
 def _column(result: Result, metric: str, unit: str, higher: bool) -> Column:
