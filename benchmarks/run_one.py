@@ -9,9 +9,11 @@ if __name__ == "__main__":  # before the imports: a signal ends them without a t
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
+import numbers
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +25,10 @@ from core.errors import BackbenchError, run_cli
 
 if TYPE_CHECKING:
     from benchmarks.plan import Cell
-    from benchmarks.result import DataRecord, Result
+    from benchmarks.result import DataRecord, MetricRecord, Result
     from core.datasets import DataPlaces, ImageSplit
     from model_zoo.backbone import Backbone
+    from transfer.protocol import Metric
 
 __all__ = ["main", "parser", "split_name"]
 
@@ -82,6 +85,7 @@ def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args
     place = result.folder(args.out, backbone.name, backbone.weights_sha256, cell.name, cell.config_sha256)
     label = f"{backbone.name} {cell.name} seed {seed}"
     with held(make_folder(place) / ".lock") if is_main() else contextlib.nullcontext():
+        result.refuse_newer(args.out, blank(backbone, cell, seed, args, status="skipped"))
         splits, planned = prepare(backbone, cell, seed, places, args)
         if planned.status != "ok":
             if is_main():
@@ -89,10 +93,11 @@ def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args
             say(f"{'skipped' if planned.status == 'skipped' else 'FAILED'} {label}: {planned.reason}")
             return planned.status == "skipped"
         path = result.record_path(args.out, planned)
-        kept = is_main() and is_reusable(path, planned)
-        if kept:
+        stored = result.stored(path, planned) if is_main() else None
+        if stored:
+            result.rename(path, stored, planned)
             result.clear_absent(path, planned)  # of a run that was killed after this number was made
-        if gather_words([str(kept)])[0] == "True":
+        if gather_words([str(stored is not None)])[0] == "True":
             say(f"kept {label}: an identical result is there")
             return True
         done, items = measure(planned, backbone, cell, splits, args)
@@ -124,19 +129,6 @@ def prepare(
         return {}, blank(backbone, cell, seed, args, status="failed", reason=str(error))
 
 
-def is_reusable(path: Path, planned: Result) -> bool:
-    """Whether the stored record is whole, fit to use and equal in everything that decides the number."""
-    from benchmarks import result
-
-    if not path.exists():
-        return False
-    try:
-        stored = result.read(path)
-    except BackbenchError:
-        return False  # cut short or of another kind: made anew
-    return stored.status == "ok" and stored.identity() == planned.identity()
-
-
 def measure(
     planned: Result,
     backbone: Backbone,
@@ -148,7 +140,6 @@ def measure(
     import torch
 
     from benchmarks import provenance, result
-    from benchmarks.result import MetricRecord
     from core.distributed import device as find_device
     from core.distributed import world_size
     from transfer.protocol import RunContext
@@ -161,10 +152,7 @@ def measure(
     start = time.monotonic()
     try:
         metrics = cell.task.run(backbone, cell.config, ctx)
-        records = {
-            name: MetricRecord(value=m.value, unit=m.unit, higher_is_better=m.higher_is_better)
-            for name, m in metrics.items()
-        }
+        records = checked(metrics, cell.task.primary(cell.config), ctx.notes)
     except Exception as error:
         reason = str(error) or type(error).__name__
         text = None if isinstance(error, BackbenchError) else traceback.format_exc()
@@ -186,6 +174,33 @@ def measure(
         }
     )
     return done, ctx.items
+
+
+def checked(metrics: Mapping[str, Metric], primary: str, notes: list[str]) -> dict[str, MetricRecord]:
+    """The numbers of a record: the headline is there and possible; another that is not is left out, with a note.
+
+    Raises:
+        BackbenchError: no headline, or one that no measurement can give.
+    """
+    from benchmarks.reading import impossible
+    from benchmarks.result import MetricRecord
+
+    records, wrong = {}, {}
+    for name, metric in metrics.items():
+        if isinstance(metric.value, bool) or not isinstance(metric.value, numbers.Real):
+            wrong[name] = f"{name} is a {type(metric.value).__name__}, not a number"
+            continue
+        value = float(metric.value)
+        number = MetricRecord.model_construct(value=value, unit=metric.unit, higher_is_better=metric.higher_is_better)
+        if why := impossible(name, number):
+            wrong[name] = why
+        else:
+            records[name] = MetricRecord.model_validate(number.model_dump())
+    if primary not in records:
+        there = wrong.get(primary) or f"it gave {', '.join(sorted(metrics)) or 'nothing'}"
+        raise BackbenchError(f"the protocol gave no '{primary}', its headline, so there is no result ({there})")
+    notes += [f"left out: {why}" for name, why in sorted(wrong.items())]
+    return records
 
 
 def default_workers() -> int:

@@ -114,12 +114,18 @@ def test_the_lack_of_a_number_leaves_the_numbers_items_alone(tmp_path, record, s
 
 
 @pytest.mark.parametrize("status", ["failed", "skipped"])
-def test_a_broken_record_that_is_replaced_leaves_no_items(tmp_path, record, status):
+def test_a_broken_record_makes_way_with_its_items_and_is_not_lost(tmp_path, record, status):
     path = result.write(tmp_path, record, {"labels": np.array([7])})
     path.write_text("{")
     lacking = record.model_copy(update={"status": status, "reason": "no", "metrics": {}, "primary": None})
     assert result.write(tmp_path, lacking) == path
-    assert names(path) == ["seed0.json"], "what lies beside a record belongs to it"
+    aside = path.with_name("seed0.json.unreadable")
+    assert aside.read_text() == "{" and aside.with_name(f"{aside.name}.items.npz").exists()
+    assert not result.items_path(path).exists(), "what lies beside a record belongs to it"
+    assert list(result.read_all(tmp_path)) == [lacking]
+    path.write_text("{{")
+    result.write(tmp_path, lacking)
+    assert aside.read_text() == "{" and aside.with_name("seed0.json.unreadable-2").read_text() == "{{"
 
 
 @pytest.mark.parametrize(
