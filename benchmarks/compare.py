@@ -10,6 +10,9 @@ if __name__ == "__main__":  # as a plain script: the repository's root in place 
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from core.errors import BackbenchError, nearest, run_cli
+from core.printable import printable
+
+_MOST_RESAMPLES = 1_000_000
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if args.resamples < 100:
         raise BackbenchError("--resamples must be at least 100: fewer say nothing of a 95% interval")
+    if args.resamples > _MOST_RESAMPLES:
+        raise BackbenchError(f"--resamples must be at most {_MOST_RESAMPLES}: more change no digit that is shown")
 
     from benchmarks.report import render
     from benchmarks.report.comparison import averages, cells_of, compare, headlines
@@ -46,12 +51,12 @@ def main(argv: list[str] | None = None) -> int:
     from core.artifacts import atomic_write_text
 
     found = read_paths(args.results)
-    if args.tasks:
-        found = only(found, [name.strip() for name in args.tasks.split(",")])
+    if args.tasks is not None:
+        found = only(found, [name.strip() for name in args.tasks.split(",") if name.strip()])
     table = gather(found.values())
     if not table.rows:
         reasons = "; ".join(sorted({f"{a.cell} {a.status}: {a.reason}" for a in table.absent})[:3])
-        raise BackbenchError(f"no result file holds a number ({reasons})")
+        raise BackbenchError(f"no result file holds a number ({reasons or 'none could be read, as said above'})")
     columns = render.comparable(table)
     items = {result.identity(): items_path(path) for path, result in found.items() if result.status == "ok"}
     options = {"with_literature": args.literature, "source": args.source}
@@ -76,6 +81,8 @@ def main(argv: list[str] | None = None) -> int:
 def only(found: dict, cells: list[str]) -> dict:
     """The records of these cells; an unknown one is an error that names the nearest."""
     known = {result.cell for result in found.values()}
+    if not cells:
+        raise BackbenchError(f"--tasks: no cell named; there are {printable(', '.join(sorted(known)), 2000)}")
     for name in cells:
         if name not in known:
             raise BackbenchError(f"no results of cell '{name}'{nearest(name, known)}")

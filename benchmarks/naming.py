@@ -89,4 +89,4 @@ def _by_weights(group: Mapping[Key, Who], shown: Mapping[Key, str]) -> dict[Key,
 
 def _shortened(label: str) -> str:
     """At most `_LONGEST` characters, and still another text for another label."""
-    return label if len(label) <= _LONGEST else f"{label[: _LONGEST - 13]}... ({digest(label)[:8]})"
+    return label if len(label) <= _LONGEST else f"{label[: _LONGEST - 14]}... ({digest(label)[:8]})"

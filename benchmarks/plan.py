@@ -13,6 +13,7 @@ from pydantic import Field
 from core.config import Config, build, digest, read_mapping
 from core.datasets import DataPlaces, demo
 from core.errors import ConfigError, nearest
+from core.printable import printable
 from transfer import tasks
 from transfer.protocol import Task, TaskConfig
 
@@ -90,6 +91,21 @@ def load_cell(name: str, overrides: Sequence[str] = (), profile: Profile = "full
         data = {**merged["data"], "expect": "any", **rehearsal.pop("data", {})}
         config = build(task.Config, {**merged, **rehearsal, "data": data}, overrides, where=f"cell {name} (smoke)")
     return Cell(name, task_name, config)
+
+
+def named_cells(names: str) -> list[str]:
+    """The cells of `--tasks a,b`, each once.
+
+    Raises:
+        ConfigError: none, or one that there is not.
+    """
+    found = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    if not found:
+        raise ConfigError(f"--tasks '{printable(names)}': no cell; known: {', '.join(cell_names())}")
+    for name in found:
+        if name not in cell_names():
+            raise ConfigError(f"unknown cell '{printable(name)}'{nearest(name, cell_names())}")
+    return found
 
 
 def split_overrides(overrides: Sequence[str], cells: Sequence[str]) -> dict[str, list[str]]:

@@ -59,10 +59,15 @@ def collect(device: torch.device, wall_s: float) -> Provenance:
         device=torch.cuda.get_device_name(device) if cuda else f"cpu ({platform.machine()})",
         wall_s=round(wall_s, 2),
         peak_memory=int(peak),
-        argv=[Path(sys.argv[0]).name, *(word.replace(str(Path.home()), "~") for word in sys.argv[1:])],
+        argv=[_text(word) for word in (Path(sys.argv[0]).name, *sys.argv[1:])],
         threads=torch.get_num_threads(),
         processes=distributed.world_size(),
     )
+
+
+def _text(word: str) -> str:
+    """A word of the command without the home folder's name; a file's name need not be text, a record's fields must."""
+    return word.replace(str(Path.home()), "~").encode("utf-8", "backslashreplace").decode()
 
 
 def _peak_rss() -> int:

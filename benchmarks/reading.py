@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,13 +111,6 @@ def impossible(name: str, metric: MetricRecord) -> str | None:
     return None
 
 
-def possible(result: Result) -> Iterator[tuple[str, MetricRecord]]:
-    """A record's metrics but for those that cannot be right."""
-    for name, metric in result.metrics.items():
-        if impossible(name, metric) is None:
-            yield name, metric
-
-
 @dataclass(frozen=True)
 class Found:
     """What lies in some files."""
@@ -139,6 +132,12 @@ def scan(files: Iterable[Path]) -> Found:
             continue
         if why := fault(result):
             result = without_number(result, f"{why}: run the command again, it is measured anew")
+        sound = {name: metric for name, metric in result.metrics.items() if impossible(name, metric) is None}
+        if len(sound) < len(result.metrics):  # beside a headline that is sound
+            left_out.append(
+                f"left out: {path}: {', '.join(sorted(set(result.metrics) - set(sound)))}, which cannot be right"
+            )
+            result = result.model_copy(update={"metrics": sound})
         key = (result.backbone.name, result.identity())  # of two names each has its row
         if result.status == "ok" and (first := kept.setdefault(key, path)) != path:
             same = _numbers(result) == _numbers(records[first])

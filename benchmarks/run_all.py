@@ -21,11 +21,16 @@ if __name__ == "__main__":  # as a plain script: the repository's root in place 
 from benchmarks.subjects import Subject, by_seed, curves_of, find_subjects
 from core.errors import BackbenchError, ConfigError, run_cli
 from core.processes import INTERRUPTED
+from core.printable import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from benchmarks.plan import Cell
+    from benchmarks.report import Planned
     from core.datasets import DataPlaces
 
+_MOST_SEEDS = 1000
 _RUN_ONE = Path(__file__).resolve().parent / "run_one.py"
 
 
@@ -66,6 +71,8 @@ def main(argv: list[str] | None = None) -> int:
         raise BackbenchError("nothing to measure: give --ckpt FILE (or --baselines random:resnet50)")
     if (args.seeds is not None and args.seeds < 1) or args.jobs < 0 or args.nproc < 1:
         raise BackbenchError("--seeds and --nproc must be at least 1, --jobs at least 0")
+    if args.seeds is not None and args.seeds > _MOST_SEEDS:
+        raise BackbenchError(f"--seeds {args.seeds}: more than {_MOST_SEEDS} are not meant, are they?")
 
     from benchmarks import plan, result
     from core import datasets
@@ -73,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
 
     suite_name = args.suite or ("paper" if args.data or args.data_root else "demo")
     suite = plan.load_suite(suite_name)
-    wanted = [name.strip() for name in args.tasks.split(",")] if args.tasks else list(suite.cells)
+    wanted = list(suite.cells) if args.tasks is None else plan.named_cells(args.tasks)
     for name in wanted:
         plan.load_cell(name)  # refuses unknown names before anything is read
     own = [o for o in suite.overrides if fnmatch.filter(wanted, o.partition(".")[0])]
@@ -86,6 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     subjects = find_subjects(args.ckpt, args.baselines, max(repeats.values()))
     places = plan.places_of(suite, args.data_root, named)
     skipped = gaps(subjects, cells, places)
+    refuse_place(args.out, cells, places)
     for subject in subjects:
         for cell in cells:
             reason = skipped.get((subject, cell.name))
@@ -93,26 +101,67 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         return 0
     args.suite = suite_name
+    make_ready(subjects, cells, repeats, args)
     runs = [(subject, cell) for subject in subjects for cell in cells if (subject, cell.name) not in skipped]
     before = result.written(args.out)
     codes = launch(runs, overrides, repeats, places, args)
     record_without_number(subjects, cells, skipped, runs, codes, repeats, before, args)
     if interrupted := any(code == INTERRUPTED for code in codes):
         say(f"stopped; finished results are kept in {args.out}: the same command goes on from there")
-    from benchmarks import report
-
     planned = {
         (backbone.name, backbone.weights_sha256, cell.name, cell.config_sha256, cell.task.version, seed)
         for subject in subjects
         for cell in cells
         for seed, backbone in by_seed(subject.backbones, repeats[cell.name], cell)
     }
-    path = report.write(args.out, suite=suite_name, curves=curves_of(subjects), only=planned)
-    print(report.text(args.out, only=planned))
-    print(f"report: {path}")
+    show(args.out, suite_name, curves_of(subjects), planned)
     if not runs:
         say("every cell was skipped, for the reasons above")
     return INTERRUPTED if interrupted else int(any(codes) or not runs)
+
+
+def show(out: Path, suite: str, curves: Mapping[str, Path], planned: Planned) -> None:
+    """Write the report and print its table; when that fails, the numbers are there all the same, and where is said."""
+    from benchmarks import report
+    from core.progress import say
+
+    try:
+        path = report.write(out, suite=suite, curves=curves, only=planned)
+        print(report.text(out, only=planned))
+        print(f"report: {printable(path, 4000)}")
+    except Exception:
+        say(f"what was measured is in {out}: `python -m benchmarks.report {out}` makes the report anew")
+        raise
+
+
+def refuse_place(out: Path, cells: list[Cell], places: DataPlaces) -> None:
+    """ConfigError when results cannot lie there: a file is in the way, or they would become a part of a data set."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: is a file; give a folder")
+    for name in sorted({cell.config.data.name for cell in cells}):
+        data = places.of(name)
+        if data is not None and out.resolve().is_relative_to(data.resolve()):
+            raise ConfigError(
+                f"--out {out}: lies in the data of '{name}' ({data}), which results would change; give another"
+            )
+
+
+def make_ready(subjects: list[Subject], cells: list[Cell], repeats: dict[str, int], args: argparse.Namespace) -> None:
+    """Make the folder, before anything is measured for it.
+
+    Raises:
+        BackbenchError: nothing can be written there, or what lies there must not be replaced.
+    """
+    from benchmarks import result, run_one
+    from core.artifacts import atomic_write_text
+
+    probe = args.out / ".writable"
+    atomic_write_text(probe, "")
+    probe.unlink()
+    for subject in subjects:
+        for cell in cells:
+            for seed, backbone in by_seed(subject.backbones, repeats[cell.name], cell):
+                result.refuse_newer(args.out, run_one.blank(backbone, cell, seed, args, status="skipped"))
 
 
 def gaps(subjects: list[Subject], cells: list[Cell], places: DataPlaces) -> dict[tuple[Subject, str], str]:

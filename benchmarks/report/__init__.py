@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,21 +26,25 @@ def write(out: Path, *, suite: str = "", curves: Mapping[str, Path] | None = Non
     from benchmarks.report import html, render
     from benchmarks.report.comparison import compare, first_random
     from benchmarks.report.table import gather
-    from benchmarks.result import items_path, read_all, record_path
+    from benchmarks.result import items_path, scan_folder
     from core.artifacts import atomic_write_text
 
-    results = list(_chosen(read_all(out), only))
+    found = scan_folder(out)
+    chosen = {path: result for path, result in found.records.items() if _is_chosen(result, only)}
+    results = list(chosen.values())
     table = gather(results)
-    items = {result.identity(): items_path(record_path(out, result)) for result in results}
+    items = {result.identity(): items_path(path) for path, result in chosen.items()}
     to = first_random(table)
     comparisons = compare(table, render.shown(table), items, to=to, with_literature=False)
     text = render.markdown(table, comparisons)
     if to:
         text += "\n" + render.differences_markdown(comparisons, table, to=to)
+    text += left_out_markdown(found.left_out)
     atomic_write_text(out / "report.md", text + render.literature_markdown(table))
     atomic_write_text(out / "report.csv", render.csv_text(table))
     page = out / "report.html"
-    text = html.page(table, results, suite=suite, curves=curves, out=out, comparisons=comparisons, baseline=to)
+    beside = {"curves": curves, "out": out, "left_out": found.left_out}
+    text = html.page(table, results, suite=suite, comparisons=comparisons, baseline=to, **beside)
     atomic_write_text(page, text)
     return page
 
@@ -49,15 +53,22 @@ def text(out: Path, *, only: Planned | None = None) -> str:
     """The table for a terminal."""
     from benchmarks.report import render
     from benchmarks.report.table import gather
-    from benchmarks.result import read_all
+    from benchmarks.result import scan_folder
 
-    return render.markdown(gather(_chosen(read_all(out), only)))
+    found = scan_folder(out)
+    table = gather(result for result in found.records.values() if _is_chosen(result, only))
+    return render.markdown(table) + left_out_markdown(found.left_out)
 
 
-def _chosen(results: Iterable[Result], only: Planned | None) -> Iterable[Result]:
-    for result in results:
-        task = result.task
-        backbone = result.backbone
-        own = (backbone.name, backbone.weights_sha256, result.cell, task.config_sha256, task.version, result.seed)
-        if only is None or own in only:
-            yield result
+def left_out_markdown(left_out: Sequence[str]) -> str:
+    """Files that hold no record, or one again: each with the reason."""
+    from benchmarks.report import escape
+
+    lines = [f"- {escape.item(words)}" for words in left_out]
+    return "\n".join(["", "Left out:", "", *lines, ""]) if lines else ""
+
+
+def _is_chosen(result: Result, only: Planned | None) -> bool:
+    task, backbone = result.task, result.backbone
+    own = (backbone.name, backbone.weights_sha256, result.cell, task.config_sha256, task.version, result.seed)
+    return only is None or own in only

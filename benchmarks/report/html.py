@@ -6,18 +6,24 @@ import base64
 import io
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
-from benchmarks.report import plots, render
+from benchmarks.report import escape, plots, render
 from benchmarks.report.comparison import Comparison, Line, compare
 from benchmarks.report.literature import literature
 from benchmarks.report.table import Column, Row, Table
 from benchmarks.result import Result, marks, run_folder
+from core.errors import BackbenchError
+from core.files import read_bytes
+from core.progress import say
+
+_LARGEST_PICTURE = 64 * 2**20  # bytes
 
 
 def page(
@@ -30,6 +36,7 @@ def page(
     comparisons: Sequence[Comparison] | None = None,
     baseline: str | None = None,
     source: str | None = "",
+    left_out: Sequence[str] = (),
 ) -> str:
     """The page's text.
 
@@ -39,14 +46,19 @@ def page(
         comparisons: of the columns to show, for marks and differences; made without a baseline unless given.
         baseline: what the differences are to.
         source: of the literature only what has this in its source; None: no literature.
+        left_out: files that hold no record, each with the reason.
     """
     if comparisons is None:
         comparisons = compare(table, render.shown(table), {}, with_literature=False)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=escape.html,
     )
     measured = [r for r in results if r.status == "ok"]
-    drawn = {name: plots.pretraining_plot(path) for name, path in (curves or {}).items()}
+    drawn = {name: _optional(plots.pretraining_plot, path) for name, path in (curves or {}).items()}
     return environment.get_template("page.html.j2").render(
         suite=suite,
         is_demo=any(column.is_demo for column in table.columns),
@@ -55,6 +67,7 @@ def page(
         baseline=baseline,
         intervals=render.intervals_made(comparisons),
         absent=table.absent,
+        left_out=left_out,
         curves={name: svg for name, svg in drawn.items() if svg},
         detectors=_detectors(results, out) if out else [],
         notes=_notes(results),
@@ -87,7 +100,7 @@ def _sections(table: Table, comparisons: Sequence[Comparison]) -> list[dict[str,
                     }
                     for row in rows
                 ],
-                "plots": [(render.heading(c, table), plots.cell_plot(table, c)) for c in columns if c.primary],
+                "plots": [(render.heading(c, table), svg) for c in columns if c.primary and (svg := _plot(table, c))],
             }
         )
     return made
@@ -96,7 +109,7 @@ def _sections(table: Table, comparisons: Sequence[Comparison]) -> list[dict[str,
 def _tuned(columns: Sequence[Column], rows: Sequence[Row]) -> list[tuple[str, str]]:
     """(cell, the images that something was chosen on), for the cells that chose something."""
     records = (r for row in rows for column in columns if column in row.values for r in row.values[column].records)
-    return sorted({(r.cell, r.task.tuned["on"]) for r in records if "on" in r.task.tuned})
+    return sorted({(r.cell, str(r.task.tuned["on"])) for r in records if "on" in r.task.tuned})
 
 
 def _packages(results: Sequence[Result]) -> list[str]:
@@ -132,20 +145,34 @@ def _notes(results: Sequence[Result]) -> list[tuple[str, str]]:
 
 def _detectors(results: Sequence[Result], out: Path) -> list[dict[str, str | None]]:
     """Losses and pictures of every run that left some."""
-    found = []
+    found: list[dict[str, str | None]] = []
     for result in results:
         folder = run_folder(out, result)
         pictures, losses = folder / "pictures.png", folder / "losses.jsonl"
-        if pictures.exists():
+        if pictures.exists() and (picture := _optional(_embedded, pictures)):
             title = f"{result.backbone.name}, {result.cell}, seed {result.seed}"
-            drawn = plots.losses_plot(losses) if losses.exists() else None
-            found.append({"title": title, "losses": drawn, "pictures": _embedded(pictures)})
+            drawn = _optional(plots.losses_plot, losses) if losses.exists() else None
+            found.append({"title": title, "losses": drawn, "pictures": picture})
     return found
+
+
+def _plot(table: Table, column: Column) -> str | None:
+    return _optional(lambda _: plots.cell_plot(table, column), Path(column.cell))
+
+
+def _optional(make: Callable[[Path], str | None], file: Path) -> str | None:
+    """What is drawn from a file beside the numbers; nothing, with a word, where it cannot be: the report stands without it."""
+    try:
+        return make(file)
+    except Exception as error:  # the file may be anybody's, and what draws it be of any opinion
+        reason = str(error) if isinstance(error, BackbenchError) else f"{file}: {type(error).__name__}: {error}"
+        say(f"not in the report: {escape.plain(reason)}")
+        return None
 
 
 def _embedded(picture: Path) -> str:
     """A picture as a data URL, as JPEG: the page stays one file."""
     buffer = io.BytesIO()
-    with Image.open(picture) as image:
+    with Image.open(io.BytesIO(read_bytes(picture, limit=_LARGEST_PICTURE))) as image:
         image.convert("RGB").save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Markup("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -14,7 +15,14 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from benchmarks.report.table import Column, Table
+from core.files import read_bytes
+from core.printable import printable
+from core.progress import say
 
+_NAME = 60  # characters of a name beside a bar
+_LARGEST = 64 * 2**20  # bytes of a run's curves
+_HIGHEST = 1e30  # of what is drawn; NaN is never below it
+_MOST_LOSSES = 20
 _INK, _OURS, _RANDOM = "#333333", "#1f6f8b", "#b0b0b0"
 
 
@@ -27,7 +35,7 @@ def cell_plot(table: Table, column: Column) -> str:
         colour = _RANDOM if row.name.startswith("random:") else _OURS
         axes.barh(y, value.mean, color=colour, height=0.6)
         axes.plot(value.numbers, [y] * len(value.numbers), "o", color=_INK, markersize=4, alpha=0.8)
-    axes.set_yticks(range(len(rows)), [row.name.replace("$", r"\$") for row in rows])
+    axes.set_yticks(range(len(rows)), [printable(row.name, _NAME) for row in rows], parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel(f"{column.metric} ({column.unit})" if column.unit else column.metric)
     for side in ("top", "right"):
@@ -48,14 +56,15 @@ _CURVES = (
 
 
 def pretraining_plot(metrics: Path) -> str | None:
-    """Curves of a run's `metrics.jsonl`; None when it holds none."""
-    records = _records(metrics)
+    """Curves of a run's `metrics.jsonl`; None when it holds none, DataError when it is no file of lines."""
+    records = _records(metrics, "epoch")
     present = [
         (title, [n for n in names if any(n in r for r in records)])
         for title, names in _CURVES
         if any(name in record for record in records for name in names)
     ]
     if not present:
+        say(f"not in the report: {metrics}: no curves of a pretraining run of this program")
         return None
     figure, all_axes = plt.subplots(1, len(present), figsize=(3.4 * len(present), 2.6), squeeze=False)
     for axes, (title, names) in zip(all_axes[0], present, strict=True):
@@ -73,30 +82,49 @@ def pretraining_plot(metrics: Path) -> str | None:
 
 def losses_plot(losses: Path) -> str | None:
     """A detector's losses by iteration, from its `losses.jsonl`; None when it holds none."""
-    records = _records(losses)
-    if not records:
+    records = _records(losses, "iteration")
+    names = list(dict.fromkeys(n for r in records for n in r if n not in ("iteration", "lr")))[:_MOST_LOSSES]
+    if not names:
         return None
     figure, axes = plt.subplots(figsize=(6.4, 2.8))
-    for name in (n for n in records[0] if n not in ("iteration", "lr")):
-        axes.plot([r["iteration"] for r in records], [r[name] for r in records], label=name)
+    for name in names:
+        points = [(r["iteration"], r[name]) for r in records if name in r]
+        axes.plot(*zip(*points, strict=True), label=printable(name, _NAME).replace("$", r"\$"))
     axes.set_xlabel("iteration")
     axes.legend(fontsize=7, ncols=2)
     return _svg(figure)
 
 
-def _records(file: Path) -> list[dict[str, float]]:
+def _records(file: Path, over: str) -> list[dict[str, float]]:
+    """The numbers of every line that has one for `over`; lines cut short by a kill, or of another program, are left out.
+
+    Raises:
+        DataError: no regular file, or larger than any run's.
+    """
     records = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in read_bytes(file, limit=_LARGEST).split(b"\n"):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:  # a line cut short by a kill
+            values = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(values, dict):
+            numbers = {str(name): value for name, value in values.items() if _is_number(value)}
+            if over in numbers:
+                records.append(numbers)
     return records
+
+
+def _is_number(value: object) -> bool:
+    """Whether it can be drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _HIGHEST
 
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    with plt.rc_context({"svg.hashsalt": "backbench"}):  # the same figure gives the same text
-        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
+    try:
+        with plt.rc_context({"svg.hashsalt": "backbench"}), warnings.catch_warnings():  # the same figure: the same text
+            warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a name in a script that the font lacks
+            figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    finally:
+        plt.close(figure)
     return re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from benchmarks.report import render
+from benchmarks.report import escape, render
 from benchmarks.report.comparison import compare, first_random
 from benchmarks.report.table import Table, gather
 from benchmarks.result import items_path, read_all, read_paths
@@ -97,9 +97,9 @@ def _each(table: Table) -> str:
             continue
         digits = 1 if column.unit == "%" else 3
         rows = [
-            f"{row.name} {', '.join(f'{n:.{digits}f}' for n in row.values[column].numbers)}"
+            f"{escape.markdown(row.name)} {', '.join(f'{n:.{digits}f}' for n in row.values[column].numbers)}"
             for row in table.rows
             if column in row.values
         ]
-        lines.append(f"- {render.heading(column, table)}, one by one: {'; '.join(rows)}")
+        lines.append(f"- {escape.item(render.heading(column, table))}, one by one: {'; '.join(rows)}")
     return "\n".join(lines) + "\n"

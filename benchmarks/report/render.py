@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 
 from benchmarks import result
+from benchmarks.report import escape
 from benchmarks.report.comparison import Average, Comparison, Difference, Line, cells_of
 from benchmarks.report.literature import Published, literature, marks, published
 from benchmarks.report.paired import LEVEL, SEED
@@ -41,7 +42,7 @@ def comparable(table: Table) -> tuple[Column, ...]:
 def heading(column: Column, table: Table) -> str:
     """Cell and metric, marked when the number is a demo's or a rehearsal's; with what tells two configurations apart."""
     alike = {
-        (c.config8, c.engine, c.version): c
+        (c.config8, c.engine, c.task, c.version): c
         for c in table.columns
         if (c.cell, c.metric, c.data) == (column.cell, column.metric, column.data)
     }
@@ -53,7 +54,8 @@ def heading(column: Column, table: Table) -> str:
 def _difference(column: Column, alike: list[Column]) -> str:
     """`features=augmented, epochs=10`: the fields that are not the same in all of them; a hash where there are many."""
     own, *others = (
-        {**dict(c.fields), "version": c.engine, "protocol": f"version {c.version}"} for c in (column, *alike)
+        {**dict(c.fields), "version": c.engine, "task": c.task, "protocol": f"version {c.version}"}
+        for c in (column, *alike)
     )
     text = ", ".join(f"{k}={v.strip(chr(34))}" for k, v in own.items() if any(o.get(k) != v for o in others))
     return text if 0 < len(text) <= 80 else column.config8
@@ -80,13 +82,16 @@ def markdown(table: Table, comparisons: Sequence[Comparison] = ()) -> str:
         return "No results yet.\n"
     parts = []
     for title, columns in sections(table):
-        lines = [f"**{_plain(title)}**{'' if columns[0].is_published else ' (not the published data set)'}", ""]
-        lines.append("| backbone | " + " | ".join(heading(c, table) for c in columns) + " |")
+        lines = [
+            f"**{escape.markdown(title)}**{'' if columns[0].is_published else ' (not the published data set)'}",
+            "",
+        ]
+        lines.append("| backbone | " + " | ".join(escape.markdown(heading(c, table)) for c in columns) + " |")
         lines.append("|---|" + "---|" * len(columns))
         for row in table.rows:
             if any(column in row.values for column in columns):
                 cells = [marked(_cell(row, c), names.get((c, id(row)), "")) for c in columns]
-                lines.append(f"| {_plain(row.label)} | " + " | ".join(cells) + " |")
+                lines.append(f"| {escape.markdown(row.label)} | " + " | ".join(cells) + " |")
         parts.append("\n".join(lines) + "\n")
     if table.absent:
         parts.append(absent_markdown(table))
@@ -95,13 +100,8 @@ def markdown(table: Table, comparisons: Sequence[Comparison] = ()) -> str:
 
 def absent_markdown(table: Table) -> str:
     """Cells without a number, and why."""
-    lines = [f"- {_plain(a.name)}, {a.cell}: {a.status}: {_plain(a.reason)}" for a in table.absent]
+    lines = [f"- {escape.item(f'{a.name}, {a.cell}: {a.status}: {a.reason}')}" for a in table.absent]
     return "Without a number:\n\n" + "\n".join(lines) + "\n"
-
-
-def _plain(text: str) -> str:
-    """Text that cannot break a Markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _cell(row: Row, column: Column) -> str:
@@ -118,8 +118,9 @@ def literature_markdown(table: Table) -> str:
     for name, rows in groups:
         for row, flags, mark in rows:
             value = marked(f"*{row.number.value}*", mark)
-            cells = [name, row.label, value, row.number.setting, "; ".join(flags), row.number.source]
-            lines.append("| " + " | ".join(_plain(cell) for cell in cells) + " |")
+            words = [name, row.label, row.number.setting, "; ".join(flags), row.number.source]
+            cells = [escape.markdown(word) for word in words]
+            lines.append("| " + " | ".join([*cells[:2], value, *cells[2:]]) + " |")
     if not any(column.is_published for column in table.columns):
         lines += ["", "None of our numbers above was measured on these data: they cannot be compared."]
     return "\n".join(lines) + "\n"
@@ -144,8 +145,17 @@ def difference(found: Difference, column: Column) -> str:
 def differences_markdown(comparisons: Sequence[Comparison], table: Table, *, to: str) -> str:
     """Every measured row's difference to the baseline, one line each."""
     rows = [
-        f"| {heading(c.column, table)} | {_plain(data_title(c.column, table))} | {_plain(line.row.label)} | "
-        f"{_plain(difference(line.difference, c.column))} |"
+        "| "
+        + " | ".join(
+            escape.markdown(words)
+            for words in (
+                heading(c.column, table),
+                data_title(c.column, table),
+                line.row.label,
+                difference(line.difference, c.column),
+            )
+        )
+        + " |"
         for c in comparisons
         for line in c.lines
         if line.difference
@@ -153,7 +163,7 @@ def differences_markdown(comparisons: Sequence[Comparison], table: Table, *, to:
     if not rows:
         return ""
     lines = [
-        f"**Difference to {_plain(to)}**",
+        f"**Difference to {escape.markdown(to)}**",
         "",
         "| cell | data | backbone | difference |",
         "|---|---|---|---|",
@@ -177,7 +187,11 @@ def intervals_made(comparisons: Sequence[Comparison]) -> str:
 
 def comparisons_markdown(comparisons: Sequence[Comparison], table: Table, *, to: str | None) -> str:
     """A table for each column: value, difference to the baseline, what is not the same in a published row's protocol."""
-    about = f" Difference: to {to}; a published number has no scores per test item, so no interval." if to else ""
+    about = (
+        f" Difference: to {escape.markdown(to)}; a published number has no scores per test item, so no interval."
+        if to
+        else ""
+    )
     parts = [f"{MARKS} Published numbers are in italics.{about}\n"]
     if made := intervals_made(comparisons):
         parts.append(made + "\n")
@@ -187,7 +201,8 @@ def comparisons_markdown(comparisons: Sequence[Comparison], table: Table, *, to:
         heads = ["backbone", "value", *(["difference"] if to else []), "setting", "not the same here", "source"]
         beside = any(isinstance(line.row, Published) for line in comparison.lines)
         heads = heads if beside else heads[:-3]
-        lines = [f"**{heading(column, table)}**, {_plain(data_title(column, table))}{kind}", ""]
+        title, data = escape.markdown(heading(column, table)), escape.markdown(data_title(column, table))
+        lines = [f"**{title}**, {data}{kind}", ""]
         lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
         lines += ["| " + " | ".join(cells) + " |" for cells in comparison_rows(comparison, to=to, beside=beside)]
         parts.append("\n".join(lines) + "\n")
@@ -198,15 +213,16 @@ def comparison_rows(comparison: Comparison, *, to: str | None, beside: bool) -> 
     """Cells of a column's rows, as Markdown."""
     rows = []
     for line in comparison.lines:
-        cells = [line.row.label, marked(row_number(line, comparison.column), line.mark)]
+        cells = [escape.markdown(line.row.label), marked(row_number(line, comparison.column), line.mark)]
+        words: list[str] = []
         if to:
-            cells.append(difference(line.difference, comparison.column) if line.difference else "baseline")
+            words.append(difference(line.difference, comparison.column) if line.difference else "baseline")
         if beside:
             own = isinstance(line.row, Published)
-            cells += (
+            words += (
                 [line.row.number.setting, "; ".join(line.flags), line.row.number.source] if own else ["", "", "here"]
             )
-        rows.append([_plain(cell) for cell in cells])
+        rows.append([*cells, *(escape.markdown(word) for word in words)])
     return rows
 
 
@@ -222,7 +238,7 @@ def averages_markdown(found: Sequence[Average], columns: Sequence[Column], table
     lines = [f"**Average** over the headline numbers, of rows that have all of them{once}", ""]
     heads = [heading(c, table) for c in columns]
     heads = [h if heads.count(h) == 1 else f"{h}, {data_title(c, table)}" for h, c in zip(heads, columns, strict=True)]
-    lines.append("| backbone | " + " | ".join(heads) + " | average |")
+    lines.append("| backbone | " + " | ".join(escape.markdown(head) for head in heads) + " | average |")
     lines.append("|---|" + "---|" * (len(columns) + 1))
     means = [row.mean for row in found if row.mean is not None]
     names = dict(zip(means, marks(means, higher=True), strict=True))
@@ -230,7 +246,7 @@ def averages_markdown(found: Sequence[Average], columns: Sequence[Column], table
         cells = ["-" if v is None else f"{v.mean:.1f}" for v in row.values]
         mean = "-" if row.mean is None else marked(f"{row.mean:.1f}", names[row.mean])
         setting = f", {row.row.number.variant}" if isinstance(row.row, Published) and row.row.number.variant else ""
-        lines.append(f"| {_plain(row.row.label + setting)} | " + " | ".join([*cells, mean]) + " |")
+        lines.append(f"| {escape.markdown(row.row.label + setting)} | " + " | ".join([*cells, mean]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -249,18 +265,13 @@ def comparisons_csv(comparisons: Sequence[Comparison]) -> str:
             v, d = line.value, line.difference
             between = d.interval if d else None
             own = line.row.number if isinstance(line.row, Published) else None
-            writer.writerow(
-                [line.row.label, "published" if own else "measured", c.cell, c.config8, c.metric, c.unit, c.data,
-                 c.manifest, c.is_published, c.is_demo, c.profile, repr(v.mean), _exact(v.spread), len(v.numbers), v.over,
-                 line.mark, _exact(d.value if d else None), _exact(between.low if between else None),
-                 _exact(between.high if between else None), between.resamples if between else "", d.why if d else "",
-                 own.setting if own else "", "; ".join(line.flags), own.source if own else ""]
-            )  # fmt: skip
+            cells = [line.row.label, "published" if own else "measured", c.cell, c.config8, c.metric, c.unit, c.data,
+                 c.manifest, c.is_published, c.is_demo, c.profile, v.mean, v.spread, len(v.numbers), v.over, line.mark,
+                 d.value if d else None, between.low if between else None, between.high if between else None,
+                 between.resamples if between else "", d.why if d else "", own.setting if own else "",
+                 "; ".join(line.flags), own.source if own else ""]  # fmt: skip
+            writer.writerow(escape.row(cells))
     return buffer.getvalue()
-
-
-def _exact(value: float | None) -> str:
-    return "" if value is None else repr(value)
 
 
 def csv_text(table: Table) -> str:
@@ -273,10 +284,8 @@ def csv_text(table: Table) -> str:
     )  # fmt: skip
     for row in table.rows:
         for column, value in row.values.items():
-            spread = "" if value.spread is None else repr(value.spread)
-            writer.writerow(
-                [row.name, row.arch, column.cell, column.config8, column.metric, column.unit, repr(value.mean), spread,
+            cells = [row.name, row.arch, column.cell, column.config8, column.metric, column.unit, value.mean, value.spread,
                  len(value.numbers), value.over, column.data, column.is_published, column.is_demo, column.profile,
-                 column.manifest, column.engine, column.version]
-            )  # fmt: skip
+                 column.manifest, column.engine, column.version]  # fmt: skip
+            writer.writerow(escape.row(cells))
     return buffer.getvalue()

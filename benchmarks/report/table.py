@@ -46,6 +46,7 @@ class Column:
     dataset: str = ""  # the data set's plain name, whatever images it holds
     engine: str = ""  # library and version, where one runs the protocol
     version: int = 1  # of the protocol: another one makes other numbers
+    task: str = ""  # the protocol, whatever the cell is called
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def gather(results: Iterable[Result]) -> Table:
             c.cell,
             c.config8,
             c.engine,
+            c.task,
             c.version,
             c.data,
             c.manifest,
@@ -219,6 +221,7 @@ def _column(result: Result, metric: str, unit: str, higher: bool) -> Column:
         dataset=data.name,
         engine=result.task.engine or "",
         version=result.task.version,
+        task=result.task.name,
     )
 
 

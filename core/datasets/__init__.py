@@ -306,6 +306,8 @@ def parse_places(pairs: Sequence[str]) -> dict[str, Path]:
         if not equals or not path:
             raise ConfigError(f"--data {pair}: expected name=PATH")
         info(name)
+        if name in named:
+            raise ConfigError(f"--data {name}: given twice ({named[name]} and {path}); give one place")
         named[name] = files.expanded(path)
     return named
 
