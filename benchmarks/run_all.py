@@ -20,8 +20,8 @@ if __name__ == "__main__":  # as a plain script: the repository's root in place 
 
 from benchmarks.subjects import Subject, by_seed, curves_of, find_subjects
 from core.errors import BackbenchError, ConfigError, run_cli
-from core.processes import INTERRUPTED
 from core.printable import printable
+from core.processes import INTERRUPTED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
