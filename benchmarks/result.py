@@ -103,9 +103,10 @@ def make_way(path: Path) -> None:
             read(path)
     except Broken as error:
         aside = _free(path.with_name(f"{path.name}.unreadable"))
-        for there, to in ((path, aside), (items_path(path), aside.with_name(f"{aside.name}.items.npz"))):
-            with contextlib.suppress(FileNotFoundError), writing(to):
-                there.rename(to)
+        with writing(aside):
+            path.rename(aside)
+            if items_path(path).exists():
+                items_path(path).rename(aside.with_name(f"{aside.name}.items.npz"))
         say(f"{error}; moved to {aside.name}")
 
 

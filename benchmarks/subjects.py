@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     from model_zoo.backbone import Backbone
 
 _SOURCE = re.compile(r"[A-Za-z_][\w.-]*:\w|https?://", re.IGNORECASE)  # no file
+_ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 _ORIGIN = re.compile(r"(random|zoo|timm|hf-hub|https?):", re.IGNORECASE)  # what begins so is a source, no name
 _LONGEST_NAME = 100
+_LONGEST_FILE = 255  # bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +190,7 @@ def split_name(ckpt: str) -> tuple[str | None, str]:
     Of several `=` the first that a file or another source (`random:resnet50`, `module:function`) follows, else the first.
     """
     places = [i for i, c in enumerate(ckpt) if c == "=" and "?" not in ckpt[:i]]
-    if not places or _exists(ckpt) or ckpt.lower().startswith(("https://", "http://")):
+    if not places or _exists(ckpt) or _ADDRESS.match(ckpt):
         return None, ckpt
     fit = (i for i in places if _SOURCE.match(ckpt[i + 1 :]) or _exists(ckpt[i + 1 :]))
     place = next(fit, places[0])
@@ -203,6 +206,8 @@ def named_source(ckpt: str) -> tuple[str | None, str]:
     name, source = split_name(ckpt)
     if not source.strip() or "\0" in ckpt:
         raise ConfigError(f"--ckpt '{printable(ckpt)}': no checkpoint; expected FILE or NAME=FILE")
+    if not _ADDRESS.match(source) and max(map(len, os.fsencode(source).split(b"/"))) > _LONGEST_FILE:
+        raise ConfigError(f"--ckpt {printable(ckpt)}: no file system has names of more than {_LONGEST_FILE} bytes")
     if name is None:
         return None, source
     where = f"--ckpt {printable(ckpt)}"

@@ -104,15 +104,14 @@ def test_a_row_is_not_both_trained_and_random(tmp_path):
         ("RANDOM:x={file}", "begins a source, not a name"),
         ("zoo:x={file}", "begins a source, not a name"),
         (f"{'x' * 101}={{file}}", "101 characters, at most 100 fit a table"),
-        (f"{'x' * 5000}.pth", "5000 characters"),
+        (f"{'x' * 5000}.pth", "more than 255 bytes"),
     ],
 )
 def test_a_name_or_file_that_is_none_is_a_sentence(tmp_path, ckpt, words):
     given = ckpt.format(file=checkpoint(tmp_path / "a.pth"))
     with pytest.raises(BackbenchError) as caught:
         run_all.find_subjects([given], "", 1)
-    if words != "5000 characters":
-        assert words in str(caught.value)
+    assert words in str(caught.value) and len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("name", ["a/b", "../../x", ".", "a|b", "CON", "\u6a21\u578b", "x" * 100, "a=b", "-x", "=x"])
