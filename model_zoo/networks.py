@@ -14,7 +14,7 @@ from torch import Tensor
 from core.errors import CheckpointError
 from model_zoo import formats
 from model_zoo.formats import haiku
-from model_zoo.wrappers import tensors_of, word
+from model_zoo.wrappers import MOST_TENSORS, tensors_of, word
 
 _FEWEST = 20  # tensors of the smallest ResNet, without BatchNorm
 _MOST_PLACES = 1_000_000  # dictionaries and lists that are looked into
@@ -24,6 +24,8 @@ _NO_NETWORK = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum", "momentum_
                "gradients", "mu", "nu"}  # fmt: skip
 # What an optimizer may keep for each parameter that is an average of it (torch's ASGD: `ax`).
 _AVERAGE = re.compile(r"(?i)(^|_)(ema|swa|shadow|slow|averaged?)(_|$)|^ax$|^param_avg$")
+
+_VALUES = (int, float, str, bytes, type(None))
 
 Keys = tuple[Any, ...]
 
@@ -54,7 +56,9 @@ def walk(obj: Any) -> Iterator[tuple[Any, Any]]:
         path, value = waiting.popleft()
         yield path, value
         for key, child in value.items() if isinstance(value, Mapping) else enumerate(value):
-            if isinstance(child, dict | list | tuple | Mapping) and id(child) not in seen:
+            if isinstance(child, _VALUES):  # nearly all there is: not asked further
+                continue
+            if isinstance(child, Mapping | list | tuple) and id(child) not in seen:
                 if len(seen) > _MOST_PLACES:
                     raise CheckpointError(
                         f"more than {_MOST_PLACES:,} nested dictionaries and lists, too many to look for networks in: "
@@ -79,7 +83,7 @@ def survey(obj: Any) -> list[Network]:
     if not isinstance(obj, Mapping | list | tuple):
         return found
     for path, value in walk(obj):
-        if isinstance(value, Mapping) and len(value) >= _FEWEST:
+        if isinstance(value, Mapping) and _FEWEST <= len(value) <= MOST_TENSORS:
             found += _in_dictionary(path, value)
     return found
 
@@ -201,9 +205,11 @@ def _alike(one: Tensor, other: Tensor) -> bool:
 
 def _lists(value: Any) -> Iterator[tuple[Keys, list[Tensor]]]:
     """Lists of tensors in a container, and what an optimizer's state holds as an average for each parameter."""
-    items = list(value.values()) if isinstance(value, Mapping) else value
-    if len(items) < _FEWEST:
+    if not _FEWEST <= len(value) <= MOST_TENSORS:
         return
+    items = [
+        item for item in (value.values() if isinstance(value, Mapping) else value) if not isinstance(item, _VALUES)
+    ]
     numbered = not isinstance(value, Mapping) or all(word(key).isdigit() for key in value)
     tensors = [item for item in items if isinstance(item, Tensor)]
     if numbered and len(tensors) >= _FEWEST:

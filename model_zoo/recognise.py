@@ -16,7 +16,7 @@ from model_zoo.choice import NO_CHOICE, Choice
 from model_zoo.formats import Extracted, obow
 from model_zoo.networks import Keys, Network, distinct, keys_of, same, survey, unnamed_copies, walk
 from model_zoo.places import below, descend, options, spelled
-from model_zoo.wrappers import is_counter, tensors_of, unwrapped, word
+from model_zoo.wrappers import MOST_TENSORS, is_counter, tensors_of, unwrapped, word
 
 _SHOWN = 5  # names in an error
 _NAMED = 4  # networks in an error
@@ -210,6 +210,8 @@ def _describe(obj: Any, networks: list[Network], scope: _Scope) -> str:
             stand = f"stand beside names of another ResNet's kind, after '{some(others)}'"
         return f"ResNet tensors{_under(network.path)} {stand}: " + (f"add {way}" if way else _ALONE)
     keys, tensors = _largest(obj)
+    if len(tensors) > MOST_TENSORS:
+        return f"{len(tensors):,} tensors{_under(keys)}, more than any network here has"
     if not tensors:
         return f"no tensors under its keys {some([word(key) for key in obj]) or '(it is empty)'}"
     if found := formats.prefixes(tensors):

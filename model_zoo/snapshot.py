@@ -141,7 +141,8 @@ def _input(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], lis
 
 def _of_transformers(values: Mapping[str, Any]) -> dict[str, Any]:
     """An image processor's settings; pixels are scaled by 1/255 before mean and std."""
-    if values.get("do_rescale", True) is not True or abs(values.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
+    factor = values.get("rescale_factor", 1 / 255)
+    if values.get("do_rescale", True) is not True or not isinstance(factor, float) or abs(factor * 255 - 1) > 1e-3:
         raise CheckpointError("preprocessor_config.json does not scale pixels by 1/255, which every protocol here does")
     spec = {"mean": values.get("image_mean"), "std": values.get("image_std")}
     if values.get("do_normalize", True) is False:

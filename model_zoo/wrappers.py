@@ -15,12 +15,16 @@ _NEVER_OWN = frozenset(
     {"_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_forward_module", "_checkpoint_wrapped_module"}
 )
 _OUTER = ("module", "model", "net", "network")  # (Distributed)DataParallel, DeepSpeed, and a trainer's attribute
+MOST_TENSORS = 10_000  # in one dictionary: a ResNet-152 has 930, so that more are no network's
+_LONGEST = 1000  # characters of a name that are told apart
 _COUNTER = "n_averaged"  # torch.optim.swa_utils.AveragedModel
 
 
 def word(key: Any) -> str:
-    """A key of a mapping as text; only text can be a ResNet's name."""
-    return key if isinstance(key, str) else printable(key)
+    """A key of a mapping as text, cut where it is too long to be a name; only text can be a ResNet's name."""
+    if not isinstance(key, str):
+        return printable(key)
+    return key if len(key) <= _LONGEST else f"{key[:_LONGEST]}..."
 
 
 def is_counter(key: Any, value: Any) -> bool:
@@ -36,9 +40,11 @@ def is_counter(key: Any, value: Any) -> bool:
 
 def tensors_of(mapping: Mapping[Any, Any]) -> dict[str, Tensor]:
     """The tensors of a dictionary by name, without what wrappers add: their parts of names, an average's counter."""
-    tensors = {
-        word(key): value for key, value in mapping.items() if isinstance(value, Tensor) and not is_counter(key, value)
-    }
+    tensors: dict[str, Tensor] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Tensor) and not is_counter(key, value):
+            name = word(key)
+            tensors[name if name not in tensors else f"{name} ({len(tensors)})"] = value
     if not any("_module" in name or "_orig_mod" in name for name in tensors):
         return tensors
     return _renamed(tensors, lambda parts: [part for part in parts if part not in _NEVER_OWN]) or tensors

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from core.errors import CheckpointError
 from model_zoo.architecture import Architecture
-from model_zoo.wrappers import tensors_of
+from model_zoo.wrappers import MOST_TENSORS, tensors_of
 
 _CANONICAL = re.compile(
     r"^(?P<prefix>.*?)(?P<name>(?:conv1(?:\.[01346])?|bn1)\.\w+"
-    r"|layer[1-4]\.\d{1,4}\.(?:(?:conv|bn)[123]|downsample\.[012])\.\w+)$"
+    r"|layer[1-4]\.[0-9]{1,4}\.(?:(?:conv|bn)[123]|downsample\.[012])\.\w+)$"
 )
 _DEEP_STEM = re.compile(
     r"^(?P<prefix>(?:.*\.)?)stem\.(?P<place>[013467])\.(?P<leaf>\w+)$"
@@ -64,7 +64,7 @@ def tensor_dicts(obj: Any, keys: Iterable[str] = WRAPPERS) -> list[tuple[str, Ma
     """Dictionaries of tensors: the object itself, then what lies under the usual keys, with the key."""
     found = []
     for key, value in (("", obj), *((k, obj.get(k)) for k in keys if isinstance(obj, Mapping))):
-        if isinstance(value, Mapping) and (tensors := tensors_of(value)):
+        if isinstance(value, Mapping) and len(value) <= MOST_TENSORS and (tensors := tensors_of(value)):
             found.append((key, tensors))
     return found
 

@@ -11,6 +11,7 @@ from core.errors import CheckpointError
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import FORMAT
 from model_zoo.formats import Extracted, take
+from model_zoo.wrappers import word
 
 
 def matches(obj: Any) -> bool:
@@ -25,7 +26,7 @@ def extract(obj: Any) -> Extracted:
     absent = [key for key in ("arch", "input", "state_dict") if not isinstance(obj.get(key), Mapping)]
     if absent:
         raise CheckpointError(f"says it is '{FORMAT}' but has no '{absent[0]}'")
-    found = take(obj["state_dict"], "", ())
+    found = take({word(key): value for key, value in obj["state_dict"].items()}, "", ())
     return Extracted(found.state, found.dropped, found.leftover, arch=obj["arch"], input=obj["input"])
 
 
