@@ -15,12 +15,12 @@ from model_zoo.backbone import FORMAT
 from model_zoo.choice import Choice
 from model_zoo.load import load
 from tests.builders.backbones import make_backbone
+from tests.builders.commands import HANG
 
 TINY = make_backbone("resnet18")
 MINE = TINY.state
 OTHER = make_backbone("resnet18", seed=1).state
 H = torch.zeros(8, 8)
-HANG = 20.0  # seconds
 
 
 def under(prefix, state=MINE):
@@ -274,8 +274,8 @@ CONTAINERS = {
     "deep": _deep(80),
     "very many numbers": {"model": dict(MINE), "losses": [float(i) for i in range(300_000)]},
     "very many pairs": {"model": dict(MINE), "losses": [(i, 0.5) for i in range(100_000)]},
-    "very many keys": {f"k{i}": torch.zeros(1) for i in range(20_000)},
-    "very many tensors": {"state_dict": {f"k{i}": torch.zeros(1) for i in range(30_000)}},
+    "very many keys": {f"k{i}": torch.zeros(1) for i in range(8_000)},
+    "very many tensors": {"state_dict": {f"k{i}": torch.zeros(1) for i in range(12_000)}},
     "very many networks": {f"net{i}": {n: t + i for n, t in MINE.items() if ".conv" in n or "bn" in n} for i in range(60)},
     "very many prefixes": {f"net{i}.{n}": t for i in range(60) for n, t in MINE.items() if ".conv1" in n},
     "keys alone": {"online_backbone": None, "resnet": 3, "network": [], "teacher": "x", "blobs": {}, "meta": 3},
