@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,20 +12,26 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
+Interpolation = Literal["bilinear", "bicubic"]
 
-def evaluation_view(image: Image.Image, size: int, *, resize: int | None = None) -> np.ndarray:
-    """Shorter side to `resize` (256/224 of the size unless given), bilinear, centre crop: (size, size, 3) uint8."""
-    image = TF.resize(image, [resize or resize_side(size)], InterpolationMode.BILINEAR)
+
+def evaluation_view(
+    image: Image.Image, size: int, *, resize: int | None = None, interpolation: Interpolation = "bilinear"
+) -> np.ndarray:
+    """Shorter side to `resize` (256/224 of the size unless given), centre crop: (size, size, 3) uint8."""
+    image = TF.resize(image, [resize or resize_side(size)], InterpolationMode(interpolation))
     return np.array(TF.center_crop(image, [size, size]))
 
 
-def squashed_view(image: Image.Image, size: int, *, resize: int | None = None) -> np.ndarray:
+def squashed_view(
+    image: Image.Image, size: int, *, resize: int | None = None, interpolation: Interpolation = "bilinear"
+) -> np.ndarray:
     """As `evaluation_view`, but both sides are then resized to `size`: nothing is cropped, proportions are lost.
 
     VISSL's transform for VOC07: Resize(256), then Resize([224, 224]).
     """
-    image = TF.resize(image, [resize or resize_side(size)], InterpolationMode.BILINEAR)
-    return np.array(TF.resize(image, [size, size], InterpolationMode.BILINEAR))
+    image = TF.resize(image, [resize or resize_side(size)], InterpolationMode(interpolation))
+    return np.array(TF.resize(image, [size, size], InterpolationMode(interpolation)))
 
 
 def resize_side(size: int) -> int:

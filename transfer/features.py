@@ -1,17 +1,20 @@
-"""Frozen features of every image of a split, in the split's order, cached under all that changes a feature."""
+"""Frozen features of every image of a split, in the split's order, cached under all that changes a feature.
+
+A cached file is used only when its checksum fits (`transfer.feature_file`); a damaged one is computed anew, with a word.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import PIL
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -21,16 +24,17 @@ from core.artifacts import held, make_folder, tensors_sha256, writing
 from core.config import digest
 from core.datasets import ImageSplit
 from core.distributed import barrier, gather_words, is_main, rank, world_size
-from core.errors import ConfigError
-from core.progress import track
-from core.transforms import evaluation_view, resize_side, squashed_view
+from core.errors import BackbenchError, ConfigError, DataError
+from core.progress import say, track
+from core.transforms import Interpolation, evaluation_view, resize_side, squashed_view
 from model_zoo.architecture import InputSpec
 from model_zoo.backbone import Backbone, identity_tensors
+from transfer import feature_file
+from transfer.pooling import Pooling, pooled, width_of
 from transfer.protocol import RunContext
+from transfer.workers import Told
 
-Pooling = Literal["gap", "res5_2x2"]
-
-_VERSION = 1  # raised whenever the same key would give other features
+_VERSION = 2  # raised whenever the same key would give other features, or another kind of file
 _BATCH = 128
 
 
@@ -38,16 +42,23 @@ class FrozenMoved(AssertionError):
     """A backbone that should be frozen changed."""
 
 
+class NotFinite(BackbenchError, FloatingPointError):
+    """Features that are no numbers, or so large that no distance can be told."""
+
+
 class _EvaluationViews(Dataset):
-    def __init__(self, split: ImageSplit, size: int, resize: int, squash: bool) -> None:
-        self.split, self.size, self.resize = split, size, resize
+    def __init__(
+        self, split: ImageSplit, size: int, resize: int, squash: bool = False, interpolation: Interpolation = "bilinear"
+    ) -> None:
+        self.split, self.size, self.resize, self.interpolation = split, size, resize, interpolation
         self.view = squashed_view if squash else evaluation_view
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self.view(self.split.source.pil(index), self.size, resize=self.resize)
+        image = self.split.source.pil(index)
+        return self.view(image, self.size, resize=self.resize, interpolation=self.interpolation)
 
 
 def normalise(images_NSS3: Tensor, spec: InputSpec, device: torch.device) -> Tensor:
@@ -59,23 +70,6 @@ def normalise(images_NSS3: Tensor, spec: InputSpec, device: torch.device) -> Ten
     return x.sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 
-def pooled(module: nn.Module, x_N3SS: Tensor, pooling: Pooling) -> Tensor:
-    """`gap`: the module's own output (N, C); `res5_2x2`: C5 averaged in overlapping windows to 2x2, flattened (N, 4C).
-
-    A window's side is one less than C5's: AvgPool2d(6, stride 1) on the 7x7 of 224 pixels, as in VISSL's and FAIR's VOC07.
-
-    Raises:
-        ConfigError: C5 is a single cell.
-    """
-    if pooling == "gap":
-        return module(x_N3SS)
-    c5 = module.stages(x_N3SS)[-1]
-    height, width = c5.shape[-2:]
-    if min(height, width) < 2:
-        raise ConfigError(f"feature res5_2x2 needs a C5 of 2x2 cells or more, not {height}x{width}: set a larger size")
-    return F.avg_pool2d(c5, (height - 1, width - 1), stride=1).flatten(1)
-
-
 def extract(
     backbone: Backbone,
     split: ImageSplit,
@@ -85,6 +79,7 @@ def extract(
     resize: int | None = None,
     pooling: Pooling = "gap",
     squash: bool = False,
+    interpolation: Interpolation = "bilinear",
 ) -> Tensor:
     """Pooled features (N, C), float32, mapped from the cache file; every image once, in order, by all ranks together.
 
@@ -93,35 +88,46 @@ def extract(
         resize: of the shorter side before it; 256/224 of the size unless given.
         pooling: see `pooled`.
         squash: no crop, both sides to `size` whatever the proportions.
+        interpolation: of the resizing.
 
     Raises:
         CorruptImage: an image cannot be read; evaluation never passes over one.
+        ConfigError: the crop is larger than what it is cut from.
+        NotFinite: the features are no numbers.
     """
     size = size or backbone.input.size
     resize = resize or resize_side(size)
-    key = digest(
+    if resize < size and not squash:
+        raise ConfigError(
+            f"a crop of size {size} does not fit into images resized to {resize}: set resize to {size} or more"
+        )
+    options = {"size": size, "resize": resize, "pooling": pooling, "squash": squash, "interpolation": interpolation}
+    key = gather_words([_key(backbone, split, ctx, options)])[0]  # rank 0's, whatever another rank was given to see
+    file = make_folder(ctx.cache) / f"{key}.npy"
+    shape = (len(split), width_of(backbone, pooling))
+    with _lock(file):
+        if not _agreed(is_main() and _is_sound(file, shape, key)):
+            compute(backbone.build(), backbone.input, split, ctx, **options, file=file)
+        return torch.from_numpy(feature_file.mapped(file, shape))
+
+
+def _key(backbone: Backbone, split: ImageSplit, ctx: RunContext, options: Mapping[str, object]) -> str:
+    """All that changes a feature, the files' sizes and times of change among it, as one hash."""
+    return digest(
         {
             "version": _VERSION,
             "weights": backbone.weights_sha256,
             "arch": backbone.arch.model_dump(mode="json"),
             "input": backbone.input.model_dump(mode="json"),
             "manifest": split.manifest_sha256(),
-            "order": digest([split.source.name(i) for i in range(len(split))]),  # which the manifest does not see
+            "state": split.state_sha256(),  # exchanged images of the same size, which the manifest does not see
+            "order": digest([split.source.name(i) for i in range(len(split))]),  # nor this
             "split": split.split,
-            "size": size,
-            "resize": resize,
-            "pooling": pooling,
-            "squash": squash,
+            **options,
             "packages": [str(p.__version__) for p in (torch, torchvision, PIL)],
             "device": ctx.device.type,
         }
     )
-    file = make_folder(ctx.cache) / f"{key}.npy"
-    with _lock(file):
-        if not _agreed(_is_whole(file, len(split))):
-            options = {"size": size, "resize": resize, "pooling": pooling, "squash": squash}
-            compute(backbone.build(), backbone.input, split, ctx, **options, file=file)
-        return _open(file)
 
 
 def compute(
@@ -134,6 +140,7 @@ def compute(
     resize: int,
     pooling: Pooling = "gap",
     squash: bool = False,
+    interpolation: Interpolation = "bilinear",
     file: Path | None = None,
 ) -> Tensor:
     """Features (N, C) without looking for them first. The module is put into eval mode, and must not change.
@@ -144,107 +151,96 @@ def compute(
     Args:
         file: where to keep them; nowhere unless given.
     """
+    if not len(split):
+        raise DataError(f"{split.dataset} {split.split} has no image")
     module = module.eval().requires_grad_(False).to(ctx.device, memory_format=torch.channels_last)
     before = tensors_sha256(identity_tensors(module.state_dict()))
     once = file is None
-    file = Path(gather_words([str(file or make_folder(ctx.cache) / f"once-{os.getpid()}")])[0])
+    unique = f"once-{os.getpid()}-{secrets.token_hex(4)}"
+    file = Path(gather_words([str(file or make_folder(ctx.cache) / unique)])[0])
     bounds = [len(split) * r // world_size() for r in range(world_size() + 1)]
     parts = [file.with_suffix(f".part{r}") for r in range(world_size())]
-    parts[rank()].unlink(missing_ok=True)  # of a job that was killed
     try:
+        with torch.no_grad():
+            width = pooled(module, torch.zeros(1, 3, size, size, device=ctx.device), pooling).shape[1]
         rows = range(bounds[rank()], bounds[rank() + 1])
-        views = _EvaluationViews(split, size, resize, squash)
-        _compute_rows(module, spec, views, rows, ctx, pooling=pooling, file=parts[rank()])
+        views = _EvaluationViews(split, size, resize, squash, interpolation)
+        with feature_file.new_rows(parts[rank()], (len(rows), width), file.stem) as append:
+            for part in _batches(module, spec, views, rows, ctx, pooling):
+                append(part)
         if tensors_sha256(identity_tensors(module.state_dict())) != before:
             raise FrozenMoved("the frozen backbone changed while its features were computed")
         barrier()
         if is_main():
-            _join(parts, file, len(split))
+            _join(parts, file, [b - a for a, b in itertools.pairwise(bounds)], width)
         barrier()
-        features = _open(file)
+        features = torch.from_numpy(feature_file.mapped(file, (len(split), width)))
         barrier()
         return features
     finally:
-        parts[rank()].unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what is in its way was said above
+            parts[rank()].unlink(missing_ok=True)
         if once and is_main():
             file.unlink(missing_ok=True)  # what is mapped stays readable
 
 
-def _compute_rows(
-    module: nn.Module,
-    spec: InputSpec,
-    views: _EvaluationViews,
-    rows: range,
-    ctx: RunContext,
-    *,
-    pooling: Pooling,
-    file: Path,
-) -> None:
-    """Features of some images of the split into a .npy file; of none no file."""
-    if not rows:
-        return
+def _batches(
+    module: nn.Module, spec: InputSpec, views: _EvaluationViews, rows: range, ctx: RunContext, pooling: Pooling
+) -> Iterator[np.ndarray]:
+    """Features (B, C) float32 of some images of the split, batch by batch."""
     split = views.split
-    with torch.no_grad():
-        width = pooled(module, torch.zeros(1, 3, views.size, views.size, device=ctx.device), pooling).shape[1]
     loader = DataLoader(
         TorchSubset(views, rows),
         batch_size=_BATCH,
         num_workers=ctx.workers,
         pin_memory=ctx.device.type == "cuda",
     )
-    with _new_array(file, (len(rows), width)) as append, torch.no_grad():
-        for images in track(loader, total=len(loader), label=f"features of {split.dataset} {split.split}"):
+    with torch.no_grad():
+        for images in track(Told(loader), total=len(loader), label=f"features of {split.dataset} {split.split}"):
             part = pooled(module, normalise(images, spec, ctx.device), pooling).float().cpu()
-            if not bool(torch.isfinite(part).all()):
-                raise FloatingPointError(f"features of {split.dataset} {split.split} hold NaN or infinite values")
-            append(part.numpy())
+            refuse_not_finite(part, split)
+            yield part.numpy()
 
 
-@contextlib.contextmanager
-def _new_array(file: Path, shape: tuple[int, int]) -> Iterator[Callable[[np.ndarray], None]]:
-    """A .npy file of float32 rows, given piece by piece; every row once.
-
-    Written, not mapped: where the disk is full, a mapped page ends the process without a word.
-
-    Raises:
-        BackbenchError: the disk is full or not writable.
-    """
-    done = 0
-    with writing(file):
-        out = file.open("wb")
-    try:
-
-        def append(part: np.ndarray) -> None:
-            nonlocal done
-            with writing(file):
-                out.write(np.ascontiguousarray(part, np.float32))
-            done += len(part)
-
-        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": shape}
-        with writing(file):
-            np.lib.format.write_array_header_1_0(out, header)
-        yield append
-        assert done == shape[0], "every image is counted once"
-        with writing(file):
-            out.flush()
-            os.fsync(out.fileno())
-    finally:
-        with contextlib.suppress(OSError):
-            out.close()
+def refuse_not_finite(features_NC: Tensor, split: ImageSplit) -> None:
+    """NotFinite unless all features, and the squares that distances are made of, are numbers."""
+    if not bool(torch.isfinite(features_NC).all()):
+        raise NotFinite(
+            f"features of {split.dataset} {split.split} hold NaN or infinite values: is the checkpoint sound?"
+        )
+    if not bool(torch.isfinite(features_NC.pow(2).sum(dim=1)).all()):
+        largest = float(features_NC.abs().max())
+        raise NotFinite(
+            f"features of {split.dataset} {split.split} are as large as {largest:.1g}, and their squares infinite in float32: "
+            "is the checkpoint sound?"
+        )
 
 
-def _join(parts: Sequence[Path], file: Path, rows: int) -> None:
-    """One .npy file of several, moved into place whole."""
+def note_degenerate(features_NC: Tensor, split: ImageSplit, ctx: RunContext) -> None:
+    """Say in the record where the features cannot tell images apart: all alike, or of no direction."""
+    where = f"of {split.dataset} {split.split}"
+    if all(bool((part == features_NC[0]).all()) for part in features_NC.split(65536)):
+        ctx.notes.append(f"collapsed: the features {where} are the same for all {len(features_NC)} images")
+        return
+    zero = sum(int((~part.any(dim=1)).sum()) for part in features_NC.split(65536))
+    if zero:
+        ctx.notes.append(f"the features {where} are zero for {zero} of {len(features_NC)} images")
+
+
+def _join(parts: Sequence[Path], file: Path, rows: Sequence[int], width: int) -> None:
+    """One file of several, moved into place whole."""
     if len(parts) == 1:
+        feature_file.free_place(file)
         with writing(file):
             parts[0].replace(file)
         return
-    arrays = [np.load(part, mmap_mode="r") for part in parts if part.exists()]
     temporary = file.with_suffix(".joining")
-    with _new_array(temporary, (rows, arrays[0].shape[1])) as append:
-        for array in arrays:
-            for start in range(0, len(array), 65536):
+    with feature_file.new_rows(temporary, (sum(rows), width), file.stem) as append:
+        for part, count in zip(parts, rows, strict=True):
+            array = feature_file.mapped(part, (count, width))
+            for start in range(0, count, 65536):
                 append(array[start : start + 65536])
+    feature_file.free_place(file)
     with writing(file):
         temporary.replace(file)
 
@@ -252,7 +248,9 @@ def _join(parts: Sequence[Path], file: Path, rows: int) -> None:
 @contextlib.contextmanager
 def _lock(file: Path) -> Iterator[None]:
     """Rank 0 holds the lock for the job: two jobs compute the same features once."""
-    with held(file.with_name(f"{file.name}.lock")) if is_main() else contextlib.nullcontext():
+    lock = file.with_name(f"{file.name}.lock")
+    feature_file.refuse_folder(lock)
+    with held(lock) if is_main() else contextlib.nullcontext():
         yield
 
 
@@ -261,13 +259,13 @@ def _agreed(answer: bool) -> bool:
     return gather_words([str(answer)])[0] == "True"
 
 
-def _is_whole(file: Path, rows: int) -> bool:
-    try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError):
+def _is_sound(file: Path, shape: tuple[int, int], key: str) -> bool:
+    """Whether the file is there and as it was written; what is there and is not, is named."""
+    if not os.path.lexists(file):
         return False
-    return array.ndim == 2 and len(array) == rows
-
-
-def _open(file: Path) -> Tensor:
-    return torch.from_numpy(np.load(file, mmap_mode="c", allow_pickle=False))
+    try:
+        feature_file.check(file, shape, key)
+    except feature_file.Damaged as damage:
+        say(f"features are computed anew, {file} is damaged: {damage}")
+        return False
+    return True

@@ -19,7 +19,8 @@ from core.images import CorruptImage
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone
 from model_zoo.resnet import build
-from transfer import features
+from transfer import feature_file, features
+from transfer.pooling import pooled
 from transfer.protocol import RunContext
 
 
@@ -221,7 +222,7 @@ def test_a_full_disk_is_a_sentence(monkeypatch, split, ctx):
     """Of a file that is written; a mapped one would end the process without a word."""
     with (
         pytest.raises(BackbenchError, match="cannot write /dev/full: the disk is full"),
-        features._new_array(Path("/dev/full"), (4096, 64)) as append,
+        feature_file.new_rows(Path("/dev/full"), (4096, 64), "rows") as append,
     ):
         append(np.zeros((4096, 64), np.float32))
 
@@ -306,7 +307,7 @@ def test_pooling_and_squashing_have_keys_of_their_own(split, ctx, computed):
 def test_2x2_of_a_resnet50_are_8192_numbers():
     with torch.device("meta"):
         network = build(Architecture(name="resnet50"))
-        found = features.pooled(network, torch.empty(2, 3, 224, 224), "res5_2x2")
+        found = pooled(network, torch.empty(2, 3, 224, 224), "res5_2x2")
         expected = nn.AvgPool2d(6, 1)(network.stages(torch.empty(2, 3, 224, 224))[-1]).flatten(1)
     assert found.shape == expected.shape == (2, 8192)
 

@@ -1,0 +1,60 @@
+"""What is taken of a backbone's maps as an image's features."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.errors import ConfigError
+from model_zoo.backbone import Backbone
+
+Pooling = Literal["gap", "res5_2x2"]
+CELLS: dict[Pooling, int] = {"gap": 1, "res5_2x2": 4}  # numbers that each channel gives
+
+
+def pooled(module: nn.Module, x_N3SS: Tensor, pooling: Pooling) -> Tensor:
+    """`gap`: the module's own output (N, C); `res5_2x2`: C5 averaged in overlapping windows to 2x2, flattened (N, 4C).
+
+    A window's side is one less than C5's: AvgPool2d(6, stride 1) on the 7x7 of 224 pixels, as in VISSL's and FAIR's VOC07.
+
+    Raises:
+        ConfigError: C5 is a single cell.
+    """
+    if pooling == "gap":
+        return module(x_N3SS)
+    c5 = module.stages(x_N3SS)[-1]
+    height, width = c5.shape[-2:]
+    if min(height, width) < 2:
+        raise ConfigError(f"feature res5_2x2 needs a C5 of 2x2 cells or more, not {height}x{width}: set a larger size")
+    return F.avg_pool2d(c5, (height - 1, width - 1), stride=1).flatten(1)
+
+
+class Pooled(nn.Module):
+    """A backbone's module that gives the features of a pooling."""
+
+    def __init__(self, module: nn.Module, pooling: Pooling) -> None:
+        super().__init__()
+        self.module, self.pooling = module, pooling
+
+    def forward(self, x_N3SS: Tensor) -> Tensor:
+        """See `pooled`."""
+        return pooled(self.module, x_N3SS, self.pooling)
+
+
+class _Pools(Protocol):
+    @property
+    def feature(self) -> Pooling: ...
+
+
+def needs_stages(backbone: Backbone, config: _Pools) -> str | None:
+    """A task's `unfit` where its features may be pooled from C5, which is a ResNet's."""
+    if config.feature == "gap" or backbone.is_resnet:
+        return None
+    return f"feature {config.feature} pools C5 of a ResNet, which {backbone.arch.name} is not: set feature=gap"
+
+
+def width_of(backbone: Backbone, pooling: Pooling) -> int:
+    """How many numbers an image's features have."""
+    return backbone.feature_dim * CELLS[pooling]

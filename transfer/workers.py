@@ -1,0 +1,25 @@
+"""Batches that other processes make: what goes wrong there is said here in the sentence that it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from core.errors import BackbenchError
+
+T = TypeVar("T")
+
+
+class Told(Iterable[T]):
+    """A DataLoader whose workers' errors for the user arrive as they were raised, not inside a traceback of theirs."""
+
+    def __init__(self, loader: Iterable[T]) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[T]:
+        try:
+            yield from self.loader
+        except BackbenchError as error:
+            kind = type(error)
+            text = str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].strip()
+            raise kind(text) from None
