@@ -48,7 +48,7 @@ class Cell:
     @property
     def config_sha256(self) -> str:
         """Identity of the resolved configuration."""
-        return digest(self.config)
+        return digest(self.config.identity())
 
 
 def cell_names() -> list[str]:

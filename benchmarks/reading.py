@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from benchmarks.record import SCHEMA, MetricRecord, Result
+from benchmarks.renamed import as_called_now
 from core.errors import BackbenchError
 from core.files import read_bytes
 from core.printable import printable
@@ -46,7 +47,7 @@ def read(path: Path) -> Result:
         raise Newer(f"{path}: schema {printable(version)} is newer than this program's {SCHEMA}: update backbench, or "
                     "give another --out; this file stays as it is")  # fmt: skip
     try:
-        return Result.model_validate(values)
+        return Result.model_validate(as_called_now(values))
     except ValidationError as error:
         faults = error.errors(include_url=False, include_input=False)
     where = printable(".".join(str(part) for part in faults[0]["loc"]))

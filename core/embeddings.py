@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -33,12 +34,35 @@ def alignment(a_ND: Tensor, b_ND: Tensor) -> Tensor:
 
 
 def uniformity(x_ND: Tensor, t: float = 2.0) -> Tensor:
-    """log mean exp(-t d^2) over pairs of different rows, L2-normalised (Wang and Isola 2020); in memory O(N)."""
+    """log mean exp(-t d^2) over pairs of different rows, L2-normalised (Wang and Isola 2020); in memory O(N).
+
+    Raises:
+        ValueError: fewer than two rows.
+    """
+    if len(x_ND) < 2:
+        raise ValueError("uniformity needs two rows at least")
     x = F.normalize(x_ND.float(), dim=1)
     total = x.new_zeros((), dtype=torch.float64)
     for rows in x.split(1024):  # d^2 = 2 - 2 cos on the sphere
         total += (2 * t * (rows @ x.T).clamp(-1, 1) - 2 * t).exp().sum(dtype=torch.float64)
-    return ((total - len(x)) / (len(x) * (len(x) - 1))).log().float()  # without the pairs of a row with itself
+    others = total - len(x)  # without the pairs of a row with itself
+    if others < 1e-3 * len(x) or not bool(x_ND.any(dim=1).all()):  # lost in rounding; or a row of zeros, on no sphere
+        return _uniformity_by_pairs(x, t)
+    return (others / (len(x) * (len(x) - 1))).log().float()
+
+
+def _uniformity_by_pairs(x_ND: Tensor, t: float) -> Tensor:
+    """The same with the pairs of a row with itself left out one by one, in double precision and in logarithms."""
+    x = x_ND.double()
+    squares = x.pow(2).sum(dim=1)
+    parts = []
+    for start in range(0, len(x), 1024):
+        rows = x[start : start + 1024]
+        distance = (squares[start : start + 1024, None] + squares - 2 * rows @ x.T).clamp_min(0)
+        own = torch.arange(len(rows), device=x.device)
+        distance[own, start + own] = torch.inf
+        parts.append((-t * distance).flatten().logsumexp(dim=0))
+    return (torch.stack(parts).logsumexp(dim=0) - math.log(len(x) * (len(x) - 1))).float()
 
 
 def neighbours(
@@ -86,11 +110,14 @@ def knn_scores(
     k: int,
     classes: int,
     temperature: float | None,
+    ties: Literal["nearest", "first"] = "nearest",
 ) -> Tensor:
     """Class scores (N, classes) from sorted neighbours.
 
-    `temperature` T: every neighbour votes exp(similarity / T) (NPID, lemniscate test.py); None: one vote each. Ties go to
-    the class whose neighbour is nearest, so that the answer does not depend on the order of the class names.
+    `temperature` T: every neighbour votes exp(similarity / T) (NPID, lemniscate test.py); None: one vote each.
+
+    `ties`: of classes with as many votes `nearest` prefers the one whose neighbour is nearest, so that the answer does not
+    depend on the order of the class names; `first` none, so that an argmax takes the class of the smallest index (W-MSE).
     """
     votes = torch.ones_like(similarity_NK[:, :k])
     if temperature is not None:
@@ -100,6 +127,8 @@ def knn_scores(
     nearest_first = torch.arange(k, 0, -1, device=votes.device, dtype=votes.dtype) * 1e-9
     scores = torch.zeros(len(votes), classes, dtype=votes.dtype, device=votes.device)
     scores.scatter_add_(1, labels_NK[:, :k], votes)
+    if ties == "first":
+        return scores
     bonus = torch.zeros_like(scores).scatter_reduce_(
         1, labels_NK[:, :k], nearest_first.expand_as(votes), reduce="amax", include_self=True
     )

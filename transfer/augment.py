@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -11,12 +11,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
+from torchvision.transforms import InterpolationMode
 
 from core.datasets import ImageSplit
 from model_zoo.architecture import InputSpec
 from transfer.features import normalise
 from transfer.protocol import RunContext
 from transfer.supervised import Batches, Order
+from transfer.workers import Told
 
 View = Callable[[Image.Image], Image.Image]
 
@@ -26,26 +28,34 @@ def crop_and_flip(size: int) -> View:
     return transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()])
 
 
-def byol_view(size: int) -> View:
-    """BYOL's transform as MSBReg's Table 9 has it for its first view (colour 0.4, 0.4, 0.2, 0.1; grey 0.2; blur 1.0)."""
+def ssl_view(size: int, *, blur: float, solarize: float, bicubic: bool = False) -> View:
+    """BYOL's augmentations (colour 0.4, 0.4, 0.2, 0.1 in 0.8 of the views, grey 0.2), blurred and solarised so often."""
     kernel = max(3, size // 10 // 2 * 2 + 1)
     colour = transforms.ColorJitter(0.4, 0.4, 0.2, 0.1)
-    return transforms.Compose(
-        [
-            transforms.RandomResizedCrop(size),
-            transforms.RandomHorizontalFlip(),
-            transforms.RandomApply([colour], p=0.8),
-            transforms.RandomGrayscale(0.2),
-            transforms.GaussianBlur(kernel, (0.1, 2.0)),
-        ]
-    )
+    mode = InterpolationMode.BICUBIC if bicubic else InterpolationMode.BILINEAR
+    steps = [
+        transforms.RandomResizedCrop(size, interpolation=mode),
+        transforms.RandomHorizontalFlip(),
+        transforms.RandomApply([colour], p=0.8),
+        transforms.RandomGrayscale(0.2),
+    ]
+    gaussian = transforms.GaussianBlur(kernel, (0.1, 2.0))
+    if blur:
+        steps.append(gaussian if blur == 1 else transforms.RandomApply([gaussian], p=blur))
+    if solarize:
+        steps.append(transforms.RandomSolarize(128, p=solarize))
+    return transforms.Compose(steps)
 
 
 class SeededViews(Dataset):
-    """(epoch, index) -> (S, S, 3) uint8 view and label; the view depends on (seed, epoch, index) alone."""
+    """(epoch, index) -> (S, S, 3) uint8 view and label; the view depends on (seed, epoch, index) alone.
 
-    def __init__(self, split: ImageSplit, view: View, seed: int) -> None:
-        self.split, self.view, self.seed = split, view, seed
+    Several `views` take turns, one an epoch.
+    """
+
+    def __init__(self, split: ImageSplit, views: View | Sequence[View], seed: int) -> None:
+        self.split, self.seed = split, seed
+        self.views = views if isinstance(views, Sequence) else (views,)
 
     def __len__(self) -> int:
         return len(self.split)
@@ -56,13 +66,19 @@ class SeededViews(Dataset):
         words = np.random.SeedSequence((self.seed, epoch, index)).generate_state(2, np.uint32)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(words[0]) << 32 | int(words[1]))
-            pixels = np.array(self.view(image))
+            pixels = np.array(self.views[epoch % len(self.views)](image))
         label = -1 if self.split.labels is None else int(self.split.labels[index])
         return pixels, label
 
 
 def image_batches(
-    split: ImageSplit, view: View, spec: InputSpec, order: Order, ctx: RunContext, size: int, rows: Tensor | None = None
+    split: ImageSplit,
+    view: View | Sequence[View],
+    spec: InputSpec,
+    order: Order,
+    ctx: RunContext,
+    size: int,
+    rows: Tensor | None = None,
 ) -> Batches:
     """Batches of augmented, normalised images (B, 3, S, S) on the device; of the given `rows` only, when there are some.
 
@@ -82,7 +98,7 @@ def image_batches(
             collate_fn=partial(_collate, size=size),
             pin_memory=ctx.device.type == "cuda",
         )
-        for images, labels in loader:
+        for images, labels in Told(loader):
             yield normalise(images, spec, ctx.device), labels
 
     return from_step

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
-from pydantic import Field
+from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
 from core import datasets
 from core.artifacts import make_folder
@@ -39,9 +39,33 @@ class TaskConfig(Config):
     """Fields that every task's configuration has."""
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    # Fields that came after the first records. At its default such a field is left out of what is stored and hashed: a
+    # protocol that the field does not change keeps its identity, and its old records.
+    LATER: ClassVar[frozenset[str]] = frozenset()
 
     data: DataSpec = DataSpec()
     preset: str = "default"
+
+    @model_serializer(mode="wrap")
+    def _stored(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        values = handler(self)
+        if info.context == "every field":
+            return values
+        default = self.later_fields()
+        return {k: v for k, v in values.items() if k not in default or getattr(self, k) != default[k]}
+
+    @classmethod
+    def later_fields(cls) -> dict[str, Any]:
+        """The fields of `LATER`, each with its default: what records that lack them were made with."""
+        return {name: cls.model_fields[name].default for name in cls.LATER}
+
+    def every_field(self) -> dict[str, Any]:
+        """All fields as plain values, also those that are not stored."""
+        return self.model_dump(mode="json", context="every field")
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this protocol from every other: the stored fields, under the names that they had first."""
+        return self.model_dump(mode="json")
 
 
 @dataclass
@@ -103,6 +127,11 @@ def labelled_splits(spec: DataSpec, places: DataPlaces) -> dict[str, ImageSplit]
         raise DataError(
             f"'{spec.name}' has {have}, {len(found['train'].classes)} classes; published: {want}. Half a data set? "
             "If it is meant to be another one, set <cell>.data.expect=any: its numbers are then not called the published ones"
+        )
+    if found["train"].classes != found["test"].classes:
+        raise DataError(
+            f"'{spec.name}' {found['train'].split} and {found['test'].split} have different classes, so that their labels "
+            "do not mean the same: is one of them of another data set?"
         )
     return {role: limited(split, spec.limit) for role, split in found.items()}
 

@@ -6,12 +6,14 @@ images are a global batch, a rank takes its slice, and losses are sums over the 
 
 from __future__ import annotations
 
+import copy
 import math
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NoReturn, Self
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +23,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from core import distributed
 from core.artifacts import atomic_save, load_torch
-from core.errors import ConfigError
+from core.errors import BackbenchError, CheckpointError, ConfigError
 from core.progress import say, track
+from transfer.heads import Classifier
 from transfer.protocol import TaskConfig
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # first step -> this rank's (inputs (B, ...), labels (B,))
 _SAVE_EVERY_S = 60.0
+
+
+class Diverged(BackbenchError, FloatingPointError):
+    """A training whose numbers are none any more."""
 
 
 class SgdConfig(TaskConfig):
@@ -89,85 +96,6 @@ class Order:
             skipped = 0
 
 
-class Heads(nn.Module):
-    """One linear classifier per learning rate, all of the same initialisation: N(0, 0.01), bias 0 (MoCo main_lincls).
-
-    `norm` puts a BatchNorm before each: `affine` (VISSL's eval_mlp) or `plain`, without scale and shift (OBoW).
-    """
-
-    def __init__(
-        self,
-        features: int,
-        classes: int,
-        rates: Sequence[float],
-        seed: int,
-        norm: Literal["none", "plain", "affine"] = "none",
-    ) -> None:
-        super().__init__()
-        self.rates = tuple(rates)
-        weight = torch.randn(classes, features, generator=torch.Generator().manual_seed(seed)) * 0.01
-        self.linear = nn.ModuleList(nn.Linear(features, classes) for _ in rates)
-        for head in self.linear:
-            with torch.no_grad():
-                head.weight.copy_(weight)
-                head.bias.zero_()
-        affine = norm == "affine"
-        self.norms = nn.ModuleList(
-            nn.Identity() if norm == "none" else nn.BatchNorm1d(features, affine=affine) for _ in rates
-        )
-
-    def forward(self, x_BC: Tensor) -> list[Tensor]:
-        """Logits (B, classes) of every head."""
-        return [head(norm(x_BC)) for head, norm in zip(self.linear, self.norms, strict=True)]
-
-
-class Classifier(nn.Module):
-    """Heads on what an encoder makes of images; without an encoder, on features.
-
-    An encoder of rate 0 is frozen: eval mode, no gradient.
-    """
-
-    def __init__(self, encoder: nn.Module | None, heads: Heads, *, rate_encoder: float = 0.0) -> None:
-        super().__init__()
-        self.encoder, self.heads, self.rate_encoder = encoder, heads, rate_encoder
-        if encoder is not None:
-            encoder.requires_grad_(rate_encoder > 0)
-
-    def train(self, mode: bool = True) -> Classifier:
-        """Train mode for all but a frozen encoder."""
-        super().train(mode)
-        if self.encoder is not None and not self.rate_encoder:
-            self.encoder.eval()
-        return self
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Features (B, C) or normalised images (B, 3, S, S) -> logits of every head."""
-        if self.encoder is not None:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.rate_encoder > 0):
-                x = self.encoder(x)
-        return self.heads(x)
-
-    @property
-    def has_norms(self) -> bool:
-        """Whether a BatchNorm uses the statistics of the batch."""
-        return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.modules())
-
-    def groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Parameter groups with their peak `rate`; norms are not decayed, and not adapted by LARS."""
-        decayed = {"weight_decay": weight_decay, "always_adapt": True}  # timm adapts where it decays or is told to
-        plain = {"weight_decay": 0.0, "always_adapt": False}
-        groups = []
-        for head, norm, rate in zip(self.heads.linear, self.heads.norms, self.heads.rates, strict=True):
-            groups.append({"params": list(head.parameters()), "rate": rate, **decayed})
-            groups.append({"params": list(norm.parameters()), "rate": rate, **plain})
-        if self.encoder is not None and self.rate_encoder:
-            weights = [p for p in self.encoder.parameters() if p.ndim > 1]
-            others = [p for p in self.encoder.parameters() if p.ndim <= 1]
-            groups.append({"params": weights, "rate": self.rate_encoder, **decayed})
-            groups.append({"params": others, "rate": self.rate_encoder, **plain})
-        return [group for group in groups if group["params"]]
-
-
 def batches_of(features_NC: Tensor, labels: Tensor, order: Order, rows: Tensor | None = None) -> Batches:
     """Shuffled batches of cached features; of the given `rows` of them only, when there are some."""
 
@@ -196,13 +124,12 @@ def fit(
 
     Raises:
         ConfigError: no batch has two images, which a BatchNorm needs.
-        FloatingPointError: every head's loss became NaN or infinite; a single one may diverge, and is then not chosen.
+        FloatingPointError: every head's loss or numbers became NaN or infinite; a single one may diverge, and is then not
+            chosen.
     """
     model = distributed.synchronise_batchnorm(model.to(device), device).train()
-    if min(order.batch, order.images) == 1 and model.has_norms:
-        raise ConfigError(
-            "a batch of one image has no statistics for BatchNorm: set batch above 1, or give more images"
-        )
+    if model.has_norms:
+        refuse_single(order)
     optimizer = _optimizer(model.groups(config.weight_decay), config)
     start = _restore(resume, model, optimizer)
     forward = _distributed(model, device)
@@ -219,8 +146,18 @@ def fit(
             if resume is not None and time.monotonic() - saved > _SAVE_EVERY_S:
                 _save(resume, model, optimizer, step + 1)
                 saved = time.monotonic()
+    if not any(model.heads.sound):
+        _refuse(config.epochs, model)
     if resume is not None and distributed.is_main():
         resume.unlink(missing_ok=True)
+
+
+def refuse_single(order: Order) -> None:
+    """ConfigError where no batch has two images, which a BatchNorm needs."""
+    if min(order.batch, order.images) == 1:
+        raise ConfigError(
+            "a batch of one image has no statistics for BatchNorm: set batch above 1, or give more images"
+        )
 
 
 def _step(forward: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, size: int) -> Tensor:
@@ -251,43 +188,12 @@ def _distributed(model: Classifier, device: torch.device) -> nn.Module:
 
 def _check(losses: Tensor, epoch: int, model: Classifier) -> None:
     if not bool(torch.isfinite(losses).any()):
-        rates = f"rates {list(model.heads.rates)}" + (f" and {model.rate_encoder}" if model.rate_encoder else "")
-        raise FloatingPointError(f"every head diverged by epoch {epoch}; {rates} are too high")
+        _refuse(epoch, model)
 
 
-@torch.no_grad()
-def best_classes(heads: Heads, features_NC: Tensor, *, device: torch.device) -> list[Tensor]:
-    """Of every head, the (N, 5) classes of highest score, best first (all classes where there are fewer)."""
-    heads.to(device).eval()
-    parts: list[list[Tensor]] = [[] for _ in heads.rates]
-    for x in features_NC.split(4096):
-        for found, logits in zip(parts, heads(x.to(device)), strict=True):
-            logits = torch.nan_to_num(logits, nan=-torch.inf)
-            found.append(logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu())
-    return [torch.cat(found) for found in parts]
-
-
-def accuracies(heads: Heads, features_NC: Tensor, labels: Tensor, *, device: torch.device) -> list[dict[str, float]]:
-    """top1 and top5 in percent of every head; each row counted once."""
-    return [hits(best, labels) for best in best_classes(heads, features_NC, device=device)]
-
-
-def hits(best_N5: Tensor, labels: Tensor) -> dict[str, float]:
-    """top1 and top5 in percent."""
-    right = best_N5 == labels.cpu()[:, None]
-    return {"top1": 100.0 * int(right[:, 0].sum()) / len(right), "top5": 100.0 * int(right.sum()) / len(right)}
-
-
-def items_of(best_NR: Tensor, labels: Tensor, classes: int) -> dict[str, Any]:
-    """What is stored per test item (its best classes, its label), and every class's top-1 in percent (NaN without items)."""
-    right = (best_NR[:, 0] == labels).double()
-    count = torch.bincount(labels, minlength=classes)
-    per_class = torch.bincount(labels, weights=right, minlength=classes) / count
-    return {
-        "best": best_NR.to(torch.int32).numpy(),
-        "labels": labels.to(torch.int32).numpy(),
-        "per_class_top1": (100 * per_class).float().numpy(),
-    }
+def _refuse(epoch: int, model: Classifier) -> NoReturn:
+    rates = f"rates {list(model.heads.rates)}" + (f" and {model.rate_encoder}" if model.rate_encoder else "")
+    raise Diverged(f"every head diverged by epoch {epoch}; {rates} are too high")
 
 
 # ---------------------------------------------------------------- going on after a kill
@@ -299,10 +205,28 @@ def _save(file: Path, model: Classifier, optimizer: torch.optim.Optimizer, step:
 
 
 def _restore(file: Path | None, model: Classifier, optimizer: torch.optim.Optimizer) -> int:
-    if file is None or not file.exists():
+    """The step to go on from: 0 without a sound file; one that is damaged is named, and left behind."""
+    if file is None or not os.path.lexists(file):
         return 0
-    state = load_torch(file)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    say(f"going on after step {state['step']}: {file}")
-    return int(state["step"])
+    try:
+        if not file.is_file():
+            raise CheckpointError("no plain file")
+        state = load_torch(file)
+        step = int(state["step"])
+        fresh = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+        try:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+        except Exception:
+            model.load_state_dict(fresh[0])
+            optimizer.load_state_dict(fresh[1])
+            raise
+    except (CheckpointError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, OSError) as error:
+        say(f"starting anew, the state of a training that was cut short is damaged: {file} ({_short(error)})")
+        return 0
+    say(f"going on after step {step}: {file}")
+    return step
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

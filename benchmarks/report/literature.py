@@ -151,8 +151,12 @@ def changed(column: Column) -> tuple[str, ...]:
         cell = plan.load_cell(column.cell, [f"preset={preset}"])
     except ConfigError:
         return (f"preset {preset}, which is no more",)
-    fresh = dict(flat(cell.config.model_dump(mode="json")))
-    return tuple(f"{k}={v}" for k, v in column.fields if k in fresh and fresh[k] != v and k not in _INDIFFERENT)
+    fresh = dict(flat(cell.config.every_field()))
+    mine = {
+        **dict(flat(cell.config.later_fields())),
+        **dict(column.fields),
+    }  # what its record does not say is as it was
+    return tuple(f"{k}={v}" for k, v in sorted(mine.items()) if k in fresh and fresh[k] != v and k not in _INDIFFERENT)
 
 
 def _field(column: Column, places: Sequence[str]) -> str | None:

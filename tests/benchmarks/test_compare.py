@@ -107,7 +107,8 @@ def test_frozen_or_not_is_flagged(column_of):
     ours = row_of("imagenet_semi1", "top1", "MSBReg")
     column = column_of(SEMI, cell="imagenet_semi1")
     assert flags(ours, [column], {"resnet50"}) == ("not stated: epochs",)
-    swav = {"rate_encoder": 0.02, "batch": 256, "epochs": 20, "preset": "swav"}
+    swav = {"rate_encoder": 0.02, "batch": 256, "epochs": 20, "preset": "swav", "head_init": "linear",
+            "std": [0.228, 0.224, 0.225]}  # fmt: skip
     tuned = column_of(SEMI | swav, cell="imagenet_semi1")
     assert flags(ours, [tuned], {"resnet50"}) == (
         "preset msbreg (here swav)", "batch 1024 (here 256)", "encoder frozen (here fine-tuned)", "not stated: epochs",

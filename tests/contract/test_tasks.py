@@ -206,7 +206,8 @@ def test_preset_runs_and_returns_its_headline(name, preset, image_folder, backbo
     if datasets.info(config.data.name).layout != "imagefolder":
         pytest.skip("its data are no image folder")
     values = {**tasks.preset_fields(task, preset), "preset": preset}
-    config = build(task.Config, values, small(config))
+    larger = ["size=64", "resize=64"] if values.get("feature") == "res5_2x2" else []  # C5 of two cells a side
+    config = build(task.Config, values, [*small(config), *larger])
     check_run(task, config, DataPlaces(None, {config.data.name: image_folder}), backbone, tmp_path)
 
 

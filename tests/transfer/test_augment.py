@@ -12,9 +12,10 @@ from torchvision import transforms
 from core.datasets import DataPlaces, load
 from core.images import CorruptImage
 from model_zoo.architecture import InputSpec
-from transfer.augment import SeededViews, byol_view, crop_and_flip, image_batches
+from transfer.augment import SeededViews, crop_and_flip, image_batches, ssl_view
 from transfer.protocol import RunContext
 from transfer.supervised import Order
+from transfer.tasks.uniformity import views_of
 
 CPU = torch.device("cpu")
 SPEC = InputSpec(size=24)
@@ -35,17 +36,36 @@ def batches(split, ctx, *, epochs=2, batch=7, start=0, rows=None, view=None, spe
     return list(image_batches(split, view or crop_and_flip(24), spec, order, ctx, 24, rows)(start))
 
 
-def theirs(size):
+def byol_view(size):
+    return ssl_view(size, blur=1.0, solarize=0.0)
+
+
+def theirs(size, mode="bilinear", *more):
     """BYOL's view 1 as MSBReg's Table 9 has it, in torchvision's own classes."""
+    more = more or (transforms.GaussianBlur(3 if size < 40 else 23, sigma=(0.1, 2.0)),)
     return transforms.Compose(
         [
-            transforms.RandomResizedCrop(size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)),
+            transforms.RandomResizedCrop(size, (0.08, 1.0), (3 / 4, 4 / 3), transforms.InterpolationMode(mode)),
             transforms.RandomHorizontalFlip(0.5),
             transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
             transforms.RandomGrayscale(0.2),
-            transforms.GaussianBlur(3 if size < 40 else 23, sigma=(0.1, 2.0)),
+            *more,
         ]
     )
+
+
+def byols_first(size):
+    return theirs(size, "bicubic")
+
+
+def byols_second(size):
+    blur = transforms.GaussianBlur(3 if size < 40 else 23, sigma=(0.1, 2.0))
+    return theirs(size, "bicubic", transforms.RandomApply([blur], p=0.1), transforms.RandomSolarize(128, p=0.2))
+
+
+def table9(size):
+    blur = transforms.GaussianBlur(3 if size < 40 else 23, sigma=(0.1, 2.0))
+    return theirs(size, "bilinear", blur, transforms.RandomSolarize(128, p=0.2))
 
 
 def linear_probes_view(size):
@@ -57,7 +77,17 @@ def linear_probes_view(size):
     )
 
 
-@pytest.mark.parametrize(("ours", "reference"), [(crop_and_flip, linear_probes_view), (byol_view, theirs)])
+@pytest.mark.parametrize(
+    ("ours", "reference"),
+    [
+        (crop_and_flip, linear_probes_view),
+        (byol_view, theirs),
+        (lambda size: views_of("byol_pair", size)[0], byols_first),
+        (lambda size: views_of("byol_pair", size)[1], byols_second),
+        (lambda size: views_of("table9", size)[0], table9),
+        (lambda size: views_of("table9", size)[1], table9),
+    ],
+)
 @pytest.mark.parametrize("size", [24, 224])
 def test_a_view_is_torchvisions_under_the_same_seed(split, ours, reference, size):
     image = Image.open(split.source.root / split.source.paths[9]).convert("RGB")
@@ -80,6 +110,13 @@ def test_views_change_with_seed_epoch_and_image_and_repeat(split):
         seen[seed, epoch, index] = views[epoch, index][0].tobytes()
         assert views[epoch, index][0].tobytes() == seen[seed, epoch, index]
     assert len(set(seen.values())) == len(keys)
+
+
+def test_several_views_take_turns(split):
+    first, second = views_of("byol_pair", 24)
+    both, alone, other = (SeededViews(split, views, 0) for views in ((first, second), first, second))
+    assert np.array_equal(both[0, 3][0], alone[0, 3][0]) and np.array_equal(both[1, 3][0], other[1, 3][0])
+    assert np.array_equal(both[2, 3][0], alone[2, 3][0])
 
 
 class _Twice:

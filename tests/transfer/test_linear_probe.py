@@ -9,8 +9,9 @@ from sklearn.metrics import top_k_accuracy_score
 
 from core.datasets import ImageSplit
 from core.errors import DataError
+from transfer.heads import Classifier, Heads, accuracies
 from transfer.protocol import RunContext
-from transfer.supervised import Classifier, Heads, Order, SgdConfig, accuracies, batches_of, fit
+from transfer.supervised import Order, SgdConfig, batches_of, fit
 from transfer.tasks import linear_probe
 
 CPU = torch.device("cpu")
@@ -35,7 +36,7 @@ def probe(monkeypatch):
         given = {"train": train[0], "test": test[0]}
         asked = []
 
-        def extract(backbone, split, ctx, *, size=None, resize=None):
+        def extract(backbone, split, ctx, **_):
             asked.append(split.split)
             return given[split.split]
 

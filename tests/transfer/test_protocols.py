@@ -295,11 +295,11 @@ def test_fine_tuning_learns_a_separable_set_and_leaves_the_backbone_alone(run, t
 
 
 def test_uniformity_is_that_of_two_seeded_views_of_every_test_image(run, bright, backbone):
-    from transfer.augment import SeededViews, byol_view
+    from transfer.augment import SeededViews
 
     few = {"data": {**ANY["data"], "limit": 12}}
     found, ctx = run(uniformity, bright, few, seed=4)
-    views = SeededViews(ctx.splits["test"], byol_view(32), seed=4)
+    views = SeededViews(ctx.splits["test"], uniformity.views_of("byol_pair", 32), seed=4)
     mean, std = (torch.tensor(v) for v in (backbone.input.mean, backbone.input.std))
     module = backbone.build().eval()
     x = []
@@ -313,7 +313,8 @@ def test_uniformity_is_that_of_two_seeded_views_of_every_test_image(run, bright,
     assert found["alignment"] > 1e-3 and found["uniformity"] < -1e-3
     assert run(uniformity, bright, few, seed=4)[0] == found
     assert run(uniformity, bright, few, seed=5)[0] != found
-    assert run(uniformity, bright, {**few, "views": "crop"}, seed=4)[0] != found
+    for other in ("crop", "table9", "byol"):
+        assert run(uniformity, bright, {**few, "views": other}, seed=4)[0] != found
 
 
 def test_the_field_t_is_the_potentials(run, bright):
@@ -323,10 +324,10 @@ def test_the_field_t_is_the_potentials(run, bright):
 
 
 def test_identical_views_are_aligned(run, bright, monkeypatch):
-    def centre(size):
-        return lambda image: image.resize((size, size))
+    def centre(name, size):
+        return (lambda image: image.resize((size, size)),) * 2
 
-    monkeypatch.setattr(uniformity, "byol_view", centre)
+    monkeypatch.setattr(uniformity, "views_of", centre)
     found, _ = run(uniformity, bright, {})
     assert found["alignment"] == pytest.approx(0, abs=1e-6)
     assert found["uniformity"] < -1e-3
@@ -343,7 +344,8 @@ class _Collapsed(Backbone):
 
 def test_collapsed_features_are_aligned_and_not_uniform(run, bright, backbone):
     values = {field.name: getattr(backbone, field.name) for field in dataclasses.fields(backbone)}
-    found, _ = run(uniformity, bright, {}, backbone=_Collapsed(**values))
+    found, ctx = run(uniformity, bright, {}, backbone=_Collapsed(**values))
+    assert ctx.notes == ["collapsed: the features of imagenet val are the same for all 48 images"]
     assert found == {"alignment": pytest.approx(0, abs=1e-6), "uniformity": pytest.approx(0, abs=1e-5)}
 
 

@@ -16,8 +16,9 @@ from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone
 from model_zoo.resnet import build as build_trunk
 from transfer import supervised, tasks
+from transfer.heads import Classifier, Heads, items_of
 from transfer.protocol import RunContext
-from transfer.supervised import Classifier, Heads, Order, SgdConfig, batches_of, fit, items_of
+from transfer.supervised import Order, SgdConfig, batches_of, fit
 from transfer.tasks import linear_probe, semi_supervised
 
 CPU = torch.device("cpu")

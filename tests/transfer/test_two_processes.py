@@ -21,8 +21,9 @@ from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone, save
 from model_zoo.resnet import build as build_trunk
 from transfer import features, supervised
+from transfer.heads import Classifier, Heads
 from transfer.protocol import RunContext
-from transfer.supervised import Classifier, Heads, Order, SgdConfig, batches_of, fit
+from transfer.supervised import Order, SgdConfig, batches_of, fit
 from transfer.tasks import linear_probe, semi_supervised, uniformity
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -34,7 +34,7 @@ def embedded():
 
 @pytest.fixture
 def classify(monkeypatch):
-    def run(parts, preset="obow", classes=CLASSES, **fields):
+    def run(parts, preset="gap_crop", classes=CLASSES, **fields):
         splits = {role: voc_split(role, labels, classes) for role, (_, labels) in parts.items()}
         by_split = {split.split: parts[role][0] for role, split in splits.items()}
         asked = []
@@ -52,7 +52,7 @@ def classify(monkeypatch):
     return run
 
 
-def config_of(preset="obow", **fields):
+def config_of(preset="gap_crop", **fields):
     return build(voc07_svm.Config, {**tasks.preset_fields(voc07_svm, preset), "preset": preset, **fields})
 
 
@@ -264,17 +264,19 @@ def test_senseless_fields_are_refused(fields):
 
 def test_presets_are_those_of_the_literature(classify, embedded):
     vissl_costs = (0.01, 0.1, 1, 2, 5, 10, 15, 20, 50, 100, 1000)
-    obow, vissl, pcl = (config_of(name) for name in ("obow", "vissl", "pcl"))
-    assert (obow.costs, vissl.costs, pcl.costs) == (vissl_costs, vissl_costs, (0.5,))
-    assert [(c.feature, c.transform) for c in (obow, vissl, pcl)] == [
-        ("gap", "crop"),
-        ("res5_2x2", "squash"),
-        ("gap", "crop"),
-    ]
-    assert [c.difficult_test for c in (obow, vissl, pcl)] == ["drop", "drop", "negative"]
-    assert {(c.difficult, c.folds, c.normalize) for c in (obow, vissl, pcl)} == {("negative", 3, True)}
+    every = gap_crop, obow, vissl, pcl = [config_of(name) for name in ("gap_crop", "obow", "vissl", "pcl")]
+    assert set(voc07_svm.Config.PRESETS) == {"gap_crop", "obow", "vissl", "pcl"}
+    assert (gap_crop.costs, vissl.costs, pcl.costs) == (vissl_costs, vissl_costs, (0.5,))
+    # OBoW's README gives seven costs to FAIR's train_svm_kfold.py, whose svm_helper.py appends 0.5 ** 4 ... 0.5 ** 19.
+    assert obow.costs[:7] == (0.05, 0.1, 0.3, 0.5, 1, 3, 5) and len(obow.costs) == 23
+    assert [round(1 / cost) for cost in obow.costs[7:]] == [2**n for n in range(4, 20)]
+    views = [("gap", "crop"), ("gap", "squash"), ("res5_2x2", "squash"), ("gap", "crop")]
+    assert [(c.feature, c.transform) for c in every] == views
+    assert [c.difficult_test for c in every] == ["drop", "drop", "drop", "negative"]
+    assert {(c.difficult, c.folds, c.normalize) for c in every} == {("negative", 3, True)}
     assert voc07_svm.primary(obow) == "mAP" and voc07_svm.deterministic(obow)
-    for preset, options in (("obow", ("gap", False)), ("vissl", ("res5_2x2", True))):
+    asked = (("gap_crop", ("gap", False)), ("obow", ("gap", True)), ("vissl", ("res5_2x2", True)))
+    for preset, options in asked:
         _, ctx = classify(embedded, preset, costs=[0.1], size=64, resize=70)
         assert [tuple(o.values()) for o in ctx.asked] == [(64, 70, *options)] * 2
 

@@ -34,7 +34,8 @@ def unfit(task: Task, backbone: Backbone, config: TaskConfig) -> str | None:
 def preset_fields(task: Task, preset: str, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The fields a preset sets; ConfigError with the nearest name otherwise.
 
-    A key `field=value` of a preset holds fields that it sets only where the cell's `field` has that value.
+    A key `field=value` of a preset (`share=1%`, `data.name=stl10`) holds fields that it sets only where the cell's `field`
+    has that value.
     """
     if preset not in task.Config.PRESETS:
         raise ConfigError(f"unknown preset '{preset}'{nearest(preset, task.Config.PRESETS)}")
@@ -43,9 +44,24 @@ def preset_fields(task: Task, preset: str, values: Mapping[str, Any] | None = No
         field, conditional, wanted = key.partition("=")
         if not conditional:
             fields[key] = value
-        elif (values or {}).get(field, task.Config.model_fields[field].default) == wanted:
+        elif _said(task, values or {}, field) == wanted:
             fields |= value
     return fields
+
+
+def _said(task: Task, values: Mapping[str, Any], field: str) -> Any:
+    """A cell's field, `a.b` of nested ones too: as an override says, else the cell, else the default."""
+    if field in values:
+        return values[field]
+    first, dot, rest = field.partition(".")
+    if not dot:
+        return task.Config.model_fields[field].default
+    nested = values.get(first)
+    return (
+        nested[rest]
+        if isinstance(nested, Mapping) and rest in nested
+        else getattr(task.Config.model_fields[first].default, rest)
+    )
 
 
 def _module(name: str) -> ModuleType:

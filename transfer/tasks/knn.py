@@ -1,7 +1,10 @@
 """k-nearest-neighbour classification of frozen features (MSBReg section 8.3, Tables 1 and 4).
 
-Preset `npid`: L2-normalised pooled features, weights exp(cosine / 0.07) (zhirongw/lemniscate test.py), k up to 200.
-Preset `wmse`: Table 1's 5-NN, unnormalised features, Euclidean distance, majority vote (htdt/self-supervised).
+Preset `npid`: L2-normalised pooled features, weights exp(cosine / 0.07), k up to 200 (zhirongw/lemniscate.pytorch test.py,
+which takes the 128 numbers of its head instead, and k 200 alone).
+Preset `wmse`: Table 1's 5-NN, unnormalised features, Euclidean distance, majority vote, of classes with as many votes the
+first, and bicubic resizing of STL-10 (htdt/self-supervised eval/knn.py, datasets/stl10.py). It differs in ImageNet-100 alone:
+there the source resizes with ImageMagick, stores as JPEG, and leaves out the 689 random training images that fill no batch.
 """
 
 from __future__ import annotations
@@ -15,10 +18,11 @@ from pydantic import Field
 from core.embeddings import knn_scores, neighbours
 from core.errors import DataError
 from core.progress import track
+from core.transforms import Interpolation
 from model_zoo.backbone import Backbone
-from transfer.features import extract
+from transfer.features import extract, note_degenerate
+from transfer.heads import items_of
 from transfer.protocol import Metric, RunContext, TaskConfig, image_data_missing, image_splits
-from transfer.supervised import items_of
 
 version = 1
 _SMOKE_IMAGES = 256
@@ -29,17 +33,23 @@ class Config(TaskConfig):
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "npid": {"k": [10, 20, 100, 200], "metric": "cosine", "temperature": 0.07, "headline_k": 20},
-        "wmse": {"k": [5], "metric": "euclidean", "temperature": None, "headline_k": 5, "extra_columns": False},
-    }
+        "wmse": {"k": [5], "metric": "euclidean", "temperature": None, "headline_k": 5, "extra_columns": False,
+                 "ties": "first", "data.name=stl10": {"interpolation": "bicubic"}},
+    }  # fmt: skip
+    LATER: ClassVar[frozenset[str]] = frozenset({"ties", "interpolation"})
 
     preset: str = "npid"
-    k: tuple[Annotated[int, Field(gt=0)], ...] = (10, 20, 100, 200)
+    k: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)] = (10, 20, 100, 200)
     headline_k: Annotated[int, Field(gt=0)] = 20
     metric: Literal["cosine", "euclidean"] = "cosine"
     temperature: Annotated[float, Field(gt=0)] | None = 0.07  # none: one vote each
+    ties: Literal["nearest", "first"] = (
+        "nearest"  # of classes with as many votes: of the nearest neighbour, or the first class
+    )
     extra_columns: bool = True  # also T = 0.1 and the unweighted majority
     size: Annotated[int, Field(ge=16)] | None = None  # pixels of the centre crop; none: the backbone's
     resize: Annotated[int, Field(ge=16)] | None = None  # of the shorter side; none: 256/224 of the size
+    interpolation: Interpolation = "bilinear"  # of the resizing
     chunk: Annotated[int, Field(gt=0)] = 65536  # bank rows compared at a time: bounds the memory
 
 
@@ -71,10 +81,10 @@ def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric
         raise DataError(f"headline_k {config.headline_k} is not among k {list(config.k)}")
     if max(config.k) > len(train):
         raise DataError(f"k={max(config.k)} is more than the {len(train)} training images: set k to less")
-    bank = extract(
-        backbone, train, ctx, size=config.size, resize=config.resize
-    )  # stays on the CPU, goes over in chunks
-    query = extract(backbone, test, ctx, size=config.size, resize=config.resize)
+    views = {"size": config.size, "resize": config.resize, "interpolation": config.interpolation}
+    bank = extract(backbone, train, ctx, **views)  # stays on the CPU, goes over in chunks
+    query = extract(backbone, test, ctx, **views)
+    note_degenerate(bank, train, ctx)
     bank_labels = torch.as_tensor(train.labels, device=ctx.device)
     votes: dict[str, float | None] = {"": config.temperature}
     if config.extra_columns:
@@ -89,7 +99,12 @@ def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric
         truth = torch.as_tensor(test.labels[rows.numpy()], device=ctx.device)
         for k, name in correct:
             scores = knn_scores(
-                similarity, bank_labels[index], k=k, classes=len(train.classes), temperature=votes[name]
+                similarity,
+                bank_labels[index],
+                k=k,
+                classes=len(train.classes),
+                temperature=votes[name],
+                ties=config.ties,
             )
             answer = scores.argmax(dim=1)
             correct[k, name] += int((answer == truth).sum())

@@ -4,7 +4,9 @@ The encoder and the classifier have rates of their own; a rate of 0 freezes the 
 paper's 1% row is a frozen encoder, which its rivals' rows are not. Evaluation is the last epoch's, on the whole test split.
 
 Presets: `msbreg` (rates, momentum and batch are the paper's; epochs, cosine and no weight decay are our reading),
-`barlow` (barlowtwins README, evaluate.py), `swav` (eval_semisup.py: 20 epochs, x0.2 after 12 and 16).
+`barlow` (barlowtwins README, evaluate.py; its BatchNorms take the statistics of each GPU's images, ours of the whole batch),
+`swav` (eval_semisup.py: 20 epochs, x0.2 after 12 and 16, Linear as PyTorch initialises it, images divided by a standard
+deviation of 0.228 in red). Both sources print the best epoch on val.
 """
 
 from __future__ import annotations
@@ -19,15 +21,21 @@ from pydantic import Field
 from core import lists
 from core.artifacts import tensors_sha256
 from core.datasets import DataPlaces, ImageSplit, Subset
+from model_zoo.architecture import InputSpec
 from model_zoo.backbone import Backbone, identity_tensors
 from transfer.augment import crop_and_flip, image_batches
 from transfer.features import FrozenMoved, compute, resize_side
+from transfer.heads import Classifier, HeadInit, Heads, best_classes, hits, items_of
 from transfer.protocol import Metric, RunContext, image_data_missing, image_splits, limited
-from transfer.supervised import Classifier, Heads, Order, SgdConfig, best_classes, fit, hits, items_of
+from transfer.supervised import Order, SgdConfig, fit
 
 version = 1
 
-_SWAV = {"batch": 256, "epochs": 20, "nesterov": False, "schedule": "steps", "milestones": [0.6, 0.8], "gamma": 0.2}
+_SWAV = {"batch": 256, "epochs": 20, "nesterov": False, "schedule": "steps", "milestones": [0.6, 0.8], "gamma": 0.2,
+         "head_init": "linear", "std": [0.228, 0.224, 0.225]}  # fmt: skip
+
+
+Positive = Annotated[float, Field(gt=0)]
 
 
 class Config(SgdConfig):
@@ -47,12 +55,15 @@ class Config(SgdConfig):
             "share=10%": {"rate_head": 0.2, "rate_encoder": 0.01},
         },
     }  # fmt: skip
+    LATER: ClassVar[frozenset[str]] = frozenset({"head_init", "std"})
 
     preset: str = "msbreg"
     share: Literal["1%", "10%"] = "1%"
     list: str | None = None  # a file of image names, or `drawn`, instead of the official list of this share
     rate_head: Annotated[float, Field(gt=0)] = 2.0  # at `batch`
     rate_encoder: Annotated[float, Field(ge=0)] = 0.0  # 0: the encoder is frozen
+    head_init: HeadInit = "normal"  # N(0, 0.01) and bias 0; linear: PyTorch's own
+    std: tuple[Positive, Positive, Positive] | None = None  # of red, green, blue; none: the backbone's
     size: Annotated[int, Field(ge=16)] | None = None  # pixels of the crops; none: the backbone's
     resize: Annotated[int, Field(ge=16)] | None = None
 
@@ -98,15 +109,24 @@ def draw(train: ImageSplit, share: float) -> ImageSplit:
     return ImageSplit(train.dataset, train.split, Subset(train.source, chosen), train.labels[chosen], train.classes)
 
 
+def input_of(backbone: Backbone, config: Config) -> InputSpec:
+    """The backbone's input with the protocol's standard deviation, where it has one of its own."""
+    if config.std is None:
+        return backbone.input
+    std = config.std if backbone.input.order == "rgb" else config.std[::-1]  # in the order the backbone sees
+    return backbone.input.model_copy(update={"std": std})
+
+
 def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:
     """`top1` and `top5` at the end of the course."""
     train, test = ctx.splits["train"], ctx.splits["test"]
     size = config.size or backbone.input.size
     encoder = backbone.build()
-    heads = Heads(backbone.feature_dim, len(train.classes), [config.rate_head], ctx.seed)
+    spec = input_of(backbone, config)
+    heads = Heads(backbone.feature_dim, len(train.classes), [config.rate_head], ctx.seed, init=config.head_init)
     model = Classifier(encoder, heads, rate_encoder=config.rate_encoder)
     order = Order(len(train), config.batch, config.epochs, ctx.seed)
-    batches = image_batches(train, crop_and_flip(size), backbone.input, order, ctx, size)
+    batches = image_batches(train, crop_and_flip(size), spec, order, ctx, size)
     fit(model, batches, config, order, device=ctx.device, resume=ctx.resume_file(backbone, config, version))
     frozen = not config.rate_encoder
     if frozen and tensors_sha256(identity_tensors(encoder.state_dict())) != backbone.weights_sha256:
@@ -116,7 +136,7 @@ def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric
         if frozen
         else f"encoder fine-tuned at rate {config.rate_encoder:g}"
     )
-    x = compute(model.encoder, backbone.input, test, ctx, size=size, resize=config.resize or resize_side(size))
+    x = compute(model.encoder, spec, test, ctx, size=size, resize=config.resize or resize_side(size))
     y_test = torch.as_tensor(test.labels)
     best = best_classes(heads, x, device=ctx.device)[0]
     ctx.items |= items_of(best, y_test, len(test.classes))

@@ -2,7 +2,9 @@
 
 Two augmented views of every test image; alignment is the mean squared distance of the two, uniformity the logarithm of
 the mean Gaussian potential between different images, averaged over the views; on L2-normalised pooled features. The
-paper names neither the layer nor the augmentation: `byol` is what it pretrains with, `crop` a crop and a flip.
+paper names neither the layer nor the augmentation. Preset `byol`: BYOL's two distributions, one a view (its Appendix B: blur 1
+and no solarisation, blur 0.1 and solarisation 0.2; bicubic). `table9`: MSBReg's Table 9 for both views (blur 1, solarisation
+0.2), what it pretrains with. `crop`: a crop and a flip.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from core.embeddings import alignment, uniformity
 from core.errors import DataError
 from core.progress import track
 from model_zoo.backbone import Backbone
-from transfer.augment import byol_view, crop_and_flip, image_batches
+from transfer.augment import View, crop_and_flip, image_batches, ssl_view
+from transfer.features import note_degenerate, refuse_not_finite
 from transfer.protocol import Metric, RunContext, TaskConfig, image_data_missing, image_splits
 from transfer.supervised import Order
 
@@ -29,10 +32,16 @@ _BATCH = 128
 class Config(TaskConfig):
     """Fields of the cell."""
 
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"byol": {"views": "byol"}, "crop": {"views": "crop"}}
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "byol": {"views": "byol_pair"},
+        "table9": {"views": "table9"},
+        "crop": {"views": "crop"},
+    }
 
     preset: str = "byol"
-    views: Literal["byol", "crop"] = "byol"
+    views: Literal["byol_pair", "table9", "byol", "crop"] = (
+        "byol_pair"  # byol: BYOL's first distribution twice, bilinear
+    )
     t: Annotated[float, Field(gt=0)] = 2.0
     size: Annotated[int, Field(ge=16)] | None = None  # pixels of the crops; none: the backbone's
 
@@ -56,13 +65,23 @@ missing = image_data_missing
 splits = image_splits
 
 
+def views_of(name: str, size: int) -> tuple[View, View]:
+    """The two views of an image."""
+    if name == "byol_pair":
+        first, second = ({"blur": 1.0, "solarize": 0.0}, {"blur": 0.1, "solarize": 0.2})
+        return ssl_view(size, bicubic=True, **first), ssl_view(size, bicubic=True, **second)
+    if name == "table9":
+        return (ssl_view(size, blur=1.0, solarize=0.2),) * 2
+    return ((ssl_view(size, blur=1.0, solarize=0.0) if name == "byol" else crop_and_flip(size)),) * 2
+
+
 def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:
     """`alignment` and `uniformity`, raw; lower is better of both."""
     test = ctx.splits["test"]
     if len(test) < 2:
         raise DataError(f"{test.dataset} {test.split}: uniformity needs two images at least")
     size = config.size or backbone.input.size
-    view = {"byol": byol_view, "crop": crop_and_flip}[config.views](size)
+    view = views_of(config.views, size)
     module = backbone.build().eval().requires_grad_(False).to(ctx.device, memory_format=torch.channels_last)
     # An epoch is one view of every image; its order is drawn, so features go to their image's row.
     order = Order(len(test), _BATCH, 2, ctx.seed)
@@ -73,8 +92,8 @@ def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric
         for (epoch, rows), (images, _) in zip(order.rows(), track(batches(0), total=total, label="views"), strict=True):
             x[epoch, rows.to(x.device)] = module(images).float()
     x = all_reduce_sum(x)  # every rank has its own rows, zeros elsewhere
-    if not bool(torch.isfinite(x).all()):
-        raise FloatingPointError(f"features of {test.dataset} {test.split} hold NaN or infinite values")
+    refuse_not_finite(x.flatten(0, 1), test)
+    note_degenerate(x.flatten(0, 1), test, ctx)
     even = (uniformity(x[0], config.t) + uniformity(x[1], config.t)) / 2
     return {
         "alignment": Metric(float(alignment(x[0], x[1])), unit="", higher_is_better=False),

@@ -1,8 +1,9 @@
 """VOC07 with few images: linear SVMs on k positives and 19k negatives of each class (FAIR extra_scripts/README.md).
 
 Each k is drawn five times; mAP_k<k> is the mean over the draws (area AP as in `voc07_svm`), mAP_k<k>_std their standard
-deviation. Images that are not drawn, and those with difficult objects only, take no part in training. The draws are seeded,
-without replacement, the same for every backbone, and do not depend on which other k are measured.
+deviation: that of a sample (divided by 4), with preset `fair` that of the draws (by 5), as FAIR and VISSL print it. Images
+that are not drawn, and those with difficult objects only, take no part in training. The draws are seeded, without replacement,
+the same for every backbone, and do not depend on which other k are measured.
 
 There is one cost, 0.5 as in PCL. Nothing can be tuned on one image, and the best of several on the test split is a choice
 made on the test split: we refuse it. Preset `gap`: globally pooled features, centre crop. Preset `fair`: C5 pooled to 2x2,
@@ -12,15 +13,17 @@ images squashed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from core.datasets import ImageSplit
 from core.errors import DataError
 from model_zoo.backbone import Backbone
 from transfer import svm
+from transfer.features import note_degenerate
 from transfer.metrics import area_ap, class_aps
 from transfer.protocol import Metric, RunContext, image_data_missing
 from transfer.tasks import voc07_svm
@@ -34,15 +37,17 @@ class Config(FeatureConfig):
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "gap": {"feature": "gap", "transform": "crop"},
-        "fair": {"feature": "res5_2x2", "transform": "squash"},
+        "fair": {"feature": "res5_2x2", "transform": "squash", "spread": "population"},
     }
+    LATER: ClassVar[frozenset[str]] = frozenset({"spread"})
 
     preset: str = "gap"
-    k: tuple[Annotated[int, Field(gt=0)], ...] = (1, 2, 4, 8, 16, 32, 64, 96)
+    k: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)] = (1, 2, 4, 8, 16, 32, 64, 96)
     headline_k: Annotated[int, Field(gt=0)] = 16
     negatives: Annotated[int, Field(gt=0)] = 19  # for each positive
     samples: Annotated[int, Field(gt=0)] = 5  # draws of each k
     cost: Annotated[float, Field(gt=0)] = 0.5
+    spread: Literal["sample", "population"] = "sample"  # what the standard deviation is of: divided by one less, or not
 
 
 def primary(config: Config) -> str:
@@ -79,15 +84,16 @@ def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric
         for column in draw(train.labels, k, config.negatives * k, sample).T
     ]
     x = embed(backbone, train, config, ctx)
+    note_degenerate(torch.from_numpy(x), train, ctx)
     fits = svm.fit_all(x, draws, [config.cost] * len(draws), jobs=config.jobs)
     note_unfinished(fits.unfinished, ctx)
     scores = fits.scores(embed(backbone, test, config, ctx)).reshape(len(test), -1, len(train.classes))
     each = [100 * class_aps(area_ap, scores[:, i], truth).mean() for i in range(scores.shape[1])]
-    metrics = {}
+    metrics, ddof = {}, int(config.spread == "sample")
     for k, found in zip(sizes, np.reshape(each, (len(sizes), config.samples)), strict=True):
         metrics[f"mAP_k{k}"] = Metric(float(found.mean()))
         if config.samples > 1:
-            metrics[f"mAP_k{k}_std"] = Metric(float(found.std(ddof=1)), higher_is_better=False)
+            metrics[f"mAP_k{k}_std"] = Metric(float(found.std(ddof=ddof)), higher_is_better=False)
     return metrics
 
 

@@ -4,10 +4,13 @@ The cost of a class is the one with the best average precision in cross-validati
 on all of trainval, and the test split chooses nothing. mAP is the mean area under the *interpolated* precision-recall curve
 (VISSL, FAIR); mAP_11pt is VOC 2007's own, not comparable with it.
 
-Preset `obow`: OBoW's features (globally pooled, Resize 256, centre crop 224) with VISSL's 11 costs; OBoW's own list is 0.05,
-0.1, 0.3, 0.5, 1, 3, 5 and powers of a half. Preset `vissl`: C5 pooled to 2x2 (8192 numbers of a ResNet-50), images squashed
-to 224x224. Preset `pcl`: the single cost 0.5 without cross-validation, difficult objects are negatives at test too (PCL
-eval_svm_voc.py tries several costs and reports the best on the test split, which we refuse).
+Preset `gap_crop`: globally pooled features, Resize 256, centre crop 224, VISSL's 11 costs. Preset `vissl`: C5 pooled to 2x2
+(8192 numbers of a ResNet-50), images squashed to 224x224. Preset `obow`: what OBoW runs, globally pooled features of squashed
+images (its yaml: scale, global_resize 224) and FAIR's costs: 0.05, 0.1, 0.3, 0.5, 1, 3, 5 and the powers of a half from the 4th
+to the 19th. It differs in two things: FAIR resizes with OpenCV, which does not smooth, and OBoW's README trains on the blob
+`pool5_bn`, which FAIR's extraction normalises by each batch on trainval and not at all at test; ours is `pool5`. Preset `pcl`:
+the single cost 0.5 without cross-validation, difficult objects are negatives at test too (PCL eval_svm_voc.py tries several
+costs and reports the best on the test split, which we refuse).
 
 Images that hold a class only as difficult objects are negatives in training and dropped at test: so did the published numbers.
 """
@@ -18,17 +21,30 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from core.datasets import DataPlaces, ImageSplit
 from core.errors import DataError
 from model_zoo.backbone import Backbone
 from transfer import svm
-from transfer.features import Pooling, extract
+from transfer.features import extract, note_degenerate
 from transfer.metrics import area_ap, class_aps, eleven_point_ap
+from transfer.pooling import Pooling, needs_stages
 from transfer.protocol import DataSpec, Metric, RunContext, TaskConfig, image_data_missing, labelled_splits
 
 version = 1
+
+_OBOW_COSTS = [
+    0.05,
+    0.1,
+    0.3,
+    0.5,
+    1.0,
+    3.0,
+    5.0,
+    *(0.5**n for n in range(4, 20)),
+]  # FAIR's order: the first wins a tie
 
 Difficult = Literal["negative", "drop"]
 
@@ -50,17 +66,23 @@ class Config(FeatureConfig):
     """Fields of the cell."""
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "obow": {"feature": "gap", "transform": "crop"},
+        "gap_crop": {"feature": "gap", "transform": "crop"},
+        "obow": {"feature": "gap", "transform": "squash", "costs": _OBOW_COSTS},
         "vissl": {"feature": "res5_2x2", "transform": "squash"},
         "pcl": {"costs": [0.5], "difficult": "negative", "difficult_test": "negative"},
     }
 
-    preset: str = "obow"
+    preset: str = "gap_crop"
     costs: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (
         *(0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0),
     )  # a single one: no cross-validation
     folds: Annotated[int, Field(ge=2)] = 3
     difficult: Difficult = "negative"  # images with difficult objects only, in training and cross-validation
+
+    def identity(self) -> dict[str, Any]:
+        """Under the name of its first records: `gap_crop` was called `obow`, which OBoW does not run."""
+        values = super().identity()
+        return values | {"preset": "obow"} if self.preset == "gap_crop" else values
 
 
 def primary(config: Config) -> str:
@@ -80,13 +102,7 @@ def smoke(config: Config) -> dict[str, Any]:
 
 
 missing = image_data_missing
-
-
-def unfit(backbone: Backbone, config: FeatureConfig) -> str | None:
-    """C5 is a ResNet's."""
-    if config.feature == "gap" or backbone.is_resnet:
-        return None
-    return f"feature {config.feature} pools C5 of a ResNet, which {backbone.arch.name} is not: set feature=gap"
+unfit = needs_stages
 
 
 def splits(config: FeatureConfig, places: DataPlaces) -> dict[str, ImageSplit]:
@@ -111,6 +127,7 @@ def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric
         refuse_rare(train, labels, 1, "to fit a machine: give more images")
     refuse_rare(test, truth, 1, "at test, so its AP does not exist: give more images", negatives=0)
     x = embed(backbone, train, config, ctx)
+    note_degenerate(torch.from_numpy(x), train, ctx)
     costs, unfinished = choose(x, labels, config, ctx)
     fits = svm.fit_all(x, list(labels.T), costs, jobs=config.jobs)
     note_unfinished(unfinished + fits.unfinished, ctx)

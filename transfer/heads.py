@@ -1,0 +1,148 @@
+"""Linear classifiers, many at once, on features or on what an encoder makes of images; and what they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+HeadInit = Literal["normal", "linear"]
+
+
+class Heads(nn.Module):
+    """One linear classifier per learning rate, all of the same initialisation.
+
+    Args:
+        norm: a BatchNorm before each: `affine` (VISSL's eval_mlp) or `plain`, without scale and shift (OBoW).
+        init: `normal`: N(0, 0.01), bias 0 (MoCo main_lincls); `linear`: PyTorch's own of a Linear, weight and bias uniform
+            within 1/sqrt(features) (VISSL, SwAV's eval_semisup, W-MSE).
+        cells: places of the map that each channel has, which one BatchNorm takes together (2 x 2 of VISSL: 4); a channel's
+            are next to each other.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        classes: int,
+        rates: Sequence[float],
+        seed: int,
+        norm: Literal["none", "plain", "affine"] = "none",
+        *,
+        init: HeadInit = "normal",
+        cells: int = 1,
+    ) -> None:
+        super().__init__()
+        self.rates, self.cells = tuple(rates), cells
+        generator = torch.Generator().manual_seed(seed)
+        if init == "linear":
+            bound = features**-0.5
+            weight = torch.empty(classes, features).uniform_(-bound, bound, generator=generator)
+            bias = torch.empty(classes).uniform_(-bound, bound, generator=generator)
+        else:
+            weight, bias = torch.randn(classes, features, generator=generator) * 0.01, torch.zeros(classes)
+        self.linear = nn.ModuleList(nn.Linear(features, classes) for _ in rates)
+        for head in self.linear:
+            with torch.no_grad():
+                head.weight.copy_(weight)
+                head.bias.copy_(bias)
+        affine, channels = norm == "affine", features // cells
+        self.norms = nn.ModuleList(
+            nn.Identity() if norm == "none" else nn.BatchNorm1d(channels, affine=affine) for _ in rates
+        )
+
+    def forward(self, x_BC: Tensor) -> list[Tensor]:
+        """Logits (B, classes) of every head."""
+        return [head(self._normed(norm, x_BC)) for head, norm in zip(self.linear, self.norms, strict=True)]
+
+    def _normed(self, norm: nn.Module, x_BC: Tensor) -> Tensor:
+        return norm(x_BC) if self.cells == 1 else norm(x_BC.unflatten(1, (-1, self.cells))).flatten(1)
+
+    @property
+    def sound(self) -> list[bool]:
+        """Of every head, whether all its numbers are finite."""
+        pairs = zip(self.linear, self.norms, strict=True)
+        return [all(bool(torch.isfinite(p).all()) for p in (*a.parameters(), *b.parameters())) for a, b in pairs]
+
+
+class Classifier(nn.Module):
+    """Heads on what an encoder makes of images; without an encoder, on features.
+
+    An encoder of rate 0 is frozen: eval mode, no gradient.
+    """
+
+    def __init__(self, encoder: nn.Module | None, heads: Heads, *, rate_encoder: float = 0.0) -> None:
+        super().__init__()
+        self.encoder, self.heads, self.rate_encoder = encoder, heads, rate_encoder
+        if encoder is not None:
+            encoder.requires_grad_(rate_encoder > 0)
+
+    def train(self, mode: bool = True) -> Classifier:
+        """Train mode for all but a frozen encoder."""
+        super().train(mode)
+        if self.encoder is not None and not self.rate_encoder:
+            self.encoder.eval()
+        return self
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Features (B, C) or normalised images (B, 3, S, S) -> logits of every head."""
+        if self.encoder is not None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.rate_encoder > 0):
+                x = self.encoder(x)
+        return self.heads(x)
+
+    @property
+    def has_norms(self) -> bool:
+        """Whether a BatchNorm uses the statistics of the batch."""
+        return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.modules())
+
+    def groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Parameter groups with their peak `rate`; norms are not decayed, and not adapted by LARS."""
+        decayed = {"weight_decay": weight_decay, "always_adapt": True}  # timm adapts where it decays or is told to
+        plain = {"weight_decay": 0.0, "always_adapt": False}
+        groups = []
+        for head, norm, rate in zip(self.heads.linear, self.heads.norms, self.heads.rates, strict=True):
+            groups.append({"params": list(head.parameters()), "rate": rate, **decayed})
+            groups.append({"params": list(norm.parameters()), "rate": rate, **plain})
+        if self.encoder is not None and self.rate_encoder:
+            weights = [p for p in self.encoder.parameters() if p.ndim > 1]
+            others = [p for p in self.encoder.parameters() if p.ndim <= 1]
+            groups.append({"params": weights, "rate": self.rate_encoder, **decayed})
+            groups.append({"params": others, "rate": self.rate_encoder, **plain})
+        return [group for group in groups if group["params"]]
+
+
+@torch.no_grad()
+def best_classes(heads: Heads, features_NC: Tensor, *, device: torch.device) -> list[Tensor]:
+    """Of every head, the (N, 5) classes of highest score, best first (all classes where there are fewer)."""
+    heads.to(device).eval()
+    parts: list[list[Tensor]] = [[] for _ in heads.rates]
+    for x in features_NC.split(4096):
+        for found, logits in zip(parts, heads(x.to(device)), strict=True):
+            logits = torch.nan_to_num(logits, nan=-torch.inf)
+            found.append(logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu())
+    return [torch.cat(found) for found in parts]
+
+
+def accuracies(heads: Heads, features_NC: Tensor, labels: Tensor, *, device: torch.device) -> list[dict[str, float]]:
+    """top1 and top5 in percent of every head; each row counted once."""
+    return [hits(best, labels) for best in best_classes(heads, features_NC, device=device)]
+
+
+def hits(best_N5: Tensor, labels: Tensor) -> dict[str, float]:
+    """top1 and top5 in percent."""
+    right = best_N5 == labels.cpu()[:, None]
+    return {"top1": 100.0 * int(right[:, 0].sum()) / len(right), "top5": 100.0 * int(right.sum()) / len(right)}
+
+
+def items_of(best_NR: Tensor, labels: Tensor, classes: int) -> dict[str, Any]:
+    """What is stored per test item (its best classes, its label), and every class's top-1 in percent (NaN without items)."""
+    right = (best_NR[:, 0] == labels).double()
+    count = torch.bincount(labels, minlength=classes)
+    per_class = torch.bincount(labels, weights=right, minlength=classes) / count
+    return {
+        "best": best_NR.to(torch.int32).numpy(),
+        "labels": labels.to(torch.int32).numpy(),
+        "per_class_top1": (100 * per_class).float().numpy(),
+    }
