@@ -22,6 +22,7 @@ from benchmarks.subjects import Subject, by_seed, curves_of, find_subjects
 from core.errors import BackbenchError, ConfigError, run_cli
 from core.printable import printable
 from core.processes import INTERRUPTED
+from model_zoo.choice import add_options, of_arguments, spelled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--ckpt", action="append", default=[], metavar="[NAME=]FILE", help="or https://..., zoo:NAME, timm:NAME, "
                    "module:function; may be given several times; checkpoints of one NAME are one row, with mean and "
                    "spread")  # fmt: skip
+    add_options(p, "every checkpoint file that --ckpt names")
     p.add_argument("--suite", help="demo or paper (default: paper when data are given, else demo)")
     p.add_argument("--tasks", metavar="a,b", help="only these cells")
     p.add_argument("--profile", choices=["full", "smoke"], default="full", help="smoke: a few steps of every cell")
@@ -90,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.suite is None and suite_name == "demo":
         say("no data given: running the demo suite on rendered scenes; use --data-root DIR for the real protocols")
     repeats = {cell.name: args.seeds or suite.seeds_of.get(cell.name, suite.seeds) for cell in cells}
-    subjects = find_subjects(args.ckpt, args.baselines, max(repeats.values()))
+    subjects = find_subjects(args.ckpt, args.baselines, max(repeats.values()), of_arguments(args))
     places = plan.places_of(suite, args.data_root, named)
     skipped = gaps(subjects, cells, places)
     refuse_place(args.out, cells, places)
@@ -235,6 +237,7 @@ def launch(
         command += [str(_RUN_ONE), "--ckpt", subject.ckpt, "--cell", cell.name, "--out", str(args.out)]
         command += ["--suite", args.suite, "--profile", args.profile, "--seeds", str(repeats[cell.name])]
         command += ["--like", subject.like] if subject.like else []
+        command += spelled(of_arguments(args))
         command += ["--data-root", str(places.root)] if places.root else []
         for name, path in places.named.items():
             command += ["--data", f"{name}={path}"]

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.subjects import backbones, split_name
+from benchmarks.subjects import backbones, refuse_idle, split_name
 from core.errors import BackbenchError, run_cli
+from model_zoo.choice import add_options, of_arguments
 
 if TYPE_CHECKING:
     from benchmarks.plan import Cell
@@ -38,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="benchmarks/run_one.py", description=__doc__)
     p.add_argument("--ckpt", required=True, metavar="[NAME=]FILE", help="a checkpoint, https://..., zoo:NAME, timm:NAME, "
                    "module:function or random:resnet50")  # fmt: skip
+    add_options(p, "a checkpoint file that --ckpt or --like names")
     p.add_argument("--like", metavar="FILE", help="take a random backbone's architecture and input from here")
     p.add_argument("--cell", required=True)
     p.add_argument("--out", type=Path, default=Path("results"))
@@ -61,11 +63,13 @@ def main(argv: list[str] | None = None) -> int:
     from core import distributed
     from core.datasets import DataPlaces, parse_places
 
+    choice = of_arguments(args)
+    refuse_idle(choice, [args.ckpt, *([args.like] if args.like else [])])
     cell = load_cell(args.cell, args.override, args.profile)
     places = DataPlaces(args.data_root, parse_places(args.data))
     with distributed.joined():  # torchrun's job, where there is one
         failed = 0
-        for seed, backbone in backbones(args.ckpt, args.like, args.seeds, cell):
+        for seed, backbone in backbones(args.ckpt, args.like, args.seeds, cell, choice):
             failed += not run_seed(backbone, cell, seed, places, args)
         return 1 if failed else 0
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from core.errors import ConfigError, nearest
 from core.printable import printable
+from model_zoo.choice import NO_CHOICE, Choice
 
 if TYPE_CHECKING:
     from benchmarks.naming import Who
@@ -40,8 +41,11 @@ class Subject:
         return self.label or self.backbones[0].name
 
 
-def find_subjects(ckpts: Sequence[str], baselines: str, seeds: int) -> list[Subject]:
+def find_subjects(ckpts: Sequence[str], baselines: str, seeds: int, choice: Choice = NO_CHOICE) -> list[Subject]:
     """Load every checkpoint once, so that a bad one stops before any cell runs; `random` follows their architectures.
+
+    Args:
+        choice: which network of the checkpoint files is meant.
 
     Raises:
         ConfigError: a source without a name or a name without a source, a baseline that is not known.
@@ -49,16 +53,17 @@ def find_subjects(ckpts: Sequence[str], baselines: str, seeds: int) -> list[Subj
     """
     from core.progress import say
 
+    refuse_idle(choice, ckpts)
     subjects = []
     for ckpt in ckpts:
-        subjects.append(Subject(ckpt, None, tuple(read(ckpt, None, seeds))))
+        subjects.append(Subject(ckpt, None, tuple(read(ckpt, None, seeds, choice))))
         for note in subjects[-1].backbones[0].notes:
             say(f"{subjects[-1].name}: {note}")
     subjects = told_apart(subjects)
     files = [subject for subject in subjects if subject.backbones[0].format != "random"]
     for baseline in dict.fromkeys(filter(None, (b.strip() for b in baselines.split(",")))):
         if baseline == "random":
-            subjects += _like_each(files, seeds)
+            subjects += _like_each(files, seeds, choice)
         elif baseline.startswith("random:"):
             subjects.append(Subject(baseline, None, tuple(read(baseline, None, seeds))))
         else:
@@ -67,16 +72,24 @@ def find_subjects(ckpts: Sequence[str], baselines: str, seeds: int) -> list[Subj
     return told_apart(subjects)
 
 
-def read(ckpt: str, like: str | None, seeds: int) -> list[Backbone]:
-    """The backbone of `[NAME=]SOURCE`; of a random one a network for each seed."""
-    from model_zoo.load import load
+def refuse_idle(choice: Choice, ckpts: Sequence[str]) -> None:
+    """ConfigError where `--key` or `--prefix` was said and no checkpoint is a file, to which alone they apply."""
+    from model_zoo.load import is_file
+
+    if choice != NO_CHOICE and not any(is_file(split_name(ckpt)[1]) for ckpt in ckpts):
+        raise ConfigError("--key and --prefix choose within checkpoint files, and no --ckpt is one; leave them out")
+
+
+def read(ckpt: str, like: str | None, seeds: int, choice: Choice = NO_CHOICE) -> list[Backbone]:
+    """The backbone of `[NAME=]SOURCE`; of a random one a network for each seed. `choice` is of files alone."""
+    from model_zoo.load import is_file, load
 
     name, source = named_source(ckpt)
     if source.startswith("random:"):
-        template = load(like) if like else None
+        template = load(like, choice=choice if is_file(like) else NO_CHOICE) if like else None
         made = [load(source, name=name, seed=seed, like=template) for seed in range(seeds)]
     else:
-        made = [load(source, name=name)]
+        made = [load(source, name=name, choice=choice if is_file(source) else NO_CHOICE)]
     return [_called(backbone, ckpt, named=name is not None, source=source) for backbone in made]
 
 
@@ -90,7 +103,7 @@ def _called(backbone: Backbone, ckpt: str, *, named: bool, source: str) -> Backb
     return replace(backbone, name=name, named=named, source=source)
 
 
-def _like_each(files: Sequence[Subject], seeds: int) -> list[Subject]:
+def _like_each(files: Sequence[Subject], seeds: int, choice: Choice) -> list[Subject]:
     """A random baseline for each architecture and input among the checkpoints."""
     if not files:
         raise ConfigError("--baselines random follows a --ckpt; name the architecture: random:resnet50")
@@ -105,7 +118,7 @@ def _like_each(files: Sequence[Subject], seeds: int) -> list[Subject]:
         source = f"random:{subject.backbones[0].arch.name}"
         ckpt = f"{source} like {subject.name}={source}" if len(alike) > 1 else source  # one name is one row
         like = split_name(subject.ckpt)[1]
-        found.append(Subject(ckpt, like, tuple(read(ckpt, like, seeds))))
+        found.append(Subject(ckpt, like, tuple(read(ckpt, like, seeds, choice))))
     return found
 
 
@@ -172,9 +185,11 @@ def told_apart(subjects: Sequence[Subject]) -> list[Subject]:
     return list(kept.values())
 
 
-def backbones(ckpt: str, like: str | None, seeds: int, cell: Cell) -> list[tuple[int, Backbone]]:
+def backbones(
+    ckpt: str, like: str | None, seeds: int, cell: Cell, choice: Choice = NO_CHOICE
+) -> list[tuple[int, Backbone]]:
     """(seed, backbone) pairs: a random backbone anew for each seed, a fixed one once where the task draws nothing."""
-    return by_seed(read(ckpt, like, seeds), seeds, cell)
+    return by_seed(read(ckpt, like, seeds, choice), seeds, cell)
 
 
 def by_seed(made: Sequence[Backbone], seeds: int, cell: Cell) -> list[tuple[int, Backbone]]:

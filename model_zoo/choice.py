@@ -37,6 +37,12 @@ def add_options(parser: argparse.ArgumentParser, of: str = "a checkpoint file") 
     )
 
 
+def spelled(choice: Choice) -> list[str]:
+    """The options of a command that say the same."""
+    said = {"--key": choice.key, "--prefix": choice.prefix}
+    return [f"{option}={words}" for option, words in said.items() if words is not None]
+
+
 def of_arguments(args: argparse.Namespace) -> Choice:
     """What was said on a command line."""
     return Choice(args.key, args.prefix)
