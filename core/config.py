@@ -186,5 +186,5 @@ def _explain(model: type[Config], error: ValidationError) -> str:
         else:
             message = problem["msg"].removeprefix("Value error, ")
             given = json.dumps(problem["input"], default=str)
-            sentences.append(f"'{key}': {message} (given: {given[:80]})" if len(given) <= 80 else message)
+            sentences.append(f"'{key}': {message} (given: {given[:80]})" if key and len(given) <= 80 else message)
     return "; ".join(sentences)

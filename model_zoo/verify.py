@@ -12,7 +12,8 @@ from torch import Tensor
 from core.artifacts import file_sha256
 from core.embeddings import effective_rank
 from core.printable import printable
-from model_zoo.architecture import Architecture, InputSpec, architecture_fields
+from model_zoo.anatomy import stem_planes
+from model_zoo.architecture import DEEP, Architecture, InputSpec, architecture_fields
 from model_zoo.backbone import Backbone
 from model_zoo.choice import NO_CHOICE, Choice
 from model_zoo.load import UNKNOWABLE, dead_channels, load
@@ -69,8 +70,13 @@ def conventions(backbone: Backbone) -> list[str]:
         found.append("max-pooling has TensorFlow's SAME padding")
     if arch.conv_padding == "same":
         found.append("strided convolutions have TensorFlow's SAME padding")
-    if arch.stem != plain.stem:
+    if arch.stem in DEEP:
+        planes = ", ".join(map(str, stem_planes(arch)))
+        found.append(f"the stem is three 3x3 convolutions of {planes} planes (ResNet-C, -D and their kind)")
+    elif arch.stem != plain.stem:
         found.append(f"the stem is {arch.stem}, for small images")
+    if arch.avg_down:
+        found.append("shortcuts average 2x2 where they have a stride (ResNet-D)")
     if spec.order == "bgr":
         found.append("channels are BGR")
     if tuple(spec.std) != tuple(usual.std) or tuple(spec.mean) not in (tuple(usual.mean), tuple(usual.mean)[::-1]):

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import re
 import typing
+from pathlib import Path
 
 import pytest
+import torch
+from backbones import make_backbone
+from PIL import Image
 
+from core.datasets import Files
 from core.errors import ConfigError
+from model_zoo.architecture import Architecture, architecture_fields
+from model_zoo.export import ExportError, feature_difference
 from transfer.detection import engines
-from transfer.detection.run import DetectionConfig
+from transfer.detection.data import DetectionSplit, Instance, Picture
+from transfer.detection.engines import Job
+from transfer.detection.run import DetectionConfig, unfit
+from transfer.detection.spec import DetectionSpec
 
 
 def test_the_engines_of_the_protocols_are_there():
@@ -53,3 +64,69 @@ def test_a_present_engine_names_its_version_and_works(name):
 def test_an_unknown_engine_names_the_nearest():
     with pytest.raises(ConfigError, match="unknown engine 'detectron'; did you mean 'detectron2'"):
         engines.get("detectron")
+
+
+ARCHITECTURES = [  # what makes another network of a ResNet; narrow, so that it is built quickly
+    {},
+    {"name": "resnet18", "width": 1},
+    {"groups": 4, "base_width": 32},
+    {"groups": 4, "base_width": 32, "stride_in_1x1": True},
+    {"base_width": 128},
+    {"stem": "deep"},
+    {"stem": "deep", "stem_width": 2.0},
+    {"avg_down": True},
+    {"stem": "deep", "avg_down": True, "groups": 8, "base_width": 16},
+    {"stem": "deep", "avg_down": True, "name": "resnet34"},
+    {"stem": "deep", "avg_down": True, "stride_in_1x1": True},
+    {"stem": "deep-tiered", "avg_down": True},
+    {"stem": "deep", "base_width": 128},
+    {"name": "resnet101", "groups": 4, "base_width": 32, "width": 0.25},
+    {"name": "resnet26"},
+    {"name": "resnet200"},
+    {"name": "resnet152", "groups": 4, "base_width": 32},
+]
+CANNOT = {  # the word in the reason for which an engine cannot build it
+    "detectron2": [("resnet26", "18, 34, 50"), ("resnet200", "18, 34, 50"), ("deep", "three of 3x3"), ("avg_down", "avg_down"),
+                   ("resnet18", None), ("resnet34", "width 1 only")],
+    "mmdet": [("resnet26", "18, 34, 50"), ("resnet200", "18, 34, 50"), ("deep-tiered", "deep-tiered"),
+              ("base_width=128", "Wide ResNet")],
+}  # fmt: skip
+
+
+def cannot(engine: str, arch: Architecture) -> str | None:
+    """The word, or None where the engine must build it."""
+    return next((word for feature, word in CANNOT[engine] if feature in architecture_fields(arch)), None)
+
+
+def tiny_split(folder: Path) -> DetectionSplit:
+    Image.new("RGB", (64, 48)).save(folder / "a.png")
+    picture = Picture("a", 64, 48, (Instance(0, (2, 2, 30, 40)),))
+    return DetectionSplit("voc", "trainval", Files(folder, ("a.png",)), (picture,), ("cup",))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["c4", "fpn"])
+@pytest.mark.parametrize("fields", ARCHITECTURES, ids=lambda fields: " ".join(f"{k}={v}" for k, v in fields.items()))
+@pytest.mark.parametrize("name", engines.names())
+def test_an_engine_holds_the_backbone_or_says_why_not(name, fields, head, tmp_path):
+    """Built with either head: `build` compares every tensor and the features; never another network."""
+    engine = engines.get(name)
+    if engine.missing() is not None:
+        pytest.skip(engine.missing())
+    engine.prepare()
+    backbone = make_backbone(**{"width": 0.25, **fields})
+    spec = DetectionSpec(
+        head=head, iterations=3, batch=2, lr=0.01, warmup=1, precise_bn=1, rois=16, side_max=160, sides_train=(64,),
+        side_test=96, masks=False, proposals_train=(200, 50), proposals_test=(200, 50),
+    )  # fmt: skip
+    config = DetectionConfig(engine=name, spec=spec, data={"name": "voc"})
+    if word := cannot(name, backbone.arch):
+        assert word in (unfit(backbone, config) or ""), "the cell is skipped with the reason"
+        with pytest.raises(ExportError, match=re.escape(word)):
+            engine.train(spec, backbone, tiny_split(tmp_path), Job(tmp_path / "run", 0, torch.device("cpu")))
+        return
+    assert unfit(backbone, config) is None
+    cfg = engine.write_native(spec, backbone, tiny_split(tmp_path), Job(tmp_path / "run", 0, torch.device("cpu")))
+    model = engine.build(cfg, backbone, torch.device("cpu"))
+    assert feature_difference(backbone, lambda x: engine.trunk_stages(model.eval(), x)) < 1e-4
+    assert any("backbone" in parameter for parameter, _ in model.named_parameters())
