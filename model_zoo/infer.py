@@ -14,10 +14,11 @@ from model_zoo.architecture import BASIC
 
 _ELSEWHERE = "`--ckpt module:function` takes any network for the frozen and fine-tuning protocols"
 _BLOCK = re.compile(r"layer([1-4])\.(\d{1,4})\.")
+_TRUNK = re.compile(r"(^|\.)(layer[1-4]|conv[1-3]|maxpool|attnpool)\.")
 _RELATIVES = (  # tensors that no ResNet of ours has, and whose they are; the first that is found is named
     (r"\.se\.conv\.weight$|\.eca\.", "an ECA-ResNet (channel attention in every block)"),
     (r"\.(se|se_module|se_layer|se_block)\.", "an SE-ResNet (squeeze-and-excitation in every block)"),
-    (r"\.conv2\.(paths|attn)\.", "an SK-ResNet (selective kernels)"),
+    (r"\.conv[12]\.(paths|attn)\.", "an SK-ResNet (selective kernels)"),
     (r"\.conv2\.(conv|bn0|fc1|bn1|fc2)\.", "a ResNeSt (split attention)"),
     (r"\.(convs|bns)\.\d+\.", "a Res2Net (scales within a block)"),
     (r"\.(ca|sa|cbam|ChannelGate|SpatialGate)\.", "a ResNet with CBAM's attention"),
@@ -28,6 +29,10 @@ _RELATIVES = (  # tensors that no ResNet of ours has, and whose they are; the fi
     (r"conv2_offset|\.conv_offset", "a ResNet with deformable convolutions"),
     (r"\.(non_local|nl|gcb|context_block\w*|gen_attention_block)\.", "a ResNet with attention between its blocks"),
     (r"(^|\.)gn[123]\.", "a ResNet with GroupNorm"),
+    (r"\.prelu\.", "ArcFace's ResNet (PReLU, norms before the convolutions)"),
+    (r"weight_(orig|u|g|mask)$|\.parametrizations\.", "a network under a reparametrisation (spectral or weight norm, pruning)"),
+    (r"activation_post_process|_packed_params|\.scale$", "a network prepared for integers (quantisation)"),
+    (r"\.lora_|adapter", "a network with adapters (LoRA)"),
 )  # fmt: skip
 
 
@@ -52,6 +57,9 @@ def infer_architecture(
         return {}  # what is stated stands, and `check` says which tensors contradict it
     if not names:
         kind = "bottleneck" if bottleneck else "basic"
+        if whole := _cut_from(state, blocks, bottleneck):
+            gone = " and ".join(f"layer{stage}" for stage, count in enumerate(blocks, start=1) if not count)
+            raise CheckpointError(f"{gone} of a {whole} is missing; every protocol needs the whole network")
         if blocks[2] and not blocks[3]:
             raise CheckpointError(_cifar(state, kind, blocks[:3]))
         raise CheckpointError(f"{kind} blocks {blocks} per stage are no ResNet known here ({', '.join(BLOCKS)})")
@@ -65,6 +73,15 @@ def _blocks(state: Mapping[str, Tensor]) -> list[int]:
     """Of each of the four stages, by the highest number."""
     found = [(int(match[1]), int(match[2])) for match in map(_BLOCK.match, state) if match]
     return [max((block + 1 for stage, block in found if stage == wanted), default=0) for wanted in range(1, 5)]
+
+
+def _cut_from(state: Mapping[str, Tensor], blocks: list[int], bottleneck: bool) -> str | None:
+    """The ResNet of which whole stages are missing; one with a small stem is CIFAR's instead."""
+    stem = _shape(state, "conv1.weight")
+    if not any(blocks) or (stem is not None and stem[2] == 3):
+        return None
+    same = [name for name in BLOCKS if (name not in BASIC) == bottleneck]
+    return next((name for name in same if all(b in (0, c) for b, c in zip(blocks, BLOCKS[name], strict=True))), None)
 
 
 def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
@@ -125,7 +142,7 @@ def _stem(state: Mapping[str, Tensor], stated: Mapping[str, Any], name: str) -> 
 
 def _refuse_relatives(state: Mapping[str, Tensor], leftover: Iterable[str]) -> None:
     """CheckpointError that names the kind of network, where its tensors tell that it is a relative of a ResNet only."""
-    other = sorted(leftover)
+    other = sorted(name for name in (*leftover, *state) if _TRUNK.search(name))
     for pattern, what in _RELATIVES:
         found = [name for name in other if re.search(pattern, name)]
         if found:

@@ -109,7 +109,7 @@ def _random(source: str, name: str | None, seed: int, like: Backbone | None) -> 
     wanted = source.removeprefix("random:")
     usual = named(wanted)
     if usual is None:
-        raise CheckpointError(f"{source}: unknown architecture{nearest(wanted, LAYERS)}")
+        raise CheckpointError(f"{printable(source, 80)}: unknown architecture{nearest(wanted[:80], LAYERS)}")
     if like is not None and not like.is_resnet:
         raise CheckpointError(f"{source}: cannot be like {like.name}, which is no ResNet")
     arch = like.arch if like is not None and like.arch.name == wanted else usual

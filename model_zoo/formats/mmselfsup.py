@@ -33,8 +33,8 @@ def extract(obj: Any) -> Extracted:
     tensors = the_one(obj, mmselfsup_copies)
     found = take(tensors, "backbone.", _DROP)
     for copy in (copy for copy in mmselfsup_copies(tensors) if copy in _SAME):
-        counted = identity_tensors(found.state)
-        other = [name for name, tensor in counted.items() if not _equal(tensor, tensors.get(copy + name))]
+        counted, second = identity_tensors(found.state), take(tensors, copy, ()).state
+        other = [name for name, tensor in counted.items() if not _equal(tensor, second.get(name))]
         if other:
             raise CheckpointError(
                 f"'backbone.{other[0]}' and '{copy}{other[0]}' differ; save the one you mean on its own"
