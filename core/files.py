@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -12,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from core.errors import DataError
+from core.errors import BackbenchError, DataError
+from core.printable import printable
 
 TEXT_LIMIT = 2 * 2**30  # bytes: of a list of names, twenty times that of Places205
 JSON_LIMIT = 16 * 2**30  # the largest annotation files have some 6
@@ -99,6 +101,47 @@ def read_bytes(path: Path, *, limit: int, start: int | None = None, listed: Sequ
             return file.read(min(limit, size))
         except (OSError, MemoryError) as error:
             raise Unreadable(f"{path}: cannot be read ({_reason(error)})") from None
+
+
+def open_regular(path: Path | str, error: type[BackbenchError] = DataError) -> BinaryIO:
+    """Open a regular file of any size, to read of it what is needed; links are followed.
+
+    A pipe, a device, a socket or a folder is not even opened: to open one may wait for ever, or do something to it.
+
+    Raises:
+        error: of the kind given; one sentence that begins with the path and says why it cannot be opened.
+    """
+    try:
+        _refuse_special(path, os.stat(path).st_mode, error)  # noqa: PTH116 (pathlib has words of its own for odd names)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        file = open(descriptor, "rb")  # noqa: PTH123, SIM115 (the caller closes it)
+        with contextlib.ExitStack() as undo:
+            undo.callback(file.close)
+            _refuse_special(path, os.fstat(descriptor).st_mode, error)  # it may have become a pipe since
+            undo.pop_all()
+    except (OSError, ValueError) as reason:
+        raise error(f"{printable(path, 300)}: {why_not(reason)}") from None
+    return file
+
+
+def why_not(reason: Exception) -> str:
+    """The operating system's refusal to open or read a path, in words."""
+    if not isinstance(reason, OSError):
+        return "no file can have this name"  # a zero byte in it, or characters that the file system cannot write
+    words = {
+        errno.ENOENT: "no such file",
+        errno.EACCES: "no permission to read it",
+        errno.EPERM: "no permission to read it",
+        errno.ELOOP: "its links lead in a circle",
+        errno.ENAMETOOLONG: "the name is too long for a file",
+        errno.ENOTDIR: "a part of the path is a file, not a folder",
+    }
+    return words.get(reason.errno or 0) or f"cannot be read ({reason.strerror or reason})"
+
+
+def _refuse_special(path: Path | str, mode: int, error: type[BackbenchError]) -> None:
+    if not stat.S_ISREG(mode):
+        raise error(f"{printable(path, 300)}: is {_kind(mode)}; give a file")
 
 
 def read_text(path: Path) -> str:

@@ -142,7 +142,7 @@ def check(entry: Entry | UrlFile, path: Path) -> str:
 
 def _check_shape(entry: Entry | UrlFile, path: Path) -> None:
     """What can be told of a file that has no published checksum."""
-    from core.artifacts import first_bytes
+    from core.containers import first_bytes
 
     size = path.stat().st_size
     if entry.size_mb and not _LEAST_OF_STATED < size / (entry.size_mb * 1e6) < _MOST_OF_STATED:

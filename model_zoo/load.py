@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from core.artifacts import is_npz, is_plain_archive, is_plain_pickle, load_npz, load_pickle, load_torch, unpacked
+from core import containers
 from core.config import Config, read_mapping
 from core.config import build as build_config
 from core.errors import CheckpointError, ConfigError, nearest
@@ -166,6 +166,13 @@ def _from_timm(source: str, name: str | None) -> Backbone:
 
 def _from_file(path: Path, name: str | None, entry: Entry | None = None, choice: Choice = NO_CHOICE) -> Backbone:
     read = _read(path)
+    try:
+        return _from_contents(path, read, name, entry, choice)
+    except CheckpointError as error:  # what was left unread may be what is missed
+        raise CheckpointError("; ".join((str(error), *read.notes))) from None
+
+
+def _from_contents(path: Path, read: Contents, name: str | None, entry: Entry | None, choice: Choice) -> Backbone:
     obj = read.content
     if choice == NO_CHOICE:
         _refuse_resume_state(path, obj)
@@ -203,7 +210,15 @@ def _derived_name(path: Path, choice: Choice) -> str:
 
 def _read(path: Path) -> Contents:
     """What a file holds, or a folder as HuggingFace's hub has them."""
-    return snapshot.read(path, read_container) if path.is_dir() else Contents(read_container(path))
+    notes: list[str] = []
+
+    def read_file(file: Path) -> Any:
+        contents = containers.read(file)
+        notes.extend(contents.notes)
+        return contents.value
+
+    found = snapshot.read(path, read_file) if path.is_dir() else Contents(read_file(path))
+    return replace(found, notes=(*found.notes, *notes))
 
 
 def _refuse_resume_state(path: Path, obj: Any) -> None:
@@ -222,24 +237,6 @@ def dead_channels(state: Mapping[str, Tensor]) -> list[str]:
         return []
     why = "channels without life, or a copy in half precision"
     return [f"{sum(found.values())} running variances are 0 ({why}): {some(list(found))}"]
-
-
-def read_container(path: Path) -> Any:
-    """A torch file, safetensors, arrays in a pickle or .npz, or one of these in a zip archive, without running anything."""
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"not a readable safetensors file ({error})") from None
-    if is_npz(path):
-        return load_npz(path)
-    if is_plain_archive(path):
-        with unpacked(path) as inner:
-            return load_pickle(inner) if is_plain_pickle(inner) else load_torch(inner)
-    return load_pickle(path) if is_plain_pickle(path) else load_torch(path)
 
 
 def check(found: Extracted, arch: Architecture, advice: str = "") -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.containers import Inert
 from core.errors import CheckpointError
 from model_zoo import formats
 from model_zoo.formats import haiku
@@ -167,7 +168,7 @@ def is_plain(value: Any) -> bool:
 def kind_of(value: Any) -> str:
     """`a sparse tensor`, `a str`: what stands where a dense tensor belongs."""
     if not isinstance(value, Tensor):
-        return f"a {type(value).__name__}"
+        return value.kind if isinstance(value, Inert) else f"a {type(value).__name__}"
     kinds = {"quantised": value.is_quantized, "nested": value.is_nested, "without values (meta)": value.is_meta}
     kind = next((kind for kind, is_so in kinds.items() if is_so), "sparse")
     return f"a tensor that is {kind}"

@@ -14,7 +14,7 @@ from core.printable import printable
 from model_zoo import formats
 from model_zoo.choice import NO_CHOICE, Choice
 from model_zoo.formats import Extracted, obow
-from model_zoo.networks import Keys, Network, distinct, keys_of, same, survey, unnamed_copies, walk
+from model_zoo.networks import Keys, Network, distinct, keys_of, kind_of, same, survey, unnamed_copies, walk
 from model_zoo.places import below, descend, options, spelled
 from model_zoo.wrappers import MOST_TENSORS, is_counter, tensors_of, unwrapped, word
 
@@ -200,7 +200,7 @@ def _averaged(obj: Any) -> list[str]:
 def _describe(obj: Any, networks: list[Network], scope: _Scope) -> str:
     """What was seen, for someone who wonders why their file is not recognised."""
     if not isinstance(obj, Mapping):
-        return f"the file holds a {type(obj).__name__}, not a dictionary of tensors"
+        return f"the file holds {kind_of(obj)}, not a dictionary of tensors"
     if networks:
         network = networks[0]
         way = scope.options(network, by_prefix=True)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.artifacts import atomic_save, atomic_write_text, load_torch
+from core.artifacts import atomic_save, atomic_write_text
+from core.containers import load_torch
 from core.datasets import ImageSplit
 from core.errors import CheckpointError
 from core.progress import say

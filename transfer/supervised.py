@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from core import distributed
-from core.artifacts import atomic_save, load_torch
+from core.artifacts import atomic_save
+from core.containers import load_torch
 from core.errors import BackbenchError, CheckpointError, ConfigError
 from core.progress import say, track
 from transfer.heads import Classifier

@@ -11,7 +11,7 @@ import torch
 import yaml
 from backbones import make_backbone
 
-from core.artifacts import is_plain_pickle, load_pickle
+from core import containers
 from core.errors import CheckpointError, ConfigError
 from model_zoo import export
 from model_zoo.__main__ import main
@@ -262,12 +262,13 @@ class _Payload:
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, protocol):
+def test_code_in_a_pickle_is_named_and_not_run(tmp_path, protocol):
     target, path = tmp_path / "was-run", tmp_path / "code.pkl"
     payload = public_pickle(make_backbone("resnet18").state) | {"extra": _Payload(target)}
     path.write_bytes(pickle.dumps(payload, protocol=protocol))
-    with pytest.raises(CheckpointError, match=r"code\.pkl: holds 'posix\.mkdir', which is no array but code"):
-        load(path)
+    backbone = load(path)
+    assert "posix.mkdir" in backbone.notes[-2] and "nothing was run" in backbone.notes[-2]
+    assert "what only an attack calls" in backbone.notes[-1]
     assert not target.exists()
 
 
@@ -279,7 +280,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, protocol):
         (np.array(["text"]), "array of 'U"),
         (torch.zeros(2), "torch"),
         (np.dtype, "no known layout"),
-        (np.float32(1), r"numpy\._?core\.multiarray\.scalar"),
+        (np.float32(1), "no known layout"),
     ],
 )
 def test_only_numbers_come_out_of_a_pickle(tmp_path, value, words):
@@ -294,7 +295,7 @@ def test_arrays_come_out_as_numpy_reads_them(tmp_path, protocol, dtype):
     array = np.arange(24).reshape(2, 3, 4).astype(dtype)
     values = {"c": array, "fortran": np.asfortranarray(array), "part": array[:, ::2], "scalar": array[1, 1, 1:2][0:1]}
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"nested": values, "zero": np.array(7)}, protocol=protocol))
-    found = load_pickle(tmp_path / "x.pkl")
+    found = containers.read(tmp_path / "x.pkl").value
     assert found["zero"].item() == 7 and found["zero"].shape == ()
     for key, value in values.items():
         assert found["nested"][key].numpy().dtype == array.dtype.newbyteorder("=")
@@ -307,14 +308,6 @@ def test_a_truncated_pickle(tmp_path, share):
     (tmp_path / "cut.pkl").write_bytes(data[: int(share * len(data))])
     with pytest.raises(CheckpointError, match=r"cut\.pkl: not a readable pickle; truncated"):
         load(tmp_path / "cut.pkl")
-
-
-@pytest.mark.parametrize("legacy", [False, True])
-def test_what_torch_wrote_is_no_plain_pickle(tmp_path, legacy):
-    torch.save({"w": torch.zeros(2)}, tmp_path / "x.pkl", _use_new_zipfile_serialization=not legacy)
-    assert not is_plain_pickle(tmp_path / "x.pkl")
-    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"w": 1}))
-    assert is_plain_pickle(tmp_path / "x.pkl")
 
 
 # ---------------------------------------------------------------- the command

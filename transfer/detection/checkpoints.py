@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from core import distributed
-from core.artifacts import atomic_save, load_torch
+from core.artifacts import atomic_save
+from core.containers import load_torch
 from core.errors import BackbenchError, CheckpointError
 from core.printable import printable
 from core.progress import say

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from core import distributed
-from core.artifacts import load_torch
+from core.containers import load_torch
 from core.errors import BackbenchError
 from transfer.detection import checkpoints, course, engines
 from transfer.detection.course import Course

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import nn
 
 from core import datasets, distributed
-from core.artifacts import load_torch
 from core.config import build as build_config
+from core.containers import load_torch
 from core.datasets import Files, demo, info
 from core.errors import BackbenchError, ConfigError, DataError
 from model_zoo.export import ExportError, feature_difference

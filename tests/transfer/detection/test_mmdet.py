@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from core import distributed
-from core.artifacts import load_torch
+from core.containers import load_torch
 from core.datasets import Files, demo
 from core.errors import BackbenchError, ConfigError, DataError
 from core.images import CorruptImage

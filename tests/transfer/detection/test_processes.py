@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from core import distributed
-from core.artifacts import load_torch
+from core.containers import load_torch
 from core.datasets import Files, demo
 from transfer.detection import checkpoints, engines, run
 from transfer.detection.engines import Job
