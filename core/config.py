@@ -19,6 +19,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from core.errors import ConfigError, nearest
+from core.files import open_regular
+from core.printable import printable
+
+_LONGEST_FILE = 1 << 18  # bytes
+_MOST_VALUES = 50_000
 
 
 class Config(BaseModel):
@@ -67,27 +72,66 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
 
 
 def parse_yaml(text: str, *, where: str = "configuration") -> Any:
-    """A YAML document as plain Python values.
+    """A YAML document as plain Python values: mappings, lists, words, numbers, truth values, null.
 
     Raises:
-        ConfigError: the text is not YAML, or a mapping has a key twice.
+        ConfigError: the text is not YAML, a mapping has a key twice, or a value is a date, a set, bytes, a huge number,
+            or refers to its own parts without end.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        values = yaml.load(text, Loader=_Loader)
+        _refuse_odd(values)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{where}: not valid YAML: {printable(' '.join(str(error).split()), 400)}") from error
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: nests deeper than any configuration") from None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        # PyYAML's constructors say so of `!!int ""`, `!!bool x`, `!!timestamp x`, a number of 5,000 digits
+        raise ConfigError(f"{where}: not valid YAML: a value does not fit its tag ({printable(error)})") from None
+    return values
+
+
+def _refuse_odd(values: Any) -> None:
+    """ConfigError for what JSON does not hold, and for aliases that unfold to more than any configuration has."""
+    waiting, seen = [values], 0
+    while waiting:
+        value = waiting.pop()
+        seen += 1
+        if seen > _MOST_VALUES:
+            raise ConfigError(f"more than {_MOST_VALUES:,} values, counting those that aliases repeat")
+        if type(value) in (dict, list):
+            waiting += value.values() if isinstance(value, dict) else value
+            if len(waiting) > _MOST_VALUES:
+                raise ConfigError(f"more than {_MOST_VALUES:,} values, counting those that aliases repeat")
+        elif type(value) is int:
+            if value.bit_length() > 64:
+                raise ConfigError(f"{printable(value)} is too large")
+        elif type(value) not in (str, float, bool, type(None)):
+            kind = {"date": "a date", "datetime": "a date", "bytes": "binary data"}.get(
+                type(value).__name__, f"a {type(value).__name__}"
+            )
+            raise ConfigError(f"{printable(value, 80)} is {kind}; write words (in quotes), numbers, lists or mappings")
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty mapping."""
+    """The mapping in a YAML file; an empty file is an empty mapping.
+
+    Raises:
+        ConfigError: no regular file, larger than any configuration, not UTF-8, or as `parse_yaml` raises.
+    """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+        with open_regular(path, ConfigError) as file:
+            data = file.read(_LONGEST_FILE + 1)
+    except OSError as error:
+        raise ConfigError(f"{printable(path, 300)}: cannot be read ({error.strerror or error})") from None
+    if len(data) > _LONGEST_FILE:
+        raise ConfigError(f"{printable(path, 300)}: more than {_LONGEST_FILE:,} bytes, which no configuration has")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{printable(path, 300)}: cannot be read as UTF-8 ({error}); save it as UTF-8") from None
     values = parse_yaml(text, where=str(path))
     if values is None:
         return {}

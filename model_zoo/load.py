@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -86,8 +87,8 @@ def _load(source: str | Path, name: str | None, seed: int, like: Backbone | None
     try:
         return _from_file(path, name, choice=choice)
     except CheckpointError as error:
-        text = str(error)
-        raise CheckpointError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+        text, shown = str(error), printable(path, 300)
+        raise CheckpointError(text if text.startswith(shown) else f"{shown}: {text}") from None
 
 
 def is_file(source: str | Path) -> bool:
@@ -217,7 +218,8 @@ def _read(path: Path) -> Contents:
         notes.extend(contents.notes)
         return contents.value
 
-    found = snapshot.read(path, read_file) if path.is_dir() else Contents(read_file(path))
+    is_folder = os.path.isdir(path)  # noqa: PTH112 (which raises for long names)
+    found = snapshot.read(path, read_file) if is_folder else Contents(read_file(path))
     return replace(found, notes=(*found.notes, *notes))
 
 
@@ -283,17 +285,26 @@ def check(found: Extracted, arch: Architecture, advice: str = "") -> dict[str, T
 
 
 def _sidecar(path: Path) -> dict[str, Any]:
-    """`<checkpoint>.yaml` beside the file: `arch` and `input` fields that weights cannot tell."""
-    side = path.with_name(path.name + ".yaml")
-    if not side.exists():
+    """`<checkpoint>.yaml` beside the file: `arch` and `input` fields that weights cannot tell.
+
+    Raises:
+        ConfigError: it is there and is no regular file of YAML.
+        CheckpointError: it says something else than these.
+    """
+    side = Path(f"{path}.yaml")
+    if not os.path.lexists(side):  # also where no file can have so long a name
         return {}
     values = read_mapping(side)
     unknown = set(values) - {"arch", "input"}
     if unknown:
-        raise CheckpointError(f"{side.name}: unknown key '{min(unknown)}'; known: arch, input")
+        raise CheckpointError(
+            f"{printable(side.name)}: unknown key '{printable(min(unknown), 80)}'; known: arch, input"
+        )
     for key, fields in values.items():
         if not isinstance(fields, dict):
-            raise CheckpointError(f"{side.name}: '{key}' must be a mapping of fields, not {fields!r}")
+            raise CheckpointError(
+                f"{printable(side.name)}: '{key}' must be a mapping of fields, not {printable(fields, 80)}"
+            )
     return values
 
 

@@ -115,9 +115,9 @@ def test_a_date_is_a_word():
 
 def test_read_mapping(tmp_path):
     file = tmp_path / "a.yaml"
-    with pytest.raises(ConfigError, match="no such configuration file"):
+    with pytest.raises(ConfigError, match=r"a\.yaml: no such file"):
         read_mapping(file)
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="is a folder; give a file"):
         read_mapping(tmp_path)
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot be read"):
@@ -241,3 +241,66 @@ def test_dump_and_build_are_inverse(name):
 
 def test_a_configuration_error_is_for_the_user_to_read():
     assert issubclass(ConfigError, BackbenchError)
+
+
+def bomb(levels=60):
+    """Lists of two aliases each: a line more doubles what it unfolds to."""
+    lines = ["a0: &a0 [1, 1]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: !!timestamp 2001-01-01", "is a date"),
+        ("a: !!timestamp 2001-01-01 10:00:00", "is a date"),
+        ("a: !!set {x, y}", "is a set"),
+        ("a: !!binary aGVsbG8=", "is binary data"),
+        ("a: !!omap [x: 1]", "is a tuple"),
+        ("a: !!pairs [x: 1]", "is a tuple"),
+        ("a: !!int ''", "does not fit its tag"),
+        ("a: !!bool perhaps", "does not fit its tag"),
+        ("a: !!float x", "does not fit its tag"),
+        ("a: " + "9" * 5000, "does not fit its tag"),
+        ("a: 0x" + "f" * 5000, "a whole number of 20000 bits is too large"),
+        ("a: &x [*x]", "recursive node"),
+        ("a: &x {y: *x}", "recursive node"),
+        (bomb(), "counting those that aliases repeat"),
+        ("a: " + "[" * 20_000, "nests deeper"),
+        ("a: " + "{b: " * 20_000, "nests deeper"),
+        ("- " * 20_000, "nests deeper"),
+        ("a: &a {b: 1}\nc: {<<: *a}", "not valid YAML"),
+        ("a: !!python/object/apply:os.system [id]", "not valid YAML"),
+        ("a: \x1b[31m", "not valid YAML"),
+        ("? [1, 2]\n: 3", "a key must be a word"),
+    ],
+    ids=lambda value: value[:24] if len(value) > 24 else value,
+)
+def test_odd_yaml_is_a_sentence(text, words):
+    with pytest.raises(ConfigError) as error:
+        parse_yaml(text, where="x.yaml")
+    assert str(error.value).startswith("x.yaml: ")
+    assert words in str(error.value)
+    assert "\x1b" not in str(error.value)
+
+
+def test_aliases_that_repeat_a_little_are_read():
+    assert parse_yaml("a: &x [1, 2]\nb: *x") == {"a": [1, 2], "b": [1, 2]}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"\xef\xbb\xbflr: 1")
+    assert read_mapping(tmp_path / "a.yaml") == {"lr": 1}
+
+
+def test_a_pipe_or_an_endless_file_is_no_configuration(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(ConfigError, match="is a pipe; give a file"):
+        read_mapping(tmp_path / "pipe.yaml")
+    with pytest.raises(ConfigError, match="is a device; give a file"):
+        read_mapping("/dev/zero")
+    (tmp_path / "long.yaml").write_bytes(b"#" * (1 << 20))
+    with pytest.raises(ConfigError, match="more than 262,144 bytes"):
+        read_mapping(tmp_path / "long.yaml")
