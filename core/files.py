@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import errno
 import json
 import os
 import stat
@@ -13,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from core.errors import BackbenchError, DataError
+from core.errors import REFUSALS, BackbenchError, DataError
 from core.printable import printable
 
 TEXT_LIMIT = 2 * 2**30  # bytes: of a list of names, twenty times that of Places205
@@ -128,15 +127,7 @@ def why_not(reason: Exception) -> str:
     """The operating system's refusal to open or read a path, in words."""
     if not isinstance(reason, OSError):
         return "no file can have this name"  # a zero byte in it, or characters that the file system cannot write
-    words = {
-        errno.ENOENT: "no such file",
-        errno.EACCES: "no permission to read it",
-        errno.EPERM: "no permission to read it",
-        errno.ELOOP: "its links lead in a circle",
-        errno.ENAMETOOLONG: "the name is too long for a file",
-        errno.ENOTDIR: "a part of the path is a file, not a folder",
-    }
-    return words.get(reason.errno or 0) or f"cannot be read ({reason.strerror or reason})"
+    return REFUSALS.get(reason.errno or 0) or f"cannot be read ({reason.strerror or reason})"
 
 
 def _refuse_special(path: Path | str, mode: int, error: type[BackbenchError]) -> None:

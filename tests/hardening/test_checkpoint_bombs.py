@@ -150,7 +150,7 @@ def state():
 def test_a_network_of_one_number(tmp_path):
     """All tensors of a wide ResNet-152 as views of a few numbers: 5.5 GB where they are made real."""
     shapes = {n: t.shape for n, t in make_meta("resnet152", 8).items()}
-    torch.save({n: torch.zeros(1).expand(shape) for n, shape in shapes.items()}, tmp_path / "m.pth")
+    torch.save({n: torch.zeros(()).expand(shape) for n, shape in shapes.items()}, tmp_path / "m.pth")
     assert (tmp_path / "m.pth").stat().st_size < 2 << 20
     assert "views of the same few numbers" in refusal(tmp_path / "m.pth")
 
