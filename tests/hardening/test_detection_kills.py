@@ -19,7 +19,7 @@ import torch
 from commands import ROOT
 from torch import nn
 
-from core.artifacts import load_torch
+from core.containers import load_torch
 from core.datasets import demo
 from core.errors import BackbenchError
 from transfer.detection import checkpoints, engines

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from core.artifacts import load_torch
+from core.containers import load_torch
 from transfer.detection import checkpoints, course, engines
 from transfer.detection.data import DetectionSplit, Instance, Picture
 from transfer.detection.draws import Draws, after
