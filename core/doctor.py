@@ -12,9 +12,9 @@ import numpy as np
 
 from core import datasets
 from core.datasets import KNOWN, DataPlaces, Files, ImageSplit, Subset, some, voc
-from core.datasets.listing import listed
 from core.errors import ConfigError, DataError
 from core.images import CorruptImage
+from core.listing import listed
 from core.progress import track
 
 SAMPLE = 200  # images per split, unless every one is looked at

@@ -28,7 +28,7 @@ class BackbenchError(Exception):
 
     def __init__(self, text: str = "") -> None:
         # Names in it come from strangers: no escape code reaches a terminal, no half of a character a record.
-        super().__init__(visible(text))
+        super().__init__(visible(_own_words(str(text))))
 
 
 class ConfigError(BackbenchError):
@@ -105,12 +105,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def sentence(error: BaseException) -> str:
     """What an error says, without the traceback that a worker process wrote before it."""
-    text = str(error).strip()
+    return _own_words(str(error)) or type(error).__name__
+
+
+def _own_words(text: str) -> str:
+    text = text.strip()
     if "Original Traceback" in text or "Traceback (most recent call last)" in text:
         text = text.splitlines()[-1].strip()
         kind, _, what = text.partition(": ")
         text = what if kind.replace(".", "").isidentifier() else text
-    return text or type(error).__name__
+    return text
 
 
 def worker_death(error: BaseException) -> str | None:

@@ -25,9 +25,9 @@ def printable(text: object, limit: int = 200) -> str:
 
 
 def visible(text: object) -> str:
-    """`str(text)`, all of it, with line ends as they are and everything else that a terminal would obey spelled out."""
+    """`str(text)`, all of it in one line, with everything that a terminal would obey spelled out."""
     words = str(text)
-    return words if words.isprintable() else "".join(c if c == "\n" else _visible(c) for c in words)
+    return words if words.isprintable() else "".join(_visible(c) for c in words)
 
 
 def _words(value: object) -> str:

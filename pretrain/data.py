@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from core import datasets
 from core.datasets import DataPlaces, ImageSplit, demo, imagefolder
-from core.datasets.listing import listed
 from core.distributed import rank, world_size
 from core.errors import DataError, sentence, worker_death
 from core.images import CorruptImage
+from core.listing import listed
 from core.processes import STOP_SIGNALS
 from core.progress import say
 from pretrain.config import DataConfig, PretrainConfig

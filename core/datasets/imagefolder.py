@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from core.datasets import Files, ImageSplit
-from core.datasets.listing import Listing, listed
 from core.errors import DataError
 from core.images import EXTENSIONS
+from core.listing import Listing, listed
 
 
 def read(root: Path, split: str, *, dataset: str = "imagefolder") -> ImageSplit:

@@ -10,6 +10,7 @@ from core.datasets import Files, ImageSplit
 from core.errors import DataError
 from core.files import Unreadable, read_lines
 from core.images import EXTENSIONS
+from core.printable import printable
 
 _DIGITS = 18  # of a label, and more than any has: it fits 64 bits
 
@@ -57,7 +58,9 @@ def _rows(file: Path) -> tuple[list[str], np.ndarray]:
         path, _, label = line.rpartition(" ")  # a name may hold spaces
         spaced = " " in path and PurePosixPath(path).suffix.lower() not in EXTENSIONS  # no name: another column
         if not path.strip() or spaced or not (label.isascii() and label.isdigit() and len(label) < _DIGITS):
-            raise DataError(f"{file}:{number}: '{line}' is not a path and a label from 0, with one space between them")
+            raise DataError(
+                f"{file}:{number}: '{printable(line)}' is not a path and a label from 0, with one space between them"
+            )
         paths.append(path)
         labels.append(int(label))
     if not paths:
@@ -65,7 +68,7 @@ def _rows(file: Path) -> tuple[list[str], np.ndarray]:
     if len(set(paths)) != len(paths):
         seen: set[str] = set()
         number, path = next((n, p) for n, p in enumerate(paths, start=1) if p in seen or seen.add(p))
-        raise DataError(f"{file}:{number}: '{path}' is listed before")
+        raise DataError(f"{file}:{number}: '{printable(path)}' is listed before")
     return paths, np.asarray(labels, np.int64)
 
 

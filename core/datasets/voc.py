@@ -6,44 +6,23 @@ Labels are the devkit's per-class lists, as they stand: 1 present, 0 only as dif
 from __future__ import annotations
 
 import glob
-import math
 import os
-import xml.etree.ElementTree as ET
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
 
 import numpy as np
 
 from core.datasets import Files, ImageSplit, some
 from core.errors import DataError
-from core.files import Unreadable, read_bytes, read_lines
+from core.files import Unreadable, read_lines
 from core.images import EXTENSIONS
+from core.printable import printable
+from core.voc_xml import Annotation, Object, annotation, states
 
-T = TypeVar("T")
+__all__ = ["Annotation", "Object", "annotation", "states"]  # of the layout too
+
 SPLITS = ("train", "val", "trainval", "test")
 NOT_OF_A_CLASS = "lists that are not of a class"
-_LARGEST = 64 * 2**20  # bytes of an annotation
-
-
-@dataclass(frozen=True)
-class Object:
-    """One annotated object."""
-
-    name: str
-    box: tuple[float, float, float, float]  # xmin, ymin, xmax, ymax as printed: pixels from 1, the last one included
-    difficult: bool
-    truncated: bool
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """What an XML file says of an image."""
-
-    width: int | None  # None where nothing is said of the size: it is the image's
-    height: int | None
-    objects: tuple[Object, ...]
 
 
 def year_folder(root: Path, year: int = 2007) -> Path:
@@ -98,34 +77,6 @@ def image_files(folder: Path) -> dict[str, str]:
             raise DataError(f"{folder}: holds {before} and {file}; which one is image '{stem}'? Remove the other")
         if before is None or ending == ".jpg":
             found[stem] = file
-    return found
-
-
-def annotation(path: Path) -> Annotation:
-    """Read an XML file of `Annotations`; only the image's own objects, not their parts.
-
-    Raises:
-        DataError: it does not parse, or lacks a field.
-    """
-    tree = _parsed(path)
-    objects = []
-    for number, node in enumerate(tree.findall("object"), start=1):
-        where = f"{path}: object {number}"
-        corners = (_value(node, f"bndbox/{key}", float, where) for key in ("xmin", "ymin", "xmax", "ymax"))
-        truncated = node.findtext("truncated", "").strip() == "1"  # nothing depends on it
-        difficult = _flag(node, "difficult", where)
-        objects.append(Object(_value(node, "name", str, where), tuple(corners), difficult, truncated))
-    if tree.find("size") is None:
-        return Annotation(None, None, tuple(objects))
-    width, height = (_value(tree, f"size/{key}", _whole, str(path)) for key in ("width", "height"))
-    return Annotation(width, height, tuple(objects))
-
-
-def states(objects: tuple[Object, ...]) -> dict[str, int]:
-    """What the per-class lists should say of an image: 1 for a class with a plain object, 0 with difficult ones only."""
-    found: dict[str, int] = {}
-    for item in objects:
-        found[item.name] = max(found.get(item.name, 0), int(not item.difficult))
     return found
 
 
@@ -233,64 +184,13 @@ def _column(file: Path, rows: Mapping[str, int]) -> np.ndarray:
         name, label = _labelled(line)
         image = _known(name, rows)
         if not label or (image not in rows and len(name.split()) > 1):
-            raise DataError(f"{file}:{number}: '{line}' is not an image and one of -1, 0, 1")
+            raise DataError(f"{file}:{number}: '{printable(line)}' is not an image and one of -1, 0, 1")
         if image not in rows:
-            raise DataError(f"{file}:{number}: image '{name}' is not in the split's own list")
+            raise DataError(f"{file}:{number}: image '{printable(name)}' is not in the split's own list")
         if column[rows[image]] != -2:
-            raise DataError(f"{file}:{number}: image '{name}' is there twice")
+            raise DataError(f"{file}:{number}: image '{printable(name)}' is there twice")
         column[rows[image]] = int(label)
     unsaid = [name for name, row in rows.items() if column[row] == -2]
     if unsaid:
         raise DataError(f"{file}: {len(rows) - len(unsaid)} rows for {len(rows)} images, nothing of {some(unsaid)}")
     return column
-
-
-# ---------------------------------------------------------------- annotations
-
-
-def _parsed(path: Path) -> ET.Element:
-    """An XML file's root; tags in small letters and without their namespaces, as some tools write others."""
-    try:
-        data = read_bytes(path, limit=_LARGEST)
-        if b"<!ENTITY" in data.replace(b"\0", b""):  # as text of 16 bits too: one may stand for gigabytes
-            raise ValueError("it declares entities, which no annotation needs")
-        tree = ET.fromstring(data.lstrip(b" \t\r\n"))
-    except Unreadable as error:
-        raise DataError(f"{path}: not readable as XML ({str(error).removeprefix(f'{path}: ')})") from None
-    except (ET.ParseError, ValueError, LookupError) as error:  # the last two: encodings that expat cannot read
-        raise DataError(f"{path}: not readable as XML ({error})") from None
-    for node in tree.iter():
-        node.tag = node.tag.rpartition("}")[2].lower() if isinstance(node.tag, str) else ""
-    return tree
-
-
-def _value(node: ET.Element, key: str, kind: Callable[[str], T], where: str) -> T:
-    text = (node.findtext(key) or "").strip()
-    if not text:
-        raise DataError(f"{where} has no <{key.replace('/', '><')}>")
-    try:
-        return kind(text)
-    except (ValueError, OverflowError):
-        raise DataError(f"{where}: <{key.replace('/', '><')}> is '{text}', not a number") from None
-
-
-def _flag(node: ET.Element, key: str, where: str) -> bool:
-    """Whether something is said to be so; not where nothing is said: many tools leave it out, or empty."""
-    return bool((node.findtext(key) or "").strip()) and _value(node, key, _truth, where)
-
-
-def _truth(text: str) -> bool:
-    """0 or 1, also in words. Raises ValueError for any other number: what 2 means nobody knows."""
-    number = {"true": 1, "false": 0}.get(text.lower())
-    number = _whole(text) if number is None else number
-    if number not in (0, 1):
-        raise ValueError(text)
-    return bool(number)
-
-
-def _whole(text: str) -> int:
-    """A whole number, also one written as `64.0`. Raises ValueError or OverflowError."""
-    value = float(text)
-    if math.isnan(value) or value != int(value):
-        raise ValueError(text)
-    return int(value)

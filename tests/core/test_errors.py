@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import resource
 import subprocess
 import sys
 
+import pytest
 from commands import ROOT
 from entry_points import end
+from torch._utils import ExceptionWrapper
 
 from core import errors
-from core.errors import DataError
+from core.errors import BackbenchError, ConfigError, DataError
+from core.images import CorruptImage
 
 
 def test_what_a_user_can_act_on_is_one_sentence():
@@ -49,3 +54,26 @@ def test_sentences_of_nested_errors():
     assert errors.sentence(DataError("x.jpg: is no image")) == "x.jpg: is no image"
     assert errors.sentence(KeyError()) == "KeyError"
     assert errors.explain(ValueError("x")) is None
+
+
+def test_what_a_terminal_would_obey_is_spelled_out():
+    name = os.fsdecode(b"caf\xe9\x1b[2J\r.jpg")
+    assert str(DataError(f"{name}: torn\u202e")) == r"caf\udce9\x1b[2J\r.jpg: torn\u202e"
+    assert str(DataError("плохо, 悪い, ligne é")) == "плохо, 悪い, ligne é"
+    assert str(BackbenchError()) == ""
+
+
+@pytest.mark.parametrize("kind", [DataError, CorruptImage, ConfigError])
+def test_an_error_of_a_worker_is_its_own_sentence(kind):
+    try:
+        raise kind("a b/x: y.jpg: not a whole image (why: this)")
+    except BackbenchError:
+        wrapped = ExceptionWrapper(where="in DataLoader worker process 3")
+    with pytest.raises(kind) as error:
+        wrapped.reraise()
+    assert str(error.value) == "a b/x: y.jpg: not a whole image (why: this)"
+
+
+def test_errors_travel_between_processes():
+    error = pickle.loads(pickle.dumps(CorruptImage("x.jpg: torn\x1b")))
+    assert (type(error), str(error)) == (CorruptImage, r"x.jpg: torn\x1b")

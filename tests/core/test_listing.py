@@ -10,8 +10,8 @@ from PIL import Image
 
 from benchmarks.record import DataRecord
 from benchmarks.run_one import describe_data
-from core import doctor
-from core.datasets import DataPlaces, imagefolder, listing
+from core import doctor, listing
+from core.datasets import DataPlaces, imagefolder
 from core.errors import DataError
 
 
