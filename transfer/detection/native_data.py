@@ -15,7 +15,7 @@ def write(train: DetectionSplit, job: Job) -> None:
     for name, split in (("train.json", train), ("test.json", job.test)):
         if split is not None:
             file, text = job.folder / name, json.dumps(annotations(split, difficult=name == "train.json"))
-            if not (file.exists() and file.read_text(encoding="utf-8") == text):
+            if not (file.is_file() and file.read_bytes() == text.encode()):
                 atomic_write_text(file, text)
 
 

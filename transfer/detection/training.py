@@ -32,11 +32,11 @@ def cut(file: Path, start: int) -> None:
     if not file.exists() or not distributed.is_main():
         return
     kept = []
-    for line in file.read_text().splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             if json.loads(line)["iteration"] < start:
                 kept.append(line)
-        except ValueError:
+        except (ValueError, TypeError, KeyError, RecursionError):  # what follows is no record of ours
             break
     atomic_write_text(file, "".join(f"{line}\n" for line in kept))
 

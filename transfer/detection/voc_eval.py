@@ -15,6 +15,7 @@ import numpy as np
 
 from core.datasets import some
 from core.errors import DataError
+from core.printable import printable
 from core.progress import say
 from transfer.detection.data import Detections, DetectionSplit
 
@@ -65,9 +66,7 @@ def evaluate(
     for label in range(len(split.classes)):
         objects = truth.of_class(label)
         table[:, label] = _class_aps(found.of_class(label), objects, ious, eleven_point=eleven_point, rounded=rounded)
-    positives = np.bincount(truth.labels[~truth.difficult], minlength=len(split.classes))
-    if not positives.all():
-        absent = [name for name, count in zip(split.classes, positives, strict=True) if not count]
+    if absent := without_objects(split):
         say(f"{split.dataset} {split.split}: classes without an object that counts, their AP is 0: {some(absent)}")
     means = {iou: float(np.mean(row * 100)) for iou, row in zip(ious, table, strict=True)}
     metrics: dict[str, Any] = {"AP": float(np.mean(list(means.values())))}
@@ -93,6 +92,12 @@ def flatten(split: DetectionSplit, detections: Sequence[Detections], *, rounded:
     else:
         boxes = boxes.astype(np.float64) + _FROM_ONE
     return Flat(images, labels, boxes, scores.astype(np.float64), np.zeros(len(labels), bool))
+
+
+def without_objects(split: DetectionSplit) -> list[str]:
+    """Classes that no object has which counts."""
+    counting = {o.label for picture in split.pictures for o in picture.instances if not (o.difficult or o.crowd)}
+    return [printable(name) for label, name in enumerate(split.classes) if label not in counting]
 
 
 def check(split: DetectionSplit, detections: Sequence[Detections]) -> None:

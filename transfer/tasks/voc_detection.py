@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from pydantic import model_validator
 
-from core.datasets import DataPlaces, info
+from core.datasets import DataPlaces, info, some
 from model_zoo.backbone import Backbone
 from transfer.detection import run as detection
 from transfer.detection import voc_eval
@@ -89,5 +89,7 @@ def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
 def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:
     """`AP`, `AP50`, `AP75`."""
     found = detection.detections(backbone, config, ctx)
+    if absent := voc_eval.without_objects(ctx.splits["test"]):
+        ctx.notes.append(f"classes without an object that counts, whose AP is 0: {some(absent)}")
     scores = voc_eval.evaluate(ctx.splits["test"], found, eleven_point=config.eleven_point, rounded=True)
     return {name: Metric(scores[name]) for name in ("AP", "AP50", "AP75")}

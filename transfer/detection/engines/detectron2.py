@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from core import distributed
 from core.artifacts import atomic_write_text, make_folder
 from core.datasets import is_published
-from core.errors import ConfigError
 from core.progress import track
 from model_zoo.backbone import Backbone
 from model_zoo.export import FEATURE_TOLERANCE, ExportError, feature_difference
@@ -28,6 +27,8 @@ from transfer.detection import checkpoints, course, native_data
 from transfer.detection.adapt import detectron2_v06
 from transfer.detection.course import ESTIMATE, Course
 from transfer.detection.data import BITMAPS, Detections, DetectionSplit, mask_format, trainable
+from transfer.detection.detectron2_data import mapped, records, skipped, skipping
+from transfer.detection.detectron2_protocol import HEAD, configuration, extra_norm_head
 from transfer.detection.draws import after
 from transfer.detection.engines import Job, absent
 from transfer.detection.reading import read_image
@@ -36,7 +37,6 @@ from transfer.detection.training import rle
 
 PACKAGES = ("detectron2", "fvcore", "iopath", "yacs", "omegaconf", "hydra", "cloudpickle", "tabulate", "termcolor",
             "pycocotools")  # fmt: skip
-HEAD = "Res5ROIHeadsExtraNorm"
 _OFFICIAL = {  # (data set, its test split, train split) -> what Detectron2 itself calls train and test
     ("voc", "test", "trainval07+12"): (("voc_2007_trainval", "voc_2012_trainval"), ("voc_2007_test",)),
     ("voc", "test", "trainval"): (("voc_2007_trainval",), ("voc_2007_test",)),
@@ -60,7 +60,7 @@ def prepare() -> None:
     from detectron2.modeling import ROI_HEADS_REGISTRY
 
     if HEAD not in ROI_HEADS_REGISTRY:
-        ROI_HEADS_REGISTRY.register(_extra_norm_head())
+        ROI_HEADS_REGISTRY.register(extra_norm_head())
 
 
 def missing() -> str | None:
@@ -96,133 +96,6 @@ def try_operators() -> None:
     assert batched_nms(boxes, torch.tensor([0.9, 0.8]), torch.zeros(2), 0.5).tolist() == [0]
     pooled = ROIAlign((1, 1), 1.0, 0, aligned=True)(torch.ones(1, 1, 8, 8), torch.tensor([[0.0, 1.0, 1.0, 5.0, 5.0]]))
     assert abs(float(pooled) - 1) < 1e-6
-
-
-def _extra_norm_head() -> type:
-    from detectron2.layers import get_norm
-    from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
-    from detectron2.modeling.roi_heads import Res5ROIHeads
-
-    class Res5ROIHeadsExtraNorm(Res5ROIHeads):
-        """res5 as the head and a norm behind it (facebookresearch/moco detection/train_net.py); basic blocks too."""
-
-        @classmethod
-        def _build_res5_block(cls, cfg: Any) -> tuple[nn.Sequential, int]:
-            resnets = cfg.MODEL.RESNETS
-            if resnets.DEPTH > 34:
-                blocks, out = super()._build_res5_block(cfg)
-            else:
-                out = resnets.RES2_OUT_CHANNELS * 8
-                count = {18: 2, 34: 3}[resnets.DEPTH]
-                strides = [2] + [1] * (count - 1)
-                blocks = nn.Sequential(
-                    *ResNet.make_stage(
-                        BasicBlock, count, stride_per_block=strides, in_channels=out // 2, out_channels=out,
-                        norm=resnets.NORM,
-                    )
-                )  # fmt: skip
-            blocks.add_module("norm", get_norm(resnets.NORM, out))
-            return blocks, out
-
-    return Res5ROIHeadsExtraNorm
-
-
-# ---------------------------------------------------------------- the protocol as a Detectron2 configuration
-
-
-def configuration(spec: DetectionSpec, backbone: Backbone, classes: int, job: Job, weights: Path) -> Any:
-    """The spec as Detectron2's own configuration.
-
-    Raises:
-        ConfigError: the batch does not divide by the number of processes.
-    """
-    from detectron2.config import CfgNode, get_cfg
-
-    if spec.batch % distributed.world_size():
-        raise ConfigError(
-            f"batch={spec.batch} does not divide by {distributed.world_size()} processes; set another one"
-        )
-    cfg = get_cfg()
-    cfg.VERSION = 2
-    cfg.OUTPUT_DIR = str(job.folder.resolve() / "native")  # what its own tools write is no checkpoint of ours
-    cfg.SEED = job.seed + 1  # 0 or less means: draw one
-    cfg.MODEL.DEVICE = job.device.type
-    cfg.MODEL.WEIGHTS = str(weights.resolve())
-    cfg.merge_from_other_cfg(CfgNode(exporter.settings(backbone)))
-    resnets, norm = cfg.MODEL.RESNETS, {"sync": "SyncBN", "frozen": "FrozenBN"}[spec.norm]
-    resnets.NORM = norm
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    cfg.MODEL.MASK_ON = spec.masks
-    _head(cfg, spec, norm)
-    heads, rpn, solver = cfg.MODEL.ROI_HEADS, cfg.MODEL.RPN, cfg.SOLVER
-    heads.NUM_CLASSES, heads.BATCH_SIZE_PER_IMAGE, heads.SCORE_THRESH_TEST = classes, spec.rois, spec.score_threshold
-    rpn.PRE_NMS_TOPK_TRAIN, rpn.POST_NMS_TOPK_TRAIN = spec.proposals_train
-    rpn.PRE_NMS_TOPK_TEST, rpn.POST_NMS_TOPK_TEST = spec.proposals_test
-    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = spec.sides_train, spec.side_test
-    cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST = spec.side_max
-    solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER = spec.batch, spec.lr, spec.iterations
-    solver.STEPS = tuple(step for step in spec.milestones if step < spec.iterations)
-    solver.WARMUP_ITERS, solver.WARMUP_FACTOR = spec.warmup, 0.001
-    solver.MOMENTUM, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM = spec.momentum, spec.weight_decay, 0.0
-    solver.CHECKPOINT_PERIOD = job.checkpoint_every
-    cfg.TEST.PRECISE_BN.ENABLED = spec.estimates
-    cfg.TEST.PRECISE_BN.NUM_ITER = max(spec.precise_bn, 1)
-    cfg.TEST.DETECTIONS_PER_IMAGE = spec.detections
-    cfg.DATALOADER.NUM_WORKERS = job.workers
-    return cfg
-
-
-def _head(cfg: Any, spec: DetectionSpec, norm: str) -> None:
-    model = cfg.MODEL
-    if spec.head == "c4":
-        model.RESNETS.OUT_FEATURES, model.ROI_HEADS.IN_FEATURES = ["res4"], ["res4"]
-        model.BACKBONE.NAME, model.ROI_HEADS.NAME = "build_resnet_backbone", HEAD
-        model.ROI_BOX_HEAD.POOLER_RESOLUTION = 14
-        return
-    model.BACKBONE.NAME, model.RESNETS.OUT_FEATURES = "build_resnet_fpn_backbone", ["res2", "res3", "res4", "res5"]
-    model.FPN.IN_FEATURES, model.FPN.NORM = ["res2", "res3", "res4", "res5"], norm if norm == "SyncBN" else ""
-    model.ANCHOR_GENERATOR.SIZES = [[32], [64], [128], [256], [512]]
-    model.ANCHOR_GENERATOR.ASPECT_RATIOS = [[0.5, 1.0, 2.0]]
-    model.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
-    model.ROI_HEADS.NAME, model.ROI_HEADS.IN_FEATURES = "StandardROIHeads", ["p2", "p3", "p4", "p5"]
-    model.ROI_BOX_HEAD.NAME, model.ROI_BOX_HEAD.NUM_FC = "FastRCNNConvFCHead", 2
-    model.ROI_BOX_HEAD.POOLER_RESOLUTION = 7
-    model.ROI_MASK_HEAD.NAME, model.ROI_MASK_HEAD.NUM_CONV = "MaskRCNNConvUpsampleHead", 4
-    model.ROI_MASK_HEAD.POOLER_RESOLUTION = 14
-
-
-def records(split: DetectionSplit) -> list[dict[str, Any]]:
-    """The split in Detectron2's form."""
-    from detectron2.structures import BoxMode
-
-    return [
-        {
-            "file_name": str(split.file(i)),
-            "image_id": picture.id,
-            "width": picture.width,
-            "height": picture.height,
-            "annotations": [
-                {
-                    "bbox": list(o.box),
-                    "bbox_mode": BoxMode.XYXY_ABS,
-                    "category_id": o.label,
-                    "iscrowd": int(o.crowd),
-                    **({"segmentation": _packed(o.mask)} if o.mask is not None else {}),
-                }
-                for o in picture.instances
-            ],
-        }
-        for i, picture in enumerate(split.pictures)
-    ]
-
-
-def _packed(mask: Any) -> Any:
-    """Polygons as they are; a run-length mask packed, as Detectron2 wants it."""
-    if isinstance(mask, dict) and isinstance(mask["counts"], list):
-        from pycocotools import mask as coco_mask
-
-        return coco_mask.frPyObjects(mask, *mask["size"])
-    return mask
 
 
 # ---------------------------------------------------------------- training
@@ -341,57 +214,14 @@ def train_loader(cfg: Any, split: DetectionSplit, start: int, job: Job) -> Itera
     sampler = TrainingSampler(len(split), seed=job.seed + 7919 * begin)
     batch = cfg.SOLVER.IMS_PER_BATCH // distributed.world_size()
     loader = build_detection_train_loader(
-        _dataset(split, _mapper(cfg)),
+        mapped(records(split), _mapper(cfg)),
         mapper=None,
-        sampler=_skipping(sampler, _skipped(split, sampler, batch, skip)),
+        sampler=skipping(sampler, skipped(split, sampler, batch, skip)),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=job.workers,
     )
     return after(loader, skip) if skip else loader
-
-
-def _skipped(split: DetectionSplit, sampler: Iterable[int], batch: int, count: int) -> set[int]:
-    """Places in the sampler's order of the images of the first `count` batches, which are of wide ones or of others."""
-    waiting: tuple[list[int], list[int]] = ([], [])
-    skipped: set[int] = set()
-    for place, row in enumerate(sampler if count else ()):
-        picture = split.pictures[row]
-        group = waiting[picture.width <= picture.height]
-        group.append(place)
-        if len(group) == batch:
-            skipped |= set(group)
-            group.clear()
-            if len(skipped) == count * batch:
-                break
-    return skipped
-
-
-def _skipping(sampler: Any, skipped: set[int]) -> Any:
-    """The sampler's rows, -1 - row at the places that are skipped."""
-    from torch.utils.data import Sampler
-
-    class Skipping(Sampler[int]):
-        def __iter__(self) -> Iterator[int]:
-            return (-1 - row if place in skipped else row for place, row in enumerate(sampler))
-
-    return Skipping() if skipped else sampler
-
-
-def _dataset(split: DetectionSplit, mapper: Any) -> Any:
-    """Mapped records by their rows; of -1 - row what is drawn for it alone."""
-    from detectron2.data import DatasetFromList
-
-    packed = DatasetFromList(records(split), copy=False)
-
-    class Mapped(torch.utils.data.Dataset[Any]):
-        def __getitem__(self, row: int) -> dict[str, Any]:
-            return mapper(packed[row]) if row >= 0 else mapper.draw(packed[-1 - row])
-
-        def __len__(self) -> int:
-            return len(split)
-
-    return Mapped()
 
 
 def _mapper(cfg: Any) -> Any:
