@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -51,6 +52,8 @@ def begin(*, single: bool = False) -> None:
     if single:
         for name in set(os.environ) - set(alone(os.environ)):
             del os.environ[name]
+    if sys.platform == "linux":  # Python 3.14's way puts a server between us and our workers: both would outlive us
+        multiprocessing.set_start_method("fork", force=True)
     if not _began:
         _began = True
         os.register_at_fork(before=_before_fork, after_in_child=_after_fork)

@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import json
 import math
-import multiprocessing
 import os
 import secrets
 import shutil
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pretraining import end, start_child, stderr_of
 from torch.utils.tensorboard import SummaryWriter
 
 from core.config import dump
@@ -36,19 +36,6 @@ from pretrain.train import NonFiniteLoss, build_all, online_knn, train
 
 SCRIPT = Path(__file__).resolve().parents[2] / "pretrain" / "run.py"
 PROOF = ("run.float64=true", "optim.trust_coefficient=0.1")  # 5 steps that move every weight
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["pretrain.run", "pretrain.train", "torch.utils.tensorboard"])
-
-_CHILD = """
-import os
-os.environ.update({environment!r})
-os.dup2(os.open({stderr!r}, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
-{before}
-from core.errors import run_cli
-from pretrain.run import main
-run_cli(lambda: main({arguments!r}))
-"""
 
 # Put before the run: the process kills itself, as kill -9 or the kernel would, where nothing can be tidied up.
 _KILL_AT_STEP = """
@@ -86,22 +73,6 @@ t.train_step = train_step
 Start = Callable[..., BaseProcess]
 
 
-def start_child(config: PretrainConfig, out: Path, *flags: str, before: str = "", **environment: str) -> BaseProcess:
-    """`pretrain/run.py` in a process of its own that need not import torch again; stderr in `<out>.<rank>.stderr`."""
-    name = f"{out.name}.{environment.get('RANK', '0')}"
-    file = out.parent / f"{out.name}.yaml"
-    file.write_text(dump(config))
-    source = _CHILD.format(
-        environment=environment,
-        stderr=str(out.parent / f"{name}.stderr"),
-        before=before,
-        arguments=["--config", str(file), "--out", str(out), *flags],
-    )
-    process = _CONTEXT.Process(target=exec, args=(source, {}), name=name)
-    process.start()
-    return process
-
-
 @pytest.fixture
 def start() -> Iterator[Start]:
     started: list[BaseProcess] = []
@@ -112,17 +83,6 @@ def start() -> Iterator[Start]:
 
     yield start_and_remember
     end(started)
-
-
-def end(processes: list[BaseProcess]) -> None:
-    for process in processes:
-        if process.is_alive():
-            process.kill()
-        process.join()
-
-
-def stderr_of(process: BaseProcess, out: Path) -> str:
-    return (out.parent / f"{process.name}.stderr").read_text()
 
 
 @pytest.fixture(autouse=True)

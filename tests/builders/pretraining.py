@@ -1,0 +1,105 @@
+"""The smallest pretraining there is: an image folder like photographs, a recipe, and runs in processes of their own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from core.config import build, dump
+from pretrain.config import PretrainConfig
+
+IMAGES = 30  # 20-NN wants four fifths of them to be 20 at least
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["pretrain.run", "pretrain.train", "torch.utils.tensorboard"])
+
+_CHILD = """
+import os
+os.environ.update({environment!r})
+os.dup2(os.open({stderr!r}, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
+{before}
+from core.errors import run_cli
+from pretrain.run import main
+run_cli(lambda: main({arguments!r}))
+"""
+
+
+def smooth_image(height: int, width: int, seed: int = 0, cells: int = 6) -> np.ndarray:
+    """(H, W, 3) uint8: colour noise of few cells, enlarged; as smooth as a photograph, with all levels in it."""
+    noise = np.random.default_rng(seed).uniform(-40, 295, (cells, cells, 3)).astype(np.float32)
+    return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 255).astype(np.uint8)
+
+
+def write_photos(root: Path) -> Path:
+    """An image folder of 2 x 15 images in `train`."""
+    for i in range(IMAGES):
+        path = root / "train" / f"class{i % 2}" / f"{i // 2:02d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(smooth_image(40 + i % 3, 48 - i % 5, seed=i)).save(path, quality=90)
+    return root
+
+
+def tiny_recipe(root: Path, *overrides: str) -> PretrainConfig:
+    """ResNet-18 at 32 pixels, 2 views, 5 steps an epoch, everything logged."""
+    values = {
+        "method": {"views": 2},
+        "model": {"backbone": "resnet18", "hidden": 16, "outputs": 8},
+        "data": {"name": "imagefolder", "root": str(root), "size": 32, "workers": 0},
+        "optim": {"base_lr": 20.0, "batch": 6, "epochs": 1.0, "warmup_epochs": 0.0},
+        "run": {
+            "threads": 1,
+            "log_every": 1,
+            "checkpoint_every": 2,
+            "knn_every": 0.0,
+            "channels_last": False,
+        },
+    }
+    return build(PretrainConfig, values, overrides)
+
+
+def start_child(config: PretrainConfig, out: Path, *flags: str, before: str = "", **environment: str) -> BaseProcess:
+    """`pretrain/run.py` in a process of its own that need not import torch again; stderr in `<out>.<rank>.stderr`."""
+    name = f"{out.name}.{environment.get('RANK', '0')}"
+    file = out.parent / f"{out.name}.yaml"
+    file.write_text(dump(config))
+    source = _CHILD.format(
+        environment=environment,
+        stderr=str(out.parent / f"{name}.stderr"),
+        before=before,
+        arguments=["--config", str(file), "--out", str(out), *flags],
+    )
+    process = _CONTEXT.Process(target=exec, args=(source, {}), name=name)
+    process.start()
+    return process
+
+
+def end(processes: list[BaseProcess]) -> None:
+    """End what `start_child` started."""
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+        process.join()
+
+
+def stderr_of(process: BaseProcess, out: Path) -> str:
+    """What a process that `start_child` started said."""
+    return (out.parent / f"{process.name}.stderr").read_text()
+
+
+def running(found: Callable[[int], bool]) -> list[int]:
+    """Processes of this machine that are not zombies and that `found` is true of."""
+
+    def lives(number: int) -> bool:
+        try:
+            return ") Z" not in Path(f"/proc/{number}/stat").read_text() and found(number)
+        except OSError:
+            return False
+
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and lives(int(name))]  # noqa: PTH208
