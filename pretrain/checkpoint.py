@@ -10,12 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.artifacts import atomic_save, atomic_write_text
+from core.artifacts import atomic_save, atomic_write_text, writing
 from core.containers import load_torch
 from core.datasets import ImageSplit
 from core.errors import CheckpointError
+from core.printable import printable
 from core.progress import say
 from pretrain.config import PretrainConfig
+
+_KIND = "backbench-pretrain-1"
+_CURE = "restore the file from a copy, or start anew in another --out"
 
 
 def save(
@@ -32,7 +36,7 @@ def save(
 ) -> None:
     """Everything that the next step depends on; `step` steps are done."""
     payload = {
-        "kind": "backbench-pretrain-1",
+        "kind": _KIND,
         "step": step,
         "online": online.state_dict(),
         "target": target.state_dict(),
@@ -64,28 +68,38 @@ def restore(
             named).
     """
     saved = load_torch(path)
-    if not isinstance(saved, dict) or saved.get("kind") != "backbench-pretrain-1":
-        raise CheckpointError(f"{path}: not a checkpoint of a pretraining run")
+    if not isinstance(saved, dict) or saved.get("kind") != _KIND:
+        raise CheckpointError(f"{path}: not a checkpoint of a pretraining run, so that none can go on from it; {_CURE}")
+    _refuse_odd(saved, path)
     changed = _differences(saved["config"], config.model_dump(mode="json"))
     if changed:
         raise CheckpointError(
             f"{path}: the run was started with another configuration ({'; '.join(changed)}); "
             "resume with the same one, or start anew in another --out"
         )
-    if saved.get("data") != data_identity(split):
-        had = saved.get("data", {}).get("images", "other")
+    if saved["data"] != data_identity(split):
+        had = saved["data"].get("images", "other")
         raise CheckpointError(f"{path}: the run was started on {had} images, here are {len(split)}, or others")
     try:
         online.load_state_dict(saved["online"])
         target.load_state_dict(saved["target"])
         optimizer.load_state_dict(saved["optimizer"])
         scaler.load_state_dict(saved["scaler"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path}: does not fit this recipe ({' '.join(str(error).split())[:200]})") from None
+    except Exception as error:  # torch's ways to say so are many
+        raise CheckpointError(f"{path}: does not fit this recipe ({printable(error)}); {_CURE}") from None
     for key, now in (("threads", torch.get_num_threads()), ("torch", str(torch.__version__))):
         if saved[key] != now:
             say(f"resuming with {key} {now}, started with {saved[key]}: results agree, but not bit for bit")
     return saved
+
+
+def _refuse_odd(saved: dict[str, Any], path: Path) -> None:
+    """CheckpointError where the fields of a checkpoint are not of the kinds that `save` writes."""
+    kinds = {"step": int, "online": dict, "target": dict, "optimizer": dict, "scaler": dict, "config": dict}
+    kinds |= {"data": dict, "corrupt": list, "threads": int, "torch": str}
+    odd = [name for name, kind in kinds.items() if not isinstance(saved.get(name), kind)]
+    if odd or saved["step"] < 0:
+        raise CheckpointError(f"{path}: damaged, its {printable(' and '.join(odd or ['step']))} cannot be; {_CURE}")
 
 
 def data_identity(split: ImageSplit) -> dict[str, Any]:
@@ -114,12 +128,24 @@ def cut_metrics(path: Path, step: int) -> None:
     """Drop the lines of steps that were done after the checkpoint, and a last line cut by the kill."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if record["step"] < step:
+    with writing(path):  # a folder in its place, or no permission
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    kept, foreign = [], 0
+    for number, line in enumerate(lines, start=1):
+        done = _step_of(line)
+        foreign += done is None and number < len(lines)  # a kill cuts the last one
+        if done is not None and done < step:
             kept.append(line)
+    if foreign:
+        say(f"{path}: {foreign} lines are no records of steps, and are left out")
     atomic_write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def _step_of(line: str) -> int | None:
+    """The step that a line of `metrics.jsonl` tells of; None of any other line."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return step if isinstance(step, int) and not isinstance(step, bool) else None
