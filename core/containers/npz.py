@@ -41,6 +41,8 @@ def read(archive: Archive, names: dict[str, int]) -> dict[str, Tensor]:
             names[tensor.name] = names.get(tensor.name, 0) + 1
         else:
             found[name.removesuffix(".npy")] = tensor
+    if not found:
+        raise CheckpointError("not a readable file of arrays: none of its arrays holds numbers; nothing of it was run")
     return found
 
 

@@ -36,7 +36,7 @@ class Global:
     __slots__ = ("_hash", "module", "word")
 
     def __init__(self, module: str, word: str) -> None:
-        self.module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
+        self.module = {"__builtin__": "builtins", "exceptions": "builtins", "copy_reg": "copyreg"}.get(module, module)
         self.word = word
         self._hash = hash((self.module, word))
 

@@ -102,7 +102,7 @@ def torch_zip(path, data, extra=(), **how):
 
 def legacy(path, data, keys=(), rest=b""):
     """torch.save's container of before 2020 around a pickle."""
-    head = [int.from_bytes(MAGIC[2:-1], "little"), 1001, {"protocol_version": 1001, "little_endian": True}]
+    head = [int.from_bytes(MAGIC[2:], "little"), 1001, {"protocol_version": 1001, "little_endian": True}]
     begin = b"".join(pickle.dumps(part, protocol=2) for part in head)
     path.write_bytes(begin + data + pickle.dumps(list(keys), protocol=2) + rest)
     return path

@@ -177,3 +177,170 @@ def test_a_harmless_object_does_nothing(tmp_path, zipped):
     read = load_torch(save(tmp_path / "x.pth", {"args": argparse.Namespace(lr=0.1), "w": WEIGHTS}, zipped))
     assert read["args"] == containers.Inert("argparse.Namespace")
     assert not hasattr(read["args"], "lr")
+
+
+# ---------------------------------------------------------------- beside the tensors, around the tensors
+
+
+class Attributes(dict):
+    """As EasyDict, AttributeDict and ConfigDict are: a dictionary of a class of its own."""
+
+
+class Settings:
+    """As OmegaConf's and yacs' are: an object with a state."""
+
+    def __init__(self, **values):
+        self.__dict__.update(values)
+
+
+class Named(collections.namedtuple("Named", ["a", "b"])):
+    """A tuple of a class of its own."""
+
+
+def partial_of(value):
+    import functools
+
+    return functools.partial(max, value)
+
+
+BESIDE = {
+    "an object": (Settings(lr=0.1, deep=Settings(x=[1])), "Settings"),
+    "a dictionary of a class": (Attributes(lr=0.1), "Attributes"),
+    "a Namespace with a dtype": (argparse.Namespace(dtype=torch.float32, device=torch.device("cpu")), "argparse.Namespace"),
+    "a partial": (partial_of(3), "functools.partial"),
+    "a function": (os.path.join, "posixpath.join"),
+    "a class": (Settings, "Settings"),
+    "a named tuple": (Named(1, 2), "Named"),
+    "an optimizer": (torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], lr=0.1), "torch.optim.sgd.SGD"),
+    "a scheduler": (
+        torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], lr=0.1), 1), "StepLR"
+    ),
+    "a module": (torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+    "a generator's state": (np.random.RandomState(0), "numpy"),
+    "a deque": (collections.deque([1, 2]), "collections.deque"),
+    "an object as a key": ({Settings(): 1}, "Settings"),
+    "an exception": (ValueError("x"), "builtins.ValueError"),
+}  # fmt: skip
+
+
+@both_containers
+@pytest.mark.parametrize("kind", BESIDE)
+def test_whatever_lies_beside_the_tensors_is_named_and_left_unread(tmp_path, zipped, kind):
+    value, name = BESIDE[kind]
+    contents = containers.read(save(tmp_path / "x.pth", {"hyper_parameters": value, "state_dict": WEIGHTS}, zipped))
+    assert_weights(contents.value["state_dict"])
+    assert name in contents.notes[0]
+    assert contents.notes[0].endswith("left unread, nothing was run")
+    assert len(contents.notes) == 1
+
+
+def test_plain_values_need_no_note(tmp_path):
+    value = {
+        "w": WEIGHTS,
+        "epoch": 3,
+        "best": np.float64(71.5),
+        "meta": collections.OrderedDict(a=[1]),
+        "size": torch.Size([3]),
+    }
+    contents = containers.read(save(tmp_path / "x.pth", value))
+    assert contents.notes == ()
+    assert (contents.value["best"], contents.value["size"]) == (71.5, (3,))
+
+
+@both_containers
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        Attributes,
+        lambda w: argparse.Namespace(state_dict=w),
+        lambda w: collections.defaultdict(list, w),
+        lambda w: Settings(state_dict=w),
+        lambda w: Attributes(state_dict=Attributes(w)),
+    ],
+    ids=["a dictionary of a class", "a Namespace", "a defaultdict", "an object", "nested"],
+)
+def test_tensors_in_mappings_of_other_classes_are_read(tmp_path, zipped, wrap):
+    read = load_torch(save(tmp_path / "x.pth", wrap(WEIGHTS), zipped))
+    assert_weights(read.get("state_dict", read))
+
+
+@both_containers
+@pytest.mark.parametrize("key", [None, "model"])
+def test_a_pickled_network_is_told_how_to_be_saved(tmp_path, zipped, key):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    file = save(tmp_path / "x.pth", {"model": model, "epoch": 1} if key else model, zipped)
+    with pytest.raises(CheckpointError) as error:
+        load_torch(file)
+    said = (
+        "torch.save(checkpoint['model'].state_dict(), 'weights.pth')"
+        if key
+        else "torch.save(model.state_dict(), 'weights.pth')"
+    )
+    assert "a pickled network (torch.nn.modules.container.Sequential)" in str(error.value)
+    assert str(error.value).endswith(f"save its state_dict() instead: {said}")
+
+
+def test_one_flipped_byte_is_refused_and_the_entry_named(tmp_path):
+    """As torch reads it, one number is another; torch itself says nothing."""
+    file = save(tmp_path / "last.ckpt", {"online": {"w": torch.ones(1000)}})
+    data = bytearray(file.read_bytes())
+    at = data.index(torch.ones(1000).numpy().tobytes()) + 403
+    data[at] ^= 0x40
+    file.write_bytes(data)
+    assert not torch.equal(torch.load(file)["online"]["w"], torch.ones(1000))
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: its entry 'last/data/0' is damaged"):
+        load_torch(file)
+
+
+def test_versions_of_modules_are_kept(tmp_path):
+    state = torch.nn.BatchNorm2d(2).state_dict()
+    read = load_torch(save(tmp_path / "x.pth", {"model": state}))["model"]
+    assert read._metadata == state._metadata
+    assert read._metadata[""] == {"version": 2}
+
+
+def test_a_torch_file_of_arrays_alone_gives_their_numbers(tmp_path):
+    read = load_torch(save(tmp_path / "x.pth", {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}))
+    assert torch.equal(read["w"], torch.arange(6.0).reshape(2, 3))
+
+
+@both_containers
+def test_every_type_of_number(tmp_path, zipped):
+    names = (
+        "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 uint16 uint32 uint64 bool complex64 complex128"
+    )
+    state = {
+        name: torch.ones(3, 2).to(getattr(torch, name)) for name in [*names.split(), "float8_e4m3fn", "float8_e5m2"]
+    }
+    read = load_torch(save(tmp_path / "x.pth", state, zipped))
+    for name, value in state.items():
+        assert read[name].dtype == value.dtype
+        assert torch.equal(read[name].to(torch.complex128), value.to(torch.complex128)), name
+
+
+def test_numbers_of_the_other_byte_order(tmp_path):
+    import io
+    import zipfile
+
+    buffer = io.BytesIO()
+    torch.save({"w": torch.arange(5.0)}, buffer)
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(tmp_path / "x.pth", "w") as new:
+        for member in old.infolist():
+            data = old.read(member)
+            if member.filename.endswith("byteorder"):
+                data = b"big"
+            elif "/data/" in member.filename:
+                data = np.frombuffer(data, "<f4").astype(">f4").tobytes()
+            new.writestr(member.filename, data)
+    assert torch.equal(load_torch(tmp_path / "x.pth")["w"], torch.arange(5.0))
+
+
+def test_safetensors_are_known_by_their_content(tmp_path):
+    from safetensors.torch import save_file
+
+    for names in range(1, 40):  # lengths of headers whose first byte is that of a web page or a pickle are among them
+        save_file({f"w{i}" + "x" * names: torch.ones(2) for i in range(names)}, tmp_path / "weights")
+        read = containers.read(tmp_path / "weights").value
+        assert len(read) == names
+    (tmp_path / "weights").rename(tmp_path / "weights.bin")
+    assert all(torch.equal(t, torch.ones(2)) for t in load_torch(tmp_path / "weights.bin").values())
