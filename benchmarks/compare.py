@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         raise BackbenchError(f"--resamples must be at most {_MOST_RESAMPLES}: more change no digit that is shown")
 
     from benchmarks.report import render
-    from benchmarks.report.comparison import averages, cells_of, compare, headlines
+    from benchmarks.report.comparison import averages, cells_of, compare, headlines_alike
     from benchmarks.report.table import gather
     from benchmarks.result import items_path, read_paths
     from core.artifacts import atomic_write_text
@@ -62,9 +62,9 @@ def main(argv: list[str] | None = None) -> int:
     options = {"with_literature": args.literature, "source": args.source}
     comparisons = compare(table, columns, items, to=args.to, resamples=args.resamples, **options)
     print(render.comparisons_markdown(comparisons, table, to=args.to))
-    whole = headlines(columns)
-    if len(cells_of(whole)) > 1:
-        print(render.averages_markdown(averages(table, whole, **options), whole, table))
+    for whole in headlines_alike(columns):
+        if len(cells_of(whole)) > 1:
+            print(render.averages_markdown(averages(table, whole, **options), whole, table))
     if table.absent:
         print(render.absent_markdown(table))
     if args.csv:

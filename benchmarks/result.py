@@ -29,10 +29,14 @@ def marks(*, is_demo: bool, profile: str) -> str:
 
 def folder(out: Path, backbone_name: str, weights_sha256: str, cell: str, config_sha256: str) -> Path:
     """`<out>/<backbone>-<weights8>/<cell>-<config8>`; a name too long for a file system ends in its hash."""
-    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in backbone_name)
-    if len(safe.encode()) > _LONGEST:
-        safe = f"{safe.encode()[: _LONGEST - 9].decode(errors='ignore')}-{digest(backbone_name)[:8]}"
-    return Path(out) / f"{safe}-{weights_sha256[:8]}" / f"{cell}-{config_sha256[:8]}"
+    name = _safe(backbone_name)
+    if len(name.encode()) > _LONGEST:
+        name = f"{name.encode()[: _LONGEST - 9].decode(errors='ignore')}-{digest(backbone_name)[:8]}"
+    return Path(out) / f"{name}-{_safe(weights_sha256[:8])}" / f"{_safe(cell)}-{_safe(config_sha256[:8])}"
+
+
+def _safe(word: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in word)
 
 
 def place_of(out: Path, result: Result) -> Path:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.subjects import Subject, by_seed, curves_of, find_subjects
+from benchmarks.subjects import MOST_SEEDS, Subject, by_seed, curves_of, find_subjects
 from core.errors import BackbenchError, ConfigError, run_cli
 from core.printable import printable
 from core.processes import INTERRUPTED
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from benchmarks.report import Planned
     from core.datasets import DataPlaces
 
-_MOST_SEEDS = 1000
 _RUN_ONE = Path(__file__).resolve().parent / "run_one.py"
 
 
@@ -73,8 +72,8 @@ def main(argv: list[str] | None = None) -> int:
         raise BackbenchError("nothing to measure: give --ckpt FILE (or --baselines random:resnet50)")
     if (args.seeds is not None and args.seeds < 1) or args.jobs < 0 or args.nproc < 1:
         raise BackbenchError("--seeds and --nproc must be at least 1, --jobs at least 0")
-    if args.seeds is not None and args.seeds > _MOST_SEEDS:
-        raise BackbenchError(f"--seeds {args.seeds}: more than {_MOST_SEEDS} are not meant, are they?")
+    if args.seeds is not None and args.seeds > MOST_SEEDS:
+        raise BackbenchError(f"--seeds {args.seeds}: more than {MOST_SEEDS} are not meant, are they?")
 
     from benchmarks import plan, result
     from core import datasets

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.subjects import backbones, refuse_idle, split_name
+from benchmarks.subjects import MOST_SEEDS, backbones, refuse_idle, split_name
 from core.errors import BackbenchError, run_cli
 from model_zoo.choice import add_options, of_arguments
 
@@ -56,8 +56,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run every seed that has no identical result yet. Exit code 1 when one failed."""
     args = parser().parse_intermixed_args(argv)
-    if args.seeds < 1:
-        raise BackbenchError("--seeds must be at least 1")
+    if not 1 <= args.seeds <= MOST_SEEDS:
+        raise BackbenchError(f"--seeds must be at least 1 and at most {MOST_SEEDS}")
 
     from benchmarks.plan import load_cell
     from core import distributed

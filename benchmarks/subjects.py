@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _SOURCE = re.compile(r"[A-Za-z_][\w.-]*:\w|https?://", re.IGNORECASE)  # no file
 _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 _ORIGIN = re.compile(r"(random|zoo|timm|hf-hub|https?):", re.IGNORECASE)  # what begins so is a source, no name
+MOST_SEEDS = 1000
 _LONGEST_NAME = 100
 _LONGEST_FILE = 255  # bytes
 

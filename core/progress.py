@@ -23,6 +23,7 @@ from rich.progress import (
 )
 
 from core.distributed import is_main
+from core.printable import visible
 
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ def say(message: str) -> None:
     """One line of information on stderr, from rank 0 only: stdout is for results."""
     if is_main():
         with contextlib.suppress(OSError):  # a full disk or a lost terminal under stderr: the work goes on
-            print(message, file=sys.stderr, flush=True)
+            print(visible(message), file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from benchmarks.result import Result
 
+LEFT_OUT = "Left out:"  # files that hold no record, or one again
 Planned = set[tuple[str, str, str, str, int, int]]
 
 
@@ -25,7 +26,7 @@ def write(out: Path, *, suite: str = "", curves: Mapping[str, Path] | None = Non
     """
     from benchmarks.report import html, render
     from benchmarks.report.comparison import compare, first_random
-    from benchmarks.report.table import gather
+    from benchmarks.report.table import gather, made_apart
     from benchmarks.result import items_path, scan_folder
     from core.artifacts import atomic_write_text
 
@@ -39,7 +40,8 @@ def write(out: Path, *, suite: str = "", curves: Mapping[str, Path] | None = Non
     text = render.markdown(table, comparisons)
     if to:
         text += "\n" + render.differences_markdown(comparisons, table, to=to)
-    text += left_out_markdown(found.left_out)
+    text += listed("Means over numbers that were not made alike:", made_apart(table))
+    text += listed(LEFT_OUT, found.left_out)
     atomic_write_text(out / "report.md", text + render.literature_markdown(table))
     atomic_write_text(out / "report.csv", render.csv_text(table))
     page = out / "report.html"
@@ -57,15 +59,14 @@ def text(out: Path, *, only: Planned | None = None) -> str:
 
     found = scan_folder(out)
     table = gather(result for result in found.records.values() if _is_chosen(result, only))
-    return render.markdown(table) + left_out_markdown(found.left_out)
+    return render.markdown(table) + listed(LEFT_OUT, found.left_out)
 
 
-def left_out_markdown(left_out: Sequence[str]) -> str:
-    """Files that hold no record, or one again: each with the reason."""
+def listed(title: str, words: Sequence[str]) -> str:
+    """A list in Markdown; nothing of no words."""
     from benchmarks.report import escape
 
-    lines = [f"- {escape.item(words)}" for words in left_out]
-    return "\n".join(["", "Left out:", "", *lines, ""]) if lines else ""
+    return "\n".join(["", title, "", *(f"- {escape.item(word)}" for word in words), ""]) if words else ""
 
 
 def _is_chosen(result: Result, only: Planned | None) -> bool:

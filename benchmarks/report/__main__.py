@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from core.errors import BackbenchError, run_cli
+from core.printable import visible
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -17,6 +18,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--curves", action="append", default=[], metavar="NAME=metrics.jsonl")
     args = parser.parse_args(argv)
+    if not args.readme and not args.results:
+        raise BackbenchError("nothing to render: give a folder that run_all wrote, or --readme FILE")
     if args.readme:
         from benchmarks.report import readme
 
@@ -26,14 +29,17 @@ def main(argv: list[str] | None = None) -> int:
 
         if not args.results.is_dir():
             raise BackbenchError(f"{args.results}: no such folder of results")
-        curves = {name: Path(path) for name, _, path in (pair.partition("=") for pair in args.curves)}
-        for name, path in curves.items():
+        curves: dict[str, Path] = {}
+        for name, path in ((name, Path(path)) for name, _, path in (pair.partition("=") for pair in args.curves)):
             if not path.is_file():
                 raise BackbenchError(
                     f"--curves {name}={path}: expected NAME=FILE, the metrics.jsonl of a pretraining run"
                 )
+            if name in curves:
+                raise BackbenchError(f"--curves {name}: given twice; give each run a name of its own")
+            curves[name] = path
         print(report.text(args.results))
-        print(f"report: {report.write(args.results, curves=curves)}")
+        print(f"report: {visible(str(report.write(args.results, curves=curves)))}")
     return 0
 
 

@@ -126,6 +126,14 @@ def headlines(columns: Sequence[Column]) -> list[Column]:
     return [column for column in columns if column.primary and column.unit == "%" and column.higher_is_better]
 
 
+def headlines_alike(columns: Sequence[Column]) -> list[list[Column]]:
+    """`headlines` by kind: a rehearsal's and a demo's numbers are never averaged with results."""
+    kinds: dict[tuple[bool, str], list[Column]] = {}
+    for column in headlines(columns):
+        kinds.setdefault((column.is_demo, column.profile), []).append(column)
+    return list(kinds.values())
+
+
 def cells_of(columns: Sequence[Column]) -> set[str]:
     """The cells that an average counts, whatever engine they ran on."""
     return {literature.filed_under(column.cell) for column in columns}

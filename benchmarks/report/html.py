@@ -17,7 +17,7 @@ from PIL import Image
 from benchmarks.report import escape, plots, render
 from benchmarks.report.comparison import Comparison, Line, compare
 from benchmarks.report.literature import literature
-from benchmarks.report.table import Column, Row, Table
+from benchmarks.report.table import Column, Row, Table, made_apart
 from benchmarks.result import Result, marks, run_folder
 from core.errors import BackbenchError
 from core.files import read_bytes
@@ -70,6 +70,7 @@ def page(
         left_out=left_out,
         curves={name: svg for name, svg in drawn.items() if svg},
         detectors=_detectors(results, out) if out else [],
+        made_apart=made_apart(table),
         notes=_notes(results),
         literature=[] if source is None else _literature(table, source),
         comparable=any(column.is_published for column in table.columns),

@@ -13,6 +13,7 @@ from benchmarks.result import items_path, read_all, read_paths
 from benchmarks.speed import sentence
 from core.artifacts import atomic_write_text
 from core.errors import BackbenchError
+from core.files import read_text
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MEASURED = ROOT / "benchmarks" / "measured"
@@ -56,7 +57,7 @@ def update(readme: Path, measured_root: Path = MEASURED) -> str:
     Raises:
         BackbenchError: a block without its end, or without results.
     """
-    text = readme.read_text(encoding="utf-8")
+    text = read_text(readme)
     made = {"measured": measured, "compare": compared, "speed": speed}
 
     def anew(found: re.Match[str]) -> str:

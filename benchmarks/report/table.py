@@ -225,6 +225,18 @@ def _column(result: Result, metric: str, unit: str, higher: bool) -> Column:
     )
 
 
+def made_apart(table: Table) -> list[str]:
+    """Means of numbers that were not made on one device with one torch, a sentence each: what differs may be in the spread."""
+    found = []
+    for row in table.rows:
+        for column, value in row.values.items():
+            made = {(r.provenance.device, r.provenance.packages.get("torch")) for r in value.records if r.provenance}
+            if column.primary and len(made) > 1:
+                places = " and ".join(sorted(f"{device} (torch {torch})" for device, torch in made))
+                found.append(f"{row.name}, {column.cell} {column.metric}: measured on {places}")
+    return found
+
+
 def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """`a.b` and its value as JSON, for every field of a configuration."""
     for key, value in sorted(config.items()):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 from pathlib import Path
 
@@ -50,6 +51,12 @@ def test_golden_record_says_what_it_said():
     assert (skipped.metrics, skipped.data, skipped.provenance) == ({}, None, None)
 
 
+def test_a_golden_record_says_who_named_it():
+    named, older = (result.read(GOLDEN / f"schema1_{kind}.json").backbone for kind in ("named", "ok"))
+    assert (named.named, named.source) == (True, "runs/one/model.pth")
+    assert (older.named, older.source) == (None, ""), "older ones do not say"
+
+
 def test_round_trip(tmp_path, record):
     path = result.write(tmp_path, record)
     assert result.read(path) == record
@@ -73,6 +80,36 @@ def test_a_name_never_leaves_its_folder(tmp_path, record, name):
     assert path.resolve().parents[2] == (tmp_path / "out").resolve()
     assert result.read(path).backbone.name == name
     assert list(result.read_all(tmp_path / "out")) == [renamed]
+
+
+def test_names_too_long_for_a_file_system_keep_their_own_folders(tmp_path, record):
+    renamed = [
+        record.model_copy(update={"backbone": record.backbone.model_copy(update={"name": "\u00fc" * 300 + end})})
+        for end in "ab"
+    ]
+    paths = [result.write(tmp_path, one) for one in renamed]
+    assert len({path.parent for path in paths}) == 2
+    assert all(len(os.fsencode(part)) <= 255 for path in paths for part in path.parts)
+
+
+def test_names_that_make_one_folder_keep_their_own_numbers(tmp_path, record):
+    """The same weights under `a/b` and `a-b`: the second was `kept` under the first's name, and so in no table."""
+    renamed = [
+        record.model_copy(update={"backbone": record.backbone.model_copy(update={"name": name})})
+        for name in ("a/b", "a-b", "a:b")
+    ]
+    for one in renamed:
+        assert result.stored(result.record_path(tmp_path, one), one) is None
+        result.write(tmp_path, one)
+    assert sorted(r.backbone.name for r in result.read_all(tmp_path)) == ["a-b", "a/b", "a:b"]
+    assert [result.read(result.record_path(tmp_path, one)) for one in renamed] == renamed
+
+
+def test_a_number_without_its_headline_is_not_written(tmp_path, record):
+    for update in ({"metrics": {}}, {"primary": None}, {"primary": "box_AP"}):
+        with pytest.raises(BackbenchError, match="its headline, is no result"):
+            result.write(tmp_path, record.model_copy(update=update))
+    assert list(tmp_path.iterdir()) == []
 
 
 def names(path):
