@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.result import Result
+from benchmarks.record import Result
+from core.errors import BackbenchError
+from core.files import read_bytes
 from transfer.metrics import area_ap, class_aps, resampled_area_aps
 
 LEVEL = 0.95
 RESAMPLES = 10_000
 AP_RESAMPLES = 2_000  # at most, for average precisions: each is a pass over all scores
 SEED = 0
+_LARGEST = 2**31  # bytes of a record's scores; those of ImageNet have some 10**6
 _CHUNK = 50  # resamples of average precisions at a time: bounds the memory
 
 Items = Mapping[str, Path]  # where the arrays per test item of a record lie, by the record's identity
@@ -85,12 +90,33 @@ def _load(record: Result, items: Items, *names: str) -> list[np.ndarray]:
     if path is None or not path.exists():
         raise _No("no scores per test item are stored")
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        data = io.BytesIO(read_bytes(path, limit=_LARGEST))
+        with np.load(data, allow_pickle=False) as stored:
             if not set(names) <= set(stored.files):
                 raise _No("no scores per test item are stored for this metric")
-            return [stored[name] for name in names]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            if sum(member.file_size for member in stored.zip.infolist()) > _LARGEST:
+                raise ValueError("unpacks to more than any record's scores")
+            return [_numbers(stored[name]) for name in names]
+    except (BackbenchError, OSError, ValueError, EOFError, MemoryError, NotImplementedError, zlib.error,
+            zipfile.BadZipFile):  # fmt: skip
         raise _No(f"{path.name} of {record.backbone.name} cannot be read: measure it again") from None
+
+
+def _numbers(array: object) -> np.ndarray:
+    """ValueError unless it is an array of rows of numbers."""
+    if (
+        not isinstance(array, np.ndarray)
+        or array.dtype.kind not in "iufb"
+        or array.ndim not in (1, 2)
+        or not array.size
+    ):
+        raise ValueError("no rows of numbers")
+    return array
+
+
+def _refuse_other_form(fits: bool, record: Result) -> None:
+    if not fits:
+        raise _No(f"the stored scores of {record.backbone.name} do not fit their labels: measure it again")
 
 
 def _mean_correct(records: Sequence[Result], metric: str, items: Items) -> np.ndarray:
@@ -98,6 +124,7 @@ def _mean_correct(records: Sequence[Result], metric: str, items: Items) -> np.nd
     total = 0.0
     for record, weight in zip(records, _weights(records), strict=True):
         best, labels = _load(record, items, "best", "labels")
+        _refuse_other_form(best.ndim == 2 and labels.shape == best.shape[:1], record)
         if metric == "top5":
             right = (best == labels[:, None]).any(axis=1)
         elif metric == record.primary:
@@ -110,7 +137,7 @@ def _mean_correct(records: Sequence[Result], metric: str, items: Items) -> np.nd
 
 
 def _check(found: float, record: Result, metric: str, tolerance: float) -> None:
-    if abs(found - record.metrics[metric].value) > tolerance:
+    if not abs(found - record.metrics[metric].value) <= tolerance:  # NaN is not
         raise _No("the stored scores are not those of the number: measure it again")
 
 
@@ -137,6 +164,7 @@ def _of_average_precision(
 def _scores(record: Result, items: Items) -> tuple[np.ndarray, np.ndarray]:
     """(N, K) scores and labels: 1 present, -1 absent, 0 not counted."""
     scores, labels = _load(record, items, "scores", "labels")
+    _refuse_other_form(scores.ndim == 2 and labels.shape == scores.shape, record)
     if record.task.config.get("difficult_test") == "negative":
         labels = np.where(labels == 0, -1, labels)
     _check(100 * class_aps(area_ap, scores, labels).mean(), record, "mAP", 1e-3)
