@@ -99,7 +99,12 @@ def is_file(source: str | Path) -> bool:
 
 
 def default_name(path: Path) -> str:
-    """The file's stem, or its folder's name where the stem says nothing (`runs/photos/model.pth` -> `photos`)."""
+    """The file's stem, or its folder's name where the stem says nothing (`runs/photos/model.pth` -> `photos`).
+
+    HuggingFace's cache calls a folder `models--microsoft--resnet-50/snapshots/<commit>`: `resnet-50`.
+    """
+    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
+        return path.parent.parent.name.rpartition("--")[2]
     stem = path.name
     while Path(stem).suffix.lower() in _SUFFIXES:
         stem = Path(stem).stem

@@ -120,7 +120,8 @@ def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, usual in (("hidden_act", "relu"), ("downsample_in_first_stage", False)):
         if (value := config.get(key, usual)) != usual:
             raise CheckpointError(f"config.json says {key} is {printable(value, 80)}, where a ResNet here has {usual}")
-    return {"stride_in_1x1": True} if config.get("downsample_in_bottleneck") is True else {}
+    bottleneck = config.get("layer_type", "bottleneck") == "bottleneck"
+    return {"stride_in_1x1": True} if bottleneck and config.get("downsample_in_bottleneck") is True else {}
 
 
 def _input(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -372,6 +372,7 @@ def test_folders(tmp_path, kind):
     assert (text is None) == (kind in WHOLE), text
     if text is None:
         backbone = load(place)
+        assert not backbone.arch.stride_in_1x1
         assert backbone.input.size == 64 and backbone.input.std == (0.25, 0.25, 0.25)
         assert torch.equal(backbone.state["conv1.weight"], MINE["conv1.weight"])
 

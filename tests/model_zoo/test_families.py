@@ -1,5 +1,6 @@
 """Files of the field's libraries: their own models saved their own way, and the layouts that their sources document."""
 
+import json
 import re
 
 import numpy as np
@@ -180,6 +181,21 @@ def test_lightnings_own_checkpoint(tmp_path):
     assert_same_features(tmp_path / "epoch=1.ckpt", model.backbone(X), format="lightning")
 
 
+def test_a_folder_of_the_hub(tmp_path, state):
+    """`from_pretrained`'s folder: what the images want is read from it, where a block's stride lies, too."""
+    bottleneck = build(Architecture(name="resnet50", width=0.25), seed=0).state_dict()
+    tensors = formats.modules()["huggingface"].example(bottleneck, Architecture(name="resnet50", width=0.25))
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet", "downsample_in_bottleneck": True}))
+    backbone = load(tmp_path)
+    assert backbone.arch.stride_in_1x1 and backbone.format == "huggingface"
+    assert any("no preprocessor_config.json: ImageNet's mean and std" in note for note in backbone.notes)
+    said = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1], "size": {"shortest_edge": 96}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    spec = load(tmp_path).input
+    assert (spec.size, spec.mean, spec.std) == (96, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+
+
 def test_huggingface_safetensors(tmp_path, state):
     tensors = formats.modules()["huggingface"].example(state, ARCH)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
@@ -195,6 +211,7 @@ H = torch.zeros(8, 8)
 
 def documented(s, t):
     """(layout, file) by family, around the network `s` and its twin `t`."""
+    blocks = {"conv1": "0.Conv", "bn1": "0.bn"}
     sequence = dict(nn.Sequential(*list(unlike_fresh(build(ARCH, seed=0)).children())).state_dict())
     return {
         "SimSiam": ("prefixed", {"state_dict": {**under("module.encoder.", s), "module.encoder.fc.0.weight": H,
@@ -206,6 +223,11 @@ def documented(s, t):
         "DINO, backbone": ("torchvision", s),
         "DINO, run": ("dino", {"student": under("module.backbone.", t), "teacher": {**under("module.backbone.", s),
                                "module.head.mlp.0.weight": H}, "dino_loss": {"center": H}}),
+        "OBoW, feature extractor": ("obow", {"epoch": 200, "meters": None, "network": {
+            "_feature_blocks." + re.sub(r"^(layer)?(conv1|bn1|\d)", lambda m: blocks.get(m[2], m[2]), k): v
+            for k, v in s.items()}}),
+        "NPID of lemniscate": ("prefixed", {"epoch": 200, "arch": "resnet50", "best_prec1": 0.5, "optimizer": {"state": {}},
+                               "state_dict": {**under("module.", s), "module.fc.weight": H, "module.fc.bias": H}}),
         "OBoW, features": ("obow", {"network": {**s, "fc.weight": H, "fc.bias": H}}),
         "PixPro, published": ("pixpro", {"model": {**under("module.encoder.", s), **under("module.encoder_k.", t),
                                          "module.projector.linear1.weight": H, "module.projector_k.linear1.weight": H}}),

@@ -62,8 +62,23 @@ def test_missing_file(tmp_path, suffix):
     assert re.search("no such file", refusal(tmp_path / f"nothing{suffix}"), re.IGNORECASE)
 
 
-def test_folder(tmp_path):
-    assert "is a folder" in refusal(tmp_path)
+def test_folder(tmp_path, state):
+    assert "is a folder, and no checkpoint lies in it" in refusal(tmp_path)
+    for name in ("b.pth", "a.ckpt", ".hidden.pth", "notes.txt"):
+        (tmp_path / name).touch()
+    assert refusal(tmp_path) == f"is a folder; give the checkpoint file in it: {tmp_path}/a.ckpt or {tmp_path}/b.pth"
+    (tmp_path / "model.pth").touch()
+    assert refusal(tmp_path).endswith(f": {tmp_path}/model.pth"), "a pretraining's own"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_resume_state_of_a_pretraining_names_the_model_beside_it(tmp_path, state, write, whole):
+    path = write({"kind": "backbench-pretrain-1", "online": state, "target": make_state(seed=1)}, "last.ckpt")
+    if whole:
+        (tmp_path / "model.pth").touch()
+    text = refusal(path)
+    assert text.startswith(f"is the resume state of a pretraining run; give {tmp_path}/model.pth")
+    assert whole != ("when the run ends" in text)
 
 
 def test_empty_file(tmp_path):
@@ -319,6 +334,18 @@ def test_our_format_with_something_that_is_no_tensor(write, state, value):
 # ---------------------------------------------------------------- sound files in other clothes
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_variance_0_is_sound_and_said(write, state, dtype):
+    state["layer1.0.bn1.running_var"][3] = 1e-14  # 0 in half precision
+    state["bn1.running_var"][:2] = 0
+    backbone = load(write({key: t.to(dtype) if t.is_floating_point() else t for key, t in state.items()}))
+    count = 3 if dtype == torch.float16 else 2
+    note = next(note for note in backbone.notes if note.startswith(f"{count} running variances are 0"))
+    assert "bn1.running_var" in note
+    x = torch.ones(1, 3, 32, 32)
+    assert bool(torch.isfinite(backbone.build().eval()(x)).all())
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_become_float32(write, state, dtype):
     backbone = load(write({key: t.to(dtype) if t.is_floating_point() else t for key, t in state.items()}))
@@ -451,6 +478,7 @@ def test_random_of_an_unknown_architecture():
         ("runs/photos/last.ckpt", "photos"),
         ("runs/photos/moco_v2_800ep.pth.tar", "moco_v2_800ep"),
         ("runs/photos/barlow.safetensors", "barlow"),
+        ("hub/models--microsoft--resnet-50/snapshots/0f3c", "resnet-50"),
     ],
 )
 def test_default_names(path, name):

@@ -105,6 +105,13 @@ def test_filters_without_weights_are_counted(look):
     assert "3 filters are all zero" in look(state)["warnings"]
 
 
+def test_variances_that_are_0(look):
+    state = trained_state()
+    assert not any("variances" in line for line in look(state)["warnings"])
+    state["layer2.0.bn1.running_var"][4] = 0
+    assert any(line.startswith("1 running variances are 0") for line in look(state)["warnings"])
+
+
 def test_features_that_are_no_numbers(look):
     state = trained_state()
     state["layer4.1.bn2.weight"].fill_(3e38)
