@@ -26,6 +26,7 @@ _NO_NETWORK = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum", "momentum_
 # What an optimizer may keep for each parameter that is an average of it (torch's ASGD: `ax`).
 _AVERAGE = re.compile(r"(?i)(^|_)(ema|swa|shadow|slow|averaged?)(_|$)|^ax$|^param_avg$")
 
+_NETWORK_CLASS = re.compile(r"(?i)ema|averag|swa|teacher|model|net")
 _VALUES = (int, float, str, bytes, type(None))
 
 Keys = tuple[Any, ...]
@@ -194,6 +195,18 @@ def unnamed_copies(obj: Any, state: Mapping[str, Tensor]) -> list[Unnamed]:
                 continue
             if not all(any(_alike(one, other) for other in copy.tensors) for one in mine):
                 found.append(copy)
+    return found
+
+
+def unread_networks(obj: Any) -> list[tuple[str, Keys]]:
+    """(class, place) of pickled objects that hold a network's worth of tensors and are left unread: a module, an average."""
+    found = []
+    for path, value in walk(obj):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            if not isinstance(item, Inert) or item.tensors < _FEWEST:
+                continue
+            if item.is_module or _NETWORK_CLASS.search(item.name) or _AVERAGE.search(word(key)):
+                found.append((item.name, (*keys_of(path), key)))
     return found
 
 

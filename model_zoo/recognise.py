@@ -14,7 +14,18 @@ from core.printable import printable
 from model_zoo import formats
 from model_zoo.choice import NO_CHOICE, Choice
 from model_zoo.formats import Extracted, obow
-from model_zoo.networks import Keys, Network, distinct, keys_of, kind_of, same, survey, unnamed_copies, walk
+from model_zoo.networks import (
+    Keys,
+    Network,
+    distinct,
+    keys_of,
+    kind_of,
+    same,
+    survey,
+    unnamed_copies,
+    unread_networks,
+    walk,
+)
 from model_zoo.places import below, descend, options, spelled
 from model_zoo.wrappers import MOST_TENSORS, is_counter, tensors_of, unwrapped, word
 
@@ -88,7 +99,11 @@ def _by_layout(obj: Any, networks: list[Network], scope: _Scope) -> Recognised:
             if len(kinds) != 1:
                 raise CheckpointError(_refusal(kinds, scope) if kinds else f"{error}: {_ALONE}") from None
         else:
-            return _accounted(Recognised(matching[0], found), obj, networks, scope)
+            plainly = Recognised(matching[0], found)
+            if any(".module." in f".{name}" for name in found.leftover) and len(kinds) == 1:  # wrapped within
+                inner = _alone(obj, kinds[0])
+                plainly = inner if inner and not inner.found.leftover else plainly
+            return _accounted(plainly, obj, networks, scope)
     if matching and len(kinds) > 1:
         raise CheckpointError(_refusal(kinds, scope))
     if len(kinds) == 1 and (alone := _alone(obj, kinds[0])):
@@ -104,15 +119,21 @@ def _by_layout(obj: Any, networks: list[Network], scope: _Scope) -> Recognised:
 
 
 def _alone(obj: Any, network: Network) -> Recognised | None:
-    """The network's dictionary on its own, wherever it lies and whatever wraps its names; None where nothing matches."""
+    """The network's dictionary on its own, wherever it lies and whatever wraps its names; None where nothing matches.
+
+    The first way to read it, unless a later one leaves nothing over.
+    """
+    ways: list[Recognised] = []
     for tensors in unwrapped(tensors_of(network.place)):
         for part in _settings(obj, tensors):
             fitting = {name: module for name, module in formats.modules().items() if module.matches(part)}
             if len(fitting) == 1:
                 ((name, module),) = fitting.items()
                 notes = (f"taken from '{spelled(network.path)}'",) if network.path else ()
-                return Recognised(name, module.extract(part), notes)
-    return None
+                ways.append(Recognised(name, module.extract(part), notes))
+                if not ways[-1].found.leftover:
+                    return ways[-1]
+    return ways[0] if ways else None
 
 
 def _settings(obj: Any, tensors: Mapping[str, Tensor]) -> Iterator[Mapping[str, Any]]:
@@ -130,7 +151,7 @@ def _settings(obj: Any, tensors: Mapping[str, Tensor]) -> Iterator[Mapping[str, 
 
 def _accounted(recognised: Recognised, obj: Any, networks: list[Network], scope: _Scope) -> Recognised:
     """With a note for every other network; CheckpointError for one that neither the layout's rule nor equality covers."""
-    found, notes, others = recognised.found, list(recognised.notes), []
+    found, notes, beside = recognised.found, list(recognised.notes), []
     mine = [network for network in networks if same(network.state, found.state)]
     rule = getattr(formats.modules()[recognised.layout], "passed_over", None)
     passed = rule(obj) if rule else ()
@@ -141,16 +162,18 @@ def _accounted(recognised: Recognised, obj: Any, networks: list[Network], scope:
         if by_rule or network.names <= set(found.dropped):
             notes.append(f"passed over by the rule of layout '{recognised.layout}': the network {_where(network)}")
         else:
-            others.append(network)
-    if others:
-        raise CheckpointError(_refusal([*mine[:1], *distinct(others)], scope))
+            beside.append(network)
+    if beside:
+        raise CheckpointError(_refusal([*mine[:1], *distinct(beside)], scope))
     if len(mine) > 1:
         notes.append(f"stored {len(mine)} times, equal to the bit: {', '.join(_where(network) for network in mine)}")
-    if copies := unnamed_copies(obj, found.state):
+    others = [("without names, in the list", copy.path) for copy in unnamed_copies(obj, found.state)]
+    others += [(f"left unread ({printable(name, 80)}),", path) for name, path in unread_networks(obj)]
+    if others:
         way = mine and scope.options(mine[0], by_prefix=False)
         raise CheckpointError(
-            f"holds two networks, {_where(mine[0]) if mine else 'one with names'} and, without names, in the list "
-            f"'{spelled((*scope.keys, *copies[0].path))}': " + (f"add {way} to take the first" if way else _ALONE)
+            f"holds two networks, {_where(mine[0]) if mine else 'one with names'} and, {others[0][0]} "
+            f"'{spelled((*scope.keys, *others[0][1]))}': " + (f"add {way} to take the first" if way else _ALONE)
         )
     return replace(recognised, notes=tuple(notes), advice=_advice(found, mine[0], scope) if mine else "")
 

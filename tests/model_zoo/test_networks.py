@@ -9,6 +9,7 @@ import torch
 from core.errors import CheckpointError
 from model_zoo import formats
 from model_zoo.choice import Choice
+from model_zoo.load import load
 from model_zoo.recognise import recognise
 from tests.builders.backbones import make_backbone
 
@@ -239,6 +240,31 @@ def test_haikus_target_network():
 def test_a_rule_does_not_cover_a_third_network():
     text = refusal({**RULES["dino"], "ema": make_backbone("resnet18", seed=2).state})
     assert "under 'teacher' after 'backbone.' and under 'ema'" in text
+
+
+class ModelEMA:
+    """As trainers write it: an object of their own around the averaged network."""
+
+    def __init__(self, module):
+        self.updates, self.module = 3, module
+
+
+@pytest.mark.parametrize("kind", ["an object", "a module"])
+def test_a_second_network_that_is_left_unread_is_refused(tmp_path, kind):
+    averaged = make_backbone("resnet18", seed=1).build()
+    path = tmp_path / "photos.pth"
+    torch.save({"model": dict(MINE), "ema": ModelEMA(averaged) if kind == "an object" else averaged}, path)
+    with pytest.raises(CheckpointError) as caught:
+        load(path)
+    assert "holds two networks, under 'model' and, left unread (" in str(caught.value)
+    assert "), 'ema': add --key model to take the first" in str(caught.value)
+    assert load(path, choice=Choice("model")).weights_sha256 == TINY.weights_sha256
+
+
+def test_npids_memory_bank_is_no_network(tmp_path):
+    bank = torch.nn.Linear(8, 8)
+    torch.save({"state_dict": under("module."), "lemniscate": bank, "epoch": 1}, tmp_path / "npid.pth")
+    assert load(tmp_path / "npid.pth").format == "prefixed"
 
 
 # ---------------------------------------------------------------- --key and --prefix
