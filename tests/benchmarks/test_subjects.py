@@ -114,6 +114,7 @@ def test_a_name_or_file_that_is_none_is_a_sentence(tmp_path, ckpt, words):
     assert words in str(caught.value) and len(str(caught.value)) < 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a/b", "../../x", ".", "a|b", "CON", "\u6a21\u578b", "x" * 100, "a=b", "-x", "=x"])
 def test_any_other_name_is_a_name(tmp_path, name):
     file = checkpoint(tmp_path / "a.pth")
@@ -166,6 +167,7 @@ def test_methods_of_one_file_name_are_not_averaged(tmp_path, handled, capsys):
     assert {r.backbone.named for r in result.read_all(out)} == {True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ['{"step": 1, "loss": 2.0}\n', "{", '{"epoch": "one", "loss": 1}\n', "\xff"])
 def test_a_foreign_log_beside_a_checkpoint_does_not_break_the_report(tmp_path, handled, capsys, text):
     file = checkpoint(tmp_path / "run" / "net.pth")
@@ -175,6 +177,7 @@ def test_a_foreign_log_beside_a_checkpoint_does_not_break_the_report(tmp_path, h
     assert "<h2>Pretraining" not in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_report_that_fails_says_where_the_numbers_are(tmp_path, handled, capsys, monkeypatch):
     def fails(*_args, **_options):
         raise RuntimeError("no fonts")
@@ -212,6 +215,7 @@ def test_a_cell_named_twice_runs_once(tmp_path, handled, capsys):
     assert capsys.readouterr().err.count("imagenet_knn") == 1
 
 
+@pytest.mark.slow
 def test_a_newer_programs_record_stops_the_command_before_it_measures(tmp_path, handled, monkeypatch):
     file = checkpoint(tmp_path / "net.pth")
     assert handled(file) == 0
