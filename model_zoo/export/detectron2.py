@@ -35,7 +35,7 @@ _PLACES = Places(
 
 
 def key_table(arch: Architecture) -> dict[str, str]:
-    """torchvision's name -> Detectron2's, for every tensor."""
+    """Our name -> Detectron2's, for every tensor; a deep stem's are those of its DeepLab project."""
     table = {}
     for unit in units(arch):
         target = _target(unit)

@@ -41,7 +41,9 @@ def extract(obj: Any) -> Extracted:
             f"a whole Detectron2 detector (ResNet under '{min(wrapped)}'), whose backbone was trained for detection; "
             "save the tensors of its ResNet alone, without prefix, if that is the one you mean"
         )
-    table = {theirs: ours for name in LAYERS for ours, theirs in key_table(Architecture(name=name)).items()}
+    stem = "deep" if "stem.conv2.weight" in tensors else "7x7"  # DeepLabStem (projects/DeepLab/deeplab/resnet.py)
+    archs = [Architecture(name=name, stem=stem) for name in LAYERS]  # type: ignore[arg-type]
+    table = {theirs: ours for arch in archs for ours, theirs in key_table(arch).items()}
     known = {table[key]: tensor for key, tensor in tensors.items() if key in table}
     dropped = tuple(key for key in tensors if key.startswith(_FC))
     leftover = tuple(key for key in tensors if key not in table and not key.startswith(_FC))

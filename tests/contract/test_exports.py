@@ -85,6 +85,26 @@ def test_weights_come_back_bit_for_bit(target, name, width, tmp_path):
     assert all(torch.equal(after.state[k], before.state[k]) for k in before.state if not k.endswith("_tracked"))
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"groups": 4, "base_width": 32}, {"base_width": 128}, {"stem": "deep"}, {"stem": "deep", "avg_down": True}],
+    ids=str,
+)
+def test_relatives_come_back_bit_for_bit_or_are_refused(target, fields, tmp_path):
+    before = make_backbone("resnet50", 0.125, spec=BGR, **fields)
+    table = target.key_table(before.arch)
+    assert set(table) == set(shapes(before.arch)) and len(set(table.values())) == len(table)
+    try:
+        target.write(before, tmp_path / "out.pkl")
+    except ExportError:
+        assert list(tmp_path.iterdir()) == [], "nothing is written of what cannot be held"
+        return
+    after = load(tmp_path / "out.pkl")
+    assert after.arch == before.arch
+    assert after.weights_sha256 == export.in_rgb(before).weights_sha256
+    target.check_engine_state(before, engine_state(target, export.in_rgb(before)))
+
+
 def test_a_bgr_backbone_leaves_as_the_same_function_of_rgb(target, tmp_path):
     before = make_backbone(spec=BGR)
     target.write(before, tmp_path / "out.pkl")

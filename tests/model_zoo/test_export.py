@@ -161,6 +161,43 @@ def test_mmdet_settings(depth, width, stride_in_1x1, style):
     assert found["prefix"] == "backbone."
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"groups": 32, "base_width": 8}, {"NUM_GROUPS": 32, "WIDTH_PER_GROUP": 8, "RES2_OUT_CHANNELS": 256}),
+        (
+            {"groups": 32, "base_width": 8, "width": 0.5},
+            {"NUM_GROUPS": 32, "WIDTH_PER_GROUP": 4, "RES2_OUT_CHANNELS": 128},
+        ),
+        ({"base_width": 128}, {"NUM_GROUPS": 1, "WIDTH_PER_GROUP": 128, "RES2_OUT_CHANNELS": 256}),
+    ],
+    ids=str,
+)
+def test_detectron2_settings_of_relatives(fields, expected):
+    """Those of its own mask_rcnn_X_101_32x8d_FPN_3x.yaml, and of a Wide ResNet."""
+    arch = Architecture(name="resnet101", **fields)
+    found = detectron2.settings(Backbone("x", arch, {}, InputSpec(), "x", "x"))["MODEL"]["RESNETS"]
+    assert {key: found[key] for key in expected} == expected and found["DEPTH"] == 101
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"groups": 64, "base_width": 4}, {"type": "ResNeXt", "groups": 64, "base_width": 4}),
+        ({"groups": 32, "base_width": 8, "width": 0.5}, {"type": "ResNeXt", "groups": 32, "base_width": 4}),
+        ({"stem": "deep"}, {"type": "ResNet", "deep_stem": True}),
+        ({"stem": "deep", "avg_down": True}, {"type": "ResNet", "deep_stem": True, "avg_down": True}),
+    ],
+    ids=str,
+)
+def test_mmdet_settings_of_relatives(fields, expected):
+    """Those of its own mask-rcnn_x101-64x4d_fpn_1x_coco.py, and what its ResNetV1d sets."""
+    arch = Architecture(name="resnet101", **fields)
+    found = mmdet.settings(Backbone("x", arch, {}, InputSpec(), "x", "x"))["backbone"]
+    usual = {"depth", "stem_channels", "base_channels", "style"}
+    assert {key: value for key, value in found.items() if key not in usual} == expected
+
+
 # ---------------------------------------------------------------- features
 
 

@@ -55,7 +55,7 @@ RARER = {
     "resnet152d": ("resnet152", D),
     "resnet200": ("resnet200", {}),
 }
-BOTH = [*NAMES, *(pytest.param(name, marks=slow) for name in RARER)]
+BOTH = [pytest.param(name, marks=() if name == "resnet18d" else slow) for name in (*NAMES, *RARER)]
 
 
 def wanted(name):
@@ -88,8 +88,23 @@ def test_timms_weights_give_timms_function(name, tmp_path):
     assert pooled.shape[1] == found.feature_dim == feature_dim(found.arch)
 
 
-@pytest.mark.parametrize("name", ["resnext50_32x4d", pytest.param("wide_resnet50_2", marks=slow),
-                                  pytest.param("resnext101_64x4d", marks=slow)])  # fmt: skip
+@pytest.mark.parametrize("fields", [{"width_per_group": 128}, {"groups": 32, "width_per_group": 4}], ids=str)
+def test_wide_and_grouped_blocks_of_torchvision(fields, tmp_path):
+    """The kind in a depth that is quickly built; the published ones follow, slowly."""
+    network = shaken(torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, [2, 2, 2, 2], **fields))
+    torch.save(network.state_dict(), tmp_path / "file.pth")
+    found = load(tmp_path / "file.pth")
+    assert found.arch == Architecture(
+        name="resnet26", **{k.replace("width_per_group", "base_width"): v for k, v in fields.items()}
+    )
+    network.fc = nn.Identity()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(found.build().eval()(x), network(x))
+
+
+@slow
+@pytest.mark.parametrize("name", ["resnext50_32x4d", "wide_resnet50_2", "resnext101_64x4d"])
 def test_torchvisions_weights_give_torchvisions_function(name, tmp_path):
     network = shaken(getattr(torchvision.models, name)())
     torch.save(network.state_dict(), tmp_path / "file.pth")
@@ -180,12 +195,12 @@ def test_the_young_fields_leave_no_trace_where_they_say_nothing():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("key", ["backbone.{}", "module.encoder.{}", "{}"])
-@pytest.mark.parametrize("container", ["mmengine", "flat"])
+@pytest.mark.parametrize(
+    ("key", "container"),
+    [("backbone.{}", "mmengine"), ("backbone.{}", "flat"), ("module.encoder.{}", "flat"), ("{}", "flat")],
+)
 def test_openmmlabs_deep_stem(key, container, tmp_path):
     """mmpretrain's and mmdet's ResNetV1c and V1d keep the stem in `stem.0` to `stem.7`."""
-    if container == "mmengine" and key != "backbone.{}":
-        pytest.skip("mmengine's files have this prefix")
     arch = Architecture(name="resnet18", width=0.25, **D)
     state = shaken(build(arch, seed=0)).state_dict()
     tensors = {}
