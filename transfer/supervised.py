@@ -26,6 +26,7 @@ from core.artifacts import atomic_save
 from core.containers import load_torch
 from core.errors import BackbenchError, CheckpointError, ConfigError
 from core.progress import say, track
+from transfer.feature_file import refuse_folder
 from transfer.heads import Classifier
 from transfer.protocol import TaskConfig
 
@@ -209,6 +210,7 @@ def _restore(file: Path | None, model: Classifier, optimizer: torch.optim.Optimi
     """The step to go on from: 0 without a sound file; one that is damaged is named, and left behind."""
     if file is None or not os.path.lexists(file):
         return 0
+    refuse_folder(file)
     try:
         if not file.is_file():
             raise CheckpointError("no plain file")
