@@ -187,9 +187,12 @@ def _state(folder):
 def bounded(seconds=20.0, memory=600 << 20):
     """Fail where what happens inside takes longer, or more memory at its peak than was taken before."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    start, before = time.monotonic(), _memory("VmRSS")
+    start, before = (
+        time.process_time(),
+        _memory("VmRSS"),
+    )  # other tests may run beside this one; a wait meets pytest's limit
     yield
-    assert time.monotonic() - start < seconds
+    assert time.process_time() - start < seconds
     assert _memory("VmHWM") - before < memory
 
 
