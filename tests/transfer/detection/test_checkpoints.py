@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from backbones import make_backbone
 from torch import nn
 
+from core.containers import load_torch
 from core.errors import BackbenchError
 from model_zoo.architecture import InputSpec
 from transfer.detection import checkpoints
@@ -72,6 +74,31 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path, capsys):
     tear(tmp_path / "model_0000001.pth")
     with pytest.raises(BackbenchError, match="none of its 2 checkpoints can be read; remove them to start anew"):
         checkpoints.resume(tmp_path, {"seed": 1}, a_course())
+
+
+def test_a_checkpoint_with_one_other_bit_is_passed_over(tmp_path, capsys):
+    """torch itself compares no checksum: a weight would be another one."""
+    saved_course(tmp_path, 3)
+    file = tmp_path / "model_0000002.pth"
+    weight = load_torch(file)["model"]["weight"].numpy().tobytes()
+    data = bytearray(file.read_bytes())
+    data[data.index(weight) + 3] ^= 0x40
+    file.write_bytes(data)
+    assert not torch.equal(
+        torch.load(file)["model"]["weight"], torch.frombuffer(bytearray(weight), dtype=torch.float32).view(2, 2)
+    )
+    course = a_course()
+    assert checkpoints.resume(tmp_path, {"seed": 1}, course)[0] == 2
+    assert torch.equal(course["model"].weight, load_torch(tmp_path / "model_0000001.pth")["model"]["weight"])
+    assert re.search(r"model_0000002\.pth: .*; going back to the one before", capsys.readouterr().err)
+
+
+def test_what_a_killed_run_left_half_written_is_cleared(tmp_path):
+    saved_course(tmp_path, 1)
+    for name in (".model_0000001.pth.a1b2.tmp", ".train.json.c3.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    assert checkpoints.resume(tmp_path, {"seed": 1}, a_course())[0] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["model_0000000.pth"]
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
