@@ -42,5 +42,6 @@ def test_a_thousand_steps_do_not_grow(tmp_path, monkeypatch, workers):
     torch.set_num_threads(threads)
     assert len(seen) == STEPS
     settled, last = seen[STEPS // 5], seen[STEPS - 1]
-    assert last[1:] == settled[1:], "open files and threads"
+    assert last[1] <= settled[1] + 16, "open files: batches on their way from a worker hold some"
+    assert last[2] <= settled[2] + 2, "threads"
     assert (last[0] - settled[0]) / (STEPS * 4 / 5) < 10_000, [seen[s][0] for s in range(0, STEPS, STEPS // 10)]
