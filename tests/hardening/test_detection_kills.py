@@ -107,11 +107,12 @@ def killed(name: str, out: Path, place: str, how: signal.Signals) -> None:
             ):
                 break
             time.sleep(0.005)
+        assert process.poll() is None, "it ended before it was killed"
         process.send_signal(how)
         process.wait(timeout=60)
     finally:
         process.kill()
-    assert process.returncode != 0, "it ended before it was killed"
+    assert process.returncode != 0, "the kill came too late"
 
 
 KILLS = [(name, place, how) for name in WEIGHTS for place in PLACES for how in (signal.SIGKILL, signal.SIGTERM)]
