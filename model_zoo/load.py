@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from core import containers
-from core.config import Config, read_mapping
 from core.config import build as build_config
 from core.errors import CheckpointError, ConfigError, nearest
 from core.printable import printable
@@ -27,7 +26,7 @@ from model_zoo.networks import is_plain, kind_of
 from model_zoo.recognise import recognise, some
 from model_zoo.resnet import LAYERS, build
 from model_zoo.snapshot import Contents
-from model_zoo.stated import plain
+from model_zoo.stated import plain, refuse_contradiction, sidecar
 from model_zoo.url_file import is_url
 
 if TYPE_CHECKING:
@@ -184,7 +183,7 @@ def _from_contents(path: Path, read: Contents, name: str | None, entry: Entry | 
         _refuse_resume_state(path, obj)
     recognised = recognise(obj, choice)
     layout, found = recognised.layout, recognised.found
-    side = _sidecar(path) if entry is None else _of_entry(entry, found)
+    side = sidecar(path) if entry is None else _of_entry(entry, found)
     own_arch, own_input = {**read.arch, **plain(found.arch, "arch")}, {**read.input, **plain(found.input, "input")}
     stated = {**own_arch, **side.get("arch", {})}
     try:
@@ -193,8 +192,8 @@ def _from_contents(path: Path, read: Contents, name: str | None, entry: Entry | 
         spec = build_config(InputSpec, {**own_input, **side.get("input", {})}, where="input")
         if layout == "backbench" and entry is None:
             own = build_config(Architecture, {**inferred, **own_arch}, where="arch")
-            _refuse_contradiction(path, "arch", own, arch)
-            _refuse_contradiction(path, "input", build_config(InputSpec, own_input, where="input"), spec)
+            refuse_contradiction(path, "arch", own, arch)
+            refuse_contradiction(path, "input", build_config(InputSpec, own_input, where="input"), spec)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     state = check(found, arch, recognised.advice)
@@ -289,30 +288,6 @@ def check(found: Extracted, arch: Architecture, advice: str = "") -> dict[str, T
     return state
 
 
-def _sidecar(path: Path) -> dict[str, Any]:
-    """`<checkpoint>.yaml` beside the file: `arch` and `input` fields that weights cannot tell.
-
-    Raises:
-        ConfigError: it is there and is no regular file of YAML.
-        CheckpointError: it says something else than these.
-    """
-    side = Path(f"{path}.yaml")
-    if not os.path.lexists(side):  # also where no file can have so long a name
-        return {}
-    values = read_mapping(side)
-    unknown = set(values) - {"arch", "input"}
-    if unknown:
-        raise CheckpointError(
-            f"{printable(side.name)}: unknown key '{printable(min(unknown), 80)}'; known: arch, input"
-        )
-    for key, fields in values.items():
-        if not isinstance(fields, dict):
-            raise CheckpointError(
-                f"{printable(side.name)}: '{key}' must be a mapping of fields, not {printable(fields, 80)}"
-            )
-    return values
-
-
 def _of_entry(entry: Entry, found: Extracted) -> dict[str, dict[str, Any]]:
     """Every field of an entry's `arch` and `input`; only what it leaves to the defaults may be stated by the layout."""
     parts = {"arch": (entry.arch, found.arch), "input": (entry.input, found.input)}
@@ -320,13 +295,3 @@ def _of_entry(entry: Entry, found: Extracted) -> dict[str, dict[str, Any]]:
         part: {key: value for key, value in config if key in config.model_fields_set or key not in stated}
         for part, (config, stated) in parts.items()
     }
-
-
-def _refuse_contradiction(path: Path, part: str, own: Config, both: Config) -> None:
-    """Our own layout states this itself: a sidecar may repeat it, else it was left from another file."""
-    for key, value in own:
-        if (beside := getattr(both, key)) != value:
-            raise CheckpointError(
-                f"{path.name}.yaml says {part}.{key} is {beside!r}, the checkpoint itself {value!r}: remove the .yaml if it "
-                "was left from another file of this name"
-            )

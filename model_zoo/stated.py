@@ -1,10 +1,13 @@
-"""What a file states of its own architecture and input, before any of it is believed."""
+"""What a file, or a `.yaml` beside it, states of its own architecture and input, before any of it is believed."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from core.config import Config, read_mapping
 from core.errors import CheckpointError
 from core.printable import printable
 
@@ -37,3 +40,37 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, float):
         return value - value == 0  # neither NaN nor infinite
     return isinstance(value, str) and len(value) <= 200
+
+
+def sidecar(path: Path) -> dict[str, Any]:
+    """`<checkpoint>.yaml` beside the file: `arch` and `input` fields that weights cannot tell.
+
+    Raises:
+        ConfigError: it is there and is no regular file of YAML.
+        CheckpointError: it says something else than these.
+    """
+    side = Path(f"{path}.yaml")
+    if not os.path.lexists(side):  # also where no file can have so long a name
+        return {}
+    values = read_mapping(side)
+    unknown = set(values) - {"arch", "input"}
+    if unknown:
+        raise CheckpointError(
+            f"{printable(side.name)}: unknown key '{printable(min(unknown), 80)}'; known: arch, input"
+        )
+    for key, fields in values.items():
+        if not isinstance(fields, dict):
+            raise CheckpointError(
+                f"{printable(side.name)}: '{key}' must be a mapping of fields, not {printable(fields, 80)}"
+            )
+    return values
+
+
+def refuse_contradiction(path: Path, part: str, own: Config, both: Config) -> None:
+    """Our own layout states this itself: a sidecar may repeat it, else it was left from another file."""
+    for key, value in own:
+        if (beside := getattr(both, key)) != value:
+            raise CheckpointError(
+                f"{path.name}.yaml says {part}.{key} is {beside!r}, the checkpoint itself {value!r}: remove the .yaml if it "
+                "was left from another file of this name"
+            )
