@@ -49,6 +49,7 @@ class StorageRef:
     dtype: torch.dtype
     numel: int
     offset: int = 0  # numbers, of a view in files of before 2017
+    held: torch.Tensor | None = None  # (numel,) of the dtype, where the pickle itself holds the numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,6 +219,14 @@ def _reconstructor(a: tuple[Any, ...]) -> Any:
     return made
 
 
+def _load_from_bytes(a: tuple[Any, ...]) -> Any:
+    """How `pickle.dump` keeps a tensor's numbers: as the bytes that the older torch.save writes of a storage."""
+    from core.containers import torch_legacy  # which reads pickles, by these operations
+
+    is_one = len(a) == 1 and type(a[0]) is bytes and torch_legacy.MAGIC in a[0][:32]
+    return torch_legacy.storage_in(a[0]) if is_one else NotImplemented
+
+
 def _byol(a: tuple[Any, ...]) -> Any:
     """BYOL's NamedTuple of networks: a dictionary of its fields (deepmind-research, byol/byol_experiment.py)."""
     names = ("online_params", "target_params", "online_state", "target_state", "opt_state")
@@ -237,6 +246,7 @@ OPERATIONS: dict[Global, Callable[[tuple[Any, ...]], Any]] = {
         ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor", _the_tensor),
         ("torch._tensor", "_rebuild_from_type", _from_type),
         ("torch._tensor", "_rebuild_from_type_v2", _from_type),
+        ("torch.storage", "_load_from_bytes", _load_from_bytes),
         ("torch", "Size", lambda a: a[0] if len(a) == 1 and type(a[0]) is tuple else NotImplemented),
         (
             "torch",

@@ -88,7 +88,7 @@ class Machine:
         return int.from_bytes(self.read(count), "little")
 
     def line(self) -> bytes:
-        line = self.file.readline(1 << 20)
+        line = self.file.readline(self.size + 1)
         if not line.endswith(b"\n"):
             raise Malformed("truncated, or a line without end")
         return line[:-1]
@@ -140,6 +140,7 @@ class Machine:
                 if isinstance(value, (bytes, str, list, dict, set, frozenset)):
                     self.spend(len(value))
                 return value
+            self.names[function.name] = self.names.get(function.name, 0) + 1
         return Object(function, arguments)
 
     def key(self, value: Any) -> Any:

@@ -175,8 +175,10 @@ class _Settling:
     def _tensor(self, ref: TensorRef) -> Tensor:
         self.tensors += 1
         self._show(ref.numel)
-        assert self.storage is not None
-        numbers = self.storage(ref.storage)
+        numbers = ref.storage.held
+        if numbers is None:
+            assert self.storage is not None, "a pickle without storages has no reference to one"
+            numbers = self.storage(ref.storage)
         if numbers.dtype != ref.dtype:
             numbers = numbers.view(torch.uint8)
             numbers = numbers[: numbers.numel() // ref.dtype.itemsize * ref.dtype.itemsize].view(ref.dtype)

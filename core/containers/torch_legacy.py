@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import struct
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 import torch
@@ -26,6 +29,24 @@ def read(file: BinaryIO, size: int, names: dict[str, int]) -> Any:
         CheckpointError: truncated, or a storage that announces more than is there.
         Malformed: a pickle that cannot be read.
     """
+    value, storage = _parts(file, size, names)
+    return settle(value, storage, size, names)
+
+
+def storage_in(data: bytes) -> StorageRef:
+    """The one storage that bytes inside another pickle hold, with its numbers.
+
+    Raises:
+        CheckpointError, Malformed: as `read`, or they hold anything else.
+    """
+    value, storage = _parts(io.BytesIO(data), len(data), {})
+    if not isinstance(value, StorageRef):
+        raise CheckpointError("holds bytes in place of a tensor's numbers that are none; damaged")
+    return replace(value, held=storage(value))
+
+
+def _parts(file: BinaryIO, size: int, names: dict[str, int]) -> tuple[Any, Callable[[StorageRef], Tensor]]:
+    """The value of the pickle, not settled, and what reads a storage of it."""
     machine.load(file, size, {})
     if machine.load(file, size, {}) != _PROTOCOL:
         raise CheckpointError("written by a version of torch.save that is not known here")
@@ -54,7 +75,7 @@ def read(file: BinaryIO, size: int, names: dict[str, int]) -> Any:
             raise CheckpointError(f"storage '{printable(ref.key)}' is missing: truncated or damaged")
         return typed(storages[ref.key], announced[ref.key])
 
-    return settle(value, storage, size, names)
+    return value, storage
 
 
 def _numbers(file: BinaryIO, size: int, ref: StorageRef, swap: bool) -> Tensor:

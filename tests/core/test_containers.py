@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import collections
+import io
 import os
 import pathlib
+import pickle
 
 import numpy as np
 import pytest
@@ -344,3 +346,53 @@ def test_safetensors_are_known_by_their_content(tmp_path):
         assert len(read) == names
     (tmp_path / "weights").rename(tmp_path / "weights.bin")
     assert all(torch.equal(t, torch.ones(2)) for t in load_torch(tmp_path / "weights.bin").values())
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_tensors_that_were_pickled_without_torch_save(tmp_path, protocol):
+    x = torch.arange(20, dtype=torch.float16).view(4, 5)
+    tensors = {"turned": x.t(), "part": x[1:, 2], "parameter": torch.nn.Parameter(x.float()), "none": x[:0]}
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps({"state_dict": collections.OrderedDict(tensors)}, protocol))
+    found = containers.read(tmp_path / "m.pkl")
+    assert found.notes == ()
+    assert all(torch.equal(found.value["state_dict"][name], tensor) for name, tensor in tensors.items())
+
+
+class _Bytes:
+    """A tensor's numbers that are something else."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __reduce__(self):
+        return torch.storage._load_from_bytes, (self.data,)
+
+
+def _older(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer, _use_new_zipfile_serialization=False)
+    return buffer.getvalue()
+
+
+def test_code_in_the_bytes_of_a_pickled_tensor_is_not_run(tmp_path):
+    armed = _older({"a": torch.zeros(3), "b": _Run(tmp_path / "trap")})
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps({"a": _Bytes(armed)}))
+    with pytest.raises(CheckpointError, match=r"m\.pkl: .*in place of a tensor's numbers"):
+        containers.read(tmp_path / "m.pkl")
+    assert not (tmp_path / "trap").exists()
+
+
+@pytest.mark.parametrize("cut", [40, 200, -8, -1])
+def test_a_pickled_tensor_whose_bytes_are_cut_is_refused(tmp_path, cut):
+    data = _older(torch.zeros(100).untyped_storage())
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps({"a": _Bytes(data[:cut])}))
+    with pytest.raises(CheckpointError, match=r"m\.pkl: "):
+        containers.read(tmp_path / "m.pkl")
+
+
+class _Run:
+    def __init__(self, trap: pathlib.Path) -> None:
+        self.trap = trap
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.trap}",)
