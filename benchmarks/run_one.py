@@ -153,6 +153,7 @@ def measure(
     workers = args.workers if args.workers is not None else default_workers()
     cache, folder = args.out / ".features", result.run_folder(args.out, planned)
     ctx = RunContext(splits=splits, seed=planned.seed, device=device, cache=cache, folder=folder, workers=workers)
+    note_seen(splits, ctx.notes)
     start = time.monotonic()
     try:
         metrics = cell.task.run(backbone, cell.config, ctx)
@@ -178,6 +179,20 @@ def measure(
         }
     )
     return done, ctx.items
+
+
+def note_seen(splits: Mapping[str, ImageSplit], notes: list[str]) -> None:
+    """Say, in the record too, that test images are among those that are learned from."""
+    from core.datasets import some
+    from core.datasets.overlap import in_both
+    from core.distributed import is_main
+    from core.progress import say
+
+    if seen := in_both(splits["train"], splits["test"]):
+        notes.append(f"of {len(splits['test'])} test images these are training images too: {some(seen)}; this is no "
+                     "number of images never seen")  # fmt: skip
+        if is_main():
+            say(f"warning: {notes[-1]}")
 
 
 def checked(metrics: Mapping[str, Metric], primary: str, notes: list[str]) -> dict[str, MetricRecord]:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from core import datasets
-from core.datasets import KNOWN, DataPlaces, Files, ImageSplit, Subset, some, voc
+from core.datasets import KNOWN, DataPlaces, Files, ImageSplit, some, voc
+from core.datasets.overlap import duplicates
 from core.errors import ConfigError, DataError
 from core.images import CorruptImage
 from core.listing import listed
@@ -186,9 +187,9 @@ def _compare(train: ImageSplit, test: ImageSplit, report: Report, *, full: bool)
         names = sorted(set(train.classes) ^ set(test.classes)) or ["another order"]
         report.problems.append(f"{train.split} and {test.split} have different classes: {some(names)}")
     rows = sample(test, full=full)
-    looked_at = ImageSplit(test.dataset, test.split, Subset(test.source, rows), None, test.classes)
+    looked_at = test.part(rows)
     try:
-        pairs = datasets.duplicates(train, looked_at)
+        pairs = duplicates(train, looked_at)
     except DataError as error:
         report.warnings.append(f"not searched for images that are in both splits: {error}")
         return

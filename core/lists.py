@@ -5,13 +5,14 @@ Both lists are fetched once into `<cache>/lists` and verified; a list given by p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from core.artifacts import file_sha256
-from core.datasets import ImageSplit, Subset, info, some
+from core.datasets import ImageSplit, info, some
+from core.datasets.names import spelled_otherwise
 from core.errors import BackbenchError, DataError
 from core.files import expanded, read_lines
 
@@ -70,8 +71,8 @@ def subset(split: ImageSplit, where: str, *, expected: str | None = None) -> Ima
         raise DataError(
             f"{file}: a list of images needs a split with one class per image; '{split.dataset}' is not one"
         )
-    labels = split.labels[chosen]
-    empty = np.setdiff1d(np.arange(len(split.classes)), labels)
+    part = split.part(chosen)
+    empty = np.setdiff1d(np.arange(len(split.classes)), part.labels)
     if len(empty):
         raise DataError(f"{file}: leaves classes without any image: {some([split.classes[i] for i in empty])}")
     official = expected is not None and (len(names), file_sha256(file)) == (
@@ -79,15 +80,7 @@ def subset(split: ImageSplit, where: str, *, expected: str | None = None) -> Ima
         OFFICIAL[expected].sha256,
     )
     of_published = len(split) == info("imagenet").counts["train"]
-    return ImageSplit(
-        split.dataset,
-        split.split,
-        Subset(split.source, chosen),
-        labels,
-        split.classes,
-        official_part=official and of_published,
-        passed_over=split.passed_over,
-    )
+    return replace(part, official_part=official and of_published)
 
 
 def fetch(name: str) -> Path:
@@ -168,6 +161,7 @@ def _indices(file: Path, names: list[str], split: ImageSplit) -> np.ndarray:
     if unknown:
         raise DataError(
             f"{file}: names that '{split.dataset}' {split.split} does not have: {some(unknown)} (of {len(names)} names)"
+            f"{spelled_otherwise(unknown, [*whole, *by_file])}"
         )
     ambiguous = [name for name, rows in zip(names, found, strict=True) if len(rows) > 1]
     if ambiguous:

@@ -92,6 +92,7 @@ class RunContext:
             "config": config.model_dump(mode="json"),
             "version": version,
             "train": self.splits["train"].manifest_sha256(),
+            "state": self.splits["train"].state_sha256(),  # images exchanged since the kill, of the same size
             "seed": self.seed,
             "torch": str(torch.__version__),
         }
@@ -141,8 +142,7 @@ def limited(split: ImageSplit, limit: int) -> ImageSplit:
     if not limit or limit >= len(split):
         return split
     chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:limit].sort().values.numpy()
-    labels = split.labels[chosen] if split.labels is not None else None
-    return ImageSplit(split.dataset, split.split, datasets.Subset(split.source, chosen), labels, split.classes)
+    return split.part(chosen)
 
 
 def image_data_missing(config: TaskConfig, places: DataPlaces) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -130,6 +130,11 @@ class ImageSplit:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def part(self, rows: np.ndarray) -> ImageSplit:
+        """Some of its images, (N,) rows in the given order; what was passed over in the whole split stays said."""
+        labels = None if self.labels is None else self.labels[rows]
+        return replace(self, source=Subset(self.source, rows), labels=labels, official_part=False, _manifest=[])
 
     def manifest_sha256(self) -> str:
         """SHA-256 over the sorted (name, size, label) of all items: cheap, and blind to where the data lie."""
@@ -310,34 +315,3 @@ def parse_places(pairs: Sequence[str]) -> dict[str, Path]:
             raise ConfigError(f"--data {name}: given twice ({named[name]} and {path}); give one place")
         named[name] = files.expanded(path)
     return named
-
-
-def duplicates(train: ImageSplit, test: ImageSplit) -> list[tuple[str, str]]:
-    """(name in train, name in test) of images with the same bytes; only those of equal size are read.
-
-    Raises:
-        DataError: an image cannot be read.
-    """
-    from core.progress import track
-
-    by_size: dict[int, list[int]] = {}
-    for index in range(len(test)):
-        by_size.setdefault(test.source.size(index), []).append(index)
-    hashes: dict[int, dict[bytes, list[int]]] = {}
-    found = []
-    label = f"{train.dataset} {train.split} images that are in {test.split} too"
-    for index in track(range(len(train)), total=len(train), label=label):
-        size = train.source.size(index)
-        if size not in by_size:
-            continue
-        if size not in hashes:
-            hashes[size] = {}
-            for other in by_size[size]:
-                hashes[size].setdefault(_digest(test, other), []).append(other)
-        same = hashes[size].get(_digest(train, index), [])
-        found += [(train.source.name(index), test.source.name(other)) for other in same]
-    return found
-
-
-def _digest(split: ImageSplit, index: int) -> bytes:
-    return hashlib.sha256(split.source.stored(index)).digest()

@@ -6,12 +6,13 @@ import os
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from core.datasets import Files, ImageSplit, read_json, some
+from core.datasets.names import spelled_otherwise
 from core.errors import DataError
 from core.printable import printable
 
@@ -74,11 +75,12 @@ def read(root: Path, split: str, *, dataset: str = "coco") -> ImageSplit:
     folder = Path(root) / split
     names = tuple(image["file_name"] for image in known.images)
     try:
-        absent = sorted(set(names) - set(os.listdir(folder)))  # noqa: PTH208 (names only, for 118,287 files)
+        there = set(os.listdir(folder))  # noqa: PTH208 (names only, for 118,287 files)
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror}); is the data set whole?") from None
+    absent = sorted(name for name in set(names) - there if not is_below(name, folder))
     if absent:
-        raise DataError(f"{file}: images that are not in {folder}: {some([printable(name) for name in absent])}")
+        raise DataError(f"{file}: images that are not in {folder}: {some(absent)}{spelled_otherwise(absent, there)}")
     if twice := sorted(listed_twice(known.images)):
         raise DataError(f"{file}: images that are listed twice: {some([printable(name) for name in twice])}")
     row = {image["id"]: i for i, image in enumerate(known.images)}
@@ -91,6 +93,13 @@ def read(root: Path, split: str, *, dataset: str = "coco") -> ImageSplit:
         labels[cell] = max(labels[cell], 0 if crowd else 1)
     classes = tuple(category["name"] for category in known.categories)
     return ImageSplit(dataset, split, Files(folder, names), labels, classes)
+
+
+def is_below(name: str, folder: Path) -> bool:
+    """Whether a name of several parts is a file's below the folder: nothing outside it is looked at."""
+    path = PurePosixPath(name)
+    inside = not path.is_absolute() and ".." not in path.parts
+    return inside and "/" in name and os.path.isfile(folder / name)  # noqa: PTH113 (Path's raises for long names)
 
 
 def crowd_of(annotation: dict[str, Any]) -> bool | None:

@@ -6,6 +6,7 @@ What is passed over is counted and named, with the reason.
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from core.datasets import Files, ImageSplit
 from core.errors import DataError
 from core.images import EXTENSIONS
 from core.listing import Listing, listed
+from core.printable import printable
 
 
 def read(root: Path, split: str, *, dataset: str = "imagefolder") -> ImageSplit:
@@ -33,12 +35,7 @@ def read(root: Path, split: str, *, dataset: str = "imagefolder") -> ImageSplit:
         raise DataError(f"{folder}: no class folders in it; images are expected as {folder}/<class>/<image>.jpg")
     train = Path(root) / "train"
     if split != "train" and train.is_dir():
-        extra = set(classes) ^ set(Listing(train).folders())
-        if extra:
-            raise DataError(
-                f"{root}: 'train' and '{split}' have different classes; {len(extra)} in one only, e.g. {min(extra)}: "
-                "is one of them half there?"
-            )
+        _check_classes(set(Listing(train).folders()), set(classes), Path(root), split)
     paths: list[str] = []
     labels: list[int] = []
     empty = []
@@ -61,6 +58,27 @@ def read(root: Path, split: str, *, dataset: str = "imagefolder") -> ImageSplit:
         tuple(classes),
         passed_over=listing.passed_over,
     )
+
+
+def _check_classes(train: set[str], own: set[str], root: Path, split: str) -> None:
+    """DataError where the splits have different classes: which one has which, and what may be meant."""
+    if train == own:
+        return
+    name = min(train ^ own)
+    alike = {_folded(other) for other in train - own} & {_folded(other) for other in own - train}
+    advice = (
+        "some names differ only in capital letters, or in how an accent is written (Unicode's NFC or NFD); rename folders"
+        if alike
+        else "is one of them half there?"
+    )
+    raise DataError(
+        f"{root}: 'train' and '{split}' have different classes; {len(train ^ own)} in one only, e.g. {printable(name)} in "
+        f"'{split if name in own else 'train'}': {advice}"
+    )
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def read_unlabelled(root: Path, *, dataset: str) -> ImageSplit:

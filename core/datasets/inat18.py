@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from core.datasets import Files, ImageSplit, read_json, some
+from core.datasets.names import check_paths
 from core.errors import DataError
 from core.printable import printable
 
@@ -27,10 +28,10 @@ def read(root: Path, split: str, *, dataset: str = "inat18") -> ImageSplit:
     train = read_json(train_file, ("images", "annotations"))
     category_ids, names = _categories(train, train_file)
     record = train if split == "train" else read_json(file, ("images", "annotations"))
+    _check_names(record, file, dict(zip(category_ids, names, strict=True)), train_file)
     category_of = _pairs(record, file)
     paths = tuple(_field(image, "file_name", file) for image in record["images"])
-    if len(set(paths)) != len(paths):
-        raise DataError(f"{file}: {len(paths) - len(set(paths))} file names are there twice")
+    check_paths(file, paths)
     number = {category: label for label, category in enumerate(category_ids)}
     chosen = [category_of[image["id"]] for image in record["images"]]
     unknown = _ordered(set(chosen) - set(number))
@@ -57,6 +58,20 @@ def _categories(train: dict[str, list[dict[str, Any]]], file: Path) -> tuple[lis
         raise DataError(f"{file}: category ids are there twice")
     names = tuple(named[i] for i in ids)
     return ids, names if len(set(names)) == len(names) else tuple(str(i) for i in ids)
+
+
+def _check_names(
+    record: dict[str, list[dict[str, Any]]], file: Path, names: dict[int | str, str], train_file: Path
+) -> None:
+    """DataError where a file calls a category otherwise than the training file: its labels would mean something else."""
+    for category in record.get("categories") or ():
+        number = _field(category, "id", file)
+        own, theirs = printable(category.get("name", number)), names.get(number)
+        if theirs not in (None, own, str(number)):
+            raise DataError(
+                f"{file}: category {number} is '{own}' here and '{theirs}' in {train_file.name}, so that their labels do "
+                "not mean the same; make both files of the same list of categories"
+            )
 
 
 def _pairs(record: dict[str, list[dict[str, Any]]], file: Path) -> dict[int, int]:
@@ -88,7 +103,7 @@ def _field(record: dict[str, Any], key: str, file: Path) -> Any:
         value = record[key]
     except (KeyError, TypeError):
         raise DataError(f"{file}: a record without '{key}': {_shown(record)}") from None
-    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    whole = type(value) is int or (isinstance(value, float) and value.is_integer())
     if not isinstance(value, str) and (key == "file_name" or not whole):
         raise DataError(f"{file}: a record whose '{key}' is {printable(value)}: {_shown(record)}")
     return value

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import posixpath
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from core.datasets import Files, ImageSplit
+from core.datasets.names import check_paths
 from core.errors import DataError
 from core.files import Unreadable, read_lines
 from core.images import EXTENSIONS
@@ -36,6 +38,7 @@ def read(root: Path, split: str, *, dataset: str = "places205") -> ImageSplit:
         )
     classes = _class_names([paths[i] for i in first])
     if split != "train":
+        of_folder = _labels_of_folders(paths, labels)
         file = root / f"{split}_places205.csv"
         paths, labels = _rows(file)
         outside = np.flatnonzero(labels >= len(classes))
@@ -44,6 +47,7 @@ def read(root: Path, split: str, *, dataset: str = "places205") -> ImageSplit:
             raise DataError(
                 f"{file}:{row + 1}: label {labels[row]} is out of range: the training images have 0 to {len(classes) - 1}"
             )
+        _check_folders(file, paths, labels, of_folder)
     return ImageSplit(dataset, split, Files(root / "images", tuple(paths)), labels, classes)
 
 
@@ -65,11 +69,32 @@ def _rows(file: Path) -> tuple[list[str], np.ndarray]:
         labels.append(int(label))
     if not paths:
         raise DataError(f"{file}: the file is empty")
-    if len(set(paths)) != len(paths):
-        seen: set[str] = set()
-        number, path = next((n, p) for n, p in enumerate(paths, start=1) if p in seen or seen.add(p))
-        raise DataError(f"{file}:{number}: '{printable(path)}' is listed before")
+    check_paths(file, paths, lines=True)
     return paths, np.asarray(labels, np.int64)
+
+
+def _labels_of_folders(paths: list[str], labels: np.ndarray) -> dict[str, int]:
+    """The label of each folder of the training images, where every folder has one; empty where one has several."""
+    of_folder: dict[str, int] = {}
+    for path, label in zip(paths, labels.tolist(), strict=True):
+        if of_folder.setdefault(_folder(path), label) != label:
+            return {}
+    return of_folder
+
+
+def _check_folders(file: Path, paths: list[str], labels: np.ndarray, of_folder: dict[str, int]) -> None:
+    """DataError where an image lies in a folder of the training images and has another label than those: one counts from 1?"""
+    for row, (path, label) in enumerate(zip(paths, labels.tolist(), strict=True), start=1):
+        theirs = of_folder.get(_folder(path), label)
+        if theirs != label:
+            raise DataError(
+                f"{file}:{row}: '{printable(path)}' has label {label}, the training images of its folder have {theirs}: does "
+                "one of the two files count from 1? Number the classes of both alike, from 0"
+            )
+
+
+def _folder(path: str) -> str:
+    return posixpath.normpath(path).rpartition("/")[0]
 
 
 def _class_names(paths: list[str]) -> tuple[str, ...]:

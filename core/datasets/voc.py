@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from core.datasets import Files, ImageSplit, some
+from core.datasets.names import spelled_otherwise
 from core.errors import DataError
 from core.files import Unreadable, read_lines
 from core.images import EXTENSIONS
@@ -52,6 +53,7 @@ def read(root: Path, split: str, *, dataset: str = "voc", year: int = 2007) -> I
     if absent:
         raise DataError(
             f"{lists / f'{split}.txt'}: names images that are not in {folder / 'JPEGImages'}: {some(absent)}"
+            f"{spelled_otherwise(absent, there)}"
         )
     classes = class_names(lists, split, there)
     rows = {name: row for row, name in enumerate(ids)}
@@ -149,7 +151,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def _lists_of(lists: Path, split: str) -> list[Path]:
-    return sorted(lists.glob(f"*_{glob.escape(split)}.txt"))
+    return sorted(file for file in lists.glob(f"*_{glob.escape(split)}.txt") if not file.name.startswith("."))
 
 
 def _is_of_class(file: Path, known: Collection[str]) -> bool:

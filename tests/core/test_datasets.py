@@ -15,6 +15,7 @@ from pycocotools.coco import COCO
 
 from core import datasets
 from core.datasets import KNOWN, DataPlaces, Files, ImageSplit, Subset, demo, imagefolder, is_published, stl10
+from core.datasets.overlap import duplicates
 from core.errors import ConfigError, DataError
 from core.images import CorruptImage
 
@@ -371,13 +372,13 @@ def test_the_manifest_of_several_labels_per_image(folder):
 
 def test_duplicates_are_the_images_with_the_same_bytes(folder):
     train, val = (imagefolder.read(folder, split) for split in ("train", "val"))
-    assert datasets.duplicates(train, val) == []
+    assert duplicates(train, val) == []
     for name in ("cat/copy.png", "ant/copy.png"):
         (folder / "val" / name).write_bytes((folder / "train/cat/b.png").read_bytes())
     same_size = bytearray((folder / "train/cat/a.PNG").read_bytes())
     same_size[-1] ^= 1
     (folder / "val/cat/other.png").write_bytes(bytes(same_size))
-    found = datasets.duplicates(train, imagefolder.read(folder, "val"))
+    found = duplicates(train, imagefolder.read(folder, "val"))
     assert sorted(found) == [("cat/b.png", "ant/copy.png"), ("cat/b.png", "cat/copy.png")]
 
 
@@ -394,7 +395,7 @@ def test_only_images_of_equal_size_are_read(folder):
             return super().stored(index)
 
     watched = ImageSplit("x", "val", Watched(val.source.root, val.source.paths), val.labels, val.classes)
-    datasets.duplicates(train, watched)
+    duplicates(train, watched)
     assert read == [name for i, name in enumerate(val.source.paths) if val.source.size(i) in sizes]
     assert "cat/1.png" not in read
 

@@ -49,6 +49,39 @@ def test_without_categories_the_training_annotations_number_the_classes(write):
     assert inat18.read(root, "val").labels.tolist() == [1]
 
 
+@pytest.mark.parametrize(
+    ("categories", "words"),
+    [
+        ({40: "moth", 3: "wasp"}, "category 40 is 'moth' here and 'wasp' in train2018.json"),
+        ({41: "wasp", 3: "bee"}, "category 3 is 'bee' here and 'moth' in train2018.json"),
+        ({40: "wasp", 3: "moth"}, None),
+        ({3: "moth"}, None),
+    ],
+)
+def test_a_category_means_the_same_in_both_files(write, categories, words):
+    root = write("val", record([(11, 3)], categories))
+    if words is None:
+        assert inat18.read(root, "val").labels.tolist() == [0]
+        return
+    with pytest.raises(DataError, match=words):
+        inat18.read(root, "val")
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../x.jpg", "a/../../x.jpg", ".."])
+def test_no_image_is_outside_the_folder(write, name):
+    train = record([(1, 3), (2, 40)])
+    train["images"][1]["file_name"] = name
+    with pytest.raises(DataError, match="leads out of the images' folder"):
+        inat18.read(write("train", train), "train")
+
+
+def test_an_id_is_a_number_and_not_true(write):
+    train = record([(0, 0), (1, 1)])
+    train["annotations"][0]["category_id"] = True
+    with pytest.raises(DataError, match="'category_id' is True"):
+        inat18.read(write("train", train), "train")
+
+
 def changed(value, key, change):
     return value | {key: change(value[key])}
 
@@ -64,7 +97,7 @@ BROKEN = [
     (changed(GOOD, "images", lambda x: [*x, x[0]]), "1 image ids are there twice"),
     (
         changed(GOOD, "images", lambda x: [*x[:-1], x[-1] | {"file_name": x[0]["file_name"]}]),
-        "1 file names are there twice",
+        "'train_val2018/x/0.jpg' is listed before",
     ),
     (changed(GOOD, "categories", lambda x: [*x, {"id": 5, "name": "c"}]), r"categories without an image: 1, e\.g\. 5"),
     (changed(GOOD, "categories", lambda x: x[:1]), r"category ids that train2018\.json does not have: 1, e\.g\. 1"),

@@ -32,6 +32,12 @@ def test_classes_without_folders_of_their_own_are_numbered(root):
     assert places205.read(root, "val").classes == ("0", "1")
 
 
+def test_folders_of_several_classes_say_nothing_of_a_label(root):
+    (root / "train_places205.csv").write_text("x/1.jpg 0\ny/2.jpg 1\nx/3.jpg 1\n")
+    (root / "val_places205.csv").write_text("x/9.jpg 1\ny/9.jpg 0\n")
+    assert places205.read(root, "val").labels.tolist() == [1, 0]
+
+
 @pytest.mark.parametrize(
     ("split", "text", "words"),
     [
@@ -43,6 +49,15 @@ def test_classes_without_folders_of_their_own_are_numbered(root):
         ("train", "a/1.jpg -1\n", r"train_places205\.csv:1: 'a/1\.jpg -1' is not"),
         ("train", "a/1.jpg 0\nb/1.jpg 2\n", r"labels without an image: 1, e\.g\. 1"),
         ("train", "a/1.jpg 0\nb/1.jpg 1\na/1.jpg 0\n", r"train_places205\.csv:3: 'a/1\.jpg' is listed before"),
+        (
+            "train",
+            "a/1.jpg 0\nb/1.jpg 1\n./a//1.jpg 1\n",
+            r"train_places205\.csv:3: '\./a//1\.jpg' is listed before, as 'a/1",
+        ),
+        ("train", "a/1.jpg 0\n/b/1.jpg 1\n", r"train_places205\.csv:2: '/b/1\.jpg' leads out of the images' folder"),
+        ("train", "a/1.jpg 0\nb/../../1.jpg 1\n", r"train_places205\.csv:2: .* leads out of the images' folder"),
+        ("val", "a/abbey/9.jpg 1\n", r"val_places205\.csv:1: 'a/abbey/9\.jpg' has label 1, .* have 0: .* count from 1"),
+        ("val", "c/9.jpg 0\n./b/bar/9.jpg 0\n", r"val_places205\.csv:2: '\./b/bar/9\.jpg' has label 0, .* have 1"),
         ("train", f"a/1.jpg {'9' * 17}\n", r"labels without an image: 99999999999999999, e\.g\. 0"),
         ("train", f"a/1.jpg {'9' * 5000}\n", r"train_places205\.csv:1: "),
         ("train", "", "the file is empty"),

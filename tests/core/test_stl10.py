@@ -7,6 +7,7 @@ import pytest
 
 from core import datasets
 from core.datasets import DataPlaces, ImageSplit, demo, is_published, stl10
+from core.datasets.overlap import duplicates
 from core.errors import DataError
 
 
@@ -81,5 +82,5 @@ def test_the_demo():
     folds = [datasets.load("stl10", f"fold{k}", places) for k in range(10)]
     assert all(len(fold) == 40 for fold in folds)
     assert len({fold.manifest_sha256() for fold in folds}) == 10
-    assert datasets.duplicates(train, test) == datasets.duplicates(unlabeled, test) == []
-    assert len(datasets.duplicates(train, folds[0])) == 40
+    assert duplicates(train, test) == duplicates(unlabeled, test) == []
+    assert len(duplicates(train, folds[0])) == 40

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -114,8 +113,7 @@ def _file_fault(name: str, folder: Path, there: set[str]) -> str | None:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         return LEADS_OUT
-    below = "/" in name and os.path.isfile(folder / name)  # noqa: PTH113 (Path's raises for a name that is too long)
-    return None if name in there or below else MISSING
+    return None if name in there or coco.is_below(name, folder) else MISSING
 
 
 def _voc_folders(root: Path, split: str) -> tuple[list[Path], str]:
@@ -135,7 +133,8 @@ def _voc_classes(folder: Path, split: str, images: Mapping[str, str]) -> tuple[s
         return voc.class_names(lists, split, images)
     found: set[str] = set()
     faults = []
-    for name in sorted({name for file in lists.glob("*.txt") for name in voc.image_ids(file, images)}):
+    own = [file for file in lists.glob("*.txt") if not file.name.startswith(".")]  # those are of a Mac, or of an editor
+    for name in sorted({name for file in own for name in voc.image_ids(file, images)}):
         try:
             found |= {item.name for item in voc.annotation(folder / "Annotations" / f"{name}.xml").objects}
         except DataError as error:  # counted where the split is read

@@ -16,13 +16,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from core.artifacts import tensors_sha256
-from core.datasets import ImageSplit, Subset
+from core.datasets import ImageSplit
 from core.errors import DataError
 from core.transforms import Interpolation
 from model_zoo.backbone import Backbone, identity_tensors
@@ -131,7 +130,7 @@ def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric
     else:
         heads = new_heads(width_of(backbone, config.feature), len(train.classes), config, ctx.seed)
         _fit_on_images(heads, backbone, train, fit_on, order, config, ctx)
-        aside = part_of(train, held_out)
+        aside = train.part(held_out.numpy())
         there = (extract(backbone, aside, ctx, **views), torch.as_tensor(aside.labels)) if len(held_out) else ()
     chosen = choose(heads, *there, ctx) if len(held_out) else 0
     y_test = torch.as_tensor(test.labels)
@@ -167,12 +166,6 @@ def hold_out(images: int, config: Config, seed: int) -> tuple[Tensor, Tensor]:
         raise DataError(f"{images} training images are too few to hold {config.holdout:.0%} out")
     order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
     return order[count:], order[:count]
-
-
-def part_of(split: ImageSplit, rows: Tensor) -> ImageSplit:
-    """Some images of a split, in the given order."""
-    chosen = np.asarray(rows)
-    return ImageSplit(split.dataset, split.split, Subset(split.source, chosen), split.labels[chosen], split.classes)
 
 
 def choose(heads: Heads, x: Tensor, y: Tensor, ctx: RunContext) -> int:

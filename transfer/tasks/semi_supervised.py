@@ -20,7 +20,7 @@ from pydantic import Field
 
 from core import lists
 from core.artifacts import tensors_sha256
-from core.datasets import DataPlaces, ImageSplit, Subset
+from core.datasets import DataPlaces, ImageSplit
 from model_zoo.architecture import InputSpec
 from model_zoo.backbone import Backbone, identity_tensors
 from transfer.augment import crop_and_flip, image_batches
@@ -105,8 +105,7 @@ def draw(train: ImageSplit, share: float) -> ImageSplit:
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).numpy()
     labels = train.labels[order]
     rows = [order[labels == c][: max(1, round(share * int((labels == c).sum())))] for c in range(len(train.classes))]
-    chosen = np.sort(np.concatenate(rows))
-    return ImageSplit(train.dataset, train.split, Subset(train.source, chosen), train.labels[chosen], train.classes)
+    return train.part(np.sort(np.concatenate(rows)))
 
 
 def input_of(backbone: Backbone, config: Config) -> InputSpec:

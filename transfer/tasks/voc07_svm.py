@@ -26,6 +26,7 @@ from pydantic import Field
 
 from core.datasets import DataPlaces, ImageSplit
 from core.errors import DataError
+from core.printable import printable
 from model_zoo.backbone import Backbone
 from transfer import svm
 from transfer.features import extract, note_degenerate
@@ -125,7 +126,7 @@ def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric
         refuse_rare(train, labels, config.folds, f"for {config.folds} folds: set folds to less, or give more images")
     else:
         refuse_rare(train, labels, 1, "to fit a machine: give more images")
-    refuse_rare(test, truth, 1, "at test, so its AP does not exist: give more images", negatives=0)
+    refuse_unmeasurable(test, truth)
     x = embed(backbone, train, config, ctx)
     note_degenerate(torch.from_numpy(x), train, ctx)
     costs, unfinished = choose(x, labels, config, ctx)
@@ -157,6 +158,18 @@ def refuse_rare(
     ]
     if rare:
         raise DataError(f"{split.dataset} {split.split} has too few images of class {', '.join(rare)} {advice}")
+
+
+def refuse_unmeasurable(test: ImageSplit, truth: np.ndarray) -> None:
+    """DataError where the AP of a class does not exist at test, or is 100 whatever is answered: its 0 are meant as -1."""
+    refuse_rare(test, truth, 1, "at test, so its AP does not exist: give more images", negatives=0)
+    for name, column in zip(test.classes, truth.T, strict=True):
+        if (column == 0).any() and not (column == -1).any():
+            raise DataError(
+                f"{test.dataset} {test.split}: {int((column == 0).sum())} images are 0 in class '{printable(name)}', which is "
+                "'as difficult objects only' and counts neither way, and none is -1, absent: its AP would be 100 whatever "
+                "is answered. Write -1 where 0 means absent, or set difficult_test=negative"
+            )
 
 
 def embed(backbone: Backbone, split: ImageSplit, config: FeatureConfig, ctx: RunContext) -> np.ndarray:
