@@ -20,6 +20,7 @@ from core.datasets import DataPlaces, coco
 from core.datasets.overlap import in_both
 from core.errors import DataError
 from model_zoo.load import load
+from transfer.detection.layouts import read_coco
 from transfer.protocol import RunContext
 
 pytestmark = pytest.mark.timeout(120)
@@ -244,3 +245,29 @@ def test_a_broken_image_is_named_with_what_to_do(folder, tmp_path, kind):
     assert found.status == "failed"
     assert "val/bee/val3.png: " in found.reason
     assert found.reason.endswith(words)
+
+
+BOXES = {
+    "shares of the sides": (lambda x, y, w, h: [v / 36 for v in (x, y, w, h)], "lie in the first pixel"),
+    "two corners": (lambda x, y, w, h: [x, y, x + w, y + h], "all would fit as two corners"),
+    "x, y, width, height": (lambda *box: list(box), None),
+}
+
+
+@pytest.mark.parametrize("kind", BOXES)
+def test_boxes_in_another_form_are_no_number(tmp_path, kind):
+    change, words = BOXES[kind]
+    boxes = [(20, 18, 10, 12), (15, 20, 20, 15), (1, 2, 30, 30), (25, 25, 8, 8)]
+    notes = []
+    for number, box in enumerate(boxes, start=1):
+        picture(tmp_path / f"train2017/{number}.png", number)
+        notes.append({"id": number, "image_id": number, "category_id": 1, "bbox": change(*box), "iscrowd": 0})
+    images = [{"id": n, "file_name": f"{n}.png", "width": 36, "height": 36} for n in (1, 2, 3, 4)]
+    content = {"images": images, "annotations": notes, "categories": [{"id": 1, "name": "cup"}]}
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/instances_train2017.json").write_text(json.dumps(content))
+    if words is None:
+        assert [p.instances[0].stated for p in read_coco(tmp_path, "train2017").pictures] == boxes
+        return
+    with pytest.raises(DataError, match=words):
+        read_coco(tmp_path, "train2017")

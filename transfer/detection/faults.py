@@ -89,11 +89,29 @@ def clipped(box: Box, width: int, height: int, name: str, faults: Faults) -> Box
 
 def sound(split: DetectionSplit, faults: Faults) -> DetectionSplit:
     """The split without images of another size than stated, by the headers of a sample. Raises DataError as `read_voc`."""
+    _refuse_other_boxes(split, faults.where)
     sample = np.random.default_rng(0).permutation(len(split))[:HEADERS].tolist()
     misfits = _of_another_size(split, sample)
     if misfits:  # where one is wrong others are
         misfits |= _of_another_size(split, range(len(split)))
     return _without(split, misfits, SIZE, faults)
+
+
+def _refuse_other_boxes(split: DetectionSplit, where: Path) -> None:
+    """DataError where the boxes of a whole split are in another form than the layout's, which a detector would learn."""
+    objects = [(o, p) for p in split.pictures for o in p.instances]
+    if objects and all(max(o.box[2:]) <= 1 < min(p.width, p.height) for o, p in objects):
+        raise DataError(
+            f"{where}: all {len(objects)} boxes lie in the first pixel of their image: they are shares of its sides, are they "
+            "not? Multiply them by its width and height"
+        )
+    stated = [(o.stated, p) for o, p in objects if o.stated is not None]  # x, y, width, height
+    over = sum(x + w > p.width + 1 or y + h > p.height + 1 for (x, y, w, h), p in stated)
+    if 2 * over > len(stated) and all(x < w <= p.width + 1 and y < h <= p.height + 1 for (x, y, w, h), p in stated):
+        raise DataError(
+            f"{where}: {over} of {len(stated)} boxes reach over their image's edge, and all would fit as two corners: COCO's "
+            "boxes are x, y, width, height; convert them"
+        )
 
 
 def whole_images(split: DetectionSplit, *, bad: Bad) -> DetectionSplit:
