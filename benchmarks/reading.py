@@ -96,8 +96,12 @@ def fault(result: Result) -> str | None:
         return f"it does not say on which {'data' if result.data is None else 'machine'} it was measured"
     if not {"train", "test"} <= set(result.data.counts):
         return "it does not say how many images there were"
+    if few := [role for role in ("train", "test") if result.data.counts[role] < 1]:
+        return f"it says that there were {result.data.counts[few[0]]} {few[0]} images"
     if result.primary is None or result.primary not in result.metrics:
         there = ", ".join(sorted(result.metrics)) or "nothing"
+        if result.primary is None:
+            return f"it does not say which number is its headline (it holds {printable(there)})"
         return f"it has no '{result.primary}', its headline (it holds {printable(there)})"
     return impossible(result.primary, result.metrics[result.primary])
 

@@ -19,6 +19,7 @@ if __name__ == "__main__":  # as a plain script: the repository's root in place 
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.subjects import MOST_SEEDS, Subject, by_seed, curves_of, find_subjects
+from core import job
 from core.errors import BackbenchError, ConfigError, run_cli
 from core.printable import printable
 from core.processes import INTERRUPTED
@@ -74,6 +75,11 @@ def main(argv: list[str] | None = None) -> int:
         raise BackbenchError("--seeds and --nproc must be at least 1, --jobs at least 0")
     if args.seeds is not None and args.seeds > MOST_SEEDS:
         raise BackbenchError(f"--seeds {args.seeds}: more than {MOST_SEEDS} are not meant, are they?")
+
+    if args.nproc > job.MOST:
+        raise ConfigError(
+            f"--nproc {args.nproc}: more than {job.MOST} processes are not meant for one machine, are they?"
+        )
 
     from benchmarks import plan, result
     from core import datasets
@@ -228,7 +234,6 @@ def launch(
     import torch
 
     from benchmarks.launchers import local
-    from core import job
 
     commands = []
     for subject, cell in runs:

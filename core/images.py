@@ -17,7 +17,6 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
@@ -112,6 +111,8 @@ def decode_rgb(data: bytes, name: str) -> np.ndarray:
         CorruptImage: as `open_rgb`.
     """
     if data[:2] == b"\xff\xd8" and data.endswith(b"\xff\xd9"):
+        import cv2  # slow to import: `python -m core.datasets --help` needs none
+
         try:
             mode = Image.open(io.BytesIO(data), formats=("JPEG", "MPO")).mode  # reads the header only
         except Exception:  # said by `open_rgb`
@@ -193,6 +194,8 @@ def _refuse_dim(image: Image.Image, data: bytes, name: str) -> None:
     brightest = max(image.getchannel(band).getextrema()[1] for band in colours)
     if brightest >= _DIM >> 8:
         return
+    import cv2
+
     whole = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if brightest == 0 else None
     if brightest or whole is None or whole.reshape(*whole.shape[:2], -1)[..., : len(colours)].any():
         raise _dim(name, f"no value above {brightest * 256 + 255}")

@@ -32,6 +32,7 @@ from core.errors import ConfigError, JobError, run_cli
 LOST = 75  # exit code of a rank that only says that it lost another one: the launcher says which
 RENDEZVOUS = "BACKBENCH_RENDEZVOUS_S"  # environment: seconds that a process waits for the others of its job
 _PATIENCE_S = 300
+MOST = 256  # processes on one machine; more are a slip of the hand, and would bring the machine down
 _FIRST_WORD_S, _NEXT_WORD_S = 5.0, 30.0
 _SETTLE_S = 3.0  # a rank that lost another one may be seen to end before that other one
 
@@ -143,8 +144,11 @@ def run(command: Sequence[str], count: int, environment: Mapping[str, str]) -> i
     """Run `count` ranks of a command to their end; 0 when all ended well, 130 when a signal asked to stop.
 
     Raises:
+        ConfigError: more ranks than a machine can bear.
         JobError: a rank ended badly; the others were ended, and the sentence says which and how.
     """
+    if count > MOST:
+        raise ConfigError(f"--nproc {count}: more than {MOST} processes are not meant for one machine, are they?")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -43,7 +43,8 @@ def held(lock: Path, *, timeout: float = -1) -> Iterator[None]:
                 waited, pause = waited + step, _NEXT_WORD_S
                 if 0 <= timeout <= waited:
                     raise
-                print(f"waiting for {holder(lock)}", file=sys.stderr, flush=True)
+                with contextlib.suppress(OSError):  # nobody reads it: the wait goes on
+                    print(f"waiting for {holder(lock)}", file=sys.stderr, flush=True)
     with contextlib.suppress(OSError):  # a courtesy to those who wait
         card.write_text(f"{_identity()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n", encoding="utf-8")
     clear_temporary(Path(lock).parent)

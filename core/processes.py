@@ -45,7 +45,8 @@ def begin(*, single: bool = False) -> None:
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish stands
             signal.signal(number, signal.SIG_DFL)
-    if parent := os.environ.pop(_PARENT, ""):  # not for what this process starts
+    parent = os.environ.pop(_PARENT, "")  # not for what this process starts
+    if parent.isascii() and parent.isdigit():
         end_with_parent(int(parent))
     elif "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent(os.getppid())

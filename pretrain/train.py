@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -262,7 +263,9 @@ def _distributed(online: Online, device: torch.device) -> nn.Module:
     if distributed.world_size() == 1:
         return online
     devices = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(online, device_ids=devices, broadcast_buffers=False)
+    with warnings.catch_warnings():  # torch 2.14 has another name for the argument, which those before do not know
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        return DistributedDataParallel(online, device_ids=devices, broadcast_buffers=False)
 
 
 def newly_corrupt(unreadable: list[str], known: list[str], limit: int) -> list[str]:

@@ -16,6 +16,7 @@ def run(commands: Sequence[Sequence[str]], *, jobs: int, gpus: int, gpus_each: i
     A signal that asks to stop ends the running ones; they and those not started yet have exit code 130. The processes
     end with this one, however it ends. To be called from the main thread.
     """
+    jobs = min(jobs, max(1, len(commands)))
     waiting, free = deque(enumerate(commands)), deque(range(jobs))
     running: dict[int, tuple[int, subprocess.Popen[bytes]]] = {}
     codes = [processes.INTERRUPTED] * len(commands)

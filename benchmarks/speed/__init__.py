@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.artifacts import atomic_write_text
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -50,6 +48,8 @@ def sentence(figures: Mapping[str, Any]) -> str:
 
 def report(comparison: Comparison, file: Path | None) -> None:
     """Print the figures; write them as JSON where a file is given."""
+    from core.artifacts import atomic_write_text  # imports torch, which `--help` need not wait for
+
     figures = comparison.figures()
     print(sentence(figures))
     if file is not None:

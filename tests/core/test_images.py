@@ -10,7 +10,6 @@ import pytest
 from pictures import png_16, tiff
 from PIL import Image
 
-from core import images
 from core.images import CorruptImage, decode_rgb, open_rgb, read_bytes
 
 
@@ -232,7 +231,7 @@ def test_truncated_jpeg(decode, smooth, keep, options):
 @decoders
 def test_a_truncation_that_opencv_would_decode_without_a_word(decode, jpeg, monkeypatch):
     # Some releases of OpenCV fill the missing part with grey and report nothing; others return None.
-    monkeypatch.setattr(images.cv2, "imdecode", lambda *_: np.full((60, 80, 3), 128, np.uint8))
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: np.full((60, 80, 3), 128, np.uint8))
     assert (decode_rgb(jpeg, "x") == 128).all(), "a whole JPEG does go through OpenCV"
     for cut in (1, 2, 100, len(jpeg) // 2):
         with pytest.raises(CorruptImage, match="x: "):
@@ -250,7 +249,7 @@ def test_a_truncated_jpeg_that_was_given_an_end_marker(decode, jpeg):
 
 @decoders
 def test_a_jpeg_whose_opencv_decoding_fails_goes_through_pillow(decode, jpeg, monkeypatch):
-    monkeypatch.setattr(images.cv2, "imdecode", lambda *_: None)
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: None)
     assert np.array_equal(decode(jpeg, "x"), np.asarray(Image.open(io.BytesIO(jpeg))))
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import subprocess
 import sys
+import threading
 
 import pytest
 from commands import ROOT, ends_in_a_sentence, run
 from entry_points import end
+from filelock import FileLock
+
+from benchmarks.launchers import local
+from core import locks
 
 
 def limit(which: int, value: int):
@@ -202,6 +208,50 @@ def test_a_world_size_left_in_the_environment_is_no_hang(environment, words, tmp
     last = done.stderr.splitlines()[-1]
     assert last.startswith("job error: ") and "`unset WORLD_SIZE RANK`" in last
     assert not (tmp_path / "run").exists()
+
+
+TOO_MANY = {
+    "ranks of a cell": ("benchmarks/run_all.py", "--ckpt", "random:resnet18"),
+    "ranks of a pretraining": ("pretrain/run.py",),
+}
+
+
+@pytest.mark.parametrize("command", TOO_MANY.values(), ids=TOO_MANY.keys())
+def test_more_processes_than_a_machine_bears_are_refused(command, tmp_path):
+    said = ends_in_a_sentence(*command, "--nproc", "100000", "--out", str(tmp_path / "run"))
+    assert said.startswith("configuration error: --nproc 100000")
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_jobs_than_cells_take_no_memory():
+    assert local.run([[sys.executable, "-c", "pass"]], jobs=10**12, gpus=0) == [0]
+
+
+@pytest.mark.parametrize("words", ["", "none", "-1", "\u00b2"])
+def test_a_parent_that_is_no_number_is_none(words):
+    assert end("print('ran')", env={"BACKBENCH_PARENT": words}).stdout == "ran\n"
+
+
+@pytest.mark.parametrize("stream", ["/dev/full", "a pipe without a reader"])
+def test_a_wait_goes_on_where_nobody_reads_for_whom(stream, tmp_path, monkeypatch):
+    lock = tmp_path / ".lock"
+    number = os.open("/dev/full", os.O_WRONLY) if stream == "/dev/full" else _without_reader()
+    monkeypatch.setattr(locks, "_FIRST_WORD_S", 0.05)
+    monkeypatch.setattr(locks, "_NEXT_WORD_S", 0.05)
+    other = FileLock(str(lock), thread_local=False)
+    other.acquire()
+    threading.Timer(0.5, lambda: other.release(force=True)).start()
+    monkeypatch.setattr(sys, "stderr", open(number, "w", closefd=True))  # noqa: PTH123, SIM115
+    with locks.held(lock):
+        held = True
+    monkeypatch.undo()
+    assert held
+
+
+def _without_reader() -> int:
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
 
 
 def test_a_port_in_use_is_a_sentence(tmp_path):

@@ -272,6 +272,8 @@ NOT_OK = {
     "no objects (-100)": _set("metrics", "top1", "value", to=-100.0),
     "no data": _set("data", to=None),
     "no counts": _set("data", "counts", to={}),
+    "no test images": _set("data", "counts", "test", to=0),
+    "less than no images": _set("data", "counts", "train", to=-3),
     "no provenance": _set("provenance", to=None),
     "uniformity above 0": lambda p: changed(p, lambda v: v.update(primary="uniformity", metrics={
         "uniformity": {"value": 0.5, "unit": "", "higher_is_better": False}})),
