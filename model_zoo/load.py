@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from core import containers
 from core.config import build as build_config
 from core.errors import CheckpointError, ConfigError, nearest
 from core.printable import printable
-from model_zoo import snapshot
+from model_zoo import said, snapshot
 from model_zoo.anatomy import expected_shapes
 from model_zoo.architecture import Architecture, InputSpec, family, named
 from model_zoo.backbone import Backbone
@@ -25,6 +23,7 @@ from model_zoo.infer import infer_architecture
 from model_zoo.networks import is_plain, kind_of
 from model_zoo.recognise import recognise, some
 from model_zoo.resnet import LAYERS, build
+from model_zoo.said import refuse_another_function
 from model_zoo.snapshot import Contents
 from model_zoo.stated import plain, refuse_contradiction, sidecar
 from model_zoo.url_file import is_url
@@ -170,7 +169,7 @@ def _from_timm(source: str, name: str | None) -> Backbone:
 
 
 def _from_file(path: Path, name: str | None, entry: Entry | None = None, choice: Choice = NO_CHOICE) -> Backbone:
-    read = _read(path)
+    read = snapshot.contents(path)
     try:
         return _from_contents(path, read, name, entry, choice)
     except CheckpointError as error:  # what was left unread may be what is missed
@@ -183,6 +182,7 @@ def _from_contents(path: Path, read: Contents, name: str | None, entry: Entry | 
         _refuse_resume_state(path, obj)
     recognised = recognise(obj, choice)
     layout, found = recognised.layout, recognised.found
+    _refuse_shards(found.state)
     side = sidecar(path) if entry is None else _of_entry(entry, found)
     own_arch, own_input = {**read.arch, **plain(found.arch, "arch")}, {**read.input, **plain(found.input, "input")}
     stated = {**own_arch, **side.get("arch", {})}
@@ -197,6 +197,8 @@ def _from_contents(path: Path, read: Contents, name: str | None, entry: Entry | 
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     state = check(found, arch, recognised.advice)
+    if layout != "backbench":
+        refuse_another_function([*said.words(obj), *read.said], arch, state)
     notes = [*read.notes, *recognised.notes, *dead_channels(state)]
     if found.dropped:
         notes.append(f"dropped {len(found.dropped)} tensors by the layout's list: {some(found.dropped)}")
@@ -211,20 +213,6 @@ def _derived_name(path: Path, choice: Choice) -> str:
     """From the path and, where one network of several was chosen, from what chose it."""
     said = [printable(part) for part in (choice.key, choice.prefix) if part]
     return printable(default_name(path)) + (f"[{' '.join(said)}]" if said else "")
-
-
-def _read(path: Path) -> Contents:
-    """What a file holds, or a folder as HuggingFace's hub has them."""
-    notes: list[str] = []
-
-    def read_file(file: Path) -> Any:
-        contents = containers.read(file)
-        notes.extend(contents.notes)
-        return contents.value
-
-    is_folder = os.path.isdir(path)  # noqa: PTH112 (which raises for long names)
-    found = snapshot.read(path, read_file) if is_folder else Contents(read_file(path))
-    return replace(found, notes=(*found.notes, *notes))
 
 
 def _refuse_resume_state(path: Path, obj: Any) -> None:
@@ -286,6 +274,16 @@ def check(found: Extracted, arch: Architecture, advice: str = "") -> dict[str, T
             raise CheckpointError(f"'{name}' has {int((tensor < 0).sum())} variances that are negative")
         state[name] = tensor
     return state
+
+
+def _refuse_shards(state: Mapping[str, Tensor]) -> None:
+    """CheckpointError for names without numbers: ZeRO-3 and FSDP keep those in the files of the ranks."""
+    empty = [name for name, tensor in state.items() if isinstance(tensor, Tensor) and not tensor.numel()]
+    if len(empty) > len(state) // 2:
+        raise CheckpointError(
+            f"{len(empty)} of {len(state)} tensors are empty: {some(empty)}; their numbers lie in other files (ZeRO-3, FSDP): "
+            "gather them first, with DeepSpeed by `python zero_to_fp32.py . weights.pth` in the checkpoint's folder"
+        )
 
 
 def _of_entry(entry: Entry, found: Extracted) -> dict[str, dict[str, Any]]:

@@ -171,7 +171,10 @@ def kind_of(value: Any) -> str:
     if not isinstance(value, Tensor):
         return value.kind if isinstance(value, Inert) else f"a {type(value).__name__}"
     kinds = {"quantised": value.is_quantized, "nested": value.is_nested, "without values (meta)": value.is_meta}
-    kind = next((kind for kind, is_so in kinds.items() if is_so), "sparse")
+    usual = "sparse" if value.layout != torch.strided else "dense"
+    kind = next((kind for kind, is_so in kinds.items() if is_so), usual)
+    if kind == "dense":
+        return "a single tensor"
     return f"a tensor that is {kind}"
 
 

@@ -200,13 +200,14 @@ def _advice(found: Extracted, network: Network, scope: _Scope) -> str:
     """`; if they are no part of the backbone, add --prefix ...`, where all that is left over lies outside the prefix."""
     if not found.leftover or scope.prefix is not None:
         return ""
+    without = "; if they are no part of the backbone, save the file again without them"
     heads = {name.partition(".")[0] for name in network.state}
     names = [name for name in tensors_of(network.place) if not name.startswith(network.prefix)]
     if not network.prefix:
         names = [name for name in tensors_of(network.place) if name.partition(".")[0] not in heads]
     outside = all(any(name == left or name.endswith(f".{left}") for name in names) for left in found.leftover)
     way = scope.options(network, by_prefix=True)
-    return f"; if they are no part of the backbone, add {way}" if outside and way else ""
+    return f"; if they are no part of the backbone, add {way}" if outside and way else without
 
 
 def _averaged(obj: Any) -> list[str]:

@@ -8,20 +8,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from core import containers
 from core.errors import CheckpointError
 from core.printable import printable
+from model_zoo import folders
 from model_zoo.stated import plain
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in this order, as transformers looks for them
-_CHECKPOINTS = (".pth", ".pt", ".tar", ".ckpt", ".th", ".torch", ".pkl", ".bin", ".safetensors", ".npz", ".zip")
 _LARGEST_JSON = 16 << 20
-_MOST_FILES = 10_000
-_SHOWN = 5
+# timm's `model_args` that leave what the features are as they were.
+_HARMLESS = {"num_classes", "in_chans", "drop_rate", "drop_path_rate", "global_pool"}
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,38 @@ class Contents:
     arch: Mapping[str, Any] = field(default_factory=dict)
     input: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()  # what the network is called
+
+
+def contents(path: Path) -> Contents:
+    """What a checkpoint file holds, or a folder as HuggingFace's hub has them; such a folder's file is read with it.
+
+    Raises:
+        CheckpointError: as `core.containers.read` and `read`.
+    """
+    notes: list[str] = []
+
+    def read_file(file: Path) -> Any:
+        found = containers.read(file)
+        notes.extend(found.notes)
+        return found.value
+
+    if os.path.isdir(path):  # noqa: PTH112 (which raises for long names)
+        found = read(path, read_file)
+    elif path.name in _WEIGHTS and _describes(path.parent / "config.json"):
+        found = _described(path.parent, read_file(path))
+    else:
+        folders.refuse_a_part(path)
+        found = Contents(read_file(path))
+    return replace(found, notes=(*found.notes, *notes))
+
+
+def _describes(config: Path) -> bool:
+    """Whether a `config.json` beside a file of weights is that of a network, as transformers and timm write it."""
+    if not config.is_file():
+        return False
+    values = _json(config)
+    return values.get("model_type") in ("resnet", "timm_wrapper") or isinstance(values.get("architecture"), str)
 
 
 def read(folder: Path, read_file: Callable[[Path], Any]) -> Contents:
@@ -46,31 +78,21 @@ def read(folder: Path, read_file: Callable[[Path], Any]) -> Contents:
     indices = [folder / f"{name}.index.json" for name in _WEIGHTS]
     files = [folder / name for name in _WEIGHTS]
     if not (folder / "config.json").is_file() or not any(path.is_file() for path in (*files, *indices)):
-        raise CheckpointError(_no_snapshot(folder))
-    config = _json(folder / "config.json")
-    arch, notes = _architecture(config), []
+        raise CheckpointError(folders.what_it_is(folder))
     for single, index in zip(files, indices, strict=True):
         if single.is_file() or index.is_file():
             content = read_file(single) if single.is_file() else _sharded(index, read_file)
             break
-    spec, said = _input(folder, config)
-    return Contents(content, arch, spec, (*notes, *said))
+    return _described(folder, content)
 
 
-def _no_snapshot(folder: Path) -> str:
-    """`is a folder; give the checkpoint file in it: a/model.pth or a/last.ckpt`."""
-    with os.scandir(folder) as entries:
-        names = sorted(
-            entry.name
-            for entry in islice(entries, _MOST_FILES)
-            if entry.name.lower().endswith(_CHECKPOINTS) and not entry.name.startswith(".") and entry.is_file()
-        )
-    if "model.pth" in names:  # a pretraining's own folder
-        names = ["model.pth"]
-    if not names:
-        return "is a folder, and no checkpoint lies in it; give the checkpoint file itself"
-    more = f" or {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"is a folder; give the checkpoint file in it: {' or '.join(str(folder / name) for name in names[:_SHOWN])}{more}"
+def _described(folder: Path, content: Any) -> Contents:
+    """The weights with what the files beside them say."""
+    config = _json(folder / "config.json")
+    arch = _architecture(config)
+    spec, notes = _input(folder, config)
+    word = config.get("architecture")
+    return Contents(content, arch, spec, tuple(notes), (word,) if isinstance(word, str) else ())
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -109,7 +131,12 @@ def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointError: another kind of network, or a ResNet that computes something else from such weights.
     """
-    kind = config.get("model_type")
+    kind, given = config.get("model_type"), config.get("model_args")
+    if isinstance(given, dict) and (other := sorted(set(map(str, given)) - _HARMLESS)):
+        raise CheckpointError(
+            f"config.json says model_args {printable(', '.join(other), 80)}, which may change what the network computes; "
+            "`--ckpt module:function` takes any network for the frozen and fine-tuning protocols"
+        )
     if kind is None or kind == "timm_wrapper":
         return {}
     if kind != "resnet":

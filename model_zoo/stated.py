@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core.config import Config, read_mapping
-from core.errors import CheckpointError
+from core.errors import CheckpointError, ConfigError
 from core.printable import printable
 
 _LONGEST = 16  # items of a value, characters of a number
@@ -51,6 +51,7 @@ def sidecar(path: Path) -> dict[str, Any]:
     """
     side = Path(f"{path}.yaml")
     if not os.path.lexists(side):  # also where no file can have so long a name
+        _refuse_other_names(path)
         return {}
     values = read_mapping(side)
     unknown = set(values) - {"arch", "input"}
@@ -64,6 +65,22 @@ def sidecar(path: Path) -> dict[str, Any]:
                 f"{printable(side.name)}: '{key}' must be a mapping of fields, not {printable(fields, 80)}"
             )
     return values
+
+
+def _refuse_other_names(path: Path) -> None:
+    """CheckpointError for a sidecar under a name that is nearly right: what it says would be missed."""
+    for other in (Path(f"{path}.yml"), path.with_suffix(".yaml"), path.with_suffix(".yml")):
+        if not os.path.isfile(other):  # noqa: PTH113 (which raises for long names)
+            continue
+        try:
+            meant = set(read_mapping(other)) <= {"arch", "input"}
+        except ConfigError:  # a training's own file, whatever it is
+            continue
+        if meant and other.stat().st_size:
+            raise CheckpointError(
+                f"{printable(other.name)} is not read: rename it to {printable(path.name)}.yaml, or remove it if it is not "
+                "of this checkpoint"
+            )
 
 
 def refuse_contradiction(path: Path, part: str, own: Config, both: Config) -> None:

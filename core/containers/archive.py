@@ -150,6 +150,7 @@ def opened(file: BinaryIO, size: int) -> Iterator[Archive]:
 
 
 _CHECKPOINTS = (".pth", ".pt", ".tar", ".ckpt", ".th", ".torch", ".pkl", ".bin", ".safetensors", ".npz")
+_HIDDEN = re.compile(r"(^|/)(\.|__MACOSX/)")  # what macOS adds to an archive, and files that are hidden
 
 
 def the_checkpoint(archive: Archive) -> io.BytesIO:
@@ -161,7 +162,11 @@ def the_checkpoint(archive: Archive) -> io.BytesIO:
     for name in archive.names:
         if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or re.match(r"[A-Za-z]:", name):
             raise CheckpointError(f"holds '{printable(name)}', which leads out of its folder; refused")
-    found = [name for name in archive.names if name.endswith(_CHECKPOINTS)]
+    if "model.weights.h5" in archive.names:
+        raise CheckpointError("is a Keras model, which is not read here; save its arrays with numpy.savez")
+    if {"archive_format", "serialized_exported_program.json"} & {name.rpartition("/")[2] for name in archive.names}:
+        raise CheckpointError("is a torch.export program, which holds code; save the network's state_dict() instead")
+    found = [name for name in archive.names if name.lower().endswith(_CHECKPOINTS) and not _HIDDEN.search(name)]
     if len(found) != 1:
         raise CheckpointError(f"an archive with {len(found)} checkpoints; unpack it and give the one you mean")
     data = archive.read_bytes(found[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from core.errors import CheckpointError
 
 _PACKED = {
@@ -15,6 +17,24 @@ _PACKED = {
     b"7z\xbc\xaf\x27\x1c": ("7z", "7z x"),
     b"Rar!\x1a\x07": ("rar", "unrar x"),
 }
+_SAVE = "which is not read here; save its arrays by name with numpy.savez"
+_OTHERS = tuple(
+    (re.compile(pattern, re.DOTALL), what)
+    for pattern, what in (
+        (rb"\x89HDF\r\n\x1a\n", f"is an HDF5 file (Keras?), {_SAVE}"),
+        (rb"\x08[\x01-\x1f](\x12|:|B)", f"is a protocol buffer (ONNX, TensorFlow?), {_SAVE}"),
+        (rb"\x0a[\x01-\x40][ -~]+(\x12|\x1a|\x22)", f"is a protocol buffer (Caffe, ONNX?), {_SAVE}"),
+        (rb"model_checkpoint_path", "is the index of a TensorFlow checkpoint, " + _SAVE),
+        (rb"GGUF|....TFL3|MATLAB 5\.0 MAT-file", f"is a file of GGUF, TensorFlow Lite or MATLAB, {_SAVE}"),
+        (rb"[\x81-\x8f][\xa0-\xbf][ -~]", f"is a file of msgpack (flax?), {_SAVE}"),
+        (
+            rb"\s*[{\[]\s*([\"{\[\]}]|-?\d)",
+            "is JSON text, not a checkpoint (a server's answer, a configuration or an index?)",
+        ),
+        (rb"(\.\./)*/?(\.git/)?annex/objects/", "is a pointer of git-annex; fetch the file itself: `git annex get`"),
+        (rb"\0{512}", "begins with zeros only: a download or a copy that never got its contents; fetch it again"),
+    )
+)
 
 
 def refuse(head: bytes) -> None:
@@ -35,8 +55,9 @@ def refuse(head: bytes) -> None:
             raise CheckpointError(
                 f"is compressed with {name}: unpack it first (`{command}`), then give the checkpoint in it"
             )
-    if head.startswith(b"\x89HDF\r\n\x1a\n"):
-        raise CheckpointError("is an HDF5 file (Keras?), which is not read here; save its arrays with numpy.savez")
+    for pattern, what in _OTHERS:
+        if pattern.match(head):
+            raise CheckpointError(what)
 
 
 def is_tar(head: bytes) -> bool:

@@ -30,7 +30,8 @@ def read(file: BinaryIO, size: int) -> dict[str, Tensor]:
     if not is_safetensors(head, size):
         raise CheckpointError(f"not a readable safetensors file; truncated or another format? ({size} bytes)")
     try:
-        return load(head + file.read())
+        file.seek(0)
+        return load(file.read())
     except (SafetensorError, KeyError, ValueError, RuntimeError, OverflowError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"not a readable safetensors file; damaged? ({size} bytes; {reason})") from None

@@ -23,6 +23,7 @@ _LEVELS = 100
 _UNFOLDED = 500_000  # values at least that a tree may have, shared parts counted each time
 _SHOWN = 8  # numbers that tensors may show for each byte of their file
 _SHOWN_AT_LEAST = 1 << 22
+_NETWORK = 20  # arrays that one mapping holds by name, at least, where they are a network's weights
 _MAPPINGS = ("argparse.Namespace", "types.SimpleNamespace")
 
 
@@ -109,8 +110,12 @@ class _Settling:
 
     def _mapping(self, raw: dict[Any, Any], kind: type, level: int) -> tuple[Any, int]:
         count, settled = 1, OrderedDict() if kind is OrderedDict else {}
+        weights = sum(type(item) is ArrayRef and type(key) is str for key, item in raw.items()) >= _NETWORK
         for key, item in raw.items():
-            settled[self._key(key)], more = self.value(item, level + 1)
+            if weights and type(item) is ArrayRef:
+                settled[self._key(key)], more = self._array(item, weight=True), 1
+            else:
+                settled[self._key(key)], more = self.value(item, level + 1)
             count += more
         if kind is OrderedDict and (metadata := getattr(raw, "_metadata", None)) is not None:
             settled._metadata, more = self.value(metadata, level + 1)
@@ -192,10 +197,10 @@ class _Settling:
             return torch.empty(ref.size, dtype=ref.dtype)
         return torch.as_strided(numbers, ref.size, ref.stride, offset)
 
-    def _array(self, ref: ArrayRef) -> Any:
-        self.arrays += 1
+    def _array(self, ref: ArrayRef, weight: bool = False) -> Any:
         self._show(len(ref.data) if isinstance(ref.data, (bytes, str)) else 0)
-        array = ref.value() if self.as_tensors else None
+        self.arrays += not weight
+        array = ref.value() if self.as_tensors or weight else None
         found = Inert(ref.name) if array is None else as_tensor(array)
         if isinstance(found, Inert):
             self.unread.append(found.name)

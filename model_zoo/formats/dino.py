@@ -26,8 +26,21 @@ def _teacher(obj: Any) -> Mapping[str, Tensor]:
 
 
 def matches(obj: Any) -> bool:
-    """Whether a ResNet stands under the teacher's `backbone.`."""
-    return any(prefix in _PREFIXES for prefix in prefixes(_teacher(obj)))
+    """Whether a ResNet stands under the teacher's `backbone.` and the student is of the same kind.
+
+    A distillation's file has these two words as well, of networks that are not alike.
+    """
+    teacher = _teacher(obj)
+    if not any(prefix in _PREFIXES for prefix in prefixes(teacher)):
+        return False
+    return _backbone(obj.get("student")) in ({}, _backbone(teacher))
+
+
+def _backbone(network: Any) -> dict[str, torch.Size]:
+    """Shapes of the backbone's tensors, by their names without the wrapper's."""
+    tensors = tensors_of(network) if isinstance(network, Mapping) else {}
+    found = {name.removeprefix("module."): tensor.shape for name, tensor in tensors.items()}
+    return {name: shape for name, shape in found.items() if name.startswith("backbone.")}
 
 
 def passed_over(obj: Any) -> tuple[str, ...]:

@@ -1,0 +1,72 @@
+"""The word by which a training or a hub names a network (`arch: resnetaa50`), where its tensors alone say a ResNet.
+
+Anti-aliasing, another activation or a dilation has no tensors: names and shapes are a ResNet's, the function is not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.errors import CheckpointError
+from core.printable import printable
+from model_zoo.architecture import Architecture, named
+from model_zoo.resnet import Trunk
+
+_KEYS = ("arch", "architecture", "model_name", "model")  # timm's saver, MoCo and others, at the top of the file
+_WORD = re.compile(r"[a-z0-9_]{3,60}")
+_PIXELS = 64
+
+
+def words(obj: Any) -> list[str]:
+    """What a file's top says that the network is called."""
+    found = [obj.get(key) for key in _KEYS] if isinstance(obj, Mapping) else []
+    return [word for word in found if isinstance(word, str)]
+
+
+def refuse_another_function(said: list[str], arch: Architecture, state: Mapping[str, Tensor]) -> None:
+    """CheckpointError where timm's network of a name that was said has these tensors and computes something else.
+
+    Args:
+        said: names; those that timm does not know, or whose tensors are others, say nothing.
+        state: tensors by torchvision's names, whole.
+    """
+    for word in said:
+        name = word.rpartition("/")[2].partition(".")[0]  # `timm/resnetaa50.a1h_in1k`
+        if (
+            "res" in name
+            and _WORD.fullmatch(name)
+            and named(name) is None
+            and not _computes_the_same(name, arch, state)
+        ):
+            raise CheckpointError(
+                f"says that it is a {printable(name)}, whose tensors are named as those of {arch.name} and which computes "
+                "something else from them (anti-aliasing, say); `--ckpt module:function` takes any network for the "
+                "frozen and fine-tuning protocols"
+            )
+
+
+@torch.no_grad()
+def _computes_the_same(name: str, arch: Architecture, state: Mapping[str, Tensor]) -> bool:
+    """Whether timm's network of this name gives our features; True where there is none with these tensors."""
+    import timm
+
+    if not timm.is_model(name):
+        return True
+    with torch.device("meta"):
+        theirs = timm.create_model(name, pretrained=False, num_classes=0).state_dict()
+    if {key: tensor.shape for key, tensor in theirs.items()} != {key: tensor.shape for key, tensor in state.items()}:
+        return True
+    with torch.random.fork_rng(devices=[]):
+        model = timm.create_model(name, pretrained=False, num_classes=0).eval()
+    model.load_state_dict(dict(state))
+    with torch.device("meta"):
+        ours = Trunk(arch)
+    ours.load_state_dict(dict(state), assign=True)
+    x = torch.randn(2, 3, _PIXELS, _PIXELS, generator=torch.Generator().manual_seed(0))
+    one, other = ours.eval()(x), model(x)
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
