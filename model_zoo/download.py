@@ -265,10 +265,10 @@ def _refuse_other_file(part: Path) -> None:
 
     A torch file has a checksum of each tensor, so parts of two versions are noticed here at the latest.
     """
-    from model_zoo.load import read_container
+    from core import containers
 
     try:
-        read_container(part)
+        containers.read(part)
     except CheckpointError as error:
         text = str(error).removeprefix(f"{part}: ")
         raise CheckpointError(f"no checkpoint arrived, nothing was pinned: {text}") from None
