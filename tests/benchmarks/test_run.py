@@ -577,7 +577,7 @@ def test_as_a_plain_script_a_mistake_is_one_line(tmp_path):
         argv += ["--cell", "imagenet_knn"] if script == "run_one.py" else []
         done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 2
-        assert done.stderr.splitlines()[-1] == "checkpoint error: nothing.pth: no such file"
+        assert done.stderr.splitlines()[-1] == "checkpoint error: nothing.pth: no such file or folder"
         assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
