@@ -171,4 +171,4 @@ def test_as_a_process(moco):
         [sys.executable, "-m", "model_zoo", "verify", "nothing.pth"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert done.stderr == "checkpoint error: nothing.pth: no such file\n"
+    assert done.stderr == "checkpoint error: nothing.pth: no such file or folder\n"
