@@ -533,6 +533,9 @@ class _Named:
     def size(self, index):
         return 100 + index
 
+    def status(self, index):
+        return 100 + index, 0, 0
+
 
 # ---------------------------------------------------------------- what is kept per test item
 
