@@ -10,7 +10,6 @@ if __name__ == "__main__":  # before the imports: a signal ends them without a t
 
 import argparse
 import fnmatch
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ if __name__ == "__main__":  # as a plain script: the repository's root in place 
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.subjects import MOST_SEEDS, Subject, by_seed, curves_of, find_subjects
-from core import job
+from core import job, processes
 from core.errors import BackbenchError, ConfigError, run_cli
 from core.printable import printable
 from core.processes import INTERRUPTED
@@ -65,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Exit code 1 when a cell failed or every cell was skipped."""
     args = parser().parse_intermixed_args(argv)
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if processes.is_under_torchrun():
         raise ConfigError(
             "start benchmarks/run_all.py by itself, not by torchrun: --nproc N shares a cell among N GPUs"
         )

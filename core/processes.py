@@ -33,6 +33,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _forking: tuple[int, bool] = (0, False)  # the process that forks, and whether its main thread does
 _began = False
+_under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ  # before `begin` may drop it
 
 
 def begin(*, single: bool = False) -> None:
@@ -58,6 +59,11 @@ def begin(*, single: bool = False) -> None:
     if not _began:
         _began = True
         os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
+
+
+def is_under_torchrun() -> bool:
+    """Whether torchrun started this process, or one that started it."""
+    return _under_torchrun
 
 
 def alone(environment: Mapping[str, str]) -> dict[str, str]:
