@@ -55,7 +55,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", type=int, metavar="N", help="of the evaluation (default: the suite's)")
     p.add_argument("--out", type=Path, default=Path("results"), metavar="DIR")
     p.add_argument("--jobs", type=int, default=0, metavar="N", help="cells at a time (default: one per GPU, or 1)")
-    p.add_argument("--nproc", type=int, default=1, metavar="N", help="processes (GPUs) that share a cell, by torchrun")
+    p.add_argument(
+        "--nproc", type=int, default=1, metavar="N", help="processes (GPUs) of this machine that share a cell"
+    )
     p.add_argument("--dry-run", action="store_true", help="say what would run, and why not the rest")
     p.add_argument("override", nargs="*", metavar="cell.field=value")
     return p
