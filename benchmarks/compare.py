@@ -9,8 +9,8 @@ from pathlib import Path
 if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from core.errors import BackbenchError, nearest, run_cli
-from core.printable import printable
+from backbench.errors import BackbenchError, nearest, run_cli
+from backbench.printable import printable
 
 _MOST_RESAMPLES = 1_000_000
 
@@ -44,11 +44,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.resamples > _MOST_RESAMPLES:
         raise BackbenchError(f"--resamples must be at most {_MOST_RESAMPLES}: more change no digit that is shown")
 
+    from backbench.files.atomic import atomic_write_text
+    from benchmarks.records.store import items_path, read_paths
     from benchmarks.report import render
     from benchmarks.report.comparison import averages, cells_of, compare, headlines_alike
     from benchmarks.report.table import gather
-    from benchmarks.result import items_path, read_paths
-    from core.artifacts import atomic_write_text
 
     found = read_paths(args.results)
     if args.tasks is not None:

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from core.config import digest
+from backbench.config import digest
 
 Key = tuple[str, bool, str, str, str]
 _LONGEST = 120  # characters of a row's name

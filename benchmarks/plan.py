@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from core.config import Config, build, digest, read_mapping
-from core.datasets import DataPlaces, demo
-from core.errors import ConfigError, nearest
-from core.printable import printable
+from backbench.config import Config, build, digest, read_mapping
+from backbench.data import demo
+from backbench.data.catalogue import DataPlaces
+from backbench.errors import ConfigError, nearest
+from backbench.printable import printable
 from transfer import tasks
 from transfer.protocol import Task, TaskConfig
 

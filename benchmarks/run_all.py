@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from backbench import job, processes
+from backbench.errors import BackbenchError, ConfigError, run_cli
+from backbench.printable import printable
+from backbench.processes import INTERRUPTED
 from benchmarks.subjects import MOST_SEEDS, Subject, by_seed, curves_of, find_subjects
-from core import job, processes
-from core.errors import BackbenchError, ConfigError, run_cli
-from core.printable import printable
-from core.processes import INTERRUPTED
 from model_zoo.choice import add_options, of_arguments, spelled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from backbench.data.catalogue import DataPlaces
     from benchmarks.plan import Cell
     from benchmarks.report import Planned
-    from core.datasets import DataPlaces
 
 _RUN_ONE = Path(__file__).resolve().parent / "run_one.py"
 
@@ -82,9 +82,10 @@ def main(argv: list[str] | None = None) -> int:
             f"--nproc {args.nproc}: more than {job.MOST} processes are not meant for one machine, are they?"
         )
 
-    from benchmarks import plan, result
-    from core import datasets
-    from core.progress import say
+    from backbench.data import catalogue
+    from backbench.progress import say
+    from benchmarks import plan
+    from benchmarks.records import store
 
     suite_name = args.suite or ("paper" if args.data or args.data_root else "demo")
     suite = plan.load_suite(suite_name)
@@ -94,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     own = [o for o in suite.overrides if fnmatch.filter(wanted, o.partition(".")[0])]
     overrides = plan.split_overrides([*own, *args.override], wanted)
     cells = [plan.load_cell(name, overrides[name], args.profile) for name in wanted]
-    named = datasets.parse_places(args.data)
+    named = catalogue.parse_places(args.data)
     if args.suite is None and suite_name == "demo":
         say("no data given: running the demo suite on rendered scenes; use --data-root DIR for the real protocols")
     repeats = {cell.name: args.seeds or suite.seeds_of.get(cell.name, suite.seeds) for cell in cells}
@@ -111,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     args.suite = suite_name
     make_ready(subjects, cells, repeats, args)
     runs = [(subject, cell) for subject in subjects for cell in cells if (subject, cell.name) not in skipped]
-    before = result.written(args.out)
+    before = store.written(args.out)
     codes = launch(runs, overrides, repeats, places, args)
     record_without_number(subjects, cells, skipped, runs, codes, repeats, before, args)
     if interrupted := any(code == INTERRUPTED for code in codes):
@@ -130,8 +131,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def show(out: Path, suite: str, curves: Mapping[str, Path], planned: Planned) -> None:
     """Write the report and print its table; when that fails, the numbers are there all the same, and where is said."""
+    from backbench.progress import say
     from benchmarks import report
-    from core.progress import say
 
     try:
         path = report.write(out, suite=suite, curves=curves, only=planned)
@@ -160,8 +161,9 @@ def make_ready(subjects: list[Subject], cells: list[Cell], repeats: dict[str, in
     Raises:
         BackbenchError: nothing can be written there, or what lies there must not be replaced.
     """
-    from benchmarks import result, run_one
-    from core.artifacts import atomic_write_text
+    from backbench.files.atomic import atomic_write_text
+    from benchmarks import run_one
+    from benchmarks.records import store
 
     probe = args.out / ".writable"
     atomic_write_text(probe, "")
@@ -169,7 +171,7 @@ def make_ready(subjects: list[Subject], cells: list[Cell], repeats: dict[str, in
     for subject in subjects:
         for cell in cells:
             for seed, backbone in by_seed(subject.backbones, repeats[cell.name], cell):
-                result.refuse_newer(args.out, run_one.blank(backbone, cell, seed, args, status="skipped"))
+                store.refuse_newer(args.out, run_one.blank(backbone, cell, seed, args, status="skipped"))
 
 
 def gaps(subjects: list[Subject], cells: list[Cell], places: DataPlaces) -> dict[tuple[Subject, str], str]:
@@ -200,16 +202,17 @@ def record_without_number(
     That is recorded for the first seed that has no number and whose failure the process did not record itself.
 
     Args:
-        before: `result.written` when the processes were started.
+        before: `store.written` when the processes were started.
     """
-    from benchmarks import result, run_one
+    from benchmarks import run_one
+    from benchmarks.records import store
 
     for subject in subjects:
         for cell in cells:
             if reason := skipped.get((subject, cell.name)):
                 blank = run_one.blank(subject.backbones[0], cell, 0, args, status="skipped", reason=reason)
-                result.write(args.out, blank)
-    new = {path for path, time in result.written(args.out).items() if before.get(path) != time}
+                store.write(args.out, blank)
+    new = {path for path, time in store.written(args.out).items() if before.get(path) != time}
     for (subject, cell), code in zip(runs, codes, strict=True):
         if code in (0, INTERRUPTED):
             continue
@@ -218,10 +221,10 @@ def record_without_number(
             run_one.blank(backbone, cell, seed, args, status="failed", reason=reason)
             for seed, backbone in by_seed(subject.backbones, repeats[cell.name], cell)
         ]
-        silent = [b for b in blanks if not new & result.of_seed(args.out, b)]
-        lost = [b for b in silent if not result.is_measured(args.out, b)]
+        silent = [b for b in blanks if not new & store.of_seed(args.out, b)]
+        lost = [b for b in silent if not store.is_measured(args.out, b)]
         if lost or silent == blanks:  # numbers may be those of other data
-            result.write(args.out, [*lost, *blanks][0])
+            store.write(args.out, [*lost, *blanks][0])
 
 
 def launch(

@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from backbench.errors import BackbenchError, run_cli
 from benchmarks.subjects import MOST_SEEDS, backbones, refuse_idle, split_name
-from core.errors import BackbenchError, run_cli
 from model_zoo.choice import add_options, of_arguments
 
 if TYPE_CHECKING:
+    from backbench.data.catalogue import DataPlaces
+    from backbench.data.splits import ImageSplit
     from benchmarks.plan import Cell
-    from benchmarks.result import DataRecord, MetricRecord, Result
-    from core.datasets import DataPlaces, ImageSplit
+    from benchmarks.records.store import DataRecord, MetricRecord, Result
     from model_zoo.backbone import Backbone
     from transfer.protocol import Metric
 
@@ -59,9 +60,9 @@ def main(argv: list[str] | None = None) -> int:
     if not 1 <= args.seeds <= MOST_SEEDS:
         raise BackbenchError(f"--seeds must be at least 1 and at most {MOST_SEEDS}")
 
+    from backbench import distributed
+    from backbench.data.catalogue import DataPlaces, parse_places
     from benchmarks.plan import load_cell
-    from core import distributed
-    from core.datasets import DataPlaces, parse_places
 
     choice = of_arguments(args)
     refuse_idle(choice, [args.ckpt, *([args.like] if args.like else [])])
@@ -81,38 +82,39 @@ def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args
     """
     import contextlib
 
-    from benchmarks import result
-    from core.artifacts import held, make_folder
-    from core.distributed import gather_words, is_main
-    from core.progress import say
+    from backbench.distributed import gather_words, is_main
+    from backbench.files.atomic import make_folder
+    from backbench.files.locks import held
+    from backbench.progress import say
+    from benchmarks.records import store
 
-    place = result.folder(args.out, backbone.name, backbone.weights_sha256, cell.name, cell.config_sha256)
+    place = store.folder(args.out, backbone.name, backbone.weights_sha256, cell.name, cell.config_sha256)
     label = f"{backbone.name} {cell.name} seed {seed}"
     with held(make_folder(place) / ".lock") if is_main() else contextlib.nullcontext():
-        result.refuse_newer(args.out, blank(backbone, cell, seed, args, status="skipped"))
+        store.refuse_newer(args.out, blank(backbone, cell, seed, args, status="skipped"))
         splits, planned = prepare(backbone, cell, seed, places, args)
         if planned.status != "ok":
             if is_main():
-                result.write(args.out, planned)
+                store.write(args.out, planned)
             say(f"{'skipped' if planned.status == 'skipped' else 'FAILED'} {label}: {planned.reason}")
             return planned.status == "skipped"
-        path = result.record_path(args.out, planned)
-        stored = result.stored(path, planned) if is_main() else None
+        path = store.record_path(args.out, planned)
+        stored = store.stored(path, planned) if is_main() else None
         if stored:
-            result.rename(path, stored, planned)
-            result.clear_absent(path, planned)  # of a run that was killed after this number was made
+            store.rename(path, stored, planned)
+            store.clear_absent(path, planned)  # of a run that was killed after this number was made
         if gather_words([str(stored is not None)])[0] == "True":
             say(f"kept {label}: an identical result is there")
             return True
         done, items = measure(planned, backbone, cell, splits, args)
         if is_main():
-            path = result.write(args.out, done, items)
+            path = store.write(args.out, done, items)
     if done.status == "failed":
         say(f"FAILED {label}: {done.reason}")
         return False
     if is_main():
         headline = done.metrics[done.primary or ""]
-        kind = result.marks(is_demo=done.data.is_demo, profile=done.profile)
+        kind = store.marks(is_demo=done.data.is_demo, profile=done.profile)
         say(f"{label}: {done.primary} {headline.value:.2f}{headline.unit}{kind}  ({path})")
     return True
 
@@ -143,15 +145,15 @@ def measure(
     """Run the task; a failure becomes a record, and does not end the other seeds. Also what is kept per test item."""
     import torch
 
-    from benchmarks import provenance, result
-    from core.distributed import device as find_device
-    from core.distributed import world_size
+    from backbench.distributed import device as find_device
+    from backbench.distributed import world_size
+    from benchmarks.records import provenance, store
     from transfer.protocol import RunContext
 
     device = find_device()
     torch.manual_seed(planned.seed)
     workers = args.workers if args.workers is not None else default_workers()
-    cache, folder = args.out / ".features", result.run_folder(args.out, planned)
+    cache, folder = args.out / ".features", store.run_folder(args.out, planned)
     ctx = RunContext(splits=splits, seed=planned.seed, device=device, cache=cache, folder=folder, workers=workers)
     note_seen(splits, ctx.notes)
     start = time.monotonic()
@@ -183,10 +185,10 @@ def measure(
 
 def note_seen(splits: Mapping[str, ImageSplit], notes: list[str]) -> None:
     """Say, in the record too, that test images are among those that are learned from."""
-    from core.datasets import some
-    from core.datasets.overlap import in_both
-    from core.distributed import is_main
-    from core.progress import say
+    from backbench.data.overlap import in_both
+    from backbench.distributed import is_main
+    from backbench.printable import some
+    from backbench.progress import say
 
     if seen := in_both(splits["train"], splits["test"]):
         notes.append(f"of {len(splits['test'])} test images these are training images too: {some(seen)}; this is no "
@@ -201,8 +203,8 @@ def checked(metrics: Mapping[str, Metric], primary: str, notes: list[str]) -> di
     Raises:
         BackbenchError: no headline, or one that no measurement can give.
     """
-    from benchmarks.reading import impossible
-    from benchmarks.result import MetricRecord
+    from benchmarks.records.reading import impossible
+    from benchmarks.records.store import MetricRecord
 
     records, wrong = {}, {}
     for name, metric in metrics.items():
@@ -241,7 +243,7 @@ def blank(
     data: DataRecord | None = None,
 ) -> Result:
     """A record without a number."""
-    from benchmarks.result import BackboneRecord, Result, TaskRecord
+    from benchmarks.records.store import BackboneRecord, Result, TaskRecord
 
     config = cell.config.model_dump(mode="json")
     name_engine = getattr(cell.task, "engine_version", None)
@@ -267,9 +269,10 @@ def blank(
 
 def describe_data(cell: Cell, splits: dict[str, ImageSplit], places: DataPlaces) -> DataRecord:
     """The record's `data`."""
-    from benchmarks.result import DataRecord
-    from core.config import digest
-    from core.datasets import demo, is_published
+    from backbench.config import digest
+    from backbench.data import demo
+    from backbench.data.catalogue import is_published
+    from benchmarks.records.store import DataRecord
 
     name = cell.config.data.name
     train, test = splits["train"], splits["test"]

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.errors import ConfigError, nearest
-from core.printable import printable
+from backbench.errors import ConfigError, nearest
+from backbench.printable import printable
 from model_zoo.choice import NO_CHOICE, Choice
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def find_subjects(ckpts: Sequence[str], baselines: str, seeds: int, choice: Choi
         ConfigError: a source without a name or a name without a source, a baseline that is not known.
         CheckpointError: a checkpoint that is none.
     """
-    from core.progress import say
+    from backbench.progress import say
 
     refuse_idle(choice, ckpts)
     subjects = []
@@ -147,9 +147,9 @@ def _refuse_trained_with_random(subjects: Sequence[Subject]) -> None:
 
 def who(backbone: Backbone) -> Who:
     """A backbone as far as rows are concerned."""
+    from backbench.config import digest
     from benchmarks.naming import Who
     from benchmarks.report.table import in_words
-    from core.config import digest
 
     record = backbone.record()
     return Who(
@@ -165,8 +165,8 @@ def who(backbone: Backbone) -> Who:
 
 def told_apart(subjects: Sequence[Subject]) -> list[Subject]:
     """Each with the name of its row; what would be measured twice once, and a word where two rows hold the same weights."""
+    from backbench.progress import say
     from benchmarks.naming import labels
-    from core.progress import say
 
     whos = [who(subject.backbones[0]) for subject in subjects]
     names = labels(whos)

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.errors import BackbenchError, CheckpointError, run_cli
-from core.printable import printable
+from backbench.errors import BackbenchError, CheckpointError, run_cli
+from backbench.printable import printable
 from model_zoo import export
 from model_zoo.choice import add_options, of_arguments
 
@@ -69,7 +69,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from core.artifacts import writing
+    from backbench.errors import writing
     from model_zoo.backbone import save
     from model_zoo.load import load
 
@@ -147,7 +147,7 @@ def _card(entry: Entry) -> list[tuple[str, str]]:
     if not entry.has_weights:
         rows.append(("weights", f"none ({entry.no_weights})"))
         return rows + ([("see", ", ".join(entry.see))] if entry.see else [])
-    from model_zoo import pins
+    from model_zoo.fetch import pins
 
     spec = entry.input
     known = {"sha256": entry.sha256, "sha256 begins": entry.sha256_prefix, "md5 begins": entry.md5_prefix}
@@ -168,19 +168,19 @@ def _card(entry: Entry) -> list[tuple[str, str]]:
 
 
 def _download(args: argparse.Namespace) -> int:
-    from core.progress import say
-    from model_zoo import download, entries
+    from backbench.progress import say
+    from model_zoo import entries, fetch
 
     if bool(args.name) == args.all:
         raise BackbenchError("give names of entries, or --all; `python -m model_zoo list` shows them")
     wanted = [entries.get(name) for name in args.name]
     if args.all:
-        wanted = [entry for entry in entries.all_entries() if entry.has_weights and download.places(entry)]
+        wanted = [entry for entry in entries.all_entries() if entry.has_weights and fetch.places(entry)]
 
     def tell(entry: Entry, found: Path | BackbenchError) -> None:
         print(f"{entry.name}  {found}") if isinstance(found, Path) else say(f"FAILED {entry.name}: {found}")
 
-    found = download.fetch_all(wanted, args.to, tell)
+    found = fetch.fetch_all(wanted, args.to, tell)
     return int(any(isinstance(result, BackbenchError) for result in found.values()))
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from core.config import Config
+from backbench.config import Config
 
 _Mean = Annotated[float, Field(ge=-1e6, le=1e6)]
 _Std = Annotated[float, Field(ge=1e-6, le=1e6)]  # images are divided by it

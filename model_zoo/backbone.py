@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.artifacts import atomic_save, tensors_sha256
+from backbench.files.atomic import atomic_save
+from backbench.files.hashes import tensors_sha256
 from model_zoo.anatomy import feature_dim
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.resnet import Trunk

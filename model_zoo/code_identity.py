@@ -11,8 +11,8 @@ from types import ModuleType
 
 from torch import nn
 
-from core.artifacts import file_sha256
-from core.config import digest
+from backbench.config import digest
+from backbench.files.hashes import file_sha256
 
 
 def of_network(function: object, module: nn.Module) -> tuple[str, str]:

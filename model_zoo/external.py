@@ -22,10 +22,10 @@ from urllib.parse import parse_qsl
 import torch
 from torch import Tensor, nn
 
-from core.artifacts import tensors_sha256
-from core.config import Config
-from core.config import build as build_config
-from core.errors import CheckpointError, ConfigError, nearest
+from backbench.config import Config
+from backbench.config import build as build_config
+from backbench.errors import CheckpointError, ConfigError, nearest
+from backbench.files.hashes import tensors_sha256
 from model_zoo import code_identity
 from model_zoo.architecture import InputSpec
 from model_zoo.backbone import Backbone

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from core.errors import CheckpointError
+from backbench.errors import CheckpointError
 
 _CHECKPOINTS = (".pth", ".pt", ".tar", ".ckpt", ".th", ".torch", ".pkl", ".bin", ".safetensors", ".npz", ".zip")
 # What trainers keep beside the weights: optimizer.bin, scheduler.pt, random_states_0.pkl, training_args.bin,

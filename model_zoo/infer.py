@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from core.errors import CheckpointError
+from backbench.errors import CheckpointError
 from model_zoo.anatomy import BLOCKS
 from model_zoo.architecture import BASIC
 

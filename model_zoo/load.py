@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from core.config import build as build_config
-from core.errors import CheckpointError, ConfigError, nearest
-from core.printable import printable
+from backbench.config import build as build_config
+from backbench.errors import CheckpointError, ConfigError, nearest
+from backbench.printable import printable
 from model_zoo import said, snapshot
 from model_zoo.anatomy import expected_shapes
 from model_zoo.architecture import Architecture, InputSpec, family, named
 from model_zoo.backbone import Backbone
 from model_zoo.choice import NO_CHOICE, Choice
+from model_zoo.fetch.url_file import is_url
 from model_zoo.formats import Extracted
 from model_zoo.infer import infer_architecture
 from model_zoo.networks import is_plain, kind_of
@@ -26,7 +27,6 @@ from model_zoo.resnet import LAYERS, build
 from model_zoo.said import refuse_another_function
 from model_zoo.snapshot import Contents
 from model_zoo.stated import plain, refuse_contradiction, sidecar
-from model_zoo.url_file import is_url
 
 if TYPE_CHECKING:
     from model_zoo.entries import Entry
@@ -124,10 +124,10 @@ def _random(source: str, name: str | None, seed: int, like: Backbone | None) -> 
 
 def _from_zoo(source: str, name: str | None) -> Backbone:
     """The entry's file, with the architecture and input that the entry states."""
-    from model_zoo import download, entries
+    from model_zoo import entries, fetch
 
     entry = entries.get(source.removeprefix("zoo:"))
-    path = download.fetch(entry)
+    path = fetch.fetch(entry)
     try:
         backbone = _from_file(path, name or entry.name, entry)
     except CheckpointError as error:
@@ -140,9 +140,9 @@ def _from_zoo(source: str, name: str | None) -> Backbone:
 
 def _from_url(source: str, name: str | None, choice: Choice) -> Backbone:
     """The file at an address; nobody says what it is but its tensors."""
-    from model_zoo import download
+    from model_zoo import fetch
 
-    path, stem = download.fetch_url(source)
+    path, stem = fetch.fetch_url(source)
     try:
         backbone = _from_file(path, name or _derived_name(Path(stem), choice), choice=choice)
     except CheckpointError as error:

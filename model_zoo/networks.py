@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.containers import Inert
-from core.errors import CheckpointError
+from backbench.errors import CheckpointError
 from model_zoo import formats
 from model_zoo.formats import haiku
+from model_zoo.reading import Inert
 from model_zoo.wrappers import MOST_TENSORS, tensors_of, word
 
 _FEWEST = 20  # tensors of the smallest ResNet, without BatchNorm

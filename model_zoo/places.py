@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from core.errors import CheckpointError, nearest
-from core.printable import printable
+from backbench.errors import CheckpointError, nearest
+from backbench.printable import printable
 from model_zoo import formats
 from model_zoo.networks import Keys, Network, keys_of, walk
 from model_zoo.wrappers import is_counter, tensors_of, word

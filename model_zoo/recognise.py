@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from core.errors import CheckpointError
-from core.printable import printable
+from backbench.errors import CheckpointError
+from backbench.printable import printable
 from model_zoo import formats
 from model_zoo.choice import NO_CHOICE, Choice
 from model_zoo.formats import Extracted, obow

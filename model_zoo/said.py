@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.errors import CheckpointError
-from core.printable import printable
+from backbench.errors import CheckpointError
+from backbench.printable import printable
 from model_zoo.architecture import Architecture, named
 from model_zoo.resnet import Trunk
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from core import containers
-from core.errors import CheckpointError
-from core.printable import printable
-from model_zoo import folders
+from backbench.errors import CheckpointError
+from backbench.printable import printable
+from model_zoo import folders, reading
 from model_zoo.stated import plain
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in this order, as transformers looks for them
@@ -39,12 +38,12 @@ def contents(path: Path) -> Contents:
     """What a checkpoint file holds, or a folder as HuggingFace's hub has them; such a folder's file is read with it.
 
     Raises:
-        CheckpointError: as `core.containers.read` and `read`.
+        CheckpointError: as `model_zoo.reading.read` and `read`.
     """
     notes: list[str] = []
 
     def read_file(file: Path) -> Any:
-        found = containers.read(file)
+        found = reading.read(file)
         notes.extend(found.notes)
         return found.value
 

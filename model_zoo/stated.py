@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.config import Config, read_mapping
-from core.errors import CheckpointError, ConfigError
-from core.printable import printable
+from backbench.config import Config, read_mapping
+from backbench.errors import CheckpointError, ConfigError
+from backbench.printable import printable
 
 _LONGEST = 16  # items of a value, characters of a number
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.artifacts import file_sha256
-from core.embeddings import effective_rank
-from core.printable import printable
+from backbench.embeddings import effective_rank
+from backbench.files.hashes import file_sha256
+from backbench.printable import printable
 from model_zoo.anatomy import stem_planes
 from model_zoo.architecture import DEEP, Architecture, InputSpec, architecture_fields
 from model_zoo.backbone import Backbone
@@ -108,20 +108,21 @@ def _external_card(backbone: Backbone) -> dict[str, Any]:
 
 def _file(source: str | Path) -> Path | None:
     """The file itself, where there is one; `load` has fetched a zoo entry's already."""
-    from model_zoo import download, entries, url_file
+    from model_zoo import entries, fetch
+    from model_zoo.fetch import url_file
 
     if url_file.is_url(str(source)):
-        return download.fetch_url(str(source))[0]
+        return fetch.fetch_url(str(source))[0]
     if not str(source).startswith("zoo:"):
         return Path(source) if Path(source).is_file() else None
-    return download.fetch(entries.get(str(source).removeprefix("zoo:")))
+    return fetch.fetch(entries.get(str(source).removeprefix("zoo:")))
 
 
 def images(spec: InputSpec) -> Tensor:
     """Rendered scenes (16, 3, size, size) as the backbone wants to see them."""
     import numpy as np
 
-    from core.datasets.demo import CLASSES, render_single
+    from backbench.data.demo.render import CLASSES, render_single
 
     rng = np.random.default_rng(0)
     pixels = np.stack([render_single(i % len(CLASSES), rng) for i in range(IMAGES)])

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from core.printable import printable
+from backbench.printable import printable
 
 # Parts of names that are no network's own, wherever they stand: torch.compile, FSDP of torch and FairScale, Lightning's
 # Fabric, activation checkpointing.

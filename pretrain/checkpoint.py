@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from core.artifacts import atomic_save, atomic_write_text, writing
-from core.containers import load_torch
-from core.datasets import ImageSplit
-from core.errors import CheckpointError
-from core.printable import printable
-from core.progress import say
+from backbench import jsonl
+from backbench.data.splits import ImageSplit
+from backbench.errors import CheckpointError
+from backbench.files.atomic import atomic_save
+from backbench.printable import printable
+from backbench.progress import say
+from model_zoo.reading import load_torch
 from pretrain.config import PretrainConfig
 
 _KIND = "backbench-pretrain-1"
@@ -126,26 +126,5 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
 
 def cut_metrics(path: Path, step: int) -> None:
     """Drop the lines of steps that were done after the checkpoint, and a last line cut by the kill."""
-    if not path.exists():
-        return
-    with writing(path):  # a folder in its place, or no permission
-        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    kept, foreign = [], 0
-    for number, line in enumerate(lines, start=1):
-        done = _step_of(line)
-        foreign += done is None and number < len(lines)  # a kill cuts the last one
-        if done is not None and done < step:
-            kept.append(line)
-    if foreign:
-        say(f"{path}: {foreign} lines are no records of steps, and are left out")
-    atomic_write_text(path, "".join(f"{line}\n" for line in kept))
-
-
-def _step_of(line: str) -> int | None:
-    """The step that a line of `metrics.jsonl` tells of; None of any other line."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    step = record.get("step") if isinstance(record, dict) else None
-    return step if isinstance(step, int) and not isinstance(step, bool) else None
+    if foreign := jsonl.cut(path, "step", step):
+        say(f"{path}: {foreign} lines are not records of steps and are left out")

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from core.config import Config, build, read_mapping
-from core.errors import ConfigError, nearest
+from backbench.config import Config, build, read_mapping
+from backbench.errors import ConfigError, nearest
 from pretrain import methods
 from pretrain.networks import GROUPS
 

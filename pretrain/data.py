@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from core import datasets
-from core.datasets import DataPlaces, ImageSplit, demo, imagefolder
-from core.distributed import rank, world_size
-from core.errors import DataError, sentence, worker_death
-from core.images import CorruptImage
-from core.listing import listed
-from core.processes import STOP_SIGNALS
-from core.progress import say
+from backbench.data import catalogue, demo
+from backbench.data.catalogue import DataPlaces
+from backbench.data.decode import CorruptImage
+from backbench.data.layouts import imagefolder
+from backbench.data.listing import listed
+from backbench.data.splits import ImageSplit
+from backbench.distributed import rank, world_size
+from backbench.errors import DataError, sentence, worker_death
+from backbench.processes import STOP_SIGNALS
+from backbench.progress import say
 from pretrain.config import DataConfig, PretrainConfig
 from pretrain.views import make_views
 
@@ -50,7 +52,7 @@ def _read_split(config: DataConfig) -> ImageSplit:
         if config.split == "all":
             return imagefolder.read_unlabelled(root, dataset=root.name)
         return imagefolder.read(root, config.split, dataset=root.name)
-    return datasets.load(config.name, config.split, DataPlaces(named={config.name: root}))
+    return catalogue.load(config.name, config.split, DataPlaces(named={config.name: root}))
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core import distributed
-from core.artifacts import writing
-from core.embeddings import effective_rank, std_per_dimension
-from core.progress import duration, say
-from pretrain import checkpoint, collapse
+from backbench import distributed
+from backbench.embeddings import effective_rank, std_per_dimension
+from backbench.errors import writing
+from backbench.progress import duration, say
+from pretrain import checkpoint, monitor
 from pretrain.config import PretrainConfig
 from pretrain.plan import Plan
 
@@ -64,9 +64,9 @@ class Log:
 
     def _judge(self, values: dict[str, float]) -> None:
         """Say that the predictions have collapsed, and that they no longer are."""
-        message = collapse.verdict(values)
+        message = monitor.verdict(values)
         self.low = self.low + 1 if message else 0
-        if message and self.low == collapse.PATIENCE:
+        if message and self.low == monitor.PATIENCE:
             say(message)
             self.announced = True
         elif message is None and self.announced:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.distributed import all_reduce_sum, world_size
+from backbench.distributed import all_reduce_sum, world_size
 
 if TYPE_CHECKING:
     from pretrain.config import MethodConfig

@@ -16,7 +16,7 @@ from pathlib import Path
 if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from core.errors import BackbenchError, run_cli
+from backbench.errors import BackbenchError, run_cli
 
 _RECIPES = Path(__file__).resolve().parent.parent / "configs" / "pretrain"
 
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     config = load(args.config, args.override)
     out = args.out or Path("runs") / Path(args.config or "demo").stem
     if args.nproc > 1 and not args.dry_run:
-        from core import job
+        from backbench import job
 
         words = ["--out", str(out), *(["--config", args.config] if args.config else [])]
         words += ["--resume"] if args.resume else []
@@ -54,9 +54,9 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
-    from core import distributed
-    from core.config import dump
-    from core.progress import say
+    from backbench import distributed
+    from backbench.config import dump
+    from backbench.progress import say
     from pretrain import train
 
     if args.dry_run:

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from backbench.data import demo
+from backbench.data.decode import decode_rgb, read_bytes
+from backbench.data.layouts import imagefolder
+from backbench.errors import CheckpointError
 from benchmarks import run_all, run_one
-from benchmarks.result import read_all
-from core.datasets import demo, imagefolder
-from core.errors import CheckpointError
-from core.images import decode_rgb, read_bytes
+from benchmarks.records.store import read_all
 from model_zoo import export
 from model_zoo.__main__ import main as model_zoo
 from model_zoo.load import load

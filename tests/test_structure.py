@@ -14,16 +14,16 @@ from benchmarks import plan
 from pretrain import config as pretrain_config
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("core", "model_zoo", "pretrain", "transfer", "benchmarks")
+PARTS = ("backbench", "model_zoo", "pretrain", "transfer", "benchmarks")
 MAY_IMPORT = {
-    "core": {"core"},
-    "model_zoo": {"core", "model_zoo"},
-    "pretrain": {"core", "model_zoo", "pretrain"},
-    "transfer": {"core", "model_zoo", "transfer"},
-    "benchmarks": {"core", "model_zoo", "pretrain", "transfer", "benchmarks"},
+    "backbench": {"backbench"},
+    "model_zoo": {"backbench", "model_zoo"},
+    "pretrain": {"backbench", "model_zoo", "pretrain"},
+    "transfer": {"backbench", "model_zoo", "transfer"},
+    "benchmarks": {"backbench", "model_zoo", "pretrain", "transfer", "benchmarks"},
 }
 TOP_LEVEL = {
-    *("pretrain", "transfer", "benchmarks", "model_zoo", "configs", "core", "tests"),
+    *("pretrain", "transfer", "benchmarks", "model_zoo", "configs", "backbench", "tests"),
     *("pyproject.toml", "README.md", "Makefile", "LICENSE", "constraints.txt", ".ci", ".gitignore"),
 }
 CATCH_ALL = {"utils", "util", "common", "helpers", "helper", "misc"}
@@ -72,7 +72,7 @@ def test_no_import_runs_against_the_direction():
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("core/x.py", "import model_zoo.load"),
+        ("backbench/x.py", "import model_zoo.load"),
         ("model_zoo/x.py", "from transfer import tasks"),
         ("pretrain/x.py", "def f():\n    import transfer.svm"),
         ("transfer/x.py", "from pretrain.losses import centroid_loss"),
@@ -97,7 +97,9 @@ def test_relative_imports_are_resolved():
 
 def test_the_right_arrows_are_not_reported(tmp_path):
     (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "benchmarks" / "x.py").write_text("import core.config, pretrain\nfrom . import plan\nimport corelib\n")
+    (tmp_path / "benchmarks" / "x.py").write_text(
+        "import backbench.config, pretrain\nfrom . import plan\nimport corelib\n"
+    )
     assert wrong_arrows(tmp_path) == []
 
 
@@ -111,7 +113,7 @@ def test_nothing_else_at_the_top():
     if listed.returncode:
         pytest.skip("not a git checkout")
     top = {line.split("/")[0] for line in listed.stdout.splitlines()}
-    assert {"core", "pretrain", "pyproject.toml"} <= top
+    assert {"backbench", "pretrain", "pyproject.toml"} <= top
     assert sorted(top - TOP_LEVEL) == []
 
 
@@ -132,7 +134,7 @@ def test_only_one_file_sets_up_the_process_group():
         in (getattr(node, "attr", None), getattr(node, "id", None), *(a.name for a in getattr(node, "names", [])
             if isinstance(a, ast.alias)))
     }  # fmt: skip
-    assert users == {"core/distributed.py"}
+    assert users == {"backbench/distributed.py"}
 
 
 RECIPES = sorted(path.stem for path in (ROOT / "configs" / "pretrain").glob("*.yaml"))

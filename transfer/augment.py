@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from core.datasets import ImageSplit
+from backbench.data.splits import ImageSplit
 from model_zoo.architecture import InputSpec
 from transfer.features import normalise
 from transfer.protocol import RunContext

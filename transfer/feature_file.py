@@ -19,8 +19,7 @@ from typing import IO
 
 import numpy as np
 
-from core.artifacts import writing
-from core.errors import BackbenchError
+from backbench.errors import BackbenchError, writing
 
 _MARK = b"backbench sha256"
 _DIGEST = hashlib.sha256().digest_size

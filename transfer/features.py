@@ -20,13 +20,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data import Subset as TorchSubset
 
-from core.artifacts import held, make_folder, tensors_sha256, writing
-from core.config import digest
-from core.datasets import ImageSplit
-from core.distributed import barrier, gather_words, is_main, rank, world_size
-from core.errors import BackbenchError, ConfigError, DataError
-from core.progress import say, track
-from core.transforms import Interpolation, evaluation_view, resize_side, squashed_view
+from backbench.config import digest
+from backbench.data.splits import ImageSplit
+from backbench.data.transforms import Interpolation, evaluation_view, resize_side, squashed_view
+from backbench.distributed import barrier, gather_words, is_main, rank, world_size
+from backbench.errors import BackbenchError, ConfigError, DataError, writing
+from backbench.files.atomic import make_folder
+from backbench.files.hashes import tensors_sha256
+from backbench.files.locks import held
+from backbench.progress import say, track
 from model_zoo.architecture import InputSpec
 from model_zoo.backbone import Backbone, identity_tensors
 from transfer import feature_file

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.errors import ConfigError
+from backbench.errors import ConfigError
 from model_zoo.backbone import Backbone
 
 Pooling = Literal["gap", "res5_2x2"]

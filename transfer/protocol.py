@@ -10,11 +10,12 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 import torch
 from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
-from core import datasets
-from core.artifacts import make_folder
-from core.config import Config, digest
-from core.datasets import DataPlaces, ImageSplit
-from core.errors import DataError
+from backbench.config import Config, digest
+from backbench.data import catalogue
+from backbench.data.catalogue import DataPlaces
+from backbench.data.splits import ImageSplit
+from backbench.errors import DataError
+from backbench.files.atomic import make_folder
 from model_zoo.backbone import Backbone
 
 
@@ -121,10 +122,10 @@ def labelled_splits(spec: DataSpec, places: DataPlaces) -> dict[str, ImageSplit]
     Raises:
         DataError: half there, or not the published images while `expect` says so.
     """
-    found = {role: datasets.load(spec.name, role, places) for role in ("train", "test")}
-    if spec.expect == "published" and not datasets.is_published(spec.name, found):
+    found = {role: catalogue.load(spec.name, role, places) for role in ("train", "test")}
+    if spec.expect == "published" and not catalogue.is_published(spec.name, found):
         have = ", ".join(f"{split.split} {len(split)}" for split in found.values())
-        want = ", ".join(f"{k} {v}" for k, v in datasets.info(spec.name).counts.items())
+        want = ", ".join(f"{k} {v}" for k, v in catalogue.info(spec.name).counts.items())
         raise DataError(
             f"'{spec.name}' has {have}, {len(found['train'].classes)} classes; published: {want}. Half a data set? "
             "If it is meant to be another one, set <cell>.data.expect=any: its numbers are then not called the published ones"
@@ -147,7 +148,7 @@ def limited(split: ImageSplit, limit: int) -> ImageSplit:
 
 def image_data_missing(config: TaskConfig, places: DataPlaces) -> str | None:
     """A task's `missing` where all it needs is a labelled image data set."""
-    return datasets.missing(config.data.name, places)
+    return catalogue.missing(config.data.name, places)
 
 
 def image_splits(config: TaskConfig, places: DataPlaces) -> dict[str, ImageSplit]:

@@ -19,13 +19,12 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from core import distributed
-from core.artifacts import atomic_save
-from core.containers import load_torch
-from core.errors import BackbenchError, CheckpointError, ConfigError
-from core.progress import say, track
+from backbench import distributed
+from backbench.errors import BackbenchError, CheckpointError, ConfigError
+from backbench.files.atomic import atomic_save
+from backbench.progress import say, track
+from model_zoo.reading import load_torch
 from transfer.feature_file import refuse_folder
 from transfer.heads import Classifier
 from transfer.protocol import TaskConfig
@@ -134,7 +133,7 @@ def fit(
         refuse_single(order)
     optimizer = _optimizer(model.groups(config.weight_decay), config)
     start = _restore(resume, model, optimizer)
-    forward = _distributed(model, device)
+    forward = distributed.wrapped(model, device)
     saved = time.monotonic()
     total, steps = config.epochs * order.steps_per_epoch, order.steps_per_epoch
     for step, (x, y) in enumerate(track(batches(start), total=total - start, label="training"), start=start):
@@ -179,13 +178,6 @@ def _optimizer(groups: list[dict[str, Any]], config: SgdConfig) -> torch.optim.O
     from timm.optim import Lars
 
     return Lars(groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov, trust_coeff=0.001)
-
-
-def _distributed(model: Classifier, device: torch.device) -> nn.Module:
-    if distributed.world_size() == 1:
-        return model
-    devices = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
 
 def _check(losses: Tensor, epoch: int, model: Classifier) -> None:

@@ -90,7 +90,7 @@ def _spread(
     """
     import joblib
 
-    from core.progress import track  # here: it brings torch, which the processes can do without
+    from backbench.progress import track  # here: it brings torch, which the processes can do without
 
     jobs = min(jobs or joblib.cpu_count(), total)
     numbered = enumerate(calls)

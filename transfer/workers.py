@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from core.errors import BackbenchError
+from backbench.errors import BackbenchError
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ import subprocess
 from collections import deque
 from collections.abc import Sequence
 
-from core import processes
+from backbench import processes
 
 
 def run(commands: Sequence[Sequence[str]], *, jobs: int, gpus: int, gpus_each: int = 1) -> list[int]:

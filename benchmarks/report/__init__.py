@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from benchmarks.result import Result
+    from benchmarks.records.store import Result
 
 LEFT_OUT = "Left out:"  # files that hold no record, or one again
 Planned = set[tuple[str, str, str, str, int, int]]
@@ -24,11 +24,11 @@ def write(out: Path, *, suite: str = "", curves: Mapping[str, Path] | None = Non
         curves: `metrics.jsonl` files of pretraining runs, by the name to show.
         only: (name, weights, cell, configuration, version, seed) of the records to show; all below `out` unless given.
     """
+    from backbench.files.atomic import atomic_write_text
+    from benchmarks.records.store import items_path, scan_folder
     from benchmarks.report import html, render
     from benchmarks.report.comparison import compare, first_random
     from benchmarks.report.table import gather, made_apart
-    from benchmarks.result import items_path, scan_folder
-    from core.artifacts import atomic_write_text
 
     found = scan_folder(out)
     chosen = {path: result for path, result in found.records.items() if _is_chosen(result, only)}
@@ -53,9 +53,9 @@ def write(out: Path, *, suite: str = "", curves: Mapping[str, Path] | None = Non
 
 def text(out: Path, *, only: Planned | None = None) -> str:
     """The table for a terminal."""
+    from benchmarks.records.store import scan_folder
     from benchmarks.report import render
     from benchmarks.report.table import gather
-    from benchmarks.result import scan_folder
 
     found = scan_folder(out)
     table = gather(result for result in found.records.values() if _is_chosen(result, only))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from core.errors import BackbenchError, run_cli
-from core.printable import visible
+from backbench.errors import BackbenchError, run_cli
+from backbench.printable import visible
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,11 +6,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from backbench.errors import BackbenchError, nearest
 from benchmarks.report import literature, paired
 from benchmarks.report.literature import Published, published
 from benchmarks.report.paired import Interval, Items
 from benchmarks.report.table import Column, Row, Table, Value
-from core.errors import BackbenchError, nearest
 
 
 @dataclass(frozen=True)

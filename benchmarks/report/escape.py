@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from core.printable import printable
+from backbench.printable import printable
 
 _LIMIT = 10_000  # characters: of a command or a reason; a row's name has far fewer
 _MARKDOWN = re.compile(

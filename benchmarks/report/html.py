@@ -14,14 +14,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from backbench.errors import BackbenchError
+from backbench.files import read_bytes
+from backbench.progress import say
+from benchmarks.records.store import Result, marks, run_folder
 from benchmarks.report import escape, plots, render
 from benchmarks.report.comparison import Comparison, Line, compare
 from benchmarks.report.literature import literature
 from benchmarks.report.table import Column, Row, Table, made_apart
-from benchmarks.result import Result, marks, run_folder
-from core.errors import BackbenchError
-from core.files import read_bytes
-from core.progress import say
 
 _LARGEST_PICTURE = 64 * 2**20  # bytes
 

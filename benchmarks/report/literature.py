@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from backbench.errors import ConfigError
 from benchmarks.report.table import Column, Table, Value, architecture, flat
-from core.errors import ConfigError
 from model_zoo import entries
 from model_zoo.entries import Entry, PublishedNumber
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.record import Result
-from core.errors import BackbenchError
-from core.files import read_bytes
+from backbench.errors import BackbenchError
+from backbench.files import read_bytes
+from benchmarks.records.schema import Result
 from transfer.metrics import area_ap, class_aps, resampled_area_aps
 
 LEVEL = 0.95

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 import warnings
 from pathlib import Path
@@ -14,10 +13,10 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from backbench import jsonl
+from backbench.printable import printable
+from backbench.progress import say
 from benchmarks.report.table import Column, Table
-from core.files import read_bytes
-from core.printable import printable
-from core.progress import say
 
 _NAME = 60  # characters of a name beside a bar
 _LARGEST = 64 * 2**20  # bytes of a run's curves
@@ -101,17 +100,12 @@ def _records(file: Path, over: str) -> list[dict[str, float]]:
     Raises:
         DataError: no regular file, or larger than any run's.
     """
-    records = []
-    for line in read_bytes(file, limit=_LARGEST).split(b"\n"):
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(values, dict):
-            numbers = {str(name): value for name, value in values.items() if _is_number(value)}
-            if over in numbers:
-                records.append(numbers)
-    return records
+    numbers = [
+        {str(name): value for name, value in record.items() if _is_number(value)}
+        for _, record in jsonl.records(file, _LARGEST)
+        if record is not None
+    ]
+    return [record for record in numbers if over in record]
 
 
 def _is_number(value: object) -> bool:

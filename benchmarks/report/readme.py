@@ -6,14 +6,14 @@ import json
 import re
 from pathlib import Path
 
+from backbench.errors import BackbenchError
+from backbench.files import read_text
+from backbench.files.atomic import atomic_write_text
+from benchmarks.records.store import items_path, read_all, read_paths
 from benchmarks.report import escape, render
 from benchmarks.report.comparison import compare, first_random
 from benchmarks.report.table import Table, gather
-from benchmarks.result import items_path, read_all, read_paths
 from benchmarks.speed import sentence
-from core.artifacts import atomic_write_text
-from core.errors import BackbenchError
-from core.files import read_text
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MEASURED = ROOT / "benchmarks" / "measured"

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from benchmarks import result
+from benchmarks.records import store
 from benchmarks.report import escape
 from benchmarks.report.comparison import Average, Comparison, Difference, Line, cells_of
 from benchmarks.report.literature import Published, literature, marks, published
@@ -47,7 +47,7 @@ def heading(column: Column, table: Table) -> str:
         if (c.cell, c.metric, c.data) == (column.cell, column.metric, column.data)
     }
     told_apart = f" [{_difference(column, list(alike.values()))}]" if len(alike) > 1 else ""
-    kind = result.marks(is_demo=column.is_demo, profile=column.profile)
+    kind = store.marks(is_demo=column.is_demo, profile=column.profile)
     return f"{column.cell} {column.metric}{told_apart}{kind}"
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from backbench.config import digest
 from benchmarks.naming import Who, labels
-from benchmarks.record import Result
-from core.config import digest
+from benchmarks.records.schema import Result
 from model_zoo.architecture import Architecture, unusual
 
 _TITLES = {

@@ -48,7 +48,7 @@ def sentence(figures: Mapping[str, Any]) -> str:
 
 def report(comparison: Comparison, file: Path | None) -> None:
     """Print the figures; write them as JSON where a file is given."""
-    from core.artifacts import atomic_write_text  # imports torch, which `--help` need not wait for
+    from backbench.files.atomic import atomic_write_text  # imports torch, which `--help` need not wait for
 
     figures = comparison.figures()
     print(sentence(figures))

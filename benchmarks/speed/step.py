@@ -15,8 +15,8 @@ from pathlib import Path
 if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent.parent)
 
+from backbench.errors import run_cli
 from benchmarks import speed
-from core.errors import run_cli
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
-    from pretrain import train
+    from pretrain import precision, train
     from pretrain.config import load
     from pretrain.data import to_device
 
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def bare() -> None:
         online.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, **train.autocast_fields(config)):
+        with torch.autocast(device.type, **precision.autocast_fields(config)):
             target(ready)
             online(ready).sum().backward()
 

@@ -15,9 +15,9 @@ from pathlib import Path
 if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent.parent)
 
+from backbench.data.decode import EXTENSIONS
+from backbench.errors import BackbenchError, run_cli
 from benchmarks import speed
-from core.errors import BackbenchError, run_cli
-from core.images import EXTENSIONS
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,7 +54,7 @@ def our_side(paths: list[Path], views: int, size: int) -> Callable[[int], object
     import numpy as np
     import torch
 
-    from core.images import decode_rgb, read_bytes
+    from backbench.data.decode import decode_rgb, read_bytes
     from pretrain.config import DataConfig, ViewsConfig
     from pretrain.data import to_device
     from pretrain.views import make_views

@@ -10,8 +10,8 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import Field
 
-from core.config import Config, build, read_mapping
-from core.errors import BackbenchError, nearest
+from backbench.config import Config, build, read_mapping
+from backbench.errors import BackbenchError, nearest
 from model_zoo.architecture import Architecture, InputSpec
 
 _FOLDER = Path(__file__).resolve().parent

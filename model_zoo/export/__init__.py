@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from core.errors import BackbenchError, ConfigError, nearest
+from backbench.errors import BackbenchError, ConfigError, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,7 +105,7 @@ def write_sidecars(backbone: Backbone, path: Path, settings: Mapping[str, Any]) 
     """What weights cannot tell, for us and for the engine; written before the weights, which are nothing without."""
     import yaml
 
-    from core.artifacts import atomic_write_text
+    from backbench.files.atomic import atomic_write_text
 
     fields = {"arch": backbone.arch.model_dump(mode="json"), "input": in_rgb(backbone).input.model_dump(mode="json")}
     for file, values in zip(sidecars(path), (fields, dict(settings)), strict=True):

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.artifacts import atomic_write
+from backbench.files.atomic import atomic_write
 from model_zoo.anatomy import NORM_TENSORS, Unit, expansion, inner_planes, planes, stem_planes, units
 from model_zoo.architecture import BASIC, DEEP
 from model_zoo.export import ExportError, Places, check_state, in_rgb, pixel_scale, refuse_trunk, write_sidecars

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.artifacts import atomic_save
+from backbench.files.atomic import atomic_save
 from model_zoo.anatomy import NORM_TENSORS, inner_planes, planes, stem_planes, units
 from model_zoo.architecture import BASIC
 from model_zoo.export import ExportError, Places, check_state, in_rgb, pixel_scale, refuse_trunk, write_sidecars

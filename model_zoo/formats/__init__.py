@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.errors import CheckpointError
+from backbench.errors import CheckpointError
 from model_zoo.architecture import Architecture
 from model_zoo.wrappers import MOST_TENSORS, tensors_of
 

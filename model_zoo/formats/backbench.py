@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from core.errors import CheckpointError
+from backbench.errors import CheckpointError
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import FORMAT
 from model_zoo.formats import Extracted, take

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.errors import CheckpointError
+from backbench.errors import CheckpointError
 from model_zoo.architecture import Architecture
 from model_zoo.export.detectron2 import key_table
 from model_zoo.formats import Extracted, tensor_dicts, the_one

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.errors import CheckpointError
+from backbench.errors import CheckpointError
 from model_zoo.architecture import Architecture
 from model_zoo.export.mmdet import PREFIX, key_table
 from model_zoo.formats import Extracted, is_openmmlab, mmselfsup_copies, take

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.errors import CheckpointError
+from backbench.errors import CheckpointError
 from model_zoo.architecture import Architecture
 from model_zoo.backbone import identity_tensors
 from model_zoo.formats import Extracted, mmselfsup_copies, take, tensor_dicts, the_one

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.errors import CheckpointError
+from backbench.errors import CheckpointError
 from model_zoo.architecture import Architecture
 from model_zoo.formats import Extracted, tensor_dicts
 from model_zoo.resnet import LAYERS

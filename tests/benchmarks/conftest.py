@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from made_records import make_absent, make_record
 
-from benchmarks import result
+from benchmarks.records import store
 from benchmarks.report import paired
 from transfer.metrics import area_ap, class_aps
 
@@ -35,7 +35,7 @@ class Shelf:
         self.root, self.items = root, {}
 
     def put(self, record, arrays):
-        self.items[record.identity()] = result.items_path(result.write(self.root, record, arrays))
+        self.items[record.identity()] = store.items_path(store.write(self.root, record, arrays))
         return record
 
     def top1(self, right, **fields):

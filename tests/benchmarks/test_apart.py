@@ -2,11 +2,12 @@
 
 import pytest
 
-from benchmarks import compare, report, result
+from backbench.errors import BackbenchError
+from benchmarks import compare, report
+from benchmarks.records import store
 from benchmarks.report import __main__ as cli
 from benchmarks.report.comparison import headlines_alike
 from benchmarks.report.table import gather, made_apart
-from core.errors import BackbenchError
 
 
 def on(record, device, torch="2.9"):
@@ -50,7 +51,7 @@ def test_a_mean_over_machines_says_so(tmp_path, make):
     assert made_apart(gather(apart)) == ["mine, imagenet_linear top1: measured on H100 (torch 2.9) and cpu (torch 2.9)"]
     assert made_apart(gather([on(make(50.0), "cpu"), on(make(60.0, seed=1), "cpu")])) == []
     for record in apart:
-        result.write(tmp_path, record)
+        store.write(tmp_path, record)
     page = report.write(tmp_path).read_text()
     assert all("measured on H100 (torch 2.9)" in text for text in (page, (tmp_path / "report.md").read_text()))
 
@@ -58,8 +59,8 @@ def test_a_mean_over_machines_says_so(tmp_path, make):
 def test_an_average_is_of_results_or_of_rehearsals(tmp_path, capsys, make):
     for cell in ("imagenet_linear", "inat18_linear"):
         for profile, value in (("full", 50.0), ("smoke", 10.0)):
-            result.write(tmp_path, make(value, cell=cell, profile=profile, config=profile[0]))
-    table = gather(result.read_all(tmp_path))
+            store.write(tmp_path, make(value, cell=cell, profile=profile, config=profile[0]))
+    table = gather(store.read_all(tmp_path))
     assert [[c.profile for c in kind] for kind in headlines_alike(table.columns)] == [["full"] * 2, ["smoke"] * 2]
     compare.main([str(tmp_path), "--no-literature"])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.count("|") == 5 and "mine" in line]
@@ -86,6 +87,6 @@ def test_what_cannot_be_rendered_is_a_sentence(tmp_path, argv, words):
 
 @pytest.mark.parametrize("argv", [["--tasks", ""], ["--tasks", " ,"], ["--resamples", "10000000"]])
 def test_what_cannot_be_compared_is_a_sentence(tmp_path, make, argv):
-    result.write(tmp_path, make(50.0))
+    store.write(tmp_path, make(50.0))
     with pytest.raises(BackbenchError, match=r"no cell named; there are imagenet_linear|at most 1000000"):
         compare.main([str(tmp_path), *argv])

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from benchmarks import result, run_all, run_one
+from backbench.errors import CheckpointError, ConfigError
+from benchmarks import run_all, run_one
+from benchmarks.records import store
 from benchmarks.subjects import find_subjects
-from core.errors import CheckpointError, ConfigError
 from model_zoo.choice import Choice, of_arguments, spelled
 from model_zoo.load import load
 from tests.builders.backbones import make_backbone
@@ -47,7 +48,7 @@ def test_a_record_is_of_the_chosen_network(two, image_folder, tmp_path):
     argv = ["--ckpt", str(two[0]), "--cell", "imagenet_knn", "--out", str(tmp_path / "out"), "--workers", "0"]
     argv += ["--data", f"imagenet={image_folder}", *KNN]
     assert run_one.main([*argv, "--key", "model_ema"]) == 0
-    (record,) = result.read_all(tmp_path / "out")
+    (record,) = store.read_all(tmp_path / "out")
     assert record.backbone.weights_sha256 == OTHER.weights_sha256
     assert record.backbone.name == "photos[model_ema]"
 
@@ -74,6 +75,6 @@ def test_run_all_measures_the_chosen_network(two, image_folder, tmp_path):
     ]
     argv += ["--data", f"imagenet={image_folder}", "--tasks", "imagenet_knn", *(f"imagenet_knn.{o}" for o in KNN)]
     assert run_all.main(argv) == 0
-    records = {record.backbone.name: record for record in result.read_all(tmp_path / "out")}
+    records = {record.backbone.name: record for record in store.read_all(tmp_path / "out")}
     assert records["photos[model_ema]"].backbone.weights_sha256 == OTHER.weights_sha256
     assert records["random:resnet18"].backbone.arch["width"] == 0.125

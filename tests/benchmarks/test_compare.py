@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import compare, plan, result
+from backbench.errors import BackbenchError
+from benchmarks import compare, plan
+from benchmarks.records import store
 from benchmarks.report import render
 from benchmarks.report.comparison import averages, headlines
 from benchmarks.report.comparison import compare as compare_rows
 from benchmarks.report.literature import flags, marks, published
 from benchmarks.report.table import gather
-from core.errors import BackbenchError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SEMI = {"preset": "msbreg", "batch": 1024, "epochs": 60, "rate_encoder": 0.0, "data": {"name": "imagenet"}}
@@ -355,8 +356,8 @@ def folder(shelf, make, absent, draws):
     a, b = draws(0, 0.7, 0.5)
     shelf.top1(a, name="mine", weights="a", published=False, counts=(3000, 400))
     shelf.top1(b, name="random:resnet18", weights="b", published=False, counts=(3000, 400))
-    result.write(shelf.root, make(9.0, name="mine", weights="a", cell="inat18_linear", data="inat18"))
-    result.write(shelf.root, absent("skipped", "no folder", cell="voc07_svm"))
+    store.write(shelf.root, make(9.0, name="mine", weights="a", cell="inat18_linear", data="inat18"))
+    store.write(shelf.root, absent("skipped", "no folder", cell="voc07_svm"))
     return shelf.root
 
 
@@ -402,7 +403,7 @@ def test_a_copy_of_a_measurement_counts_once(capsys, folder, tmp_path):
 
 def test_the_same_weights_under_two_names_are_two_rows(capsys, make, tmp_path, tables):
     for name in ("first", "second"):
-        result.write(tmp_path, make(50.0, name=name))
+        store.write(tmp_path, make(50.0, name=name))
     (table,) = tables(run(capsys, tmp_path, "--no-literature"))
     assert [row[0] for row in table[2:]] == ["first (resnet50)", "second (resnet50)"]
 
@@ -425,7 +426,7 @@ def test_literature_is_there_and_flagged(capsys, folder, tables):
 )
 def test_every_published_number_stands_beside_ours(capsys, make, tmp_path, tables, cell, primary, metrics):
     more = dict.fromkeys(metrics, 41.0) | {"mAP_k4_std": 1.0}
-    result.write(tmp_path, make(40.0, cell=cell, metric=primary, more=more))
+    store.write(tmp_path, make(40.0, cell=cell, metric=primary, more=more))
     text = run(capsys, tmp_path)
     for metric in metrics:
         assert f"**{cell} {metric}**" in text

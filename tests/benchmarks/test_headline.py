@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from backbench.errors import BackbenchError
 from benchmarks import run_one
-from core.errors import BackbenchError
 from transfer.protocol import Metric
 
 GOOD = Metric(50.0)

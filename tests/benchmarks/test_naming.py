@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from benchmarks import report, result
+from benchmarks import report
 from benchmarks.naming import Who, labels
+from benchmarks.records import store
 from benchmarks.report.table import gather
 
 
@@ -88,7 +89,7 @@ def test_what_has_no_number_is_told_apart_as_well(make, absent):
 def test_a_report_of_several_calls_joins_nothing_that_the_user_did_not(tmp_path, make):
     for w, value in (("a", 20.0), ("b", 42.0)):
         record = make(value, name="resnet18", weights=w, named=False, source=f"{w}/resnet18.pth")
-        result.write(tmp_path, record, {"labels": np.zeros(3, np.int32)})
+        store.write(tmp_path, record, {"labels": np.zeros(3, np.int32)})
     report.write(tmp_path)
     for file in ("report.md", "report.csv", "report.html"):
         text = (tmp_path / file).read_text()
@@ -97,11 +98,11 @@ def test_a_report_of_several_calls_joins_nothing_that_the_user_did_not(tmp_path,
 
 def test_a_measurement_that_lies_there_twice_counts_once(tmp_path, make):
     """A folder copied beside itself gave (2 seeds) with a spread of 0."""
-    path = result.write(tmp_path, make(50.0))
+    path = store.write(tmp_path, make(50.0))
     other = tmp_path / "copy" / path.parent.name / "seed0.json"
     other.parent.mkdir(parents=True)
     other.write_bytes(path.read_bytes())
-    assert len(list(result.read_all(tmp_path))) == 1
+    assert len(list(store.read_all(tmp_path))) == 1
     assert "counted once" in report.text(tmp_path) and "±" not in report.text(tmp_path)
     other.write_text(path.read_text().replace("50.0", "51.0"))
     assert "with other numbers" in report.text(tmp_path)

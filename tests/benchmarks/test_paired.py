@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks import result
+from benchmarks.records import store
 from benchmarks.report import paired
 from transfer.metrics import area_ap, class_aps
 
@@ -116,7 +116,7 @@ def test_no_interval_without_scores_of_items(shelf, draws, make):
     a, b = draws(4, 0.7, 0.6)
     mine, bare = shelf.top1(a, weights="a"), make(60.0, weights="b")
     assert "no scores per test item are stored" in refused(shelf, [mine], [bare])
-    result.items_path(result.record_path(shelf.root, mine)).unlink()
+    store.items_path(store.record_path(shelf.root, mine)).unlink()
     assert "no scores" in refused(shelf, [mine], [shelf.top1(b, weights="c")])
 
 

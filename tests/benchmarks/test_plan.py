@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from backbench.data import catalogue
+from backbench.data.catalogue import DataPlaces
+from backbench.errors import BackbenchError, ConfigError
 from benchmarks import plan
-from core import datasets
-from core.datasets import DataPlaces
-from core.errors import BackbenchError, ConfigError
 from transfer import tasks
 
 
@@ -30,9 +30,9 @@ from transfer import tasks
         (lambda: plan.split_overrides(["stl10_knn.k=[1]"], ["imagenet_knn"]), "not among the cells of this run"),
         (lambda: plan.split_overrides(["stl10*.k=[1]"], ["imagenet_knn"]), "not among the cells of this run"),
         (lambda: plan.split_overrides(["k=[1]"], ["imagenet_knn"]), "<cell>.<field>=<value>"),
-        (lambda: datasets.parse_places(["imagenet"]), "expected name=PATH"),
-        (lambda: datasets.parse_places(["imagenet="]), "expected name=PATH"),
-        (lambda: datasets.parse_places(["imagnet=/x"]), "unknown data set 'imagnet'; did you mean 'imagenet'"),
+        (lambda: catalogue.parse_places(["imagenet"]), "expected name=PATH"),
+        (lambda: catalogue.parse_places(["imagenet="]), "expected name=PATH"),
+        (lambda: catalogue.parse_places(["imagnet=/x"]), "unknown data set 'imagnet'; did you mean 'imagenet'"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence_with_the_nearest_name(call, expected):
@@ -122,7 +122,7 @@ def test_places():
     assert plan.places_of(paper, None, {}) == DataPlaces(None, {})
     root = Path("/data")
     assert plan.places_of(demo, root, {}).of("imagenet") == root / "imagenet", "what is said stands over the demo"
-    named = datasets.parse_places(["stl10=/elsewhere/stl", "imagenet=~/x=y"])
+    named = catalogue.parse_places(["stl10=/elsewhere/stl", "imagenet=~/x=y"])
     places = plan.places_of(paper, root, named)
     assert places.of("stl10") == Path("/elsewhere/stl")
     assert places.of("imagenet") == Path.home() / "x=y"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from backbench.errors import BackbenchError
 from benchmarks.report import readme
 from benchmarks.report.table import gather
-from core.errors import BackbenchError
 
 README = Path(__file__).resolve().parent.parent.parent / "README.md"
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import report, result
+from backbench.errors import BackbenchError
+from benchmarks import report
+from benchmarks.records import store
 from benchmarks.report import __main__ as cli
 from benchmarks.report import html, render
 from benchmarks.report.comparison import averages, compare, headlines
 from benchmarks.report.table import gather
-from core.errors import BackbenchError
 from model_zoo import entries
 from model_zoo.entries import PublishedNumber
 
@@ -189,7 +190,7 @@ def test_failed_and_skipped_are_listed_with_reasons(tmp_path, absent, make):
         absent("skipped", "no folder /data/coco", cell="coco_instance_segmentation"),
     ]
     for record in records:
-        result.write(tmp_path, record)
+        store.write(tmp_path, record)
     page = report.write(tmp_path)
     expected = [
         "mine, coco_instance_segmentation: skipped: no folder /data/coco",
@@ -205,7 +206,7 @@ def test_failed_and_skipped_are_listed_with_reasons(tmp_path, absent, make):
 def test_only_failures_and_nothing_at_all(tmp_path, absent):
     assert "No results yet" in report.text(tmp_path)
     assert "No results yet" in report.write(tmp_path / "empty").read_text()
-    result.write(tmp_path / "failed", absent("failed", "no memory"))
+    store.write(tmp_path / "failed", absent("failed", "no memory"))
     assert "no memory" in report.write(tmp_path / "failed").read_text()
 
 
@@ -342,7 +343,7 @@ def test_only_what_was_chosen_is_said_to_be(make):
 
 
 def test_every_set_of_versions_is_shown(make):
-    def with_torch(version: str, seed: int) -> result.Result:
+    def with_torch(version: str, seed: int) -> store.Result:
         record = make(50.0, seed=seed)
         provenance = record.provenance.model_copy(update={"packages": {"torch": version}})
         return record.model_copy(update={"provenance": provenance})
@@ -355,8 +356,8 @@ def test_every_set_of_versions_is_shown(make):
 
 def test_a_detectors_losses_and_pictures_are_on_the_page(tmp_path, make):
     """Found by the record as it is read again."""
-    path = result.write(tmp_path, make(50.0, cell="voc0712_detection", metric="AP", engine="detectron2 0.6"))
-    folder = result.run_folder(tmp_path, result.read(path))
+    path = store.write(tmp_path, make(50.0, cell="voc0712_detection", metric="AP", engine="detectron2 0.6"))
+    folder = store.run_folder(tmp_path, store.read(path))
     folder.mkdir()
     plots_before = report.write(tmp_path).read_text().count("<svg")
     Image.new("RGB", (8, 8)).save(folder / "pictures.png")
@@ -393,8 +394,8 @@ def test_the_report_says_the_difference_to_the_random_baseline(tmp_path, make, t
     labels = np.zeros(100, dtype=np.int32)
     for name, right, weights in (("mine", 80, "a"), ("random:resnet50", 50, "b")):
         best = (np.arange(100) >= right).astype(np.int32)[:, None]
-        result.write(tmp_path, make(float(right), name=name, weights=weights), {"best": best, "labels": labels})
-        result.write(tmp_path, make(float(right), name=name, weights=weights, cell="inat18_linear"))
+        store.write(tmp_path, make(float(right), name=name, weights=weights), {"best": best, "labels": labels})
+        store.write(tmp_path, make(float(right), name=name, weights=weights, cell="inat18_linear"))
     page = report.write(tmp_path).read_text()
     text = (tmp_path / "report.md").read_text()
     (table,) = (rows for rows in tables(text) if rows[0][-1] == "difference")
@@ -412,7 +413,7 @@ def test_no_nan_anywhere(tmp_path, curves, make):
         make(-3.0, name="c", metric="uniformity", unit="", cell="imagenet_uniformity", higher=False),
     ]  # fmt: skip
     for record in records:
-        result.write(tmp_path / "out", record)
+        store.write(tmp_path / "out", record)
     page = report.write(tmp_path / "out", suite="paper", curves=curves)
     for file in (page, tmp_path / "out" / "report.md", tmp_path / "out" / "report.csv"):
         assert not re.search(r"\b(nan|inf)\b", file.read_text(), re.IGNORECASE)

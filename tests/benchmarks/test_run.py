@@ -16,10 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import plan, result, run_all, run_one
+from backbench.data import catalogue
+from backbench.data import demo as scenes
+from backbench.errors import BackbenchError, CheckpointError, ConfigError
+from benchmarks import plan, run_all, run_one
 from benchmarks.launchers import local
-from core import datasets
-from core.errors import BackbenchError, CheckpointError, ConfigError
+from benchmarks.records import store
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import save
 from model_zoo.load import load
@@ -78,7 +80,7 @@ def ran(monkeypatch):
 
 
 def records(out):
-    return list(result.read_all(out))
+    return list(store.read_all(out))
 
 
 def files(out):
@@ -115,7 +117,7 @@ def test_the_second_time_the_record_is_kept(one, out, ran):
 
 @pytest.mark.parametrize(("demo", "profile", "mark"), [(True, "full", " DEMO"), (False, "smoke", " REHEARSAL")])
 def test_numbers_that_are_no_results_are_marked_as_they_are_made(one, capsys, monkeypatch, demo, profile, mark):
-    monkeypatch.setattr(datasets.demo, "is_demo", lambda _place: demo)
+    monkeypatch.setattr(scenes, "is_demo", lambda _place: demo)
     assert one(*KNN, more=["--profile", profile]) == 0
     assert re.search(rf"top1_k3 [\d.]+%{mark}  \(", capsys.readouterr().err)
 
@@ -281,7 +283,7 @@ def test_missing_data_do_not_destroy_a_number(one, out):
     one(*KNN)
     one(*KNN, data=None)
     assert [r.status for r in records(out)] == ["ok", "skipped"]  # beside the number, why there is no newer one
-    result.write(out, records(out)[0])
+    store.write(out, records(out)[0])
     assert [r.status for r in records(out)] == ["ok"]
 
 
@@ -291,7 +293,7 @@ def test_a_number_that_is_kept_says_no_longer_that_it_is_lacking(one, out, ran):
     (record,) = records(out)
     for status in ("failed", "skipped"):
         lacking = {"status": status, "reason": "no", "metrics": {}, "primary": None, "data": None}
-        result.write(out, record.model_copy(update=lacking))
+        store.write(out, record.model_copy(update=lacking))
     assert [path.name for path in files(out)] == ["seed0.failed.json", "seed0.json", "seed0.skipped.json"]
     one(*LINEAR, cell="imagenet_linear")
     assert [path.name for path in files(out)] == ["seed0.json"] and len(ran) == 1
@@ -304,7 +306,7 @@ def test_a_kill_is_recorded_for_the_seed_without_a_number(one, out, ckpt, source
     cell = plan.load_cell("imagenet_linear", LINEAR)
     subjects = run_all.find_subjects([source], "", 3)
     args = run_one.parser().parse_args(["--ckpt", source, "--cell", cell.name, "--out", str(out)])
-    before = result.written(out)
+    before = store.written(out)
     for code in (0, run_all.INTERRUPTED, -9):
         assert sorted((r.seed, r.status) for r in records(out)) == [(0, "ok"), (1, "ok")]
         run_all.record_without_number(subjects, [cell], {}, [(subjects[0], cell)], [code], {cell.name: 3}, before, args)
@@ -327,7 +329,7 @@ def test_what_breaks_down_unrecorded_is_recorded_and_no_failure_of_its_own_is_re
     assert one(*LINEAR, cell="imagenet_linear", ckpt=str(ckpt)) == 1
     assert settle({}) == {0: "division by zero", 1: "its process ended with code 1; what it printed says why, "
                           "and out of memory it prints nothing"}  # fmt: skip
-    before = result.written(out)
+    before = store.written(out)
     assert settle(before)[0].startswith("its process ended with code 1"), "an older failure is no news"
 
 
@@ -347,19 +349,19 @@ def test_half_a_data_set_is_a_failed_record(one, out, image_folder):
 
 
 def test_published_counts_are_recognised(one, out, monkeypatch):
-    known = datasets.info("imagenet")
+    known = catalogue.info("imagenet")
     counts = {"train": 24, "val": 12, "classes": 3}
-    changed = datasets.DatasetInfo(known.layout, known.train, known.test, counts, known.source)
-    monkeypatch.setitem(datasets.KNOWN, "imagenet", changed)
+    changed = catalogue.DatasetInfo(known.layout, known.train, known.test, counts, known.source)
+    monkeypatch.setitem(catalogue.KNOWN, "imagenet", changed)
     assert one("k=[1,3]", "headline_k=3") == 0
     assert records(out)[0].data.is_published
 
 
 def test_a_part_of_the_published_data_is_not_published(one, out, monkeypatch):
-    known = datasets.info("imagenet")
+    known = catalogue.info("imagenet")
     counts = {"train": 24, "val": 12, "classes": 3}
-    changed = datasets.DatasetInfo(known.layout, known.train, known.test, counts, known.source)
-    monkeypatch.setitem(datasets.KNOWN, "imagenet", changed)
+    changed = catalogue.DatasetInfo(known.layout, known.train, known.test, counts, known.source)
+    monkeypatch.setitem(catalogue.KNOWN, "imagenet", changed)
     assert one("k=[1,3]", "headline_k=3", "data.limit=20") == 0
     (record,) = records(out)
     assert record.data.counts["train"] == 20
@@ -373,7 +375,7 @@ SEMI = ["data.expect=any", "epochs=1", "batch=8", "list=drawn", "share=10%"]
 def test_the_numbers_can_be_computed_again_from_the_items(one, out, cell, fields):
     assert one(*fields, cell=cell, seeds=2) == 0
     for path, record in zip(files(out), records(out), strict=True):
-        with np.load(result.items_path(path)) as items:
+        with np.load(store.items_path(path)) as items:
             top5, labels, per_class = items["best"], items["labels"], items["per_class_top1"]
         assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4, "in the order of the test split"
         assert top5.shape == (12, 3) and all(sorted(row) == [0, 1, 2] for row in top5.tolist())
@@ -387,7 +389,7 @@ def test_the_numbers_can_be_computed_again_from_the_items(one, out, cell, fields
 def test_a_failed_run_leaves_the_numbers_items_alone(one, out, monkeypatch):
     assert one(*LINEAR, cell="imagenet_linear") == 0
     (record,) = files(out)
-    before = record.read_bytes(), result.items_path(record).read_bytes()
+    before = record.read_bytes(), store.items_path(record).read_bytes()
 
     def fails(*_):
         raise FloatingPointError("loss became NaN")
@@ -396,7 +398,7 @@ def test_a_failed_run_leaves_the_numbers_items_alone(one, out, monkeypatch):
     monkeypatch.setattr(linear_probe, "version", linear_probe.version + 1)
     assert one(*LINEAR, cell="imagenet_linear") == 1
     assert [path.name for path in files(out)] == ["seed0.failed.json", "seed0.json"]
-    assert (record.read_bytes(), result.items_path(record).read_bytes()) == before
+    assert (record.read_bytes(), store.items_path(record).read_bytes()) == before
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ import functools
 
 import pytest
 
-from benchmarks import report, result, run_all, run_one, subjects
+from backbench.errors import BackbenchError, ConfigError
+from benchmarks import report, run_all, run_one, subjects
 from benchmarks.launchers import local
-from core.errors import BackbenchError, ConfigError
+from benchmarks.records import store
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import save
 from model_zoo.resnet import build
@@ -164,7 +165,7 @@ def test_methods_of_one_file_name_are_not_averaged(tmp_path, handled, capsys):
     assert capsys.readouterr().err.count("an identical result is there") == 2, (
         "what is measured is named, not measured anew"
     )
-    assert {r.backbone.named for r in result.read_all(out)} == {True}
+    assert {r.backbone.named for r in store.read_all(out)} == {True}
 
 
 @pytest.mark.slow
@@ -186,7 +187,7 @@ def test_a_report_that_fails_says_where_the_numbers_are(tmp_path, handled, capsy
     with pytest.raises(RuntimeError, match="no fonts"):
         handled(checkpoint(tmp_path / "net.pth"))
     assert f"what was measured is in {tmp_path / 'out'}" in capsys.readouterr().err
-    assert [r.status for r in result.read_all(tmp_path / "out")] == ["ok"]
+    assert [r.status for r in store.read_all(tmp_path / "out")] == ["ok"]
 
 
 @pytest.mark.parametrize(

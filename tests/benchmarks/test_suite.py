@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from backbench.data import demo
+from backbench.data.catalogue import DataPlaces
 from benchmarks import plan, run_all
-from benchmarks.result import items_path, read_all
-from core.datasets import DataPlaces, demo
+from benchmarks.records.store import items_path, read_all
 from model_zoo import backbone as zoo
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.resnet import build

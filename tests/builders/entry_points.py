@@ -15,6 +15,8 @@ def end(
     """How a main function of this body ends, its output as text."""
     lines = "".join(f"    {line}\n" for line in body.splitlines())
     source = f"import errno, os, sys, threading\nsys.path.insert(0, {str(ROOT)!r})\n"
-    source += f"from core.errors import *\nfrom core.errors import run_cli\ndef main():\n{lines}run_cli(main)\n"
+    source += (
+        f"from backbench.errors import *\nfrom backbench.errors import run_cli\ndef main():\n{lines}run_cli(main)\n"
+    )
     fields = {"capture_output": True, "text": True, "errors": "replace", "timeout": 60, **fields}
     return subprocess.run([sys.executable, "-S", "-c", source], preexec_fn=prepare, **fields)  # type: ignore[call-overload]

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 import model_zoo.load
-from core.containers.torch_legacy import MAGIC
-from core.errors import BackbenchError
+from backbench.errors import BackbenchError
+from model_zoo.reading.torch_legacy import MAGIC
 
 
 def glob(name):

@@ -1,6 +1,6 @@
 """Records for tests, with a number and without one."""
 
-from benchmarks import result
+from benchmarks.records import store
 
 
 def make_record(
@@ -29,12 +29,12 @@ def make_record(
     kind="moco",
 ):
     metrics = {metric: value, **(more or {})}
-    return result.Result(
+    return store.Result(
         status="ok",
         profile=profile,
         suite="paper",
         seed=seed,
-        backbone=result.BackboneRecord(
+        backbone=store.BackboneRecord(
             name=name,
             weights_sha256=weights * 64,
             format=kind,
@@ -44,10 +44,10 @@ def make_record(
             source=source,
         ),
         cell=cell,
-        task=result.TaskRecord(
+        task=store.TaskRecord(
             name="linear_probe", version=1, config={}, config_sha256=config * 64, tuned=tuned or {}, engine=engine
         ),
-        data=result.DataRecord(
+        data=store.DataRecord(
             name=data,
             train="train",
             test="val",
@@ -57,11 +57,10 @@ def make_record(
             is_demo=demo,
         ),
         metrics={
-            key: result.MetricRecord(value=number, unit=unit, higher_is_better=higher)
-            for key, number in metrics.items()
+            key: store.MetricRecord(value=number, unit=unit, higher_is_better=higher) for key, number in metrics.items()
         },
         primary=metric,
-        provenance=result.Provenance(
+        provenance=store.Provenance(
             commit="f" * 40,
             dirty=False,
             packages={"torch": "2.9"},
@@ -76,6 +75,6 @@ def make_record(
 
 def make_absent(status, reason, name="mine", cell="voc07_svm"):
     values = make_record(1.0, name=name, cell=cell).model_dump(by_alias=True)
-    return result.Result.model_validate(
+    return store.Result.model_validate(
         values | {"status": status, "reason": reason, "metrics": {}, "data": None, "primary": None, "provenance": None}
     )

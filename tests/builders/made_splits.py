@@ -1,6 +1,6 @@
 """Splits without images, for tasks whose features are made up."""
 
-from core.datasets import ImageSplit
+from backbench.data.splits import ImageSplit
 
 CLASSES = ("ant", "bee", "cow")
 

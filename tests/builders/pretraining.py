@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from core.config import build, dump
+from backbench.config import build, dump
 from pretrain.config import PretrainConfig
 
 IMAGES = 30  # 20-NN wants four fifths of them to be 20 at least
@@ -25,7 +25,7 @@ import os
 os.environ.update({environment!r})
 os.dup2(os.open({stderr!r}, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
 {before}
-from core.errors import run_cli
+from backbench.errors import run_cli
 from pretrain.run import main
 run_cli(lambda: main({arguments!r}))
 """

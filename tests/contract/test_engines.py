@@ -12,13 +12,13 @@ import torch
 from backbones import make_backbone
 from PIL import Image
 
-from core.datasets import Files
-from core.errors import ConfigError
+from backbench.data.splits import Files
+from backbench.errors import ConfigError
 from model_zoo.architecture import Architecture, architecture_fields
 from model_zoo.export import ExportError, feature_difference
 from transfer.detection import engines
-from transfer.detection.data import DetectionSplit, Instance, Picture
-from transfer.detection.engines import Job
+from transfer.detection.annotations.split import DetectionSplit, Instance, Picture
+from transfer.detection.job import Job
 from transfer.detection.run import DetectionConfig, unfit
 from transfer.detection.spec import DetectionSpec
 

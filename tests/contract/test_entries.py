@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from backbench.config import build, read_mapping
+from backbench.data import catalogue
+from backbench.errors import BackbenchError, ConfigError
 from benchmarks import plan
-from core import datasets
-from core.config import build, read_mapping
-from core.errors import BackbenchError, ConfigError
 from model_zoo import entries, formats
 from transfer.detection import engines
 
@@ -117,7 +117,7 @@ def test_what_is_said_of_the_protocol_exists(path):
         assert number.preset is None or number.preset in cell.task.Config.PRESETS
         assert number.engine is None or number.engine in engines.names()
         assert number.frozen is None or number.cell.startswith("imagenet_semi")
-        assert number.data is None or (datasets.info(number.data) and number.data != cell.config.data.name)
+        assert number.data is None or (catalogue.info(number.data) and number.data != cell.config.data.name)
         assert number.epochs is None or "epochs" in type(cell.config).model_fields
 
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 from backbones import make_backbone
 
-from core.errors import ConfigError
+from backbench.errors import ConfigError
 from model_zoo import export, formats
 from model_zoo.anatomy import expected_shapes
 from model_zoo.architecture import Architecture, InputSpec

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from core.artifacts import tensors_sha256
+from backbench.files.hashes import tensors_sha256
 from model_zoo import formats
 from model_zoo.architecture import Architecture
 from model_zoo.backbone import identity_tensors

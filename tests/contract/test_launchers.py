@@ -12,8 +12,8 @@ import time
 
 import pytest
 
+from backbench import processes
 from benchmarks import launchers
-from core import processes
 
 NAMES = sorted(module.name for module in pkgutil.iter_modules(launchers.__path__))
 

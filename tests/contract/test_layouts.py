@@ -7,12 +7,12 @@ import importlib
 import numpy as np
 import pytest
 
-from core import datasets
-from core.datasets import DataPlaces, demo
-from core.errors import DataError
+from backbench.data import catalogue, demo
+from backbench.data.catalogue import DataPlaces
+from backbench.errors import DataError
 
 # ImageNet-100 has ImageNet's layout, and no scenes of its own.
-OF_THE_SCENES = {name: {"imagenet100": "imagenet"}.get(name, name) for name in datasets.KNOWN}
+OF_THE_SCENES = {name: {"imagenet100": "imagenet"}.get(name, name) for name in catalogue.KNOWN}
 
 
 @pytest.fixture(scope="module")
@@ -21,13 +21,13 @@ def scenes() -> DataPlaces:
     return DataPlaces(None, {name: root / folder for name, folder in OF_THE_SCENES.items() if (root / folder).is_dir()})
 
 
-@pytest.mark.parametrize("name", datasets.KNOWN)
+@pytest.mark.parametrize("name", catalogue.KNOWN)
 @pytest.mark.parametrize("role", ["train", "test"])
 def test_a_split_is_images_with_labels_and_names(name, role, scenes):
     if name not in scenes.named:
         pytest.skip(f"the scenes are not rendered in {name}'s layout")
-    split = datasets.load(name, role, scenes)
-    assert split.dataset == name and split.split == getattr(datasets.info(name), role)
+    split = catalogue.load(name, role, scenes)
+    assert split.dataset == name and split.split == getattr(catalogue.info(name), role)
     assert len(split) == len(split.source) > 0 and len(split.classes) > 1
     rows = split.labels.shape
     assert rows == (len(split),) or rows == (len(split), len(split.classes))
@@ -35,16 +35,16 @@ def test_a_split_is_images_with_labels_and_names(name, role, scenes):
     pixels = split.source.rgb(0)
     assert pixels.dtype == np.uint8 and pixels.shape == (*reversed(split.source.pil(0).size), 3)
     assert split.source.size(0) > 0 and split.source.stored(0)
-    assert split.manifest_sha256() == datasets.load(name, role, scenes).manifest_sha256()
+    assert split.manifest_sha256() == catalogue.load(name, role, scenes).manifest_sha256()
 
 
-@pytest.mark.parametrize("name", datasets.KNOWN)
+@pytest.mark.parametrize("name", catalogue.KNOWN)
 def test_an_empty_folder_is_an_error_that_names_it(name, tmp_path):
     with pytest.raises(DataError, match=str(tmp_path)):
-        datasets.load(name, "train", DataPlaces(None, {name: tmp_path}))
+        catalogue.load(name, "train", DataPlaces(None, {name: tmp_path}))
 
 
-@pytest.mark.parametrize("layout", sorted({known.layout for known in datasets.KNOWN.values()}))
+@pytest.mark.parametrize("layout", sorted({known.layout for known in catalogue.KNOWN.values()}))
 def test_layouts_say_what_they_read(layout):
-    module = importlib.import_module(f"core.datasets.{layout}")
+    module = importlib.import_module(f"backbench.data.layouts.{layout}")
     assert module.__doc__ and module.read.__doc__

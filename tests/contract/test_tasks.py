@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from backbench.config import build
+from backbench.data import catalogue, demo
+from backbench.data.catalogue import DataPlaces
+from backbench.errors import ConfigError
 from benchmarks import plan
-from core import datasets
-from core.config import build
-from core.datasets import DataPlaces, demo
-from core.errors import ConfigError
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone
 from model_zoo.resnet import build as build_trunk
@@ -53,7 +53,7 @@ def places(image_folder, stl10_folder):
     """A tiny folder for the layouts that are quickly written; the rendered demo for the rest."""
 
     def of(name):
-        layout = datasets.info(name).layout
+        layout = catalogue.info(name).layout
         if layout == "imagefolder":
             return DataPlaces(None, {name: image_folder})
         if layout == "stl10":
@@ -137,7 +137,7 @@ def test_cell_loads_in_both_profiles(name):
     assert full.config.data.limit == 0
     assert rehearsal.config.data.expect == "any"
     assert rehearsal.config.data.limit > 0
-    assert full.config.data.name in datasets.KNOWN
+    assert full.config.data.name in catalogue.KNOWN
     assert rehearsal.config_sha256 != full.config_sha256
 
 
@@ -203,7 +203,7 @@ def test_cell_runs_and_returns_its_headline(name, places, backbone, tmp_path):
 def test_preset_runs_and_returns_its_headline(name, preset, image_folder, backbone, tmp_path):
     task = tasks.get(name)
     config = task.Config()
-    if datasets.info(config.data.name).layout != "imagefolder":
+    if catalogue.info(config.data.name).layout != "imagefolder":
         pytest.skip("its data are no image folder")
     values = {**tasks.preset_fields(task, preset), "preset": preset}
     larger = ["size=64", "resize=64"] if values.get("feature") == "res5_2x2" else []  # C5 of two cells a side
@@ -218,5 +218,5 @@ def test_cell_refuses_data_that_are_not_the_published_ones(name, places):
     where = places(cell.config.data.name)
     if cell.task.missing(cell.config, where) is not None:
         pytest.skip("the engine is absent")
-    with pytest.raises(datasets.DataError, match="published"):
+    with pytest.raises(catalogue.DataError, match="published"):
         cell.task.splits(cell.config, where)

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from backbench.data.catalogue import DataPlaces
+from backbench.errors import BackbenchError
 from benchmarks import plan
-from core.datasets import DataPlaces
-from core.errors import BackbenchError
-from transfer.detection import coco_eval, voc_eval
-from transfer.detection.data import Detections, DetectionSplit
+from transfer.detection.annotations.split import Detections, DetectionSplit
+from transfer.detection.scoring import coco_eval, voc_eval
 
 WIDTH, HEIGHT = 64, 48
 HALF = 100 * (51 / 101 + 1) / 2  # COCO: one of two cats (precision 1 at recalls 0 to 0.5), both dogs

@@ -14,7 +14,7 @@ from backbones import make_backbone
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from core.errors import BackbenchError, CheckpointError
+from backbench.errors import BackbenchError, CheckpointError
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import FORMAT
 from model_zoo.export.detectron2 import key_table

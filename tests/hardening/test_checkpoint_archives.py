@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.errors import CheckpointError
+from backbench.errors import CheckpointError
 from model_zoo.load import load
 from tests.builders import hostile as h
 from tests.builders.backbones import make_backbone

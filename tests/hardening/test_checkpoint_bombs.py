@@ -264,7 +264,7 @@ def test_arrays_of_a_shared_buffer(tmp_path, wrap):
 
 def test_what_ordinary_pickles_hold_is_read_as_python_reads_it(tmp_path):
     """Every protocol, beside Python's own unpickler: plain values come out equal."""
-    from core import containers
+    from model_zoo import reading
 
     values = [
         None,
@@ -304,12 +304,12 @@ def test_what_ordinary_pickles_hold_is_read_as_python_reads_it(tmp_path):
     for protocol in range(6):
         path = tmp_path / f"{protocol}.pkl"
         path.write_bytes(pickle.dumps(values, protocol=protocol))
-        assert containers.read(path).value == values, protocol
+        assert reading.read(path).value == values, protocol
     assert np.isnan(_read(tmp_path, float("nan")))
 
 
 def _read(folder, value):
-    from core import containers
+    from model_zoo import reading
 
     (folder / "x.pkl").write_bytes(pickle.dumps(value))
-    return containers.read(folder / "x.pkl").value
+    return reading.read(folder / "x.pkl").value

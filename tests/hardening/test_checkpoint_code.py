@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from core.errors import CheckpointError
+from backbench.errors import CheckpointError
 from model_zoo.load import load
 from tests.builders import hostile as h
 
@@ -39,7 +39,7 @@ GADGETS = {
     "builtins.open": ("{trap}", "w"),
     "builtins.__import__": ("antigravity",),
     "builtins.getattr": (h.glob("os.path"), "__globals__"),
-    "builtins.setattr": (h.glob("core.artifacts.atomic_save"), "__doc__", "changed"),
+    "builtins.setattr": (h.glob("backbench.files.atomic.atomic_save"), "__doc__", "changed"),
     "builtins.globals": (),
     "builtins.type": ("X", b")", b"}"),
     "builtins.map": (h.glob("os.system"), b"(" + h.text("touch x") + b"l"),
@@ -121,8 +121,8 @@ GADGETS = {
     "torch._utils._rebuild_parameter": (h.reduce("os.system", "touch x"), b"\x89", b"}"),
     "torch._tensor._rebuild_from_type_v2": (h.glob("os.system"), h.glob("torch.Tensor"), b"(" + h.text("touch x") + b"t", b"N"),
     "model_zoo.load.load": ("random:resnet50",),
-    "core.artifacts.atomic_write_text": ("{trap}", "x"),
-    "core.containers.read": ("{trap}",),
+    "backbench.files.atomic.atomic_write_text": ("{trap}", "x"),
+    "model_zoo.reading.read": ("{trap}",),
     "benchmarks.run_all.main": (),
     "setuptools.setup": (),
     "pip.main": (b"(" + h.text("download") + b"l",),
@@ -218,9 +218,9 @@ BUILDS = {
     "a class": ("collections.OrderedDict", h.dictionary(evil=b"K\x01")),
     "torch.Size": ("torch.Size", h.dictionary(evil=b"K\x01")),
     "a storage class": ("torch.FloatStorage", h.dictionary(dtype=b"N")),
-    "our reader": ("core.containers.read", h.dictionary(__defaults__=b"N", __doc__=b"N")),
-    "our error": ("core.errors.CheckpointError", h.dictionary(kind=h.text("evil"))),
-    "our operations": ("core.containers.known.OPERATIONS", h.dictionary(evil=b"K\x01")),
+    "our reader": ("model_zoo.reading.read", h.dictionary(__defaults__=b"N", __doc__=b"N")),
+    "our error": ("backbench.errors.CheckpointError", h.dictionary(kind=h.text("evil"))),
+    "our operations": ("model_zoo.reading.known.OPERATIONS", h.dictionary(evil=b"K\x01")),
     "numpy.dtype": ("numpy.dtype", h.dictionary(evil=b"K\x01")),
     "numpy.ndarray": ("numpy.ndarray", b"(K\x01)NNNt"),
     "builtins.dict": ("builtins.dict", h.dictionary(evil=b"K\x01")),
@@ -234,14 +234,15 @@ def test_a_state_changes_nothing_of_ours(tmp_path, scene, container, kind):
     import collections
     import sys
 
-    from core import containers, errors
-    from core.containers import known
+    from backbench import errors
+    from model_zoo import reading
+    from model_zoo.reading import known
 
     name, state = BUILDS[kind]
     watched = [
         torch._utils._rebuild_tensor_v2,
         torch._utils._rebuild_parameter,
-        containers.read,
+        reading.read,
         *known.OPERATIONS.values(),
     ]
     before = [(f.__defaults__, dict(f.__dict__), f.__code__) for f in watched], len(known.OPERATIONS), len(sys.modules)

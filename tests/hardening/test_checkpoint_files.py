@@ -8,7 +8,7 @@ import socket
 import pytest
 import torch
 
-from core.errors import BackbenchError, CheckpointError
+from backbench.errors import BackbenchError, CheckpointError
 from model_zoo.load import load
 from tests.builders import hostile as h
 from tests.builders.backbones import make_backbone

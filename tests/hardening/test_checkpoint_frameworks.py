@@ -11,7 +11,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from core.errors import CheckpointError
+from backbench.errors import CheckpointError
 from model_zoo.choice import Choice
 from model_zoo.load import load
 from tests.builders.backbones import make_backbone

@@ -13,14 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
+from backbench.data import catalogue
+from backbench.data.catalogue import DataPlaces
+from backbench.data.layouts import coco
+from backbench.data.overlap import in_both
+from backbench.errors import DataError
 from benchmarks.plan import load_cell
 from benchmarks.run_one import measure, parser, prepare
-from core import datasets
-from core.datasets import DataPlaces, coco
-from core.datasets.overlap import in_both
-from core.errors import DataError
 from model_zoo.load import load
-from transfer.detection.layouts import read_coco
+from transfer.detection.annotations.layouts import read_coco
 from transfer.protocol import RunContext
 
 pytestmark = pytest.mark.timeout(120)
@@ -164,7 +165,7 @@ def test_class_folders_that_only_look_alike(folder, train, val):
     (folder / "train/ant").rename(folder / "train" / train)
     (folder / "val/ant").rename(folder / "val" / val)
     with pytest.raises(DataError, match="differ only in capital letters, or in how an accent is written"):
-        datasets.load("imagenet", "test", DataPlaces(None, {"imagenet": folder}))
+        catalogue.load("imagenet", "test", DataPlaces(None, {"imagenet": folder}))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,7 @@ def test_a_training_does_not_go_on_with_other_images(folder, tmp_path):
     """An image of the same size took another one's place after the kill: its manifest is the same, its state is not."""
 
     def state_file():
-        splits = {"train": datasets.load("imagenet", "train", DataPlaces(None, {"imagenet": folder}))}
+        splits = {"train": catalogue.load("imagenet", "train", DataPlaces(None, {"imagenet": folder}))}
         splits["train"].manifest_sha256()
         ctx = RunContext(splits=splits, seed=0, device=torch.device("cpu"), cache=tmp_path / "cache")
         return ctx.resume_file(backbone, config, 1), splits["train"].manifest_sha256()
@@ -221,7 +222,7 @@ def test_coco_images_in_folders_below_are_read_everywhere(tmp_path, name, sound)
 
 def test_images_of_separate_folders_share_nothing(folder):
     places = DataPlaces(None, {"imagenet": folder})
-    train, test = (datasets.load("imagenet", role, places) for role in ("train", "test"))
+    train, test = (catalogue.load("imagenet", role, places) for role in ("train", "test"))
     assert in_both(train, test) == []
     assert in_both(train, train.part(np.array([3, 5]))) == [train.source.name(3), train.source.name(5)]
 

@@ -19,10 +19,11 @@ import torch
 from commands import ROOT
 from torch import nn
 
-from core.containers import load_torch
-from core.datasets import demo
-from core.errors import BackbenchError
-from transfer.detection import checkpoints, engines
+from backbench.data import demo
+from backbench.errors import BackbenchError
+from model_zoo.reading import load_torch
+from transfer.detection import engines
+from transfer.detection.training import checkpoints
 
 WEIGHTS = {"detectron2": "model", "mmdet": "state_dict"}
 WITHIN = 400.0  # seconds for a whole run
@@ -256,7 +257,8 @@ def test_a_file_that_may_not_grow(limit, tmp_path):
     saved(tmp_path)
     code = (
         "import resource, sys; from pathlib import Path; sys.path[:0] = ['tests/hardening', 'tests/builders']\n"
-        "from core.errors import run_cli; import test_detection_kills as t; from transfer.detection import checkpoints as c\n"
+        "from backbench.errors import run_cli; import test_detection_kills as t\n"
+        "from transfer.detection.training import checkpoints as c\n"
         f"course, folder = t.a_course(), Path({str(tmp_path)!r})\n"
         "c.save(folder / 'elsewhere.pth', 1, {}, course)\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"

@@ -16,11 +16,12 @@ import zipfile
 import pytest
 from servers import DATA, OTHER, answer, cut, good, plain, serving, status
 
-from core import retrieve
-from core.errors import BackbenchError
-from model_zoo import download, pins
+from backbench import http
+from backbench.errors import BackbenchError
+from model_zoo import fetch
 from model_zoo.architecture import Architecture
 from model_zoo.entries import Entry
+from model_zoo.fetch import pins
 
 HALF = len(DATA) // 2
 MODIFIED = "Wed, 21 Oct 2015 07:28:00 GMT"
@@ -205,33 +206,33 @@ def place(tmp_path, monkeypatch):
         if name.lower().endswith("_proxy") or name.startswith("BACKBENCH_ZOO"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("BACKBENCH_CACHE", str(tmp_path))
-    monkeypatch.setattr(retrieve, "_sleep", lambda _s: None)
+    monkeypatch.setattr(http, "_sleep", lambda _s: None)
     for name, value in {"_WINDOW_S": 0.2, "_ANSWER_S": 0.4, "_SILENCE_S": 0.4}.items():
-        monkeypatch.setattr(retrieve, name, value)
+        monkeypatch.setattr(http, name, value)
 
 
-def fetch(script):
+def fetched(script):
     with serving() as server:
         server.script = list(script)
         wanted = Entry(
             name="some_r50", method="Some", arch=Architecture(name="resnet50"), pretrained_on="ImageNet",
             url=f"{server.url}/resnet50.pth",
         )  # fmt: skip
-        return download.fetch(wanted)
+        return fetch.fetch(wanted)
 
 
 @pytest.mark.parametrize("kind", RIGHT)
 def test_the_right_file_in_spite_of_the_server(kind):
-    assert fetch(RIGHT[kind]).read_bytes() == DATA
+    assert fetched(RIGHT[kind]).read_bytes() == DATA
     assert pins.read()["some_r50"]["sha256"] == hashlib.sha256(DATA).hexdigest()
 
 
 @pytest.mark.parametrize("kind", SENTENCE)
 def test_a_sentence_and_no_pin(kind, monkeypatch):
     script, words = SENTENCE[kind]
-    monkeypatch.setattr(retrieve, "LARGEST", 8 << 20)
+    monkeypatch.setattr(http, "LARGEST", 8 << 20)
     with pytest.raises(BackbenchError, match=words) as caught:
-        fetch(script)
+        fetched(script)
     assert "\n" not in str(caught.value)
     assert pins.read() == {}
     assert not list(pins.folder().glob("some_r50*")), "nothing that was not checked is in place"
@@ -262,7 +263,7 @@ def test_pins_that_are_none(kind):
     else:
         path.write_bytes(PINS[kind].encode("utf-8", "surrogateescape"))
     with pytest.raises(BackbenchError, match=r"pins\.json: .*remove it"):
-        fetch([good])
+        fetched([good])
 
 
 NOTES = {"a list": "[]", "deep": "[" * 100_000, "of words": json.dumps({"url": 5, "validator": None, "total": "x"})}
@@ -283,7 +284,7 @@ def test_parts_of_earlier_runs_that_are_none(kind, tmp_path):
         part.with_name(part.name + ".json").write_text(NOTES.get(kind, ""))
     if kind in ("a part that is a folder", "a part that is a link"):
         with pytest.raises(BackbenchError, match="is in the way"):
-            fetch([good])
+            fetched([good])
     else:
-        assert fetch([good]).read_bytes() == DATA
+        assert fetched([good]).read_bytes() == DATA
     assert victim.read_bytes() == b"of another program"

@@ -11,9 +11,9 @@ import torch
 from backbones import make_backbone
 from PIL import Image
 
-from core.datasets import DataPlaces, load
-from core.errors import BackbenchError
-from core.files import Changed
+from backbench.data.catalogue import DataPlaces, load
+from backbench.errors import BackbenchError
+from backbench.files import Changed
 from model_zoo.architecture import InputSpec
 from transfer import feature_file, features
 from transfer.protocol import RunContext

@@ -12,7 +12,7 @@ import pytest
 from pictures import SCENE, encoded, png, png_16, tiff
 from PIL import Image
 
-from core.images import CorruptImage, decode_rgb, open_rgb
+from backbench.data.decode import CorruptImage, decode_rgb, open_rgb
 
 GREY = np.repeat(SCENE[:, :, None], 3, axis=2)
 COLOUR = np.stack([SCENE, SCENE[::-1], 255 - SCENE], axis=2)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from core.errors import CheckpointError
+from backbench.errors import CheckpointError
 from model_zoo import formats
 from model_zoo.__main__ import main
 from model_zoo.backbone import FORMAT

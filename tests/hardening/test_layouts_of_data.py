@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core import datasets, doctor, lists
-from core.datasets import DataPlaces
-from core.datasets.__main__ import main
-from core.errors import BackbenchError, DataError
-from core.files import Changed
-from transfer.detection.layouts import read_voc
+from backbench.data import catalogue, doctor, subsets
+from backbench.data.__main__ import main
+from backbench.data.catalogue import DataPlaces
+from backbench.errors import BackbenchError, DataError
+from backbench.files import Changed
+from transfer.detection.annotations.layouts import read_voc
 
 pytestmark = pytest.mark.timeout(60)
 SOON = 20  # seconds
@@ -71,11 +71,11 @@ def read(root, file):
     """Whatever reads that file."""
     places = DataPlaces(root)
     if file == "list.txt":
-        return lists.subset(datasets.load("imagenet", "train", places), str(root / file))
+        return subsets.subset(catalogue.load("imagenet", "train", places), str(root / file))
     name = file.partition("/")[0]
     if file.endswith(".xml"):
         return read_voc(root / name, "trainval")
-    return datasets.load(name, "fold0" if "fold" in file else "train", places)
+    return catalogue.load(name, "fold0" if "fold" in file else "train", places)
 
 
 FILES = {
@@ -188,9 +188,9 @@ def test_a_spoiled_image_is_named_by_the_doctor_and_by_both_decoders(root, kind)
     else:
         cut(path)
     if kind == "a folder":
-        assert len(datasets.load("imagenet", "train", DataPlaces(root))) == 3  # an empty one holds no image
+        assert len(catalogue.load("imagenet", "train", DataPlaces(root))) == 3  # an empty one holds no image
         return
-    split = datasets.load("imagenet", "train", DataPlaces(root))
+    split = catalogue.load("imagenet", "train", DataPlaces(root))
     start = time.monotonic()
     for decode in (split.source.pil, split.source.rgb, split.source.stored if kind == "a pipe" else split.source.pil):
         with pytest.raises(DataError, match=r"train_ant_1\.png: ") as error:
@@ -226,13 +226,13 @@ ODD_NAMES = {
 def test_odd_names_are_names(root, kind, capsys):
     name = ODD_NAMES[kind]
     picture(root / "imagenet/train/ant" / name, 200)
-    split = datasets.load("imagenet", "train", DataPlaces(root))
+    split = catalogue.load("imagenet", "train", DataPlaces(root))
     row = split.source.paths.index(f"ant/{name}")
     assert split.source.rgb(row)[0, 0].tolist() == [200, 60, 9]
     assert len(split.manifest_sha256()) == len(split.state_sha256()) == 64
     if kind not in ("a line end", "spaces around"):  # no list can name these
         (root / "list.txt").write_bytes(os.fsencode(f"{name}\ntrain_bee_0.png\n"))
-        part = lists.subset(split, str(root / "list.txt"))
+        part = subsets.subset(split, str(root / "list.txt"))
         assert [part.source.name(i) for i in range(2)] == [f"ant/{name}", "bee/train_bee_0.png"]
     cut(root / "imagenet/train/ant" / name)
     with pytest.raises(Changed) as error:
@@ -332,7 +332,7 @@ def test_an_image_that_changes_before_it_is_measured_leaves_no_number(root, tmp_
     from transfer import features
     from transfer.protocol import RunContext
 
-    split = datasets.load("imagenet", "train", DataPlaces(root))
+    split = catalogue.load("imagenet", "train", DataPlaces(root))
     split.manifest_sha256()
     CHANGES[change](root / "imagenet/train/bee/train_bee_1.png")
     ctx = RunContext({"train": split}, 0, torch.device("cpu"), tmp_path / "cache", workers=workers)

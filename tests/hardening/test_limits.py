@@ -14,8 +14,8 @@ from commands import ROOT, ends_in_a_sentence, run
 from entry_points import end
 from filelock import FileLock
 
+from backbench.files import locks
 from benchmarks.launchers import local
-from core import locks
 
 
 def limit(which: int, value: int):
@@ -45,7 +45,7 @@ KINDS = {
     ),
     "a worker's own sentence": (
         "raise DataError('Caught DataError in DataLoader worker process 0.\\nOriginal Traceback (most recent call last):\\n"
-        "  File \"a.py\", line 1, in b\\ncore.errors.DataError: x.jpg: is no image')",
+        "  File \"a.py\", line 1, in b\\nbackbench.errors.DataError: x.jpg: is no image')",
         "data error: x.jpg: is no image",
     ),
 }  # fmt: skip
@@ -124,8 +124,8 @@ STREAMS = {
 def test_streams_that_lead_nowhere(streams, code, words, tmp_path):
     script = tmp_path / "s.py"
     script.write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom core.errors import run_cli\n"
-        "from core.errors import _say\ndef main():\n    _say('word')\n    with open('mine', 'w') as file:\n"
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom backbench.errors import run_cli\n"
+        "from backbench.errors import _say\ndef main():\n    _say('word')\n    with open('mine', 'w') as file:\n"
         "        file.write('mine')\n        file.flush()\n        print('x' * 9999)\nrun_cli(main)\n"
     )
     shell = f"{sys.executable} -S s.py {streams}"
@@ -143,7 +143,7 @@ HELP = {
     "compare": ("benchmarks/compare.py",),
     "report": ("-m", "benchmarks.report"),
     "model_zoo": ("-m", "model_zoo"),
-    "datasets": ("-m", "core.datasets"),
+    "datasets": ("-m", "backbench.data"),
     "detection": ("-m", "transfer.detection"),
     "step": ("benchmarks/speed/step.py",),
     "views": ("benchmarks/speed/views.py",),
@@ -155,7 +155,7 @@ def test_help_imports_nothing_heavy(command):
     done = run("-X", "importtime", *command, "--help")
     assert done.returncode == 0 and "usage: " in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "core.errors" in imported
+    assert "backbench.errors" in imported
     assert not imported & {"torch", "torchvision", "pydantic", "cv2", "sklearn", "matplotlib", "httpx2"}
 
 

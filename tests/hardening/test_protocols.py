@@ -10,10 +10,10 @@ import pytest
 import torch
 from made_splits import Rows, voc_split
 
+from backbench.config import build
+from backbench.data.splits import ImageSplit
+from backbench.errors import BackbenchError, ConfigError
 from benchmarks import plan
-from core.config import build
-from core.datasets import ImageSplit
-from core.errors import BackbenchError, ConfigError
 from transfer import tasks
 from transfer.protocol import RunContext, labelled_splits
 from transfer.tasks import knn, linear_probe, semi_supervised, uniformity, voc07_lowshot, voc07_svm
@@ -235,8 +235,8 @@ def test_numbers_that_are_none_are_refused(field, word):
 @pytest.mark.parametrize("t", [1e-6, 2.0, 300.0, 1e6])
 @pytest.mark.parametrize("kind", ["two", "opposite", "alike", "zeros"])
 def test_uniformity_is_a_number_whatever_t(kind, t):
-    from core.embeddings import alignment
-    from core.embeddings import uniformity as value
+    from backbench.embeddings import alignment
+    from backbench.embeddings import uniformity as value
 
     x = {"two": torch.eye(2), "opposite": torch.tensor([[1.0, 0], [-1, 0]]), "alike": torch.ones(4, 3),
          "zeros": torch.zeros(3, 3)}[kind]  # fmt: skip
@@ -245,12 +245,12 @@ def test_uniformity_is_a_number_whatever_t(kind, t):
 
 
 def test_splits_whose_classes_differ_are_refused(monkeypatch):
-    from core import datasets
+    from backbench.data import catalogue
 
     def load(name, role, places):
         return ImageSplit(name, role, Rows(4), np.zeros(4, np.int64), ("a", "b") if role == "train" else ("b", "a"))
 
-    monkeypatch.setattr(datasets, "load", load)
+    monkeypatch.setattr(catalogue, "load", load)
     config = build(knn.Config, {"data": {"name": "imagenet", "expect": "any"}})
     with pytest.raises(BackbenchError, match="different classes"):
         labelled_splits(config.data, None)

@@ -17,10 +17,11 @@ from made_records import make_record
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from benchmarks import compare, report, result
+from backbench.errors import BackbenchError
+from benchmarks import compare, report
+from benchmarks.records import store
 from benchmarks.report import escape
 from benchmarks.report.table import gather
-from core.errors import BackbenchError
 
 NAMES = {
     "escape codes": "red\x1b[31m\x1b]0;title\x07net",
@@ -113,8 +114,8 @@ def test_a_name_is_shown_as_text_in_every_file_and_touches_no_other(tmp_path, ca
         update={"status": "failed", "reason": name, "metrics": {}, "primary": None, "cell": "voc07_svm", "data": None}
     )
     for record in (*records, lacking):
-        result.write(out, record)
-    assert {r.backbone.name for r in result.read_all(out)} == {name, "other"}
+        store.write(out, record)
+    assert {r.backbone.name for r in store.read_all(out)} == {name, "other"}
     report.write(out, suite=name)
     print(report.text(out))
     to = next(row.name for row in gather(records).rows if row.name != "other")
@@ -138,7 +139,7 @@ def test_a_name_is_shown_as_text_in_every_file_and_touches_no_other(tmp_path, ca
 
 
 def written(tmp_path: Path, **fields: object) -> Path:
-    return result.write(tmp_path, make_record(50.0, **fields), {"labels": np.zeros(3, np.int32)})
+    return store.write(tmp_path, make_record(50.0, **fields), {"labels": np.zeros(3, np.int32)})
 
 
 def changed(path: Path, change: object) -> None:
@@ -182,7 +183,7 @@ NO_RECORD = {  # moved aside, never lost
     "not utf-8": lambda p: p.write_bytes(p.read_bytes() + b"\xff\xfe"),
     "utf-16": lambda p: p.write_bytes(p.read_text().encode("utf-16")),
     "half a character": _set("backbone", "name", to="a\ud800"),
-    "items in its place": lambda p: p.write_bytes(result.items_path(p).read_bytes()),
+    "items in its place": lambda p: p.write_bytes(store.items_path(p).read_bytes()),
     "a web page": lambda p: p.write_text("<html>"),
     "two records": lambda p: p.write_text(p.read_text() * 2),
     "schema is a word": _set("schema", to="1"),
@@ -207,7 +208,7 @@ def test_what_is_no_record_is_named_moved_aside_and_measured_again(tmp_path, cap
     damage(path)
     before = path.read_bytes()
     record = make_record(51.0)
-    assert result.stored(result.record_path(tmp_path, record), record) is None
+    assert store.stored(store.record_path(tmp_path, record), record) is None
     report.write(tmp_path)
     for text in (report.text(tmp_path), (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()):
         assert "seed0.json" in text and "50.0" not in text
@@ -215,11 +216,11 @@ def test_what_is_no_record_is_named_moved_aside_and_measured_again(tmp_path, cap
         compare.main([str(path)])
     with pytest.raises(BackbenchError, match="no result file holds a number"):
         compare.main([str(tmp_path)])
-    result.refuse_newer(tmp_path, record)
-    assert result.write(tmp_path, record) == path and result.read(path) == record
+    store.refuse_newer(tmp_path, record)
+    assert store.write(tmp_path, record) == path and store.read(path) == record
     assert path.with_name("seed0.json.unreadable").read_bytes() == before
     assert "moved to seed0.json.unreadable" in capsys.readouterr().err
-    assert [r.metrics["top1"].value for r in result.read_all(tmp_path)] == [51.0]
+    assert [r.metrics["top1"].value for r in store.read_all(tmp_path)] == [51.0]
 
 
 STAYS = {  # nothing of ours may take its place
@@ -246,9 +247,9 @@ def test_what_must_not_be_replaced_is_refused_before_anything_is_measured(tmp_pa
     before = path.lstat()
     record = make_record(51.0)
     with pytest.raises(BackbenchError, match=r"seed0\.json"):
-        result.refuse_newer(tmp_path, record)
+        store.refuse_newer(tmp_path, record)
     with pytest.raises(BackbenchError, match=r"seed0\.json"):
-        result.write(tmp_path, record)
+        store.write(tmp_path, record)
     report.write(tmp_path)
     assert "seed0.json" in report.text(tmp_path)
     after = path.lstat()
@@ -260,7 +261,7 @@ def test_a_record_that_may_not_be_read_is_not_replaced(tmp_path):
     path = written(tmp_path)
     path.chmod(0)
     with pytest.raises(BackbenchError, match=r"seed0\.json"):
-        result.refuse_newer(tmp_path, make_record(51.0))
+        store.refuse_newer(tmp_path, make_record(51.0))
 
 
 NOT_OK = {
@@ -285,11 +286,11 @@ def test_ok_without_a_sound_headline_is_no_number(tmp_path, damage):
     path = written(tmp_path)
     damage(path)
     record = make_record(51.0)
-    assert result.stored(path, record) is None and not result.is_measured(tmp_path, record)
+    assert store.stored(path, record) is None and not store.is_measured(tmp_path, record)
     report.write(tmp_path)
     for text in (report.text(tmp_path), (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()):
         assert "measured anew" in text and "50.0" not in text
-    assert result.write(tmp_path, record) == path
+    assert store.write(tmp_path, record) == path
     assert "measured anew" not in report.text(tmp_path) and "51.0" in report.text(tmp_path)
 
 
@@ -326,7 +327,7 @@ def test_curves_of_any_kind_do_not_break_the_report(tmp_path, text):
         (tmp_path / name).write_bytes(data.replace(b"epoch", b"iteration") if name == "losses.jsonl" else data)
     out = tmp_path / "out"
     path = written(out)
-    folder = result.run_folder(out, result.read(path))
+    folder = store.run_folder(out, store.read(path))
     folder.mkdir()
     (tmp_path / "losses.jsonl").rename(folder / "losses.jsonl")
     Image.new("RGB", (8, 8)).save(folder / "pictures.png")
@@ -348,7 +349,7 @@ PLACES = {
 @pytest.mark.parametrize("make", PLACES.values(), ids=PLACES)
 def test_what_lies_in_the_place_of_curves_and_pictures_does_not_break_the_report(tmp_path, make):
     path = written(tmp_path)
-    folder = result.run_folder(tmp_path, result.read(path))
+    folder = store.run_folder(tmp_path, store.read(path))
     folder.mkdir()
     for name in ("pictures.png", "losses.jsonl", "metrics.jsonl"):
         make(folder / name)
@@ -392,9 +393,9 @@ def test_broken_scores_cost_the_interval_and_nothing_else(tmp_path, damage, metr
         record = make_record(100.0, name=name, weights=weights, metric=metric, cell=cell)
         best = {"best": LABELS[:, None]} if metric == "top1" else {"scores": np.ones((100, 1), np.float32)}
         labels = LABELS if metric == "top1" else np.ones((100, 1), np.int8)
-        paths.append(result.write(tmp_path, record, {**best, "labels": labels}))
+        paths.append(store.write(tmp_path, record, {**best, "labels": labels}))
     assert "no interval" not in report.write(tmp_path).read_text()
-    damage(result.items_path(paths[0]))
+    damage(store.items_path(paths[0]))
     text = report.write(tmp_path).read_text()
     assert "no interval" in text and "100.0" in text
 

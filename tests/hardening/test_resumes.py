@@ -11,7 +11,7 @@ import pytest
 import torch
 from pretraining import tiny_recipe, write_photos
 
-from core.errors import BackbenchError, CheckpointError
+from backbench.errors import BackbenchError, CheckpointError
 from pretrain.train import train
 
 

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from core.errors import BackbenchError
+from backbench.errors import BackbenchError
 from transfer import supervised
 from transfer.heads import Classifier, Heads
 from transfer.supervised import Order, SgdConfig, batches_of, fit

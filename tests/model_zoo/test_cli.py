@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.artifacts import file_sha256
-from core.errors import BackbenchError, CheckpointError
+from backbench.errors import BackbenchError, CheckpointError
+from backbench.files.hashes import file_sha256
 from model_zoo import entries
 from model_zoo.__main__ import main
 from model_zoo.architecture import Architecture, InputSpec

@@ -10,13 +10,14 @@ import threading
 import pytest
 from servers import DATA, OTHER, SHA, answer, cut, good, plain, serving, status
 
+from backbench import http
+from backbench.errors import BackbenchError, CheckpointError
 from benchmarks.run_one import split_name
-from core import retrieve
-from core.errors import BackbenchError, CheckpointError
-from model_zoo import download, entries, pins
+from model_zoo import entries, fetch
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import save
 from model_zoo.entries import Entry
+from model_zoo.fetch import pins
 from model_zoo.load import load
 from model_zoo.resnet import build
 
@@ -35,7 +36,7 @@ def place(tmp_path, monkeypatch):
             monkeypatch.delenv(name)
     monkeypatch.setenv("BACKBENCH_CACHE", str(tmp_path / "cache"))
     waits = []
-    monkeypatch.setattr(retrieve, "_sleep", waits.append)
+    monkeypatch.setattr(http, "_sleep", waits.append)
     return waits
 
 
@@ -46,7 +47,7 @@ def entry(server, **fields):
 
 def refusal(wanted, kind=BackbenchError):
     with pytest.raises(kind) as caught:
-        download.fetch(wanted)
+        fetch.fetch(wanted)
     left = sorted(p.name for p in pins.folder().iterdir() if p.suffix == ".pth")
     assert left == [], "nothing that was not checked is in place"
     return str(caught.value)
@@ -54,18 +55,18 @@ def refusal(wanted, kind=BackbenchError):
 
 def test_a_file_comes_once_and_is_kept(server, capsys):
     wanted = entry(server, licence="CC-BY-NC-4.0")
-    path = download.fetch(wanted)
+    path = fetch.fetch(wanted)
     assert capsys.readouterr().err == f"some_r50: from {wanted.url}, licence of the weights: CC-BY-NC-4.0\n"
     assert path == pins.folder() / "some_r50.pth"
     assert path.read_bytes() == DATA
-    assert download.fetch(entry(server)) == path
+    assert fetch.fetch(entry(server)) == path
     assert len(server.seen) == 1
     assert not [p.name for p in pins.folder().iterdir() if ".part" in p.name]
 
 
 def test_a_cut_connection_goes_on_from_where_it_was(server, place):
     server.script = [cut(300_000), cut(200_000), good]
-    assert download.fetch(entry(server)).read_bytes() == DATA
+    assert fetch.fetch(entry(server)).read_bytes() == DATA
     asked = [wanted for _, wanted, _ in server.seen]
     assert asked[0] is None and len(asked) == 3
     assert 0 < int(asked[1][6:-1]) < int(asked[2][6:-1]) <= 500_000
@@ -74,40 +75,40 @@ def test_a_cut_connection_goes_on_from_where_it_was(server, place):
 
 def test_a_part_of_an_earlier_process_is_gone_on_with(server, monkeypatch):
     server.script = [cut(300_000)]
-    monkeypatch.setattr(retrieve, "ATTEMPTS", 1)
+    monkeypatch.setattr(http, "ATTEMPTS", 1)
     assert "attempts" in refusal(entry(server))
     server.script = [good]
     server.seen.clear()
-    assert download.fetch(entry(server)).read_bytes() == DATA
+    assert fetch.fetch(entry(server)).read_bytes() == DATA
     assert server.seen[0][1] is not None and server.seen[0][2] == '"one"'
 
 
 def test_halves_of_two_versions_are_never_joined(server):
     other = bytes(reversed(DATA))
     server.script = [lambda h: good(h, data=other, etag='"old"', cut=300_000), good]
-    assert download.fetch(entry(server)).read_bytes() == DATA
+    assert fetch.fetch(entry(server)).read_bytes() == DATA
 
 
 @pytest.mark.parametrize("etag", [None, 'W/"weak"'])
 def test_without_a_validator_it_begins_anew(server, etag):
     headers = [("ETag", etag)] if etag else []
     server.script = [lambda h: answer(h, DATA[:1000], length=len(DATA), headers=headers), plain]
-    assert download.fetch(entry(server)).read_bytes() == DATA
+    assert fetch.fetch(entry(server)).read_bytes() == DATA
     assert [wanted for _, wanted, _ in server.seen] == [None, None]
 
 
 def test_a_server_without_ranges(server):
-    begun = 3 * retrieve.OVERLAP
+    begun = 3 * http.OVERLAP
     server.script = [lambda h: answer(h, DATA[:begun], length=len(DATA), headers=[("ETag", '"a"')]), plain]
-    assert download.fetch(entry(server)).read_bytes() == DATA
-    assert server.seen[1][1] == f"bytes={2 * retrieve.OVERLAP}-", "some bytes are asked for twice, to compare"
+    assert fetch.fetch(entry(server)).read_bytes() == DATA
+    assert server.seen[1][1] == f"bytes={2 * http.OVERLAP}-", "some bytes are asked for twice, to compare"
 
 
 def test_a_server_without_ranges_that_cuts_here_and_there(server):
     """More bytes than at the attempt before, but never more than at the best."""
-    server.script = [cut(size, plain) for size in (1000, 500) * (2 * retrieve.ATTEMPTS)]
-    assert f"after {retrieve.ATTEMPTS} attempts" in refusal(entry(server))
-    assert len(server.seen) == retrieve.ATTEMPTS
+    server.script = [cut(size, plain) for size in (1000, 500) * (2 * http.ATTEMPTS)]
+    assert f"after {http.ATTEMPTS} attempts" in refusal(entry(server))
+    assert len(server.seen) == http.ATTEMPTS
 
 
 def test_a_server_that_sends_another_range(server):
@@ -115,12 +116,12 @@ def test_a_server_that_sends_another_range(server):
         answer(h, DATA[7:], 206, headers=[("Content-Range", f"bytes 7-{len(DATA) - 1}/{len(DATA)}"), ("ETag", '"one"')])
 
     server.script = [cut(1000), wrong, good]
-    assert download.fetch(entry(server)).read_bytes() == DATA
+    assert fetch.fetch(entry(server)).read_bytes() == DATA
 
 
 def test_a_refused_range(server):
     server.script = [cut(1000), status(416), good]
-    assert download.fetch(entry(server)).read_bytes() == DATA
+    assert fetch.fetch(entry(server)).read_bytes() == DATA
 
 
 def test_too_long_a_length_is_announced(server):
@@ -155,19 +156,19 @@ def test_what_the_authors_say_is_checked(server, fields, words):
 def test_right_prefixes_pass(server):
     md5 = hashlib.md5(DATA, usedforsecurity=False).hexdigest()[:8]
     wanted = entry(server, sha256=None, sha256_prefix=SHA[:8], md5_prefix=md5, size_mb=1.024)
-    assert download.fetch(wanted).read_bytes() == DATA
+    assert fetch.fetch(wanted).read_bytes() == DATA
 
 
 def test_an_unknown_checksum_is_pinned(server):
     wanted = entry(server, sha256=None)
-    path = download.fetch(wanted)
+    path = fetch.fetch(wanted)
     assert pins.read()["some_r50"] == {"sha256": SHA, "size": len(DATA), "url": wanted.url}
     path.unlink()
     server.script = [lambda h: good(h, data=OTHER)]
     assert "pinned" in refusal(wanted)
     path.write_bytes(b"damaged in the cache")
     with pytest.raises(CheckpointError, match=r"pinned.*remove the file to have it fetched again"):
-        download.fetch(wanted)
+        fetch.fetch(wanted)
 
 
 @pytest.mark.parametrize(
@@ -184,23 +185,23 @@ def test_final_refusals_are_not_repeated(server, code, words):
 @pytest.mark.parametrize(("code", "words"), [(429, "too many requests"), (503, "busy"), (500, "busy or broken")])
 def test_a_busy_server_is_asked_again(server, place, code, words):
     server.script = [status(code), status(code), good]
-    assert download.fetch(entry(server)).read_bytes() == DATA
+    assert fetch.fetch(entry(server)).read_bytes() == DATA
     assert len(place) == 2 and place[0] < place[1], "longer waits"
     (pins.folder() / "some_r50.pth").unlink()
     server.script = [status(code)]
     assert words in refusal(entry(server))
-    assert len(server.seen) == 3 + retrieve.ATTEMPTS
+    assert len(server.seen) == 3 + http.ATTEMPTS
 
 
 def test_the_wait_that_a_server_asks_for(server, place):
     server.script = [status(429, [("Retry-After", "17")]), status(503, [("Retry-After", "999999")]), good]
-    download.fetch(entry(server))
+    fetch.fetch(entry(server))
     assert place == [17, 60]
 
 
 def test_redirects(server):
     server.script = [status(302, [("Location", "/elsewhere")]), good]
-    assert download.fetch(entry(server)).read_bytes() == DATA
+    assert fetch.fetch(entry(server)).read_bytes() == DATA
     assert server.seen[1][0] == "/elsewhere"
 
 
@@ -232,7 +233,7 @@ def test_a_slow_server(server):
             threading.Event().wait(0.01)
 
     server.script = [slow]
-    assert download.fetch(entry(server)).read_bytes() == DATA
+    assert fetch.fetch(entry(server)).read_bytes() == DATA
 
 
 def test_no_network(server, monkeypatch):
@@ -244,13 +245,13 @@ def test_no_network(server, monkeypatch):
 def test_the_environments_proxy_is_used(server, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", server.url)
     wanted = entry(server, url="http://nowhere.invalid/resnet50.pth")
-    assert download.fetch(wanted).read_bytes() == DATA
+    assert fetch.fetch(wanted).read_bytes() == DATA
     assert [path for path, *_ in server.seen] == ["http://nowhere.invalid/resnet50.pth"]
 
 
 def test_the_mirror_is_asked_first(server, monkeypatch):
     monkeypatch.setenv("BACKBENCH_ZOO_MIRROR", f"{server.url}/mirror/")
-    assert download.fetch(entry(server)).read_bytes() == DATA
+    assert fetch.fetch(entry(server)).read_bytes() == DATA
     assert [path for path, *_ in server.seen] == ["/mirror/some_r50.pth"]
 
 
@@ -258,7 +259,7 @@ def test_other_places_follow(server, monkeypatch):
     monkeypatch.setenv("BACKBENCH_ZOO_MIRROR", f"{server.url}/mirror")
     server.script = [status(404), lambda h: good(h, data=DATA[::-1]), good]
     wanted = entry(server, mirrors=(f"{server.url}/copy.pth",))
-    assert download.fetch(wanted).read_bytes() == DATA
+    assert fetch.fetch(wanted).read_bytes() == DATA
     assert [path for path, *_ in server.seen] == ["/mirror/some_r50.pth", "/some/resnet50.pth", "/copy.pth"]
 
 
@@ -268,12 +269,12 @@ def test_what_a_program_cannot_fetch(server, monkeypatch):
     assert "a person must confirm" in text and wanted.url in text and "BACKBENCH_ZOO" in text
     assert server.seen == []
     monkeypatch.setenv("BACKBENCH_ZOO_MIRROR", server.url)
-    assert download.fetch(wanted).read_bytes() == DATA
+    assert fetch.fetch(wanted).read_bytes() == DATA
 
 
 def test_numbers_only_says_where_weights_are():
     with pytest.raises(BackbenchError, match=r"has no weights .*entries with weights: moco_v2_200ep"):
-        download.fetch(entries.get("moco_v2_r50_imagenet"))
+        fetch.fetch(entries.get("moco_v2_r50_imagenet"))
 
 
 @pytest.mark.parametrize("name", ["some_r50.pth", "deep/down/resnet50.pth", "renamed.bin"])
@@ -284,7 +285,7 @@ def test_a_folder_of_ones_own(server, tmp_path, monkeypatch, name):
     path.write_bytes(DATA)
     (tmp_path / "mine" / "other.pth").write_bytes(b"something else")
     monkeypatch.setenv("BACKBENCH_ZOO", str(tmp_path / "mine"))
-    assert download.fetch(entry(server, url=f"{server.url}/a/resnet50.pth")) == path
+    assert fetch.fetch(entry(server, url=f"{server.url}/a/resnet50.pth")) == path
     assert server.seen == []
 
 
@@ -292,18 +293,18 @@ def test_a_published_name_that_several_share_proves_nothing(tmp_path, monkeypatc
     """Barlow Twins and VICReg both call theirs resnet50.pth."""
     (tmp_path / "resnet50.pth").write_bytes(DATA)
     monkeypatch.setenv("BACKBENCH_ZOO", str(tmp_path))
-    assert download._from_own_folder(entries.get("barlowtwins_1000ep")) is None
+    assert fetch._from_own_folder(entries.get("barlowtwins_1000ep")) is None
     (tmp_path / "moco_v2_200ep_pretrain.pth.tar").write_bytes(DATA)
     with pytest.raises(CheckpointError, match="wrong bytes: md5"):
-        download.fetch(entries.get("moco_v2_200ep"))
+        fetch.fetch(entries.get("moco_v2_200ep"))
     monkeypatch.setenv("BACKBENCH_ZOO", str(tmp_path / "nowhere"))
     with pytest.raises(BackbenchError, match="no such folder"):
-        download.fetch(entries.get("moco_v2_200ep"))
+        fetch.fetch(entries.get("moco_v2_200ep"))
 
 
 def test_several_at_once_and_one_that_fails(server, tmp_path):
     wanted = [entry(server).model_copy(update={"name": f"net_{i}", "sha256": SHA if i else "0" * 64}) for i in range(5)]
-    found = download.fetch_all(wanted, tmp_path / "to")
+    found = fetch.fetch_all(wanted, tmp_path / "to")
     assert sorted(p.name for p in (tmp_path / "to").glob("*.pth")) == [f"net_{i}.pth" for i in range(1, 5)]
     assert isinstance(found["net_0"], BackbenchError)
     assert set(pins.read()) == {f"net_{i}" for i in range(1, 5)}, "no pin of a neighbour is lost"
@@ -332,14 +333,14 @@ def test_ctrl_c_ends_what_is_under_way(server, tmp_path):
     names = ("quick", "slow")
     wanted = [entry(server, url=f"{server.url}/{name}.pth").model_copy(update={"name": name}) for name in names]
     with pytest.raises(KeyboardInterrupt):
-        download.fetch_all(wanted, tmp_path, interrupt)
+        fetch.fetch_all(wanted, tmp_path, interrupt)
     assert sorted(p.name for p in tmp_path.glob("*.pth")) == ["quick.pth"]
     assert 0 < (tmp_path / ".slow.pth.part").stat().st_size < len(DATA)
 
 
 def _fetch_elsewhere(wanted, cache, queue):
     os.environ["BACKBENCH_CACHE"] = cache
-    queue.put(download.fetch(Entry(**wanted)).read_bytes() == DATA)
+    queue.put(fetch.fetch(Entry(**wanted)).read_bytes() == DATA)
 
 
 @pytest.mark.slow
@@ -382,7 +383,7 @@ def test_an_address_is_a_checkpoint(server, model):
 
 def test_two_addresses_of_one_file_name_are_two_files(server, model):
     server.script = [lambda h: answer(h, model)]
-    paths = {download.fetch_url(f"{server.url}/{place}/resnet50.pth")[0] for place in ("moco", "swav")}
+    paths = {fetch.fetch_url(f"{server.url}/{place}/resnet50.pth")[0] for place in ("moco", "swav")}
     assert len(paths) == 2
 
 

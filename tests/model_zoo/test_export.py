@@ -11,9 +11,8 @@ import torch
 import yaml
 from backbones import make_backbone
 
-from core import containers
-from core.errors import CheckpointError, ConfigError
-from model_zoo import export
+from backbench.errors import CheckpointError, ConfigError
+from model_zoo import export, reading
 from model_zoo.__main__ import main
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone, save
@@ -332,7 +331,7 @@ def test_arrays_come_out_as_numpy_reads_them(tmp_path, protocol, dtype):
     array = np.arange(24).reshape(2, 3, 4).astype(dtype)
     values = {"c": array, "fortran": np.asfortranarray(array), "part": array[:, ::2], "scalar": array[1, 1, 1:2][0:1]}
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"nested": values, "zero": np.array(7)}, protocol=protocol))
-    found = containers.read(tmp_path / "x.pkl").value
+    found = reading.read(tmp_path / "x.pkl").value
     assert found["zero"].item() == 7 and found["zero"].shape == ()
     for key, value in values.items():
         assert found["nested"][key].numpy().dtype == array.dtype.newbyteorder("=")

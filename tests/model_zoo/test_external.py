@@ -13,10 +13,10 @@ import timm
 import torch
 import torchvision
 
+from backbench.config import build as build_config
+from backbench.errors import CheckpointError, ConfigError
 from benchmarks import run_all, run_one
-from benchmarks.result import read_all
-from core.config import build as build_config
-from core.errors import CheckpointError, ConfigError
+from benchmarks.records.store import read_all
 from model_zoo import export
 from model_zoo.__main__ import main
 from model_zoo.architecture import InputSpec

@@ -11,7 +11,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from core.errors import CheckpointError
+from backbench.errors import CheckpointError
 from model_zoo import formats
 from model_zoo.architecture import Architecture
 from model_zoo.load import load

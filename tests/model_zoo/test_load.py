@@ -12,7 +12,7 @@ import torchvision
 from safetensors.torch import save_file
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from core.errors import BackbenchError, CheckpointError
+from backbench.errors import BackbenchError, CheckpointError
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import FORMAT, save
 from model_zoo.load import UNKNOWABLE, default_name, load

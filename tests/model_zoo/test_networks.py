@@ -6,7 +6,7 @@ import shlex
 import pytest
 import torch
 
-from core.errors import CheckpointError
+from backbench.errors import CheckpointError
 from model_zoo import formats
 from model_zoo.choice import Choice
 from model_zoo.load import load

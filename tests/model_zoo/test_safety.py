@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from core import containers
-from core.errors import CheckpointError
+from backbench.errors import CheckpointError
+from model_zoo import reading
 from model_zoo.architecture import Architecture
 from model_zoo.load import load
 from model_zoo.resnet import build
@@ -161,7 +161,7 @@ def test_a_program_in_an_archive_that_only_torch_can_read(script, monkeypatch, o
     spoil(script, offset, new)
     assert "begins as a zip archive whose index cannot be read" in refusal(script)
     with pytest.raises(CheckpointError, match="begins as a zip archive"):
-        containers.load_torch(script)
+        reading.load_torch(script)
     assert jit == []
 
 

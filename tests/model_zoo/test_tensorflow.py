@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.errors import CheckpointError
+from backbench.errors import CheckpointError
 from model_zoo.architecture import Architecture
 from model_zoo.formats import simclr_tensorflow
 from model_zoo.load import load

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
 
-from core.errors import CheckpointError
+from backbench.errors import CheckpointError
 from model_zoo.__main__ import main
 from model_zoo.anatomy import expected_shapes, feature_dim
 from model_zoo.architecture import Architecture, InputSpec, architecture_fields, named, unusual

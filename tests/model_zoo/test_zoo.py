@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.errors import BackbenchError, CheckpointError, ConfigError
-from model_zoo import download, entries, pins
+from backbench.errors import BackbenchError, CheckpointError, ConfigError
+from model_zoo import entries, fetch
 from model_zoo.__main__ import main
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.entries import Entry
+from model_zoo.fetch import pins
 from model_zoo.load import load
 from model_zoo.resnet import build
 
@@ -99,7 +100,7 @@ def test_download(zoo, tmp_path, capsys, monkeypatch):
     assert done.out.split() == ["some_r18", str(tmp_path / "mine" / "some_r18.pth")]
     assert main(["download", "some_r18", "other_r18"]) == 1, "one of them failed"
     assert "FAILED other_r18" in capsys.readouterr().err
-    monkeypatch.setattr(download, "places", lambda entry: [] if entry.by_hand else ["somewhere"])
+    monkeypatch.setattr(fetch, "places", lambda entry: [] if entry.by_hand else ["somewhere"])
     assert main(["download", "--all"]) == 0, "what a program cannot fetch is left out"
     for wrong in ([], ["some_r18", "--all"]):
         with pytest.raises(BackbenchError, match="names of entries, or --all"):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from core.config import build, dump, read_mapping
-from core.errors import ConfigError
+from backbench.config import build, dump, read_mapping
+from backbench.errors import ConfigError
 from pretrain.config import RECIPES, PretrainConfig, load
 from pretrain.data import EpochSampler
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.errors import DataError
+from backbench.errors import DataError
 from pretrain import data
 from pretrain.data import EpochSampler, make_loader, open_split, to_device
 

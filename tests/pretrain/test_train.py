@@ -25,14 +25,15 @@ import torch
 from pretraining import end, start_child, stderr_of
 from torch.utils.tensorboard import SummaryWriter
 
-from core.config import dump
-from core.datasets import Files
-from core.errors import BackbenchError, CheckpointError
+from backbench.config import dump
+from backbench.data.splits import Files
+from backbench.errors import BackbenchError, CheckpointError
 from model_zoo.load import load as load_backbone
-from pretrain import collapse
+from pretrain import monitor
 from pretrain.config import PretrainConfig
 from pretrain.data import EpochSampler, open_split
-from pretrain.train import NonFiniteLoss, build_all, online_knn, train
+from pretrain.monitor import online_knn
+from pretrain.train import NonFiniteLoss, build_all, train
 
 SCRIPT = Path(__file__).resolve().parents[2] / "pretrain" / "run.py"
 PROOF = ("run.float64=true", "optim.trust_coefficient=0.1")  # 5 steps that move every weight
@@ -617,12 +618,12 @@ def test_the_folder_holds_the_recipe_and_tensorboard(whole):
 
 
 def test_collapse_verdicts():
-    assert collapse.verdict({}) is None
-    assert collapse.verdict({"std": 0.5, "effective_rank": 8.0}) is None
-    assert collapse.verdict({"std": collapse.SPREAD_LIMIT, "effective_rank": collapse.RANK_LIMIT}) is None
-    point = collapse.verdict({"std": 0.01, "effective_rank": 8.0})
+    assert monitor.verdict({}) is None
+    assert monitor.verdict({"std": 0.5, "effective_rank": 8.0}) is None
+    assert monitor.verdict({"std": monitor.SPREAD_LIMIT, "effective_rank": monitor.RANK_LIMIT}) is None
+    point = monitor.verdict({"std": 0.01, "effective_rank": 8.0})
     assert "spread is 0.010" in point and "method.lambda_b" in point
-    line = collapse.verdict({"std": 0.9, "effective_rank": 1.2})
+    line = monitor.verdict({"std": 0.9, "effective_rank": 1.2})
     assert "effective rank is 1.20" in line and "method.lambda_s" in line
 
 
@@ -636,13 +637,13 @@ def test_a_collapse_is_said_once_while_it_happens(shared_photos, recipe, tmp_pat
         shared_photos, *NOTHING_DISPERSES, "optim.epochs=3.0", "optim.warmup_epochs=2.5", "optim.base_lr=60.0"
     )
     train(config, tmp_path / "run")
-    low = [record["std"] < collapse.SPREAD_LIMIT for record in losses(tmp_path / "run")]
+    low = [record["std"] < monitor.SPREAD_LIMIT for record in losses(tmp_path / "run")]
     first = low.index(True)
     assert all(low[first:]) and len(low) - first > 3
     said = capsys.readouterr().err
     assert said.count("collapse: the predictions' spread") == 1 and "again" not in said
     before = said.partition("collapse:")[0]
-    assert before.count("\nstep ") == first + collapse.PATIENCE
+    assert before.count("\nstep ") == first + monitor.PATIENCE
 
 
 @pytest.mark.slow
@@ -654,7 +655,7 @@ def test_a_sound_run_is_not_called_collapsed(capsys, shared_photos, recipe, tmp_
 @pytest.mark.slow
 def test_a_single_dip_is_no_collapse_and_a_recovery_is_said(shared_photos, recipe, tmp_path, capsys, monkeypatch):
     verdicts = iter(["dip", None, "down", "down", "down", None, "low", "low", None, None])
-    monkeypatch.setattr(collapse, "verdict", lambda _values: next(verdicts))
+    monkeypatch.setattr(monitor, "verdict", lambda _values: next(verdicts))
     train(recipe(shared_photos, "optim.epochs=2.0"), tmp_path / "run")
     lines = [line for line in capsys.readouterr().err.splitlines() if line in ("dip", "down", "low") or "again" in line]
     assert [line if "again" not in line else "again" for line in lines] == ["down", "again", "low", "again"]

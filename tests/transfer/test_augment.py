@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from core.datasets import DataPlaces, load
-from core.images import CorruptImage
+from backbench.data.catalogue import DataPlaces, load
+from backbench.data.decode import CorruptImage
 from model_zoo.architecture import InputSpec
 from transfer.augment import SeededViews, crop_and_flip, image_batches, ssl_view
 from transfer.protocol import RunContext

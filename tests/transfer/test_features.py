@@ -13,9 +13,10 @@ from PIL import Image
 from torch import nn
 from torchvision import transforms
 
-from core.datasets import DataPlaces, ImageSplit, Subset, load
-from core.errors import BackbenchError, ConfigError
-from core.images import CorruptImage
+from backbench.data.catalogue import DataPlaces, load
+from backbench.data.decode import CorruptImage
+from backbench.data.splits import ImageSplit, Subset
+from backbench.errors import BackbenchError, ConfigError
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone
 from model_zoo.resnet import build

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import plan, result
+from backbench.config import build, digest
+from backbench.errors import BackbenchError
+from benchmarks import plan
+from benchmarks.records import store
 from benchmarks.report import literature
-from core.config import build, digest
-from core.errors import BackbenchError
 from model_zoo import entries
 from transfer import tasks
 
@@ -32,19 +33,19 @@ def test_old_records_are_read_under_the_name_that_fits_them(tmp_path):
     (file,) = (MEASURED / "anchor").glob("supervised*/voc07_svm-*/seed0.json")
     stored = json.loads(file.read_text())
     assert stored["task"]["config"]["preset"] == "obow", "evidence: the file is as it was written"
-    old = result.read(file)
+    old = store.read(file)
     assert old.task.config == stored["task"]["config"] | {"preset": "gap_crop"}
     assert old.task.config_sha256 == stored["task"]["config_sha256"]
     stored["task"]["config"] |= {"transform": "squash"}
     (tmp_path / "seed0.json").write_text(json.dumps(stored))
-    assert result.read(tmp_path / "seed0.json").task.config["preset"] == "obow"
+    assert store.read(tmp_path / "seed0.json").task.config["preset"] == "obow"
 
 
 @pytest.mark.parametrize("task", [None, [], "voc07_svm", {"config": []}, {"name": "voc07_svm", "config": {}}])
 def test_broken_records_are_refused_as_before(tmp_path, task):
     (tmp_path / "seed0.json").write_text(json.dumps({"schema": 1, "task": task}))
     with pytest.raises(BackbenchError, match="does not fit schema"):
-        result.read(tmp_path / "seed0.json")
+        store.read(tmp_path / "seed0.json")
 
 
 def test_every_measured_record_keeps_its_identity():

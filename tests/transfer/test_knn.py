@@ -8,9 +8,9 @@ import torch
 from made_splits import Rows
 from sklearn.neighbors import KNeighborsClassifier
 
-from core.config import build
-from core.datasets import ImageSplit
-from core.errors import DataError
+from backbench.config import build
+from backbench.data.splits import ImageSplit
+from backbench.errors import DataError
 from transfer import tasks
 from transfer.protocol import RunContext
 from transfer.tasks import knn

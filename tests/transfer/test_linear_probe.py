@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from made_splits import Rows
 from sklearn.metrics import top_k_accuracy_score
 
-from core.datasets import ImageSplit
-from core.errors import DataError
+from backbench.data.splits import ImageSplit
+from backbench.errors import DataError
 from transfer.heads import Classifier, Heads, accuracies
 from transfer.protocol import RunContext
 from transfer.supervised import Order, SgdConfig, batches_of, fit

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from core import datasets, lists
-from core.artifacts import file_sha256
-from core.config import build
-from core.datasets import DataPlaces
-from core.errors import DataError
+from backbench.config import build
+from backbench.data import catalogue, subsets
+from backbench.data.catalogue import DataPlaces
+from backbench.errors import DataError
+from backbench.files.hashes import file_sha256
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone
 from model_zoo.resnet import build as build_trunk
@@ -191,7 +191,7 @@ def test_a_drawn_share_has_every_class_in_proportion(many, share, expected):
     assert len(set(names_of(train))) == len(train)
     assert names_of(semi_splits(many, list="drawn", share=share)["train"]) == names_of(train), "always the same ones"
     assert len(splits["test"]) == 6
-    assert not train.official_part and not datasets.is_published("imagenet", splits)
+    assert not train.official_part and not catalogue.is_published("imagenet", splits)
 
 
 def test_a_drawn_share_is_not_the_first_images(many):
@@ -207,7 +207,7 @@ def write_list(path, split, rows):
 
 
 def test_a_list_by_path(many, tmp_path):
-    whole = datasets.load("imagenet", "train", DataPlaces(None, {"imagenet": many}))
+    whole = catalogue.load("imagenet", "train", DataPlaces(None, {"imagenet": many}))
     rows = [0, 5, 149, 150, 160, 189, 190, 195, 30, 31]
     file = write_list(tmp_path / "mine.txt", whole, rows)
     splits = semi_splits(many, list=file, share="10%")
@@ -230,15 +230,15 @@ def test_the_limit_is_of_the_listed_images(many):
 @pytest.fixture
 def published(many, tmp_path, monkeypatch):
     """`many` are the published images, and a list of 20 of them is the official one."""
-    known = datasets.info("imagenet")
+    known = catalogue.info("imagenet")
     counts = {"train": 200, "val": 6, "classes": 3}
-    monkeypatch.setitem(datasets.KNOWN, "imagenet", dataclasses.replace(known, counts=counts))
-    whole = datasets.load("imagenet", "train", DataPlaces(None, {"imagenet": many}))
+    monkeypatch.setitem(catalogue.KNOWN, "imagenet", dataclasses.replace(known, counts=counts))
+    whole = catalogue.load("imagenet", "train", DataPlaces(None, {"imagenet": many}))
     file = tmp_path / "10percent.txt"
     write_list(file, whole, range(0, 200, 10))
-    official = lists.OfficialList(file.name, file_sha256(file), 20, (0.03, 0.3))
-    monkeypatch.setitem(lists.OFFICIAL, "10%", official)
-    monkeypatch.setattr(lists, "fetch", lambda name: file)
+    official = subsets.OfficialList(file.name, file_sha256(file), 20, (0.03, 0.3))
+    monkeypatch.setitem(subsets.OFFICIAL, "10%", official)
+    monkeypatch.setattr(subsets, "fetch", lambda name: file)
     return file
 
 
@@ -248,16 +248,16 @@ def test_the_official_list_of_the_published_images_is_published(many, published,
         splits = semi_splits(many, **strict, **given)
         assert len(splits["train"]) == 20
         assert splits["train"].official_part
-        assert datasets.is_published("imagenet", splits)
+        assert catalogue.is_published("imagenet", splits)
     limited = semi_splits(many, share="10%", data={"name": "imagenet", "limit": 19})
-    assert not datasets.is_published("imagenet", limited)
+    assert not catalogue.is_published("imagenet", limited)
     other = tmp_path / "other.txt"
     other.write_text("".join(reversed(published.read_text().splitlines(keepends=True))))
     drawn = semi_splits(many, **strict, list="drawn")
     for splits in (drawn, semi_splits(many, **strict, list=str(other))):
         assert len(splits["train"]) == 20, "as many images, but not the official bytes"
         assert not splits["train"].official_part
-        assert not datasets.is_published("imagenet", splits)
+        assert not catalogue.is_published("imagenet", splits)
 
 
 def test_the_official_list_of_other_images_is_not_published(many, published):
@@ -267,7 +267,7 @@ def test_the_official_list_of_other_images_is_not_published(many, published):
     splits = semi_splits(many, share="10%")
     assert len(splits["train"]) == 20
     assert not splits["train"].official_part
-    assert not datasets.is_published("imagenet", splits)
+    assert not catalogue.is_published("imagenet", splits)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.001])

@@ -10,11 +10,11 @@ from PIL import Image
 from torch import nn
 from torchvision import transforms
 
+from backbench.config import build
+from backbench.data.splits import ImageSplit
+from backbench.data.transforms import evaluation_view
+from backbench.embeddings import knn_scores, uniformity
 from benchmarks import plan
-from core.config import build
-from core.datasets import ImageSplit
-from core.embeddings import knn_scores, uniformity
-from core.transforms import evaluation_view
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.resnet import build as build_trunk
 from transfer import svm, tasks

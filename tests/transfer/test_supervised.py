@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from core.config import build
-from core.datasets import ImageSplit, Subset
-from core.errors import ConfigError
+from backbench.config import build
+from backbench.data.splits import ImageSplit, Subset
+from backbench.errors import ConfigError
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone
 from model_zoo.resnet import build as build_trunk

@@ -8,7 +8,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
 
-from core import progress
+from backbench import progress
 from transfer import svm
 
 COSTS = (0.1, 2.0, 50.0)

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from core import distributed
-from core.config import build
-from core.datasets import DataPlaces, ImageSplit, Subset, load
+from backbench import distributed
+from backbench.config import build
+from backbench.data.catalogue import DataPlaces, load
+from backbench.data.splits import ImageSplit, Subset
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone, save
 from model_zoo.resnet import build as build_trunk
@@ -295,14 +296,14 @@ def test_a_job_of_two_processes_writes_one_record(folder, tmp_path, cell, fields
         assert done.returncode == 0, done.stderr
         assert done.stderr.count(f"{cell} seed 0: top1") == 1, "one process speaks"
         found[name] = sorted((tmp_path / name).glob("*/*/seed*"))
-    from benchmarks import result
+    from benchmarks.records import store
 
     names = [[path.relative_to(tmp_path / name) for path in paths] for name, paths in found.items()]
     assert names[0] == names[1]
     assert [path.name for path in names[0]] == ["seed0.items.npz", "seed0.json"]
     for one, two in zip(*found.values(), strict=True):
         if one.suffix == ".json":
-            first, second = result.read(one), result.read(two)
+            first, second = store.read(one), store.read(two)
             assert (first.status, first.metrics) == ("ok", second.metrics)
             assert first.identity() == second.identity()
         else:

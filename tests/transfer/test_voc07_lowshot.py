@@ -6,8 +6,8 @@ import torch
 from made_splits import CLASSES, voc_split
 from sklearn.svm import LinearSVC
 
-from core.config import build
-from core.errors import DataError
+from backbench.config import build
+from backbench.errors import DataError
 from transfer import tasks
 from transfer.metrics import area_ap
 from transfer.protocol import RunContext, limited

@@ -7,10 +7,11 @@ from made_splits import CLASSES, voc_split
 from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
 
-from core import datasets
-from core.config import build
-from core.datasets import DataPlaces, ImageSplit
-from core.errors import ConfigError, DataError
+from backbench.config import build
+from backbench.data import catalogue
+from backbench.data.catalogue import DataPlaces
+from backbench.data.splits import ImageSplit
+from backbench.errors import ConfigError, DataError
 from model_zoo.load import load
 from transfer import svm, tasks
 from transfer.metrics import area_ap, eleven_point_ap
@@ -325,6 +326,6 @@ def test_photographs(real_data, tmp_path):
     train = splits["train"]
     order = np.random.default_rng(0).permutation(len(train))
     shuffled = measure(ImageSplit("voc", "trainval", train.source, train.labels[order], train.classes))
-    assert not datasets.is_published("voc", splits)
+    assert not catalogue.is_published("voc", splits)
     assert chance + 3 < real < 40
     assert abs(shuffled - chance) < 4 and shuffled < real - 2

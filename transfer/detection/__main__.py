@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from core.errors import run_cli
+from backbench.errors import run_cli
 
 
 def main(argv: list[str] | None = None) -> int:

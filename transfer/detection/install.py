@@ -20,8 +20,8 @@ import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from core.errors import BackbenchError
-from core.progress import say
+from backbench.errors import BackbenchError
+from backbench.progress import say
 
 SOURCE = ("pb1-detectron2", "0.6", "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29")
 MMDET = {"mmengine": "mmengine==0.10.7", "mmcv": "mmcv-lite==2.1.0", "mmdet": "mmdet==3.3.0"}

@@ -11,16 +11,19 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from core.datasets import DataPlaces, some
-from core.distributed import gather, gather_words, is_main, rank, world_size
-from core.errors import DataError
-from core.progress import say
+from backbench.data.catalogue import DataPlaces
+from backbench.distributed import gather, gather_words, is_main, rank, world_size
+from backbench.errors import DataError
+from backbench.printable import some
+from backbench.progress import say
 from model_zoo import export
 from model_zoo.backbone import Backbone
-from transfer.detection import draw, engines
-from transfer.detection.data import Detections, DetectionSplit, check_learnable, check_measurable, of_rows
-from transfer.detection.engines import Engine, Job
-from transfer.detection.faults import UNDECODED, undecodable, whole_images
+from transfer.detection import engines
+from transfer.detection.annotations.faults import UNDECODED, undecodable, whole_images
+from transfer.detection.annotations.split import Detections, DetectionSplit, check_learnable, check_measurable, of_rows
+from transfer.detection.engines import Engine
+from transfer.detection.job import Job
+from transfer.detection.scoring import draw
 from transfer.detection.spec import DetectionSpec, scaled
 from transfer.protocol import RunContext, TaskConfig, image_data_missing
 

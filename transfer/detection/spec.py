@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from core.config import Config
+from backbench.config import Config
 
 
 class DetectionSpec(Config):

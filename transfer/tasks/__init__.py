@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, cast
 
-from core.errors import ConfigError, nearest
+from backbench.errors import ConfigError, nearest
 from model_zoo.backbone import Backbone
 from transfer.protocol import Task, TaskConfig
 

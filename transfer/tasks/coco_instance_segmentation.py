@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 
 from pydantic import model_validator
 
-from core.datasets import DataPlaces, info
+from backbench.data.catalogue import DataPlaces, info
 from model_zoo.backbone import Backbone
-from transfer.detection import coco_eval
 from transfer.detection import run as detection
-from transfer.detection.data import DetectionSplit
-from transfer.detection.layouts import read_coco
+from transfer.detection.annotations.layouts import read_coco
+from transfer.detection.annotations.split import DetectionSplit
 from transfer.detection.run import DetectionConfig
+from transfer.detection.scoring import coco_eval
 from transfer.detection.spec import DetectionSpec
 from transfer.protocol import DataSpec, Metric, RunContext
 

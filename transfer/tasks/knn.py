@@ -15,10 +15,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from core.embeddings import knn_scores, neighbours
-from core.errors import DataError
-from core.progress import track
-from core.transforms import Interpolation
+from backbench.data.transforms import Interpolation
+from backbench.embeddings import knn_scores, neighbours
+from backbench.errors import DataError
+from backbench.progress import track
 from model_zoo.backbone import Backbone
 from transfer.features import extract, note_degenerate
 from transfer.heads import items_of

@@ -20,10 +20,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from core.artifacts import tensors_sha256
-from core.datasets import ImageSplit
-from core.errors import DataError
-from core.transforms import Interpolation
+from backbench.data.splits import ImageSplit
+from backbench.data.transforms import Interpolation
+from backbench.errors import DataError
+from backbench.files.hashes import tensors_sha256
 from model_zoo.backbone import Backbone, identity_tensors
 from transfer.augment import crop_and_flip, image_batches
 from transfer.features import FrozenMoved, extract, note_degenerate

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from core import lists
-from core.artifacts import tensors_sha256
-from core.datasets import DataPlaces, ImageSplit
+from backbench.data import subsets
+from backbench.data.catalogue import DataPlaces
+from backbench.data.splits import ImageSplit
+from backbench.files.hashes import tensors_sha256
 from model_zoo.architecture import InputSpec
 from model_zoo.backbone import Backbone, identity_tensors
 from transfer.augment import crop_and_flip, image_batches
@@ -96,7 +97,7 @@ def splits(config: Config, places: DataPlaces) -> dict[str, ImageSplit]:
     if config.list == "drawn":
         listed = draw(whole["train"], float(config.share.rstrip("%")) / 100)
     else:
-        listed = lists.subset(whole["train"], config.list or config.share, expected=config.share)
+        listed = subsets.subset(whole["train"], config.list or config.share, expected=config.share)
     return {"train": limited(listed, config.data.limit), "test": limited(whole["test"], config.data.limit)}
 
 

@@ -15,10 +15,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from core.distributed import all_reduce_sum
-from core.embeddings import alignment, uniformity
-from core.errors import DataError
-from core.progress import track
+from backbench.distributed import all_reduce_sum
+from backbench.embeddings import alignment, uniformity
+from backbench.errors import DataError
+from backbench.progress import track
 from model_zoo.backbone import Backbone
 from transfer.augment import View, crop_and_flip, image_batches, ssl_view
 from transfer.features import note_degenerate, refuse_not_finite

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from core.datasets import ImageSplit
-from core.errors import DataError
+from backbench.data.splits import ImageSplit
+from backbench.errors import DataError
 from model_zoo.backbone import Backbone
 from transfer import svm
 from transfer.features import note_degenerate

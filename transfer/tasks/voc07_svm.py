@@ -24,9 +24,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from core.datasets import DataPlaces, ImageSplit
-from core.errors import DataError
-from core.printable import printable
+from backbench.data.catalogue import DataPlaces
+from backbench.data.splits import ImageSplit
+from backbench.errors import DataError
+from backbench.printable import printable
 from model_zoo.backbone import Backbone
 from transfer import svm
 from transfer.features import extract, note_degenerate

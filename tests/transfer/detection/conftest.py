@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from core.datasets import Files, demo
+from backbench.data.demo import render
+from backbench.data.splits import Files
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone
 from model_zoo.resnet import build
-from transfer.detection.data import DetectionSplit, Instance, Picture
+from transfer.detection.annotations.split import DetectionSplit, Instance, Picture
 from transfer.detection.spec import DetectionSpec
 
 
@@ -23,12 +24,12 @@ def scenes(folder: Path, count: int, *, first: int = 0) -> DetectionSplit:
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     for number in range(first, first + count):
-        pixels, placed = demo.render_scene(np.random.default_rng(number))
+        pixels, placed = render.render_scene(np.random.default_rng(number))
         Image.fromarray(pixels).save(folder / f"{number}.png")
         instances = tuple(Instance(p.label, p.box, mask=[p.polygon.reshape(-1).tolist()]) for p in placed)
-        pictures.append(Picture(str(number), *demo.SCENE, instances))
+        pictures.append(Picture(str(number), *render.SCENE, instances))
     files = Files(folder, tuple(f"{p.id}.png" for p in pictures))
-    return DetectionSplit("scenes", "train", files, tuple(pictures), demo.CLASSES)
+    return DetectionSplit("scenes", "train", files, tuple(pictures), render.CLASSES)
 
 
 def trained_like(name: str, *, seed: int = 0, order: str = "rgb") -> Backbone:

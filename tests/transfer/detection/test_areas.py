@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_tools
 
-from core.errors import DataError
-from transfer.detection.coco_eval import evaluate
-from transfer.detection.data import Detections, DetectionSplit, check_measurable
-from transfer.detection.layouts import read_coco
+from backbench.errors import DataError
+from transfer.detection.annotations.layouts import read_coco
+from transfer.detection.annotations.split import Detections, DetectionSplit, check_measurable
+from transfer.detection.scoring.coco_eval import evaluate
 
 RIGHT = 900.0  # of the square masks and boxes below
 DIAMOND = [[20, 5, 35, 20, 20, 35, 5, 20]]  # in the same box, of half the area

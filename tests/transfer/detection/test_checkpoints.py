@@ -10,10 +10,10 @@ import torch
 from backbones import make_backbone
 from torch import nn
 
-from core.containers import load_torch
-from core.errors import BackbenchError
+from backbench.errors import BackbenchError
 from model_zoo.architecture import InputSpec
-from transfer.detection import checkpoints
+from model_zoo.reading import load_torch
+from transfer.detection.training import checkpoints
 
 
 def a_course() -> dict:

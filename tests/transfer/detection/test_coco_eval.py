@@ -13,11 +13,11 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from core.datasets import demo
-from core.errors import DataError
-from transfer.detection.coco_eval import evaluate
-from transfer.detection.data import Detections, DetectionSplit, trainable
-from transfer.detection.layouts import read_coco
+from backbench.data import demo
+from backbench.errors import DataError
+from transfer.detection.annotations.layouts import read_coco
+from transfer.detection.annotations.split import Detections, DetectionSplit, trainable
+from transfer.detection.scoring.coco_eval import evaluate
 
 SIZES = ("", "50", "75", "s", "m", "l")
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from core import distributed
-from core.containers import load_torch
-from core.errors import BackbenchError
-from transfer.detection import checkpoints, course, engines
-from transfer.detection.course import Course
-from transfer.detection.engines import Job
+from backbench import distributed
+from backbench.errors import BackbenchError
+from model_zoo.reading import load_torch
+from transfer.detection import engines
+from transfer.detection.job import Job
+from transfer.detection.training import checkpoints, course
+from transfer.detection.training.course import Course
 
 
 def noise(number: int) -> torch.Tensor:

@@ -14,15 +14,18 @@ from PIL import Image
 from pycocotools import mask as mask_tools
 from pycocotools.coco import COCO
 
-from core import datasets
-from core.datasets import ImageSplit, demo, voc
-from core.errors import DataError
-from transfer.detection import coco_eval, faults
-from transfer.detection.coco_objects import unpacked
-from transfer.detection.data import Detections, DetectionSplit, trainable
-from transfer.detection.faults import whole_images
-from transfer.detection.layouts import read_coco, read_voc
-from transfer.detection.reading import read_image
+from backbench.data import catalogue, demo
+from backbench.data.demo import render
+from backbench.data.layouts import voc
+from backbench.data.splits import ImageSplit
+from backbench.errors import DataError
+from transfer.detection.annotations import faults
+from transfer.detection.annotations.coco_objects import unpacked
+from transfer.detection.annotations.faults import whole_images
+from transfer.detection.annotations.layouts import read_coco, read_voc
+from transfer.detection.annotations.pixels import read_image
+from transfer.detection.annotations.split import Detections, DetectionSplit, trainable
+from transfer.detection.scoring import coco_eval
 
 OBJECT = """<object><name>{}</name><difficult>{}</difficult>
 <bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
@@ -168,9 +171,9 @@ def test_published_counts_of_detection():
             return 16_551
 
     split = ImageSplit("voc", "trainval07+12", Numbered(), None, tuple(map(str, range(20))))
-    assert datasets.is_published("voc", {"train": split})
+    assert catalogue.is_published("voc", {"train": split})
     test = ImageSplit("voc", "test", Numbered(), None, tuple(map(str, range(20))))
-    assert not datasets.is_published("voc", {"train": split, "test": test})
+    assert not catalogue.is_published("voc", {"train": split, "test": test})
 
 
 BAD_XML = {
@@ -268,13 +271,13 @@ def test_images_that_an_engine_would_stop_at_are_found_before(devkit, monkeypatc
 
 def test_whatever_is_left_out_is_remembered_and_the_rest_is_not_the_published_data(devkit, monkeypatch):
     annotate(devkit, "b", xml(("cup", 0, 9, 5, 8, 30), ("cup", 0, 3, 5, 20, 30)))
-    info = dataclasses.replace(datasets.info("voc"), counts={"trainval": 3, "classes": 2})
-    monkeypatch.setattr(datasets, "info", lambda _name: info)
+    info = dataclasses.replace(catalogue.info("voc"), counts={"trainval": 3, "classes": 2})
+    monkeypatch.setattr(catalogue, "info", lambda _name: info)
     split = read_voc(devkit, "trainval", bad="skip")
     assert len(split) == 3 and split.left_out == ("boxes with no area: 1, e.g. b.xml",)
-    assert not datasets.is_published("voc", {"train": split})
+    assert not catalogue.is_published("voc", {"train": split})
     annotate(devkit, "b", xml(("cup", 0, 3, 5, 20, 30)))
-    assert datasets.is_published("voc", {"train": read_voc(devkit, "trainval", bad="skip")})
+    assert catalogue.is_published("voc", {"train": read_voc(devkit, "trainval", bad="skip")})
 
 
 def test_one_misfit_of_the_sample_leads_to_a_look_at_all(devkit, monkeypatch):
@@ -610,7 +613,7 @@ def check_coco(root: Path, split: DetectionSplit) -> tuple[int, int]:
 @pytest.mark.parametrize("split", ["train2017", "val2017"])
 def test_the_demos_coco(split, capsys):
     found = whole_images(read_coco(demo.root() / "coco", split, masks=True), bad="error")
-    assert found.classes == demo.CLASSES
+    assert found.classes == render.CLASSES
     assert check_coco(demo.root() / "coco", found)[0] > 100
 
 

@@ -14,18 +14,21 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from core import datasets, distributed
-from core.config import build as build_config
-from core.containers import load_torch
-from core.datasets import Files, demo, info
-from core.errors import BackbenchError, ConfigError, DataError
+from backbench import distributed
+from backbench.config import build as build_config
+from backbench.data import catalogue
+from backbench.data.catalogue import info
+from backbench.data.demo import render
+from backbench.data.splits import Files
+from backbench.errors import BackbenchError, ConfigError, DataError
 from model_zoo.export import ExportError, feature_difference
 from model_zoo.export import detectron2 as exporter
+from model_zoo.reading import load_torch
 from transfer import tasks
-from transfer.detection import checkpoints
-from transfer.detection.data import DetectionSplit, Instance, Picture, of_rows
-from transfer.detection.engines import Job
+from transfer.detection.annotations.split import DetectionSplit, Instance, Picture, of_rows
 from transfer.detection.engines import detectron2 as engine
+from transfer.detection.job import Job
+from transfer.detection.training import checkpoints
 
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.skipif(engine.missing() is not None, reason="Detectron2 is not installed")
@@ -390,8 +393,8 @@ def test_the_native_file_names_official_data_as_detectron2_does(
     trained_like, scenes, short, job, tmp_path, monkeypatch
 ):
     """With the published numbers of images and classes; under its name other data have files of their own."""
-    published = replace(info("coco"), counts={"train2017": 2, "val2017": 1, "classes": len(demo.CLASSES)})
-    monkeypatch.setattr(datasets, "info", lambda _name: published)
+    published = replace(info("coco"), counts={"train2017": 2, "val2017": 1, "classes": len(render.CLASSES)})
+    monkeypatch.setattr(catalogue, "info", lambda _name: published)
     split = replace(scenes(tmp_path / "images", 2), dataset="coco", split="train2017")
     test = replace(scenes(tmp_path / "test", 1), dataset="coco", split="val2017")
     cfg = engine.write_native(short(), trained_like("resnet18"), split, replace(job, test=test))

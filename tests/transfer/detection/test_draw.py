@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from core.datasets import Files
-from core.errors import ConfigError, DataError
-from transfer.detection import draw
-from transfer.detection.data import Detections, DetectionSplit, Instance, Picture
+from backbench.data.splits import Files
+from backbench.errors import ConfigError, DataError
+from transfer.detection.annotations.split import Detections, DetectionSplit, Instance, Picture
+from transfer.detection.scoring import draw
 
 BLACK = (0, 0, 0)
 

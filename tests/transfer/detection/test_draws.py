@@ -14,11 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from core.containers import load_torch
-from transfer.detection import checkpoints, course, engines
-from transfer.detection.data import DetectionSplit, Instance, Picture
-from transfer.detection.draws import Draws, after
-from transfer.detection.engines import Job
+from model_zoo.reading import load_torch
+from transfer.detection import engines
+from transfer.detection.annotations.split import DetectionSplit, Instance, Picture
+from transfer.detection.job import Job
+from transfer.detection.training import checkpoints, course
+from transfer.detection.training.draws import Draws, after
 
 WEIGHTS = {"detectron2": "model", "mmdet": "state_dict"}
 

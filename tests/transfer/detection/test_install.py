@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import BackbenchError
+from backbench.errors import BackbenchError
 from transfer.detection import install
 
 

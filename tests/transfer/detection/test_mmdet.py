@@ -18,22 +18,28 @@ import pytest
 import torch
 from PIL import Image
 
-from core import distributed
-from core.containers import load_torch
-from core.datasets import Files, demo
-from core.errors import BackbenchError, ConfigError, DataError
-from core.images import CorruptImage
+from backbench import distributed
+from backbench.data import demo
+from backbench.data.decode import CorruptImage
+from backbench.data.demo import render
+from backbench.data.splits import Files
+from backbench.errors import BackbenchError, ConfigError, DataError
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone
 from model_zoo.export import ExportError
+from model_zoo.reading import load_torch
 from model_zoo.resnet import build as build_trunk
-from transfer.detection import checkpoints, coco_eval, mmdet_protocol, native_data, reading
-from transfer.detection.data import Detections, DetectionSplit, Instance, Picture
-from transfer.detection.engines import Job
+from transfer.detection.annotations import native_data
+from transfer.detection.annotations import pixels as reading
+from transfer.detection.annotations.layouts import read_coco, read_voc
+from transfer.detection.annotations.split import Detections, DetectionSplit, Instance, Picture
 from transfer.detection.engines import mmdet as engine
-from transfer.detection.layouts import read_coco, read_voc
+from transfer.detection.engines.mmdet import protocol as mmdet_protocol
+from transfer.detection.job import Job
+from transfer.detection.scoring import coco_eval
 from transfer.detection.spec import DetectionSpec
-from transfer.detection.training import rle
+from transfer.detection.training import checkpoints
+from transfer.detection.training.steps import rle
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -238,10 +244,10 @@ def test_a_backbone_for_bgr_sees_the_same_images(tmp_path, head):
     from mmcv.transforms import Compose
     from mmengine.dataset import pseudo_collate
 
-    spec, split = course(head, side_test=demo.SCENE[1]), demo_split(head, count=1)
+    spec, split = course(head, side_test=render.SCENE[1]), demo_split(head, count=1)
     bgr = dataclasses.replace(backbone(), input=InputSpec(mean=(0.4, 0.45, 0.5), std=(0.2, 0.25, 0.3), order="bgr"))
     model = engine.build(engine.write_native(spec, bgr, split, job(tmp_path)), bgr, torch.device("cpu")).eval()
-    width, height = demo.SCENE
+    width, height = render.SCENE
     load = Compose(mmdet_protocol.test_pipeline(spec))
     loaded = load({"img_path": str(split.file(0)), "img_id": 0, "width": width, "height": height})
     seen = model.data_preprocessor(pseudo_collate([loaded]))["inputs"]
@@ -467,7 +473,7 @@ def test_trains_and_detects_in_the_images_own_pixels(tmp_path, head, monkeypatch
 
 
 def check_detections(found, test, spec) -> None:
-    width, height = demo.SCENE
+    width, height = render.SCENE
     assert len(found) == len(test)
     for one in found:
         assert one.boxes.dtype == one.scores.dtype == np.float32
@@ -530,7 +536,7 @@ def own_tool(name: str, folder: Path, *arguments: str, prepared: tuple[str, ...]
     return done.stdout + done.stderr
 
 
-PREPARED = ("-m", "transfer.detection.mmdet_native")
+PREPARED = ("-m", "transfer.detection.engines.mmdet.native")
 
 
 @pytest.mark.slow
@@ -553,7 +559,7 @@ def test_mmdetections_own_tools_train_resume_and_test_from_the_native_file(tmp_p
 
 @pytest.mark.parametrize("training", [True, False])
 def test_statistics_of_a_native_run_are_estimated_after_its_last_iteration(training):
-    from transfer.detection.mmdet_parts import PreciseStatisticsHook
+    from transfer.detection.engines.mmdet.parts import PreciseStatisticsHook
 
     class Detector(torch.nn.Module):
         def __init__(self):

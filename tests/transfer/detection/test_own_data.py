@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import run_one
-from benchmarks.result import read_all
+from benchmarks.records.store import read_all
 from transfer.detection import engines
-from transfer.detection.data import DetectionSplit
+from transfer.detection.annotations.split import DetectionSplit
 
 pytestmark = pytest.mark.slow
 CLASSES = ("bolt", "nut", "washer")  # none of them VOC's or COCO's

@@ -13,10 +13,10 @@ import torch
 
 from model_zoo.backbone import Backbone
 from transfer.detection import engines
-from transfer.detection.data import DetectionSplit
-from transfer.detection.engines import Job
+from transfer.detection.annotations.split import DetectionSplit
+from transfer.detection.job import Job
 from transfer.detection.spec import DetectionSpec
-from transfer.detection.training import rle
+from transfer.detection.training.steps import rle
 
 pytestmark = pytest.mark.slow
 ALL = 1_000_000  # more than there are anchors or proposals: nothing is drawn
@@ -137,7 +137,7 @@ def test_losses_and_gradients_are_the_same(tmp_path, head, masks, scenes, short,
     """Two images of different sizes, norms in training mode; each loss to 1e-5 of it, the stem's gradient to 1e-4."""
     from detectron2.utils.events import EventStorage
 
-    from transfer.detection.mmdet_parts import losses
+    from transfer.detection.engines.mmdet.parts import losses
 
     engine, split = engines.get("mmdet"), scenes(tmp_path / "images", 4)
     if masks == "runs":

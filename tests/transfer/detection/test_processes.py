@@ -17,12 +17,14 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from core import distributed
-from core.containers import load_torch
-from core.datasets import Files, demo
-from transfer.detection import checkpoints, engines, run
-from transfer.detection.engines import Job
-from transfer.detection.training import parallel
+from backbench import distributed
+from backbench.data import demo
+from backbench.data.splits import Files
+from model_zoo.reading import load_torch
+from transfer.detection import engines, run
+from transfer.detection.job import Job
+from transfer.detection.training import checkpoints
+from transfer.detection.training.steps import parallel
 
 ROOT = Path(__file__).resolve().parents[3]
 WEIGHTS = {"detectron2": "model", "mmdet": "state_dict"}  # where a checkpoint has them
@@ -161,7 +163,7 @@ def step(name: str, folder: Path, rows: list[int], device: torch.device) -> dict
     model = distributed.synchronise_batchnorm(engine.build(configurations[name], backbone, device), device)
     batch, forward = batch_of(data, rows), parallel(model, device)
     if name == "mmdet":
-        from transfer.detection.mmdet_parts import losses
+        from transfer.detection.engines.mmdet.parts import losses
 
         found, first = losses(model, batch, forward), "backbone.conv1.weight"
     else:
@@ -182,7 +184,7 @@ def heads(model: nn.Module) -> str:
 
 def two_alike(split):
     """Two images with as many objects: each rank's losses are means over as many proposals."""
-    from transfer.detection.data import of_rows
+    from transfer.detection.annotations.split import of_rows
 
     counts = [len(picture.instances) for picture in split.pictures]
     return of_rows(split, [i for i, n in enumerate(counts) if n == 3][:2])

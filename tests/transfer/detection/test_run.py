@@ -12,13 +12,15 @@ import pytest
 import torch
 from backbones import make_backbone
 
+from backbench.config import build
+from backbench.data import demo
+from backbench.data.catalogue import DataPlaces
+from backbench.errors import ConfigError, DataError
 from benchmarks import plan
-from core.config import build
-from core.datasets import DataPlaces, demo
-from core.errors import ConfigError, DataError
 from transfer import tasks
-from transfer.detection import engines, faults, native_data, run
-from transfer.detection.data import Detections
+from transfer.detection import engines, run
+from transfer.detection.annotations import faults, native_data
+from transfer.detection.annotations.split import Detections
 from transfer.detection.spec import DetectionSpec, scaled
 from transfer.protocol import RunContext
 

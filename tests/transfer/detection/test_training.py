@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from core import distributed
-from core.errors import BackbenchError
-from transfer.detection import training
+from backbench import distributed
+from backbench.errors import BackbenchError
+from transfer.detection.training import steps as training
 
 
 def test_the_record_of_losses_is_cut_to_what_was_done(tmp_path):

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.datasets import Files, demo, voc
-from core.errors import DataError
-from transfer.detection import voc_eval
-from transfer.detection.data import Detections, DetectionSplit, Instance, Picture
-from transfer.detection.layouts import read_voc
-from transfer.detection.voc_eval import IOUS, evaluate
+from backbench.data import demo
+from backbench.data.layouts import voc
+from backbench.data.splits import Files
+from backbench.errors import DataError
+from transfer.detection.annotations.layouts import read_voc
+from transfer.detection.annotations.split import Detections, DetectionSplit, Instance, Picture
+from transfer.detection.scoring import voc_eval
+from transfer.detection.scoring.voc_eval import IOUS, evaluate
 
 CUP = (9.0, 9.0, 30.0, 30.0)  # 21 pixels a side, VOC's (10, 10, 30, 30)
 

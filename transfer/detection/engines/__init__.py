@@ -5,31 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol, cast
 
-import torch
-
-from core.errors import ConfigError, nearest
+from backbench.errors import ConfigError, nearest
 from model_zoo.backbone import Backbone
-from transfer.detection.data import Detections, DetectionSplit
+from transfer.detection.annotations.split import Detections, DetectionSplit
+from transfer.detection.job import Job
 from transfer.detection.spec import DetectionSpec
-
-
-@dataclass
-class Job:
-    """Where an engine works and what it leaves there: its native configuration, checkpoints, `losses.jsonl`."""
-
-    folder: Path
-    seed: int
-    device: torch.device
-    workers: int = 0
-    checkpoint_every: int = 5000  # iterations
-    log_every: int = 20
-    notes: list[str] = field(default_factory=list)
-    resumed_at: list[int] = field(default_factory=list)  # iterations done, each time that the course was gone on with
-    test: DetectionSplit | None = None  # for native configurations, so that their own tools can measure
 
 
 class Engine(Protocol):

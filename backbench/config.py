@@ -1,0 +1,234 @@
+"""Strict YAML into frozen pydantic models.
+
+An unknown key, a wrong type or a key given twice is an error that names the nearest key. Overrides `a.b=c` are typed by
+the model. Nothing mutates a configuration after it is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from backbench.errors import ConfigError, nearest
+from backbench.files import open_regular
+from backbench.printable import printable
+
+_LONGEST_FILE = 1 << 18  # bytes
+_MOST_VALUES = 50_000
+
+
+class Config(BaseModel):
+    """Base of every configuration: frozen, no unknown keys, no silent coercion of types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+C = TypeVar("C", bound=Config)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's floats and booleans (`1e-5` is a number, `no` is a word), no dates, no duplicate keys."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag.rpartition(":")[2] not in ("bool", "timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the words that `_Loader` would read as numbers."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+    )
+
+
+def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+    seen: set[str] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            raise ConfigError(f"a key must be a word, not {key!r} (line {key_node.start_mark.line + 1})")
+        if key in seen:
+            raise ConfigError(f"key '{key}' is given twice (line {key_node.start_mark.line + 1})")
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
+
+
+def parse_yaml(text: str, *, where: str = "configuration") -> Any:
+    """A YAML document as plain Python values: mappings, lists, words, numbers, truth values, null.
+
+    Raises:
+        ConfigError: the text is not YAML, a mapping has a key twice, or a value is a date, a set, bytes, a huge number,
+            or refers to its own parts without end.
+    """
+    try:
+        values = yaml.load(text, Loader=_Loader)
+        _refuse_odd(values)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {printable(' '.join(str(error).split()), 400)}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: nests deeper than any configuration") from None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        # PyYAML's constructors say so of `!!int ""`, `!!bool x`, `!!timestamp x`, a number of 5,000 digits
+        raise ConfigError(f"{where}: not valid YAML: a value does not fit its tag ({printable(error)})") from None
+    return values
+
+
+def _refuse_odd(values: Any) -> None:
+    """ConfigError for what JSON does not hold, and for aliases that unfold to more than any configuration has."""
+    waiting, seen = [values], 0
+    while waiting:
+        value = waiting.pop()
+        seen += 1
+        if seen > _MOST_VALUES:
+            raise ConfigError(f"more than {_MOST_VALUES:,} values, counting those that aliases repeat")
+        if type(value) in (dict, list):
+            waiting += value.values() if isinstance(value, dict) else value
+            if len(waiting) > _MOST_VALUES:
+                raise ConfigError(f"more than {_MOST_VALUES:,} values, counting those that aliases repeat")
+        elif type(value) is int:
+            if value.bit_length() > 64:
+                raise ConfigError(f"{printable(value)} is too large")
+        elif type(value) not in (str, float, bool, type(None)):
+            kind = {"date": "a date", "datetime": "a date", "bytes": "binary data"}.get(
+                type(value).__name__, f"a {type(value).__name__}"
+            )
+            raise ConfigError(f"{printable(value, 80)} is {kind}; write words (in quotes), numbers, lists or mappings")
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty mapping.
+
+    Raises:
+        ConfigError: no regular file, larger than any configuration, not UTF-8, or as `parse_yaml` raises.
+    """
+    try:
+        with open_regular(path, ConfigError) as file:
+            data = file.read(_LONGEST_FILE + 1)
+    except OSError as error:
+        raise ConfigError(f"{printable(path, 300)}: cannot be read ({error.strerror or error})") from None
+    if len(data) > _LONGEST_FILE:
+        raise ConfigError(f"{printable(path, 300)}: more than {_LONGEST_FILE:,} bytes, which no configuration has")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{printable(path, 300)}: cannot be read as UTF-8 ({error}); save it as UTF-8") from None
+    values = parse_yaml(text, where=str(path))
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys, found {type(values).__name__}")
+    return values
+
+
+def build(model: type[C], values: dict[str, Any], overrides: Sequence[str] = (), *, where: str = "configuration") -> C:
+    """Validate `values`, with `a.b=c` overrides applied, into a frozen `model`.
+
+    Raises:
+        ConfigError: names the offending key and, when it is unknown, the nearest one.
+    """
+    merged = json.loads(json.dumps(values))
+    for override in overrides:
+        _apply(model, merged, override)
+    try:
+        # Through JSON: strict validation then still takes a list for a tuple, and nothing else that is lax.
+        return model.model_validate_json(json.dumps(merged))
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(model, error)}") from None
+
+
+def dump(config: Config) -> str:
+    """The configuration as YAML that `build` reads back to an equal object."""
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=120)
+
+
+def digest(values: Any) -> str:
+    """SHA-256 of the canonical JSON of plain values or of a configuration: identity, independent of key order."""
+    if isinstance(values, BaseModel):
+        values = values.model_dump(mode="json")
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _apply(model: type[Config], values: dict[str, Any], override: str) -> None:
+    """Write one `a.b=c` into `values`, typed by the model's field."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"override '{override}' is not of the form key=value")
+    keys, target, kind = path.strip().split("."), values, model
+    for depth, key in enumerate(keys):
+        fields = kind.model_fields if _is_model(kind) else None
+        if fields is None:
+            raise ConfigError(f"override '{path}': '{'.'.join(keys[:depth])}' has no keys below it")
+        if key not in fields:
+            raise ConfigError(f"unknown key '{path}'{nearest(path, dotted_keys(model))}")
+        kind, optional = _plain_type(fields[key].annotation)
+        if depth < len(keys) - 1:
+            target = target.setdefault(key, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"override '{path}': '{key}' is {target!r} in the file, not a mapping of keys")
+    if optional and text in ("none", "null", "~"):
+        target[keys[-1]] = None
+    else:
+        target[keys[-1]] = text if kind is str else parse_yaml(text, where=f"override '{path}'")
+
+
+def dotted_keys(model: type[Config], prefix: str = "") -> list[str]:
+    """Every key of a model, nested ones as `a.b`."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        kind, _ = _plain_type(field.annotation)
+        keys += dotted_keys(kind, f"{prefix}{name}.") if _is_model(kind) else [f"{prefix}{name}"]
+    return keys
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _plain_type(annotation: Any) -> tuple[Any, bool]:
+    """`X` for `X | None` and `Annotated[X, ...]`, `str` for a Literal of words; and whether None is allowed."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _plain_type(typing.get_args(annotation)[0])
+    if origin in (types.UnionType, typing.Union):
+        kinds = [a for a in typing.get_args(annotation) if a is not type(None)]
+        kind = _plain_type(kinds[0])[0] if len(kinds) == 1 else object
+        return kind, len(kinds) < len(typing.get_args(annotation))
+    if origin is typing.Literal and all(isinstance(a, str) for a in typing.get_args(annotation)):
+        return str, False
+    return annotation, False
+
+
+def _explain(model: type[Config], error: ValidationError) -> str:
+    """All problems in one sentence, each with its dotted key."""
+    sentences = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            sentences.append(f"unknown key '{key}'{nearest(key, dotted_keys(model))}")
+        elif problem["type"] == "missing":
+            sentences.append(f"key '{key}' is missing")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            given = json.dumps(problem["input"], default=str)
+            sentences.append(f"'{key}': {message} (given: {given[:80]})" if key and len(given) <= 80 else message)
+    return "; ".join(sentences)

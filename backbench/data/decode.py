@@ -1,0 +1,208 @@
+"""Bytes of an image file into RGB pixels, or a sentence that says what is wrong with the file.
+
+What white is must be known. It is 255 of 8-bit channels and 65535 of 16-bit ones: PNG, PNM, JPEG 2000 and TIFF say so.
+Cameras and microscopes store 10, 12 or 14 bits in such files all the same, and their pictures would turn black: one that
+is not black and uses less than 15 of the 16 bits is refused. 32-bit, signed and floating point pixels have no white of
+their own: they are read where they are 8-bit values in another type (whole numbers from 0 to 255, or fractions of 255
+from 0 to 1) and refused otherwise, never stretched to their own range, which would make dark pictures bright.
+
+Of several frames or pages (GIF, APNG, TIFF, MPO) the first one is the picture. EXIF orientation and colour profiles are
+ignored, alpha is dropped: as torchvision's loader does.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from backbench import files
+from backbench.errors import DataError
+
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".dib", ".tif", ".tiff"}
+    | {".webp", ".gif", ".jp2", ".j2k", ".avif", ".mpo"}
+)
+_LARGEST = 2**30  # bytes of an image file
+# Not all that Pillow knows: to read an EPS file it starts Ghostscript.
+_FORMATS = ("JPEG", "PNG", "MPO", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "JPEG2000", "AVIF")
+_DIM = 2**14  # a picture of 16 bits all of whose values are below it uses 14 of them or fewer
+_ANEW = "fetch it anew, or remove it"
+_CONVERT = "convert it to 8 bits a channel, to the same white in all images of the data set"
+
+
+class CorruptImage(DataError):
+    """An image file that cannot be decoded whole, or whose values cannot be told to be light or dark; the text names it."""
+
+
+def read_bytes(path: Path, listed: Sequence[int] | None = None) -> bytes:
+    """The file's bytes.
+
+    Args:
+        listed: its status when it was listed, where that was noted.
+
+    Raises:
+        CorruptImage: it is missing, empty, too large or not a file.
+        Changed: it is another file than the one that was listed.
+    """
+    try:
+        data = files.read_bytes(Path(path), limit=_LARGEST, listed=listed)
+    except files.Unreadable as error:
+        raise CorruptImage(str(error)) from None
+    if not data:
+        raise CorruptImage(f"{path}: the file is empty; {_ANEW}")
+    return data
+
+
+def header_size(path: Path) -> tuple[int, int]:
+    """Width and height as the file's header states them; nothing is decoded. Raises CorruptImage."""
+    try:
+        with files.opened(path) as file, Image.open(file, formats=_formats()) as image:
+            return image.size
+    except files.Unreadable as error:
+        raise CorruptImage(str(error)) from None
+    except Exception as error:  # a stranger's bytes make decoders raise anything
+        raise CorruptImage(f"{path}: not an image ({_reason(error)})") from None
+
+
+def open_rgb(data: bytes, name: str) -> Image.Image:
+    """Decode with Pillow, whole, into mode RGB: what every evaluation transform starts from.
+
+    Raises:
+        CorruptImage: truncated, not an image, or of values whose white is not known.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=_formats())
+        image.load()
+        bits = _bits(image, data)
+        if image.mode.startswith("I") or image.mode == "F" or _sample_format(image) not in (1, 4):
+            image = Image.fromarray(_eight_bits(image, bits, name))
+        elif bits > 8:
+            _refuse_dim(image, data, name)
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")
+        return image.convert("RGB")
+    except CorruptImage:
+        raise
+    except UnidentifiedImageError:
+        if data[:4] in (b"II*\0", b"MM\0*"):
+            raise CorruptImage(
+                f"{name}: not a whole image (a TIFF of a kind that is not read here); {_CONVERT}"
+            ) from None
+        raise CorruptImage(f"{name}: not a whole image (of no known format); {_ANEW}") from None
+    except Image.DecompressionBombError:
+        raise CorruptImage(f"{name}: more pixels than an image may have; make it smaller, or remove it") from None
+    except Exception as error:  # a stranger's bytes make decoders raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CorruptImage(f"{name}: not a whole image ({reason}); {_ANEW}") from None
+
+
+def decode_rgb(data: bytes, name: str) -> np.ndarray:
+    """Decode into (H, W, 3) uint8 RGB, fast: what pretraining's views start from.
+
+    A grey or colour JPEG that ends with its end-of-image marker goes through OpenCV; all else through Pillow, since
+    OpenCV decodes a truncated JPEG to grey without a word, and converts CMYK and 16-bit in its own ways.
+
+    Raises:
+        CorruptImage: as `open_rgb`.
+    """
+    if data[:2] == b"\xff\xd8" and data.endswith(b"\xff\xd9"):
+        import cv2  # slow to import: `python -m backbench.data --help` needs none
+
+        try:
+            mode = Image.open(io.BytesIO(data), formats=("JPEG", "MPO")).mode  # reads the header only
+        except Exception:  # said by `open_rgb`
+            mode = "unreadable"
+        if mode in ("RGB", "L"):
+            flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+            try:
+                pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+            except cv2.error:
+                pixels = None
+            if pixels is not None:
+                return pixels
+    return np.asarray(open_rgb(data, name))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "of no known format"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# ---------------------------------------------------------------- what white is
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _bits(image: Image.Image, data: bytes) -> int:
+    """Bits of a channel as the file states them; Pillow makes 8 of a colour picture's 16."""
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(258, (1,)))
+    if image.format == "PNG":
+        return data[24]
+    if image.format == "JPEG2000" and (start := data.find(b"\xff\x4f\xff\x51")) >= 0:  # its SIZ segment
+        return (data[start + 42] & 0x7F) + 1
+    return 8
+
+
+def _sample_format(image: Image.Image) -> int:
+    """TIFF's: 1 unsigned, 2 signed, 3 floating point, 4 not said; 1 of every other format."""
+    return max(image.tag_v2.get(339, (1,))) if image.format == "TIFF" else 1
+
+
+def _eight_bits(image: Image.Image, bits: int, name: str) -> np.ndarray:
+    """(H, W) uint8 of a grey picture in a wider, signed or floating point type. Raises CorruptImage: white is not known."""
+    pixels = np.asarray(image)
+    pixels = (pixels.view(np.int8) if image.mode == "L" else pixels).astype(np.float64)  # signed: Pillow does not say
+    stated = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    if image.format == "TIFF" and image.tag_v2.get(262) == 0:  # white is zero: Pillow inverts only 8-bit pixels
+        if not stated:
+            raise CorruptImage(f"{name}: {image.mode} pixels whose white is zero; {_CONVERT}")
+        pixels = 65535 - pixels
+    if stated:
+        if 0 < pixels.max() < _DIM and image.format != "PPM":  # that one states its largest value, and is scaled by it
+            raise _dim(name, f"no value above {pixels.max():g}")
+        return (pixels / 257).round().astype(np.uint8)
+    low, high = pixels.min(), pixels.max()  # NaN where one is
+    if low >= 0 and high <= 255 and (pixels == np.rint(pixels)).all() and (high == 0 or high > 1 or image.mode == "I"):
+        return pixels.astype(np.uint8)
+    whole = np.rint(pixels * 255) if low >= 0 and high <= 1 else None
+    if whole is not None and high > 0 and np.abs(pixels * 255 - whole).max() < 1e-3 and ((whole % 255) != 0).any():
+        return whole.astype(np.uint8)
+    kind = "floating point" if image.mode == "F" else f"{bits}-bit whole numbers, signed or without a stated white,"
+    raise CorruptImage(
+        f"{name}: its pixels are {kind} from {low:g} to {high:g} and not 8-bit values in another type, so what is black "
+        f"and what is white cannot be told; {_CONVERT}"
+    )
+
+
+def _refuse_dim(image: Image.Image, data: bytes, name: str) -> None:
+    """CorruptImage when a colour picture of more than 8 bits a channel is not black and uses less than 15 of 16.
+
+    Pillow keeps a channel's upper 8 bits. Where these are nought the lower ones say whether it is black.
+    """
+    colours = [band for band in image.getbands() if band not in ("A", "X")]
+    brightest = max(image.getchannel(band).getextrema()[1] for band in colours)
+    if brightest >= _DIM >> 8:
+        return
+    import cv2
+
+    whole = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if brightest == 0 else None
+    if brightest or whole is None or whole.reshape(*whole.shape[:2], -1)[..., : len(colours)].any():
+        raise _dim(name, f"no value above {brightest * 256 + 255}")
+
+
+def _dim(name: str, found: str) -> CorruptImage:
+    return CorruptImage(
+        f"{name}: a 16-bit image with {found} of 65535: are these 10, 12 or 14 bits in 16? They would be almost black; "
+        f"{_CONVERT}"
+    )

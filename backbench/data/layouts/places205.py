@@ -1,0 +1,103 @@
+"""Places205: `<root>/{train,val}_places205.csv` with lines `path label`, images below `<root>/images`."""
+
+from __future__ import annotations
+
+import posixpath
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from backbench.data.decode import EXTENSIONS
+from backbench.data.names import check_paths
+from backbench.data.splits import Files, ImageSplit
+from backbench.errors import DataError
+from backbench.files import Unreadable, read_lines
+from backbench.printable import printable
+
+_DIGITS = 18  # of a label, and more than any has: it fits 64 bits
+
+
+def read(root: Path, split: str, *, dataset: str = "places205") -> ImageSplit:
+    """List a split; the train file says which classes there are, each named by the folder of its first image.
+
+    Files are not looked at: 2.4 million would take minutes.
+
+    Raises:
+        DataError: a file is missing or half there, a line is malformed, or has a label that no training image has.
+    """
+    root = Path(root)
+    if not (root / "images").is_dir():
+        raise DataError(f"{root}: no folder 'images' in it; the csv's paths are looked for below it")
+    train_file = root / "train_places205.csv"
+    paths, labels = _rows(train_file)
+    names, first = np.unique(labels, return_index=True)
+    gaps = np.flatnonzero(names != np.arange(len(names)))
+    if len(gaps):  # not all of them: a label of 10^17 would leave as many
+        raise DataError(
+            f"{train_file}: labels without an image: {names[-1] + 1 - len(names)}, e.g. {gaps[0]}; is the file whole?"
+        )
+    classes = _class_names([paths[i] for i in first])
+    if split != "train":
+        of_folder = _labels_of_folders(paths, labels)
+        file = root / f"{split}_places205.csv"
+        paths, labels = _rows(file)
+        outside = np.flatnonzero(labels >= len(classes))
+        if len(outside):
+            row = int(outside[0])
+            raise DataError(
+                f"{file}:{row + 1}: label {labels[row]} is out of range: the training images have 0 to {len(classes) - 1}"
+            )
+        _check_folders(file, paths, labels, of_folder)
+    return ImageSplit(dataset, split, Files(root / "images", tuple(paths)), labels, classes)
+
+
+def _rows(file: Path) -> tuple[list[str], np.ndarray]:
+    """Paths and labels (N,) int64 of a csv."""
+    try:
+        lines = read_lines(file)
+    except Unreadable as error:
+        raise DataError(f"{error}; is the data set whole?") from None
+    paths, labels = [], []
+    for number, line in enumerate(lines, start=1):
+        path, _, label = line.rpartition(" ")  # a name may hold spaces
+        spaced = " " in path and PurePosixPath(path).suffix.lower() not in EXTENSIONS  # no name: another column
+        if not path.strip() or spaced or not (label.isascii() and label.isdigit() and len(label) < _DIGITS):
+            raise DataError(
+                f"{file}:{number}: '{printable(line)}' is not a path and a label from 0, with one space between them"
+            )
+        paths.append(path)
+        labels.append(int(label))
+    if not paths:
+        raise DataError(f"{file}: the file is empty")
+    check_paths(file, paths, lines=True)
+    return paths, np.asarray(labels, np.int64)
+
+
+def _labels_of_folders(paths: list[str], labels: np.ndarray) -> dict[str, int]:
+    """The label of each folder of the training images, where every folder has one; empty where one has several."""
+    of_folder: dict[str, int] = {}
+    for path, label in zip(paths, labels.tolist(), strict=True):
+        if of_folder.setdefault(_folder(path), label) != label:
+            return {}
+    return of_folder
+
+
+def _check_folders(file: Path, paths: list[str], labels: np.ndarray, of_folder: dict[str, int]) -> None:
+    """DataError where an image lies in a folder of the training images and has another label than those: one counts from 1?"""
+    for row, (path, label) in enumerate(zip(paths, labels.tolist(), strict=True), start=1):
+        theirs = of_folder.get(_folder(path), label)
+        if theirs != label:
+            raise DataError(
+                f"{file}:{row}: '{printable(path)}' has label {label}, the training images of its folder have {theirs}: does "
+                "one of the two files count from 1? Number the classes of both alike, from 0"
+            )
+
+
+def _folder(path: str) -> str:
+    return posixpath.normpath(path).rpartition("/")[0]
+
+
+def _class_names(paths: list[str]) -> tuple[str, ...]:
+    """Folders of one image of each class; their numbers where that does not tell them apart."""
+    folders = [path.rpartition("/")[0].lstrip("/") for path in paths]
+    return tuple(folders) if len(set(folders)) == len(folders) else tuple(str(i) for i in range(len(folders)))

@@ -1,0 +1,42 @@
+"""Names of image files in lists: what they must not be, and why one may not be found."""
+
+from __future__ import annotations
+
+import posixpath
+import unicodedata
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from backbench.errors import DataError
+from backbench.printable import printable
+
+
+def spelled_otherwise(names: Collection[str], there: Collection[str]) -> str:
+    """What to add to a sentence on absent names: they are there, with their accents written the other way; or ''."""
+    odd = [name for name in names if not name.isascii()]
+    if not odd:
+        return ""
+    known = {unicodedata.normalize("NFC", name) for name in there}
+    alike = sum(unicodedata.normalize("NFC", name) in known for name in odd)
+    return (
+        f"; {alike} of them there with accents written otherwise (Unicode NFC and NFD): rename the files"
+        if alike
+        else ""
+    )
+
+
+def check_paths(file: Path, paths: Sequence[str], *, lines: bool = False) -> None:
+    """DataError where a list names a file outside its folder, or one file twice, however it is written.
+
+    Args:
+        lines: each line of the file holds a path, so that its number can be said.
+    """
+    first: dict[str, str] = {}
+    for number, path in enumerate(paths, start=1):
+        name, where = posixpath.normpath(path), f"{file}:{number}" if lines else str(file)
+        if name.startswith("/") or name == ".." or name.startswith("../"):
+            raise DataError(f"{where}: '{printable(path)}' leads out of the images' folder; write paths relative to it")
+        if name in first:
+            other = "" if first[name] == path else f", as '{printable(first[name])}'"
+            raise DataError(f"{where}: '{printable(path)}' is listed before{other}: there twice; remove one")
+        first[name] = path

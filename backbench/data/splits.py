@@ -1,0 +1,148 @@
+"""Images of a data set's split: where their pixels come from, their labels, and the hash of what they are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from backbench.data.decode import decode_rgb, open_rgb, read_bytes
+from backbench.files import Status, status_of
+
+
+class ImageSource(Protocol):
+    """Where the pixels of a split come from."""
+
+    def __len__(self) -> int: ...
+    def name(self, index: int) -> str: ...
+    def size(self, index: int) -> int: ...
+    def status(self, index: int) -> Status: ...
+    def stored(self, index: int) -> bytes: ...
+    def pil(self, index: int) -> Image.Image: ...
+    def rgb(self, index: int) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files below a folder."""
+
+    root: Path
+    paths: tuple[str, ...]  # relative to root, with forward slashes
+    _listed: np.ndarray = field(init=False, repr=False, compare=False)  # (N, 3) int64 statuses, -1 until asked for
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_listed", np.full((len(self.paths), 3), -1, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """The path relative to the root."""
+        return self.paths[index]
+
+    def size(self, index: int) -> int:
+        """Bytes on disk. Raises DataError when the file is gone."""
+        return self.status(index)[0]
+
+    def status(self, index: int) -> Status:
+        """Size and times, noted when first asked for: from then on a file that changed is an error when it is read."""
+        if self._listed[index, 0] < 0:
+            self._listed[index] = status_of(self.root / self.paths[index])
+        size, contents, entry = self._listed[index].tolist()
+        return size, contents, entry
+
+    def stored(self, index: int) -> bytes:
+        """The file's bytes, not decoded. Raises CorruptImage, and Changed."""
+        listed = self._listed[index]
+        return read_bytes(self.root / self.paths[index], None if listed[0] < 0 else listed.tolist())
+
+    def pil(self, index: int) -> Image.Image:
+        """Pillow image in mode RGB, for evaluation. Raises CorruptImage, and Changed."""
+        return open_rgb(self.stored(index), str(self.root / self.paths[index]))
+
+    def rgb(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8, decoded fast, for pretraining. Raises CorruptImage, and Changed."""
+        return decode_rgb(self.stored(index), str(self.root / self.paths[index]))
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some images of another source, in a given order."""
+
+    source: ImageSource
+    chosen: np.ndarray  # (N,) indices into the source
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def name(self, index: int) -> str:
+        """The name in the whole source."""
+        return self.source.name(int(self.chosen[index]))
+
+    def size(self, index: int) -> int:
+        """Bytes on disk."""
+        return self.source.size(int(self.chosen[index]))
+
+    def status(self, index: int) -> Status:
+        """Size and times of its file."""
+        return self.source.status(int(self.chosen[index]))
+
+    def stored(self, index: int) -> bytes:
+        """The image's bytes, not decoded. Raises CorruptImage."""
+        return self.source.stored(int(self.chosen[index]))
+
+    def pil(self, index: int) -> Image.Image:
+        """Pillow image in mode RGB. Raises CorruptImage."""
+        return self.source.pil(int(self.chosen[index]))
+
+    def rgb(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8. Raises CorruptImage."""
+        return self.source.rgb(int(self.chosen[index]))
+
+
+@dataclass(frozen=True)
+class ImageSplit:
+    """One split of a labelled (or unlabelled) image data set."""
+
+    dataset: str
+    split: str
+    source: ImageSource
+    # (N,) int64, -1 of an image without one; or (N, classes) int8 for multi-label: 1 present, 0 present as difficult
+    # objects only, -1 absent
+    labels: np.ndarray | None
+    classes: tuple[str, ...]
+    official_part: bool = False  # a published list's part of the published images: ImageNet's 1% and 10%
+    passed_over: Mapping[str, tuple[int, str]] = field(default_factory=dict)  # reason -> how many files, e.g. which
+    _manifest: list[str] = field(default_factory=list, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def part(self, rows: np.ndarray) -> ImageSplit:
+        """Some of its images, (N,) rows in the given order; what was passed over in the whole split stays said."""
+        labels = None if self.labels is None else self.labels[rows]
+        return replace(self, source=Subset(self.source, rows), labels=labels, official_part=False, _manifest=[])
+
+    def manifest_sha256(self) -> str:
+        """SHA-256 over the sorted (name, size, label) of all items: cheap, and blind to where the data lie."""
+        if not self._manifest:
+            labels = [-1] * len(self) if self.labels is None else self.labels.tolist()  # a row of many: "[1, 0, -1]"
+            rows = sorted(f"{self.source.name(i)}\t{self.source.size(i)}\t{labels[i]}" for i in range(len(self)))
+            self._manifest.append(hashlib.sha256("\n".join(rows).encode(errors="surrogateescape")).hexdigest())
+        return self._manifest[0]
+
+    def state_sha256(self) -> str:
+        """SHA-256 over (name, size, time of last change) of all items in their order: what is kept of their pixels needs it.
+
+        The manifest cannot tell an image from another one of the same size that took its place between two runs.
+        """
+        state = hashlib.sha256()
+        for index in range(len(self)):
+            size, contents, _ = self.source.status(index)
+            state.update(f"{self.source.name(index)}\t{size}\t{contents}\n".encode(errors="surrogateescape"))
+        return state.hexdigest()

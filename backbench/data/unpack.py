@@ -1,0 +1,295 @@
+"""Archives that the user downloaded, unpacked into the layouts that the readers expect.
+
+Safe to repeat: a file that is there with the right size is kept, each one is written under a temporary name and renamed.
+Only regular files with paths inside the archive's own folder are accepted; no published archive holds anything else.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import re
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from backbench.errors import DataError, nearest, writing
+from backbench.files import read_text
+from backbench.files.atomic import make_folder
+from backbench.printable import some
+from backbench.progress import say, track
+
+Route = Callable[[str], str | None]  # a member's name -> its place below the data set's folder; None: not needed
+_MEGABYTE = 2**20
+_CUT = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A regular file of an archive."""
+
+    name: str
+    size: int  # bytes, as declared
+    open: Callable[[], IO[bytes]]
+
+
+@dataclass
+class Tally:
+    """What became of an archive's files."""
+
+    written: int = 0
+    kept: int = 0  # there already
+    unneeded: int = 0
+    bytes: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.written} files ({self.bytes / 1e6:.1f} MB), {self.kept} there already, {self.unneeded} not needed"
+        )
+
+
+def prepare(
+    name: str, archives: Sequence[Path], folder: Path, *, val_labels: Path | None = None, dry_run: bool = False
+) -> dict[Path, Tally]:
+    """Unpack each archive into the data set's folder; with `dry_run` only count.
+
+    Raises:
+        DataError: an unknown data set; an archive that is missing, cut short, unsafe or holds nothing of the data set.
+    """
+    route = route_of(name, val_labels)
+    tallies = {}
+    for archive in archives:
+        tallies[archive] = unpack(Path(archive), Path(folder), route, dry_run=dry_run)
+        verb = "would be unpacked" if dry_run else "unpacked"
+        say(f"{archive}: {verb} into {folder}: {tallies[archive]}")
+    return tallies
+
+
+def unpack(archive: Path, folder: Path, route: Route, *, dry_run: bool = False) -> Tally:
+    """One archive (tar, compressed or not; zip), or one plain .json or .csv file.
+
+    Raises:
+        DataError: as `prepare`; what was unpacked before stays.
+    """
+    if not archive.is_file():
+        raise DataError(f"{archive}: no such file")
+    tally = Tally()
+    seen: list[str] = []
+    try:
+        with archive.open("rb") as raw:
+            steps = _unpack(archive, raw, folder, route, tally, seen, dry_run=dry_run)
+            for _ in track(steps, total=archive.stat().st_size // _MEGABYTE, label=f"{archive.name}, MB"):
+                pass
+    except _CUT as error:
+        if isinstance(error, OSError) and error.errno:  # gzip's and bz2's own complaints have none
+            raise DataError(f"{archive}: cannot be unpacked into {folder}: {error}") from None
+        raise DataError(
+            f"{archive}: not a whole archive, cut short? ({' '.join(str(error).split())}); unpacked so far: {tally}. "
+            "They stay: run again with a whole archive to complete them"
+        ) from None
+    if not tally.written + tally.kept:
+        raise DataError(f"{archive}: holds nothing that this data set needs ({some(seen) if seen else 'it is empty'})")
+    return tally
+
+
+def _unpack(
+    archive: Path, raw: IO[bytes], folder: Path, route: Route, tally: Tally, seen: list[str], *, dry_run: bool
+) -> Iterator[None]:
+    """Unpack; yields once for each megabyte of the archive that was read."""
+    done = 0
+    for member in members(archive, raw):
+        seen.append(member.name)
+        del seen[3:]
+        place = route(member.name)
+        target = folder / place if place else None
+        if target is None:
+            tally.unneeded += 1
+        elif target.is_file() and target.stat().st_size == member.size:
+            tally.kept += 1
+        else:
+            if not dry_run:
+                _write(member, target, archive)
+            tally.written += 1
+            tally.bytes += member.size
+        while done < raw.tell() // _MEGABYTE:
+            done += 1
+            yield
+
+
+def _write(member: Member, target: Path, archive: Path) -> None:
+    """Copy a member through a temporary file; no more bytes than it declares."""
+    make_folder(target.parent)
+    temporary = target.with_name(f".{target.name}.part")
+    try:
+        with member.open() as source:
+            chunk = source.read(_MEGABYTE)
+            with writing(target), temporary.open("wb") as file:
+                written = 0
+                while chunk:
+                    written += len(chunk)
+                    if written > member.size:
+                        raise DataError(
+                            f"{archive}: '{member.name}' holds more than the {member.size} bytes it declares"
+                        )
+                    file.write(chunk)
+                    chunk = source.read(_MEGABYTE)
+        if written != member.size:
+            raise EOFError(f"'{member.name}' ends after {written} of {member.size} bytes")
+        with writing(target):
+            os.replace(temporary, target)  # noqa: PTH105 (the name of the operation matters here)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- archives
+
+
+def members(archive: Path, raw: IO[bytes]) -> Iterator[Member]:
+    """Regular files of an archive in its order; of a tar in a tar, `<its stem>/<member>`.
+
+    Raises:
+        DataError: a member with `..`, an absolute path, a link or a device.
+    """
+    if archive.suffix.lower() in (".json", ".csv"):
+        yield Member(archive.name, archive.stat().st_size, lambda: archive.open("rb"))
+    elif zipfile.is_zipfile(archive):
+        yield from _zip_members(archive, raw)
+    else:
+        yield from _tar_members(archive, raw, "")
+
+
+class _Header(tarfile.TarInfo):
+    """Notes the end marker: a tar that was cut between two members looks whole to `tarfile`."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:
+            tar.met_end = True
+            raise
+
+
+def _tar_members(archive: Path, raw: IO[bytes], prefix: str) -> Iterator[Member]:
+    with tarfile.open(fileobj=raw, mode="r:*", tarinfo=_Header) as tar:
+        tar.met_end = False
+        while (item := tar.next()) is not None:
+            tar.members.clear()  # else a million headers stay in memory
+            _check_name(archive, item.name)
+            if item.isdir():
+                continue
+            if not item.isreg():
+                raise DataError(f"{archive}: '{item.name}' is a link or a device; refused, nothing of it was written")
+            if item.name.endswith(".tar"):
+                inner = f"{prefix}{PurePosixPath(item.name).stem}/"
+                yield from _tar_members(archive, tar.extractfile(item), inner)
+            else:
+                yield Member(prefix + item.name, item.size, lambda item=item: tar.extractfile(item))
+        if not tar.met_end:
+            raise EOFError("no end marker")
+        while tar.fileobj.read(_MEGABYTE):  # to the end: a compressed archive's checksum stands there
+            pass
+
+
+def _zip_members(archive: Path, raw: IO[bytes]) -> Iterator[Member]:
+    with zipfile.ZipFile(raw) as file:
+        for item in sorted(file.infolist(), key=lambda item: item.header_offset):
+            _check_name(archive, item.filename)
+            if item.is_dir():
+                continue
+            kind = stat.S_IFMT(item.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG):
+                raise DataError(
+                    f"{archive}: '{item.filename}' is a link or a device; refused, nothing of it was written"
+                )
+            if item.flag_bits & 1:
+                raise DataError(f"{archive}: '{item.filename}' is encrypted; download the official archive")
+            yield Member(item.filename, item.file_size, lambda item=item: file.open(item))
+
+
+def _check_name(archive: Path, name: str) -> None:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
+        raise DataError(f"{archive}: '{name}' points out of the folder; refused, nothing of it was written")
+
+
+# ---------------------------------------------------------------- layouts
+
+
+def route_of(name: str, val_labels: Path | None = None) -> Route:
+    """Where a data set's members go. Raises DataError for a data set without archives of its own."""
+    routes = {
+        "voc": _after("VOCdevkit/", keep="VOCdevkit/"),
+        "coco": _coco,
+        "inat18": _inat18,
+        "places205": _places205,
+        "stl10": _after("stl10_binary/", keep="stl10_binary/"),
+        "imagenet": _imagenet(val_labels),
+    }
+    if name not in routes:
+        raise DataError(f"no archives are known for data set '{name}'{nearest(name, routes)}")
+    return routes[name]
+
+
+def _after(folder: str, *, keep: str) -> Route:
+    """What lies below `folder`, wherever that is in the archive, to `keep`."""
+
+    def route(member: str) -> str | None:
+        _, found, rest = f"/{member}".partition(f"/{folder}")
+        return keep + rest if found and rest else None
+
+    return route
+
+
+def _coco(member: str) -> str | None:
+    found = re.search(r"(?:^|/)((?:train|val)2017/[^/]+\.jpg|annotations/instances_(?:train|val)2017\.json)$", member)
+    return found[1] if found else None
+
+
+def _inat18(member: str) -> str | None:
+    found = re.search(r"(?:^|/)(train_val2018/.+|(?:train|val)2018\.json)$", member)
+    return found[1] if found else None
+
+
+def _places205(member: str) -> str | None:
+    found = re.search(r"(?:^|/)((?:train|val)_places205\.csv)$", member)
+    if found:
+        return found[1]
+    return _after("images256/", keep="images/")(member) or _after("images/", keep="images/")(member)
+
+
+def _imagenet(val_labels: Path | None) -> Route:
+    wnids = _wnids(val_labels) if val_labels is not None else None
+
+    def route(member: str) -> str | None:
+        train = re.search(r"(?:^|/)(n\d{8}/n\d{8}_\d+\.JPEG)$", member)
+        if train:
+            return f"train/{train[1]}"
+        val = re.search(r"(?:^|/)(ILSVRC2012_val_(\d{8})\.JPEG)$", member)
+        if not val:
+            return None
+        number = int(val[2])
+        if wnids is None:
+            raise DataError("the validation images are not sorted by class: give --val-labels FILE, 50,000 WordNet ids")
+        if not 1 <= number <= len(wnids):
+            raise DataError(f"{val_labels}: has {len(wnids)} lines, none for {val[1]}")
+        return f"val/{wnids[number - 1]}/{val[1]}"
+
+    return route
+
+
+def _wnids(file: Path) -> list[str]:
+    """WordNet ids, one per validation image in the order of file names (imagenet_2012_validation_synset_labels.txt)."""
+    names = read_text(Path(file)).split()
+    for number, name in enumerate(names, start=1):
+        if not re.fullmatch(r"n\d{8}", name):
+            raise DataError(
+                f"{file}:{number}: '{name}' is not a WordNet id such as n01440764; the devkit's ground truth holds "
+                "class numbers instead: map them through its meta.mat"
+            )
+    return names

@@ -1,0 +1,289 @@
+"""Ranks, differentiable all-reduce and synchronised BatchNorm. The only file that sets up torch.distributed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+import warnings
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbench import job
+from backbench.errors import BackbenchError, JobError
+
+_SETTLE_S = 2.0  # between the loss of a connection and the end of the process at its other side
+_peers: list[tuple[str, int]] = []  # (host, process) of every rank, once all have joined
+
+
+def rank() -> int:
+    """This process's number in the job, 0 outside a job."""
+    if dist.is_initialized():
+        return dist.get_rank()
+    text = os.environ.get("RANK", "")
+    return int(text) if text.isascii() and text.isdigit() else 0  # `init` says what is wrong with it
+
+
+def world_size() -> int:
+    """Number of processes in the job, 1 outside a job."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and speaks."""
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """This process's GPU (by torchrun's LOCAL_RANK), or the CPU.
+
+    Raises:
+        BackbenchError: more processes than GPUs.
+    """
+    local = job.local_rank(os.environ)
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    there = torch.cuda.device_count()
+    if local >= there:
+        raise BackbenchError(
+            f"process {local + 1} of this machine has no GPU: there are {there}; lower --nproc_per_node"
+        )
+    return torch.device("cuda", local)
+
+
+def init() -> torch.device:
+    """Join the job that torchrun's environment describes (NCCL on GPUs, gloo on CPUs); return this process's device.
+
+    Raises:
+        ConfigError: the environment describes no job that can be.
+        JobError: the others did not come.
+    """
+    described = job.from_environment(os.environ)
+    mine = device()
+    if mine.type == "cuda":
+        torch.cuda.set_device(mine)
+        torch.backends.cudnn.benchmark = True  # every batch has the same shape
+    if described and not dist.is_initialized():
+        _join(described, "nccl" if mine.type == "cuda" else "gloo")
+    return mine
+
+
+def _join(described: job.Job, backend: str) -> None:
+    """Meet the others and set up the process group; says for whom it waits."""
+    size, place = described.size, f"{described.address}:{described.port}"
+    others = f"{size - 1} other process{'es' if size > 2 else ''}"
+    patience = job.patience(os.environ)
+    try:
+        with job.waiting(f"waiting for {others} of this job at {place} (WORLD_SIZE={size}), {patience} s at most"):
+            store, _, _ = next(dist.rendezvous("env://", described.rank, size, timeout=timedelta(seconds=patience)))
+            store.set_timeout(timedelta(seconds=patience))
+            # An hour: rank 0 alone measures the online kNN while the others wait.
+            group = {"store": dist.PrefixStore("backbench", store), "rank": described.rank, "world_size": size}
+            dist.init_process_group(backend, **group, timeout=timedelta(hours=1))
+            _peers[:] = gather((socket.gethostname(), os.getpid()))
+    except (RuntimeError, ValueError, OSError) as error:  # torch's errors of networks are RuntimeErrors
+        shutdown()
+        reason = " ".join(str(error).split())[:200]
+        raise JobError(
+            f"the {others} of this job did not meet this one, rank {described.rank}, at {place}; is a single process "
+            f"meant, `unset WORLD_SIZE RANK`; else start all by torchrun, or set {job.RENDEZVOUS} to more seconds ({reason})"
+        ) from None
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[torch.device]:
+    """The job of the environment, for as long as the body lasts: `init` and `shutdown`.
+
+    Raises:
+        JobError: the connection to another process broke while the body ran.
+    """
+    try:
+        yield init()
+    except RuntimeError as error:
+        if world_size() == 1 or not _is_loss(error):
+            raise
+        if job.is_ours(os.environ):
+            raise SystemExit(job.LOST) from None  # the launcher says whom we lost, and how
+        raise JobError(_lost()) from None
+    finally:
+        shutdown()
+
+
+def _is_loss(error: BaseException) -> bool:
+    """Whether an error says that another process of the job has gone."""
+    words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout")
+    return type(error).__name__.startswith("Dist") or any(word in str(error) for word in words)
+
+
+def _lost() -> str:
+    here = [(i, pid) for i, (host, pid) in enumerate(_peers) if host == socket.gethostname()]
+    deadline = time.monotonic() + _SETTLE_S
+    while not (gone := [f"rank {i} (process {pid})" for i, pid in here if not _lives(pid)]):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    who = " and ".join(gone) or "another rank"
+    has = "have" if len(gone) > 1 else "has"
+    return (
+        f"{who} of {world_size()} {has} ended, so that rank {rank()} cannot go on; what it printed says why, and killed "
+        "or out of memory it prints nothing; start the job again"
+    )
+
+
+def _lives(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return ") Z" not in Path(f"/proc/{pid}/stat").read_text() if Path("/proc/self/stat").exists() else True
+    return False
+
+
+def shutdown() -> None:
+    """Leave the job, if there is one."""
+    _peers.clear()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all processes of the job."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+class _AllReduceSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # Every rank's loss depends on every rank's x, so the gradient of x sums over ranks. DDP divides by the number
+        # of ranks afterwards: together, the gradient of the mean of the ranks' losses.
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """Sum of `x` over all ranks; differentiable, the backward pass sums over ranks too. The identity outside a job."""
+    return _AllReduceSum.apply(x) if world_size() > 1 else x
+
+
+def gather_rows(x_ND: Tensor) -> Tensor:
+    """Rows of all ranks, in rank order; every rank has as many. For monitors: no gradient."""
+    if world_size() == 1:
+        return x_ND
+    parts = [torch.empty_like(x_ND) for _ in range(world_size())]
+    dist.all_gather(parts, x_ND.contiguous())
+    return torch.cat(parts)
+
+
+def gather_words(words: list[str]) -> list[str]:
+    """The words of all ranks, in rank order."""
+    return [word for part in gather(words) for word in part]
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's value, in rank order, on every rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def any_rank(flags: Tensor) -> Tensor:
+    """Element-wise: is the flag set on any rank? Every rank gets the same answer, so all act at the same step."""
+    flags = flags.float()
+    if world_size() > 1:
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return flags > 0
+
+
+class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm over the global batch by a differentiable all-reduce, on any device.
+
+    `torch.nn.SyncBatchNorm` raises on the CPU. Centres before it squares (raw second moments cancel in float32); the
+    running variance is the unbiased one of the global batch, as in a single process.
+    """
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.dim() < 2:
+            raise ValueError(f"expected at least 2 dimensions, got {x.dim()}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, ...) of this rank -> the same shape, normalised by the statistics of all ranks."""
+        self._check_input_dim(x)
+        if not self.training or world_size() == 1:
+            use_batch = self.training or self.running_mean is None
+            if self.training and self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+            momentum = self.momentum if self.momentum is not None else 0.0
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, use_batch, momentum, self.eps
+            )
+        axes = [0, *range(2, x.dim())]
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        dtype = x.dtype  # statistics in float32 at least, as BatchNorm's own kernels keep them
+        x = x.float() if dtype in (torch.float16, torch.bfloat16) else x
+        sums = all_reduce_sum(torch.cat([x.sum(axes), x.new_tensor([x.numel() / x.shape[1]])]))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
+        centred = x - mean.view(shape)
+        variance = all_reduce_sum(centred.pow(2).sum(axes)) / count
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            unbiased = variance * (count / (count - 1))
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        x = centred * (variance + self.eps).rsqrt().view(shape)
+        x = x * self.weight.view(shape) + self.bias.view(shape) if self.affine else x
+        return x.to(dtype)
+
+
+def synchronise_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
+    """Replace every BatchNorm by one over the global batch; weights and buffers stay. The module itself in a job of one."""
+    if world_size() == 1:
+        return module
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    for name, child in module.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            norm = GlobalBatchNorm(
+                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
+            )
+            norm.to(next(child.buffers()).device, next(child.buffers()).dtype)
+            norm.load_state_dict(child.state_dict())
+            norm.weight, norm.bias = child.weight, child.bias  # themselves: frozen ones stay frozen
+            norm.train(child.training)
+            setattr(module, name, norm)
+        else:
+            synchronise_batchnorm(child, device)
+    return module
+
+
+def wrapped(module: nn.Module, device: torch.device, *, unused: bool = False) -> nn.Module:
+    """In a job of several processes the module with its gradients averaged over them; in one process, itself.
+
+    Buffers are not sent around: BatchNorm's are of the global batch already.
+
+    Args:
+        unused: some parameters may get no gradient in a step.
+    """
+    if world_size() == 1:
+        return module
+    devices = [device.index] if device.type == "cuda" else None
+    with warnings.catch_warnings():  # torch 2.14 has another name for the argument, which those before do not know
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        return nn.parallel.DistributedDataParallel(
+            module, device_ids=devices, broadcast_buffers=False, find_unused_parameters=unused
+        )

@@ -1,0 +1,200 @@
+"""Files of the user opened with care: only regular ones, never one that changed since it was listed; text of any encoding
+that says which it is."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from backbench.errors import REFUSALS, BackbenchError, DataError
+from backbench.printable import printable
+
+TEXT_LIMIT = 2 * 2**30  # bytes: of a list of names, twenty times that of Places205
+JSON_LIMIT = 16 * 2**30  # the largest annotation files have some 6
+_MARKS = (  # longest first: UTF-32's begins like UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+Status = tuple[int, int, int]  # bytes, time of the contents' last change, of the entry's last change (nanoseconds)
+
+
+class Unreadable(DataError):
+    """A file that is absent, not a regular one, or too large."""
+
+
+class Changed(DataError):
+    """A file that is no longer the one that was listed."""
+
+
+def expanded(path: str) -> Path:
+    """A path that may begin with `~`. Raises DataError for a user that there is not."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{path}: {error}; write the whole path") from None
+
+
+def status_of(path: Path) -> Status:
+    """A file's size and times. Raises Unreadable."""
+    try:
+        return _status(os.stat(path))  # noqa: PTH116 (for each image of a data set: Path's own costs twice as much)
+    except (OSError, ValueError) as error:
+        raise Unreadable(f"{path}: cannot be read ({_reason(error)})") from None
+
+
+@contextlib.contextmanager
+def opened(path: Path, listed: Sequence[int] | None = None) -> Iterator[BinaryIO]:
+    """A regular file to read from; a FIFO, a socket or a device is refused, not waited for.
+
+    Args:
+        listed: its `Status` when it was listed, where that was noted.
+
+    Raises:
+        Unreadable: absent, or of another kind.
+        Changed: another file than the one that was listed, before or after it was read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError) as error:  # a ValueError: a name with a zero byte
+        raise Unreadable(f"{path}: cannot be read ({_reason(error)})") from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise Unreadable(f"{path}: cannot be read ({_kind(status.st_mode)}, not a file)")
+        _check_listed(path, status, listed)
+        with open(descriptor, "rb", closefd=False) as file:
+            yield file
+        _check_listed(path, os.fstat(descriptor), listed)
+    finally:
+        os.close(descriptor)
+
+
+def read_bytes(path: Path, *, limit: int, start: int | None = None, listed: Sequence[int] | None = None) -> bytes:
+    """The bytes of a regular file.
+
+    Args:
+        limit: most bytes that a file of its kind may have.
+        start: read `limit` bytes from there, of a file of any size.
+        listed: its `Status` when it was listed, where that was noted.
+
+    Raises:
+        Unreadable: absent, of another kind, or larger than `limit`.
+        Changed: another file than the one that was listed.
+    """
+    with opened(path, listed) as file:
+        size = os.fstat(file.fileno()).st_size
+        if start is None and size > limit:
+            raise Unreadable(f"{path}: cannot be read ({size / 2**20:,.0f} MiB: is it what its name says?)")
+        try:
+            file.seek(start or 0)
+            return file.read(min(limit, size))
+        except (OSError, MemoryError) as error:
+            raise Unreadable(f"{path}: cannot be read ({_reason(error)})") from None
+
+
+def open_regular(path: Path | str, error: type[BackbenchError] = DataError) -> BinaryIO:
+    """Open a regular file of any size, to read of it what is needed; links are followed.
+
+    A pipe, a device, a socket or a folder is not even opened: to open one may wait for ever, or do something to it.
+
+    Raises:
+        error: of the kind given; one sentence that begins with the path and says why it cannot be opened.
+    """
+    try:
+        _refuse_special(path, os.stat(path).st_mode, error)  # noqa: PTH116 (pathlib has words of its own for odd names)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        file = open(descriptor, "rb")  # noqa: PTH123, SIM115 (the caller closes it)
+        with contextlib.ExitStack() as undo:
+            undo.callback(file.close)
+            _refuse_special(path, os.fstat(descriptor).st_mode, error)  # it may have become a pipe since
+            undo.pop_all()
+    except (OSError, ValueError) as reason:
+        raise error(f"{printable(path, 300)}: {why_not(reason)}") from None
+    return file
+
+
+def why_not(reason: Exception) -> str:
+    """The operating system's refusal to open or read a path, in words."""
+    if not isinstance(reason, OSError):
+        return "no file can have this name"  # a zero byte in it, or characters that the file system cannot write
+    return REFUSALS.get(reason.errno or 0) or f"cannot be read ({reason.strerror or reason})"
+
+
+def _refuse_special(path: Path | str, mode: int, error: type[BackbenchError]) -> None:
+    if not stat.S_ISREG(mode):
+        raise error(f"{printable(path, 300)}: is {_kind(mode)}; give a file")
+
+
+def read_text(path: Path) -> str:
+    """A text file: UTF-8, or UTF-16 and UTF-32 where a byte order mark says so; the mark is no part of the text.
+
+    Bytes that are not UTF-8 become what `os.listdir` makes of them, so that a list of such file names finds its files.
+
+    Raises:
+        DataError: it cannot be read, or is no text.
+    """
+    data = read_bytes(path, limit=TEXT_LIMIT)
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding, "surrogateescape" if encoding.startswith("utf-8") else "strict")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not readable as text ({error}); save it as UTF-8") from None
+    if "\0" in text:
+        raise DataError(f"{path}: not a text file (it holds zero bytes); save it as UTF-8")
+    return text
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, without the white space around them; empty ones stay, so that they can be counted.
+
+    Only ends of lines divide: `str.splitlines` also takes a form feed or U+2028, which a file's name may hold.
+    """
+    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
+    return [line.strip() for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        DataError: it cannot be read, is not JSON, or is nested deeper or holds larger whole numbers than Python takes.
+    """
+    data = read_bytes(path, limit=JSON_LIMIT)
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError, MemoryError) as error:  # also of a number of 5,000 digits, and of its encoding
+        reason = " ".join(str(error).split())[:200] or "it needs more memory than there is"
+        raise DataError(f"{path}: not readable as JSON, cut short? ({reason})") from None
+
+
+def _status(status: os.stat_result) -> Status:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _check_listed(path: Path, now: os.stat_result, listed: Sequence[int] | None) -> None:
+    if listed is not None and _status(now) != tuple(listed):
+        raise Changed(
+            f"{path}: changed while the run was going (its size or its time is not what it was when the data set was "
+            "listed); run again, on data that nobody writes to"
+        )
+
+
+def _kind(mode: int) -> str:
+    kinds = {"a folder": stat.S_ISDIR, "a pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
+    return next((words for words, test in kinds.items() if test(mode)), "a device")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

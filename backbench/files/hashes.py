@@ -1,0 +1,29 @@
+"""SHA-256 of files and of tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from backbench.errors import BackbenchError
+from backbench.files import open_regular
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a regular file's bytes, hexadecimal; BackbenchError where it cannot be read."""
+    with open_regular(path, BackbenchError) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors_sha256(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over (name, dtype, shape, bytes) of the tensors, sorted by name: the same weights in any container."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,88 @@
+"""Locks between processes: who waits says for whom."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from backbench.errors import writing
+from backbench.printable import printable
+
+_FIRST_WORD_S, _NEXT_WORD_S = 3.0, 30.0  # between two words of one that waits
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as mkstemp names them for `atomic_write`
+
+
+@contextlib.contextmanager
+def held(lock: Path, *, timeout: float = -1) -> Iterator[None]:
+    """Hold a lock file; waits for it, `timeout` seconds at most where that is given, and says for whom it waits.
+
+    What killed processes left half written in its folder is removed.
+
+    Raises:
+        BackbenchError: it cannot be written.
+        filelock.Timeout: another process held it all the while.
+    """
+    from filelock import FileLock, Timeout
+
+    one, card = FileLock(str(lock)), Path(f"{lock}.holder")
+    waited, pause = 0.0, _FIRST_WORD_S
+    with writing(lock):
+        while True:
+            step = pause if timeout < 0 else min(pause, max(0.0, timeout - waited))
+            try:
+                one.acquire(timeout=step)
+                break
+            except Timeout:
+                waited, pause = waited + step, _NEXT_WORD_S
+                if 0 <= timeout <= waited:
+                    raise
+                with contextlib.suppress(OSError):  # nobody reads it: the wait goes on
+                    print(f"waiting for {holder(lock)}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a courtesy to those who wait
+        card.write_text(f"{_identity()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n", encoding="utf-8")
+    clear_temporary(Path(lock).parent)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            card.unlink()
+        one.release()
+
+
+def clear_temporary(folder: Path) -> list[Path]:
+    """Remove what `atomic_write` left in a folder when its process was killed; returns the files.
+
+    A file that is being written is locked by its writer, and stays.
+    """
+    removed = []
+    for path in folder.glob(".*.tmp") if folder.is_dir() else ():
+        if not _TEMPORARY.fullmatch(path.name) or path.is_symlink() or not path.is_file():
+            continue
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+            removed.append(path)
+    return removed
+
+
+def holder(lock: Path) -> str:
+    """Who holds a lock, since when, and what to do about it, in words."""
+    try:
+        who = Path(f"{lock}.holder").read_text(encoding="utf-8", errors="replace").strip()[:500]
+    except OSError:
+        who = ""
+    number = who.removeprefix("process ").partition(" ")[0]
+    cure = f"; wait for its end, or end it: `kill {number}`" if number.isdigit() else "; wait for its end"
+    return f"{printable(who) or 'another process'}, which holds {printable(lock)}{cure}"
+
+
+def _identity() -> str:
+    words = " ".join(Path(word).name if "/" in word else word for word in sys.argv[:2])
+    return f"process {os.getpid()} on {socket.gethostname()} ({words})"

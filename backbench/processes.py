@@ -1,0 +1,168 @@
+"""How our processes end: with the one that started them, and when a signal asks them to. Imports nothing heavy.
+
+A signal never becomes an exception somewhere in the middle of an import or of the garbage collector. Outside of
+`stop_on_signal` the operating system ends the process at once, which is safe at any moment, since every file is written
+whole or not at all; inside, the first signal is noted for the loop that asks, and the next one ends the process at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import FrameType
+
+INTERRUPTED = 130  # the exit code after a signal that asked to stop
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+_PARENT = "BACKBENCH_PARENT"  # environment of a process of ours that is to end with the one of this number
+IN_OUR_JOB = "BACKBENCH_JOB"  # environment of a rank that `backbench.job` started
+_JOB = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK"),
+    *("ROLE_NAME", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", IN_OUR_JOB),
+)  # what torchrun, and we, tell a rank
+_GRACE_S = 10.0  # between SIGTERM and SIGKILL
+_POLL_S = 0.05
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+_forking: tuple[int, bool] = (0, False)  # the process that forks, and whether its main thread does
+_began = False
+_under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ  # before `begin` may drop it
+
+
+def begin(*, single: bool = False) -> None:
+    """At an entry point: signals end this process at once; it ends with its starter, and what it forks ends with it.
+
+    Args:
+        single: drop what the environment says of a job.
+    """
+    global _began
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish stands
+            signal.signal(number, signal.SIG_DFL)
+    parent = os.environ.pop(_PARENT, "")  # not for what this process starts
+    if parent.isascii() and parent.isdigit():
+        end_with_parent(int(parent))
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent(os.getppid())
+    if single:
+        for name in set(os.environ) - set(alone(os.environ)):
+            del os.environ[name]
+    if sys.platform == "linux":  # Python 3.14's way puts a server between us and our workers: both would outlive us
+        multiprocessing.set_start_method("fork", force=True)
+    if not _began:
+        _began = True
+        os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
+
+
+def is_under_torchrun() -> bool:
+    """Whether torchrun started this process, or one that started it."""
+    return _under_torchrun
+
+
+def alone(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what describes a job: for a process that is none of its ranks."""
+    return {n: v for n, v in environment.items() if n not in _JOB and not n.startswith("TORCHELASTIC_")}
+
+
+def end_with_parent(parent: int) -> None:
+    """End this process, by SIGKILL, when process `parent`, which started it, has ended."""
+    if sys.platform == "linux":
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:  # it had ended before we asked
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
+    _LIBC.prctl(option, value, 0, 0, 0)
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _before_fork() -> None:
+    global _forking
+    _forking = os.getpid(), threading.current_thread() is threading.main_thread()
+
+
+def _after_fork() -> None:
+    for number in STOP_SIGNALS:
+        if callable(signal.getsignal(number)):  # what the parent notes for itself
+            signal.signal(number, signal.SIG_IGN)
+    parent, by_main_thread = _forking
+    if by_main_thread:  # Linux tells of the end of the thread, not of the process
+        end_with_parent(parent)
+
+
+def start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start an entry point of ours, in a session of its own; it ends when this process ends, however that ends.
+
+    To be called from the main thread.
+    """
+    own = {**environment, _PARENT: str(os.getpid())}
+    return subprocess.Popen(command, env=own, start_new_session=True)
+
+
+def end(started: Iterable[subprocess.Popen[bytes]], *, grace: float | None = None) -> None:
+    """End what `start` started: SIGTERM, and SIGKILL for what has not ended `grace` (10) seconds later. Waits for it."""
+    alive = [process for process in started if process.poll() is None]
+    grace = _GRACE_S if grace is None else grace
+    for process in alive if grace else ():
+        process.terminate()
+    deadline = time.monotonic() + grace
+    while any(process.poll() is None for process in alive) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    for process in alive:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # the whole session, what it started included
+        process.wait()
+
+
+def pause() -> None:
+    """Between two looks at what was started."""
+    time.sleep(_POLL_S)
+
+
+@contextlib.contextmanager
+def stop_on_signal(message: str = "") -> Iterator[list[int]]:
+    """Note the first SIGINT, SIGTERM or SIGHUP in the list that is given, and say so; the next one ends the process.
+
+    Signals that are ignored stay ignored. Outside of the main thread nothing changes: whoever runs us handles signals.
+    """
+    asked: list[int] = []
+    before: dict[int, object] = {}
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        for taken in before:
+            signal.signal(taken, signal.SIG_DFL)
+        if asked:
+            os.kill(os.getpid(), number)
+        asked.append(number)
+        if message:
+            with contextlib.suppress(OSError):  # printing from here could meet a print that is half done
+                os.write(2, f"{message}\n".encode())
+
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.getsignal(number)
+                signal.signal(number, note)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]

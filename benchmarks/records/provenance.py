@@ -1,0 +1,85 @@
+"""Commit, versions, device, memory: what a reader needs to trust or repeat a number."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from backbench import distributed
+from benchmarks.records.store import Provenance
+
+_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "opencv-python-headless")
+_ROOT = Path(__file__).resolve().parents[2]
+# What of a checkout makes a number; an --out folder in it does not.
+_DECIDES = (
+    "backbench",
+    "model_zoo",
+    "pretrain",
+    "transfer",
+    "benchmarks",
+    "configs",
+    "pyproject.toml",
+    "constraints.txt",
+)
+_RECORDS = ":(exclude)benchmarks/measured"
+
+
+@functools.cache
+def commit() -> tuple[str, bool]:
+    """(commit of the checkout, whether its code has uncommitted changes); ("unknown", True) outside git."""
+    try:
+        head, status = (
+            subprocess.run(["git", *words], cwd=_ROOT, capture_output=True, text=True, check=True).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", *_DECIDES, _RECORDS))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown", True
+    return head, bool(status)
+
+
+@functools.cache
+def packages() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def collect(device: torch.device, wall_s: float) -> Provenance:
+    """Provenance of a number just made by this process."""
+    revision, dirty = commit()
+    cuda = device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated(device) if cuda else _peak_rss()
+    return Provenance(
+        commit=revision,
+        dirty=dirty,
+        packages=packages(),
+        device=torch.cuda.get_device_name(device) if cuda else f"cpu ({platform.machine()})",
+        wall_s=round(wall_s, 2),
+        peak_memory=int(peak),
+        argv=[_text(word) for word in (Path(sys.argv[0]).name, *sys.argv[1:])],
+        threads=torch.get_num_threads(),
+        processes=distributed.world_size(),
+    )
+
+
+def _text(word: str) -> str:
+    """A word of the command without the home folder's name; a file's name need not be text, a record's fields must."""
+    return word.replace(str(Path.home()), "~").encode("utf-8", "backslashreplace").decode()
+
+
+def _peak_rss() -> int:
+    """Peak resident memory in bytes; Linux counts in KiB, macOS in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,163 @@
+"""A record's file as what it is: whatever a disk, another program or a later version of this one may have left there."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from backbench.errors import BackbenchError
+from backbench.files import read_bytes
+from backbench.printable import printable
+from benchmarks.records.renamed import as_called_now
+from benchmarks.records.schema import SCHEMA, MetricRecord, Result
+
+_LARGEST = 64 * 2**20  # bytes; the largest records have some 100,000
+_DEEPEST = 50
+_BOUNDS = {"alignment": (0.0, math.inf), "uniformity": (-math.inf, 0.0)}  # of metrics that are no percentages
+_ROUNDING = 1e-6
+
+
+class Broken(BackbenchError):
+    """A file whose contents are no record."""
+
+
+class Newer(BackbenchError):
+    """A record that a later version of this program wrote: never replaced."""
+
+
+def read(path: Path) -> Result:
+    """A record of any schema version.
+
+    Raises:
+        Newer: of a newer schema, or with fields that are not known here.
+        Broken: its contents are no record.
+        BackbenchError: no regular file, or one that cannot be opened.
+    """
+    values = _loaded(path)
+    version = values.get("schema") if isinstance(values, dict) else None
+    if type(version) is not int or version < 1:
+        raise Broken(f"{path}: not a result file (no 'schema')")
+    if version > SCHEMA:
+        raise Newer(f"{path}: schema {printable(version)} is newer than this program's {SCHEMA}: update backbench, or "
+                    "give another --out; this file stays as it is")  # fmt: skip
+    try:
+        return Result.model_validate(as_called_now(values))
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_input=False)
+    where = printable(".".join(str(part) for part in faults[0]["loc"]))
+    if all(fault["type"] == "extra_forbidden" for fault in faults):
+        raise Newer(f"{path}: does not fit schema {version}: '{where}' is not known here: update backbench, or give "
+                    "another --out; this file stays as it is")  # fmt: skip
+    raise Broken(f"{path}: does not fit schema {version}: '{where}': {printable(faults[0]['msg'])}")
+
+
+def _loaded(path: Path) -> Any:
+    data = read_bytes(path, limit=_LARGEST)
+    try:
+        values = json.loads(data.decode("utf-8-sig"))
+        _refuse_unusable(values)
+    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError and a number of 5,000 digits are ValueErrors
+        reason = "nested too deeply" if isinstance(error, RecursionError) else printable(error)
+        raise Broken(f"{path}: not a readable result file ({reason})") from None
+    return values
+
+
+def _refuse_unusable(values: Any) -> None:
+    """ValueError for what JSON can hold and nothing here can show: deep nests, numbers beyond 64 bits, half characters."""
+    level = [values]
+    for _ in range(_DEEPEST):
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, str):
+                value.encode()
+            elif isinstance(value, int) and abs(value) >= 2**63:
+                raise ValueError("a whole number of more than 64 bits")
+            elif isinstance(value, dict):
+                below += [*value, *value.values()]
+            elif isinstance(value, list):
+                below += value
+        level = below
+        if not level:
+            return
+    raise RecursionError
+
+
+def fault(result: Result) -> str | None:
+    """Why a record that says `ok` is none: without its headline, or one that is no possible number. None where it is sound."""
+    if result.status != "ok":
+        return None
+    if result.data is None or result.provenance is None:
+        return f"it does not say on which {'data' if result.data is None else 'machine'} it was measured"
+    if not {"train", "test"} <= set(result.data.counts):
+        return "it does not say how many images there were"
+    if few := [role for role in ("train", "test") if result.data.counts[role] < 1]:
+        return f"it says that there were {result.data.counts[few[0]]} {few[0]} images"
+    if result.primary is None or result.primary not in result.metrics:
+        there = ", ".join(sorted(result.metrics)) or "nothing"
+        if result.primary is None:
+            return f"it does not say which number is its headline (it holds {printable(there)})"
+        return f"it has no '{result.primary}', its headline (it holds {printable(there)})"
+    return impossible(result.primary, result.metrics[result.primary])
+
+
+def impossible(name: str, metric: MetricRecord) -> str | None:
+    """Why a metric's value cannot be right: not finite, or outside of what the metric can be."""
+    low, high = (0.0, 100.0) if metric.unit == "%" else _BOUNDS.get(name, (-math.inf, math.inf))
+    if not math.isfinite(metric.value):
+        return f"{printable(name)} is {metric.value}"
+    if not low - _ROUNDING <= metric.value <= high + _ROUNDING:
+        return f"{printable(name)} is {metric.value:.6g}{printable(metric.unit)}, which no measurement can give"
+    return None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies in some files."""
+
+    records: dict[Path, Result]
+    left_out: tuple[str, ...]  # files that hold no record, or one again, each with the reason
+
+
+def scan(files: Iterable[Path]) -> Found:
+    """The records of files; one that says `ok` and is not sound as a failed one, a measurement that is there twice once."""
+    records: dict[Path, Result] = {}
+    left_out: list[str] = []
+    kept: dict[tuple[str, str], Path] = {}
+    for path in files:
+        try:
+            result = read(path)
+        except BackbenchError as error:
+            left_out.append(f"left out: {error}")
+            continue
+        if why := fault(result):
+            result = without_number(result, f"{why}: run the command again, it is measured anew")
+        sound = {name: metric for name, metric in result.metrics.items() if impossible(name, metric) is None}
+        if len(sound) < len(result.metrics):  # beside a headline that is sound
+            left_out.append(
+                f"left out: {path}: {', '.join(sorted(set(result.metrics) - set(sound)))}, which cannot be right"
+            )
+            result = result.model_copy(update={"metrics": sound})
+        key = (result.backbone.name, result.identity())  # of two names each has its row
+        if result.status == "ok" and (first := kept.setdefault(key, path)) != path:
+            same = _numbers(result) == _numbers(records[first])
+            left_out.append(
+                f"counted once: {path} is the measurement of {first}" + ("" if same else ", with other numbers")
+            )
+            continue
+        records[path] = result
+    return Found(records, tuple(left_out))
+
+
+def without_number(result: Result, reason: str) -> Result:
+    """A record that says `ok` and is not sound, as one that failed."""
+    return result.model_copy(update={"status": "failed", "reason": reason, "metrics": {}, "primary": None})
+
+
+def _numbers(result: Result) -> dict[str, float]:
+    return {name: metric.value for name, metric in result.metrics.items()}

@@ -1,0 +1,112 @@
+"""What a record holds: one JSON per (backbone, cell, seed). `benchmarks.records.store` keeps, finds and reads them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from backbench.config import digest
+
+SCHEMA = 1
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class MetricRecord(_Strict):
+    """One number; percent unless the unit says otherwise."""
+
+    value: Annotated[float, Field(strict=True)]
+    unit: str
+    higher_is_better: bool
+
+
+class BackboneRecord(_Strict):
+    """Which backbone."""
+
+    name: str
+    weights_sha256: str
+    format: str
+    arch: dict[str, Any]
+    input: dict[str, Any]
+    named: bool | None = None  # whether the user gave the name; older records do not say
+    source: str = ""  # the file or other origin, as it was given
+
+
+class TaskRecord(_Strict):
+    """Which protocol, with the whole resolved configuration."""
+
+    name: str
+    version: int
+    config: dict[str, Any]
+    config_sha256: str
+    tuned: dict[str, Any] = {}  # what was chosen, and on which split
+    notes: list[str] = []
+    engine: str | None = None  # library and version, where one runs the protocol
+
+
+class DataRecord(_Strict):
+    """Which data."""
+
+    name: str
+    train: str
+    test: str
+    counts: dict[str, int]
+    manifest_sha256: str
+    is_published: bool
+    is_demo: bool = False
+    repaired: dict[str, int] = {}  # what was put right in the annotations, by split, and how often
+    passed_over: dict[str, dict[str, int]] = {}  # files beside the images, by split and reason: how many
+
+
+class Provenance(_Strict):
+    """Where and how the number was made."""
+
+    commit: str
+    dirty: bool
+    packages: dict[str, str]
+    device: str
+    wall_s: float
+    peak_memory: int  # bytes
+    argv: list[str]
+    threads: int
+    processes: int = 1  # of torchrun's job; older records do not say
+    resumed_at: list[int] = []  # iterations (or steps) that were done each time when the training was gone on with
+
+
+class Result(_Strict):
+    """A record. `skipped` and `failed` ones carry a reason and no metrics."""
+
+    schema_version: Annotated[int, Field(alias="schema", strict=True)] = SCHEMA
+    status: Literal["ok", "failed", "skipped"]
+    reason: str | None = None
+    profile: Literal["full", "smoke"]
+    suite: str
+    seed: int
+    backbone: BackboneRecord
+    cell: str
+    task: TaskRecord
+    data: DataRecord | None = None
+    metrics: dict[str, MetricRecord] = {}
+    primary: str | None = None
+    provenance: Provenance | None = None
+    error: str | None = None
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+    def identity(self) -> str:
+        """Equal for two records that must hold the same number: weights, task, configuration, data, seed, profile."""
+        return digest(
+            {
+                "weights": self.backbone.weights_sha256,
+                "arch": self.backbone.arch,
+                "input": self.backbone.input,
+                "cell": self.cell,
+                "task": [self.task.name, self.task.version, self.task.config_sha256, self.task.engine],
+                "manifest": self.data.manifest_sha256 if self.data else None,
+                "profile": self.profile,
+                "seed": self.seed,
+            }
+        )

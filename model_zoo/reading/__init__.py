@@ -1,0 +1,183 @@
+"""Files that may hold weights, read without running anything of theirs, within time and memory that their size bounds.
+
+`read(path)` tells a container by its content, never by its name: torch's zip and its older form, pickles of arrays, .npz,
+safetensors, or one of these in a plain zip archive. Everything is read by code of this package: nothing is handed to
+`torch.load`, `pickle` or `tarfile`, nothing is unpacked to the disk. What is neither tensor nor plain value becomes an
+`Inert` stub under its name; `Contents.notes` says which names were met, and goes into a backbone's `notes`.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from torch import Tensor
+
+from backbench.errors import CheckpointError
+from backbench.files import open_regular, why_not
+from backbench.printable import printable
+from model_zoo.reading import archive as archives
+from model_zoo.reading import foreign, npz, plain_pickle, safetensors, torch_legacy, torch_zip
+from model_zoo.reading.archive import Archive
+from model_zoo.reading.machine import Malformed
+from model_zoo.reading.objects import Inert
+
+__all__ = ["Contents", "Inert", "first_bytes", "load_torch", "read"]
+
+_HEAD = 512
+_NAMED = 5  # names in a note
+# Nothing but an attack calls these: whoever reads the file with torch.load(weights_only=False) would run them.
+_ARMED = ("os.", "posix.", "nt.", "subprocess.", "pty.", "runpy.", "socket.", "ctypes.", "builtins.eval",
+          "builtins.exec", "builtins.__import__", "builtins.compile", "builtins.open", "webbrowser.", "shutil.")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds: plain values, tensors and `Inert` stubs, and what a reader of the numbers should know."""
+
+    value: Any
+    notes: tuple[str, ...] = ()
+
+
+def read(path: Path) -> Contents:
+    """The contents of a file that may hold weights.
+
+    Raises:
+        CheckpointError: one sentence that begins with the path and says what is wrong with the file and what to do.
+    """
+    with _sentences(path), open_regular(path, CheckpointError) as file:
+        size = os.fstat(file.fileno()).st_size
+        _refuse_what_memory_cannot_hold(size)
+        names: dict[str, int] = {}
+        value, checked = _read(file, size, names, Path(path).suffix == ".safetensors")
+        _refuse_networks(value)
+        return Contents(value, (*_notes(names), *([] if checked else [_UNCHECKED])))
+
+
+def load_torch(path: Path) -> Any:
+    """What `torch.save` wrote, on the CPU, without running code from the file: `read(path).value` of our own files.
+
+    Raises:
+        CheckpointError: missing, empty, truncated, damaged, a web page, or no container of weights.
+    """
+    return read(path).value
+
+
+def first_bytes(path: Path) -> bytes:
+    """A checkpoint's first bytes; CheckpointError when there is no file, nothing in it, or it is a web page or tar."""
+    with _sentences(path), open_regular(path, CheckpointError) as file:
+        return _head(file, os.fstat(file.fileno()).st_size)
+
+
+_UNCHECKED = "its writer left the checksums out, so that damage to its numbers cannot be seen"
+
+
+def _head(file: BinaryIO, size: int) -> bytes:
+    head = file.read(_HEAD)
+    file.seek(0)
+    if not head:
+        raise CheckpointError("the file is empty")
+    if not safetensors.is_safetensors(head, size):
+        foreign.refuse(head)
+    return head
+
+
+def _read(file: BinaryIO, size: int, names: dict[str, int], named_so: bool, nested: bool = False) -> tuple[Any, bool]:
+    """The value, and whether checksums, where the container has them, were compared."""
+    if named_so and not size:
+        raise CheckpointError("not a readable safetensors file: the file is empty")
+    head = _head(file, size)
+    if named_so or safetensors.is_safetensors(head, size):
+        return safetensors.read(file, size), True
+    if head.startswith(b"PK"):
+        with archives.opened(file, size) as archive:
+            value = _of_archive(archive, names, nested)
+            return value, not archive.without_checksums
+    if head.startswith(b"\x80") and torch_legacy.MAGIC in head[:32]:
+        return torch_legacy.read(file, size, names), True
+    if head.startswith(npz.MAGIC):
+        raise CheckpointError("is one array (.npy): save the tensors by name, with numpy.savez or torch.save")
+    if head.startswith((b"\x80", b"(", b"c", b"}", b"]")):
+        return plain_pickle.read(file, size, names), True
+    raise Malformed("its first bytes are those of no container of weights")
+
+
+def _of_archive(archive: Archive, names: dict[str, int], nested: bool) -> Any:
+    if npz.is_npz(archive):
+        return npz.read(archive, names)
+    if torch_zip.is_torch(archive):
+        return torch_zip.read(archive, names)
+    if nested:
+        raise CheckpointError("an archive in an archive; unpack it and give the checkpoint in it")
+    inner = archives.the_checkpoint(archive)
+    value, _ = _read(inner, len(inner.getbuffer()), names, named_so=False, nested=True)
+    return value
+
+
+@contextmanager
+def _sentences(path: Path) -> Iterator[None]:
+    """Every way to fail as one sentence that begins with the path."""
+    shown = printable(path, 300)
+    try:
+        yield
+    except CheckpointError as refused:
+        text = str(refused)
+        raise CheckpointError(text if text.startswith(shown) else f"{shown}: {text}") from None
+    except MemoryError:
+        raise CheckpointError(f"{shown}: this machine's memory does not hold what is in it") from None
+    except (Malformed, struct.error, ValueError, RuntimeError, RecursionError, OverflowError) as error:
+        reason = printable(" ".join(str(error).split()))
+        raise CheckpointError(
+            f"{shown}: not a readable torch checkpoint; truncated or another format? ({reason})"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{shown}: {why_not(error)}") from None
+
+
+def _refuse_what_memory_cannot_hold(size: int) -> None:
+    """A sparse file takes no disk and any memory."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return
+    if 0 < memory < size:
+        raise CheckpointError(f"{size / 2**30:.0f} GiB, more than this machine's memory ({memory / 2**30:.0f} GiB)")
+
+
+def _refuse_networks(value: Any) -> None:
+    """CheckpointError for `torch.save(model)`: what it holds are pickled networks and nothing that has tensors beside them."""
+    top = value.items() if isinstance(value, dict) else (("", value),)
+    networks = [(key, item) for key, item in top if isinstance(item, Inert) and item.is_module]
+    if networks and not _has_tensors(value):
+        key, network = networks[0]
+        where = f"under '{key}' " if key else ""
+        model = f"checkpoint['{key}']" if key else "model"
+        raise CheckpointError(
+            f"holds {where}a pickled network ({network.name}), which only its own code can read: load it where that code "
+            f"is and save its state_dict() instead: torch.save({model}.state_dict(), 'weights.pth')"
+        )
+
+
+def _has_tensors(value: Any, levels: int = 4) -> bool:
+    if isinstance(value, dict) and levels:
+        return any(isinstance(item, Tensor) or _has_tensors(item, levels - 1) for item in value.values())
+    return False
+
+
+def _notes(names: dict[str, int]) -> list[str]:
+    """What was met beside tensors and plain values, in the words that `verify` prints."""
+    if not names:
+        return []
+    shown = ", ".join(list(names)[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    kinds = "1 kind of object that is" if len(names) == 1 else f"{len(names)} kinds of objects that are"
+    notes = [f"holds {kinds} no tensor ({shown}): left unread, nothing was run"]
+    if armed := [name for name in names if name.startswith(_ARMED)]:
+        notes.append(
+            f"names what only an attack calls ({', '.join(armed[:_NAMED])}): do not load this file with other tools"
+        )
+    return notes

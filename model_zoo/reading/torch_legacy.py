@@ -1,0 +1,100 @@
+"""What `torch.save` wrote until 2020: five pickles, then the numbers of each storage. It has no checksums."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from backbench.errors import CheckpointError
+from backbench.printable import printable
+from model_zoo.reading import machine
+from model_zoo.reading.known import StorageRef
+from model_zoo.reading.settle import settle
+from model_zoo.reading.torch_zip import reference, swapped, typed
+
+MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # what torch.save wrote first before it wrote zip files
+_PROTOCOL = 1001
+
+
+def read(file: BinaryIO, size: int, names: dict[str, int]) -> Any:
+    """What was saved.
+
+    Raises:
+        CheckpointError: truncated, or a storage that announces more than is there.
+        Malformed: a pickle that cannot be read.
+    """
+    value, storage = _parts(file, size, names)
+    return settle(value, storage, size, names)
+
+
+def storage_in(data: bytes) -> StorageRef:
+    """The one storage that bytes inside another pickle hold, with its numbers.
+
+    Raises:
+        CheckpointError, Malformed: as `read`, or they hold anything else.
+    """
+    value, storage = _parts(io.BytesIO(data), len(data), {})
+    if not isinstance(value, StorageRef):
+        raise CheckpointError("holds bytes in place of a tensor's numbers that are none; damaged")
+    return replace(value, held=storage(value))
+
+
+def _parts(file: BinaryIO, size: int, names: dict[str, int]) -> tuple[Any, Callable[[StorageRef], Tensor]]:
+    """The value of the pickle, not settled, and what reads a storage of it."""
+    machine.load(file, size, {})
+    if machine.load(file, size, {}) != _PROTOCOL:
+        raise CheckpointError("written by a version of torch.save that is not known here")
+    system = machine.load(file, size, {})
+    swap = isinstance(system, dict) and system.get("little_endian") is False
+    announced: dict[str, StorageRef] = {}
+
+    def remember(identity: Any) -> Any:
+        found = reference(identity)
+        if isinstance(found, StorageRef) and announced.setdefault(found.key, found).dtype != found.dtype:
+            raise CheckpointError(f"storage '{printable(found.key)}' is said to be of two types; damaged")
+        return found
+
+    value = machine.load(file, size, names, remember)
+    keys = machine.load(file, size, {})
+    if not isinstance(keys, list) or not all(type(key) is str for key in keys):
+        raise CheckpointError("its list of storages cannot be read; damaged")
+    storages: dict[str, Tensor] = {}
+    for key in keys:
+        if key not in announced or key in storages:
+            raise CheckpointError(f"storage '{printable(key)}' is listed and not used, or listed twice; damaged")
+        storages[key] = _numbers(file, size, announced[key], swap)
+
+    def storage(ref: StorageRef) -> Tensor:
+        if ref.key not in storages:
+            raise CheckpointError(f"storage '{printable(ref.key)}' is missing: truncated or damaged")
+        return typed(storages[ref.key], announced[ref.key])
+
+    return value, storage
+
+
+def _numbers(file: BinaryIO, size: int, ref: StorageRef, swap: bool) -> Tensor:
+    """The next storage of the file, (bytes,) uint8: a count, then the numbers."""
+    head = file.read(8)
+    if len(head) < 8:
+        raise CheckpointError(f"truncated before storage '{printable(ref.key)}'")
+    (count,) = struct.unpack(">q" if swap else "<q", head)
+    needed, left = count * ref.dtype.itemsize, size - file.tell()
+    if count != ref.numel:
+        raise CheckpointError(f"storage '{printable(ref.key)}' has {count} numbers, {ref.numel} are announced; damaged")
+    if needed > left:
+        raise CheckpointError(
+            f"truncated in storage '{printable(ref.key)}': {needed} bytes are announced, {left} are left"
+        )
+    buffer = torch.empty(needed, dtype=torch.uint8)
+    view, at = memoryview(buffer.numpy()), 0
+    while at < needed:
+        if not (got := file.readinto(view[at:])):  # type: ignore[attr-defined]
+            raise CheckpointError(f"truncated in storage '{printable(ref.key)}'")
+        at += got
+    return swapped(buffer, ref.dtype) if swap else buffer

@@ -1,0 +1,342 @@
+"""Archives into layouts: every published kind, cut ones, hostile ones, and running again."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backbench.data import catalogue, demo, unpack
+from backbench.data.__main__ import main
+from backbench.data.catalogue import DataPlaces
+from backbench.errors import DataError
+
+
+def tar_of(members: dict[str, bytes], mode: str = "w") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as tar:
+        for name, data in members.items():
+            item = tarfile.TarInfo(name)
+            item.size = len(data)
+            tar.addfile(item, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def zip_of(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, data in members.items():
+            file.writestr(name, data)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def archive(tmp_path):
+    def of(name: str, data: bytes) -> Path:
+        (tmp_path / name).write_bytes(data)
+        return tmp_path / name
+
+    return of
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# ---------------------------------------------------------------- layouts
+
+
+def test_voc(archive, tmp_path):
+    first = archive("VOCtrainval_06-Nov-2007.tar", tar_of({"VOCdevkit/VOC2007/JPEGImages/1.jpg": b"a"}))
+    second = archive("VOCtest_06-Nov-2007.tar", tar_of({"VOCdevkit/VOC2007/JPEGImages/2.jpg": b"b"}))
+    third = archive(
+        "VOCtrainval_11-May-2012.tar", tar_of({"./VOCdevkit/VOC2012/Annotations/3.xml": b"c", "README": b"x"})
+    )
+    tallies = unpack.prepare("voc", [first, second, third], tmp_path / "voc")
+    assert tree(tmp_path / "voc") == {
+        "VOCdevkit/VOC2007/JPEGImages/1.jpg": b"a",
+        "VOCdevkit/VOC2007/JPEGImages/2.jpg": b"b",
+        "VOCdevkit/VOC2012/Annotations/3.xml": b"c",
+    }
+    assert [(t.written, t.unneeded) for t in tallies.values()] == [(1, 0), (1, 0), (1, 1)]
+
+
+def test_coco(archive, tmp_path):
+    parts = [
+        archive("train2017.zip", zip_of({"train2017/": b"", "train2017/1.jpg": b"a"})),
+        archive("val2017.zip", zip_of({"val2017/2.jpg": b"b"})),
+        archive(
+            "annotations_trainval2017.zip",
+            zip_of(
+                {f"annotations/{k}_{s}2017.json": b"{}" for k in ("instances", "captions") for s in ("train", "val")}
+            ),
+        ),
+    ]
+    unpack.prepare("coco", parts, tmp_path / "coco")
+    assert sorted(tree(tmp_path / "coco")) == [
+        "annotations/instances_train2017.json",
+        "annotations/instances_val2017.json",
+        "train2017/1.jpg",
+        "val2017/2.jpg",
+    ]
+
+
+def test_inat18(archive, tmp_path):
+    parts = [
+        archive("train_val2018.tar.gz", tar_of({"train_val2018/Aves/2/1.jpg": b"a"}, "w:gz")),
+        archive("train2018.json.tar.gz", tar_of({"train2018.json": b"{}"}, "w:gz")),
+        archive("val2018.json", b"[]"),
+    ]
+    unpack.prepare("inat18", parts, tmp_path / "inat18")
+    assert tree(tmp_path / "inat18") == {
+        "train_val2018/Aves/2/1.jpg": b"a",
+        "train2018.json": b"{}",
+        "val2018.json": b"[]",
+    }
+
+
+def test_places205(archive, tmp_path):
+    deep = "data/vision/torralba/deeplearning/images256/a/abbey/1.jpg"
+    lists = {f"trainvalsplit_places205/{s}_places205.csv": s.encode() for s in ("train", "val", "test")}
+    parts = [
+        archive("imagesPlaces205_resize.tar.gz", tar_of({deep: b"a"}, "w:gz")),
+        archive("trainvalsplit_places205.tar.gz", tar_of(lists, "w:gz")),
+    ]
+    unpack.prepare("places205", parts, tmp_path / "places205")
+    assert tree(tmp_path / "places205") == {
+        "images/a/abbey/1.jpg": b"a",
+        "train_places205.csv": b"train",
+        "val_places205.csv": b"val",
+    }
+
+
+def test_stl10(archive, tmp_path):
+    file = archive("stl10_binary.tar.gz", tar_of({"stl10_binary/train_y.bin": b"\1", "stl10_binary": b""}, "w:gz"))
+    unpack.prepare("stl10", [file], tmp_path / "stl10")
+    assert tree(tmp_path / "stl10") == {"stl10_binary/train_y.bin": b"\1"}
+
+
+TRAIN = {f"n0000000{c}.tar": tar_of({f"n0000000{c}_{i}.JPEG": b"%d%d" % (c, i) for i in range(3)}) for c in (1, 2)}
+VAL = {f"ILSVRC2012_val_0000000{i}.JPEG": b"v%d" % i for i in (3, 1, 2)}  # not in order
+
+
+def test_imagenet(archive, tmp_path):
+    labels = archive("synset_labels.txt", b"n00000002\nn00000001\nn00000002\n")
+    parts = [archive("ILSVRC2012_img_train.tar", tar_of(TRAIN)), archive("ILSVRC2012_img_val.tar", tar_of(VAL))]
+    unpack.prepare("imagenet", parts, tmp_path / "imagenet", val_labels=labels)
+    assert tree(tmp_path / "imagenet") == {
+        **{f"train/n0000000{c}/n0000000{c}_{i}.JPEG": b"%d%d" % (c, i) for c in (1, 2) for i in range(3)},
+        "val/n00000002/ILSVRC2012_val_00000001.JPEG": b"v1",
+        "val/n00000001/ILSVRC2012_val_00000002.JPEG": b"v2",
+        "val/n00000002/ILSVRC2012_val_00000003.JPEG": b"v3",
+    }
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (None, "give --val-labels FILE"),
+        (b"n00000002\nn00000001\n", r"labels\.txt: has 2 lines, none for ILSVRC2012_val_00000003\.JPEG"),
+        (b"n00000002\n490\n361\n", r"labels\.txt:2: '490' is not a WordNet id .* the devkit's ground truth"),
+    ],
+)
+def test_imagenet_validation_labels(archive, tmp_path, labels, words):
+    file = archive("labels.txt", labels) if labels else None
+    with pytest.raises(DataError, match=words):
+        unpack.prepare("imagenet", [archive("val.tar", tar_of(VAL))], tmp_path / "imagenet", val_labels=file)
+
+
+def test_unknown_data_set_and_wrong_archives(archive, tmp_path):
+    with pytest.raises(DataError, match="no archives are known for data set 'imagenet100'; did you mean 'imagenet'"):
+        unpack.prepare("imagenet100", [], tmp_path)
+    with pytest.raises(DataError, match=r"none\.tar: no such file"):
+        unpack.prepare("voc", [tmp_path / "none.tar"], tmp_path)
+    other = archive("stl10.tar", tar_of({"stl10_binary/train_y.bin": b"x"}))
+    with pytest.raises(
+        DataError, match=r"holds nothing that this data set needs \(1, e\.g\. stl10_binary/train_y\.bin\)"
+    ):
+        unpack.prepare("voc", [other], tmp_path / "voc")
+    with pytest.raises(DataError, match=r"page\.tar: not a whole archive"):
+        unpack.prepare("voc", [archive("page.tar", b"<html>" + bytes(2000))], tmp_path / "voc")
+    assert not (tmp_path / "voc").exists()
+
+
+# ---------------------------------------------------------------- cut and resumed
+
+FILES = {f"VOCdevkit/VOC2007/JPEGImages/{i}.jpg": np.random.default_rng(i).bytes(700 + i) for i in range(20)}
+MEMBER = 512 + 1024  # bytes: a header, and a file that is padded to two blocks
+
+
+def is_whole_or_absent(folder: Path) -> None:
+    """Nothing half written, nothing under a temporary name."""
+    for name, data in tree(folder).items():
+        assert FILES[name] == data
+
+
+@pytest.mark.parametrize("kind", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_a_cut_archive_is_named_and_completed_by_a_whole_one(archive, tmp_path, kind):
+    whole = tar_of(FILES, kind)
+    end = 20 * MEMBER if kind == "w" else len(whole) - 1  # an uncompressed tar ends with padding
+    for cut in (*range(1, end, end // 12), end):
+        shutil.rmtree(tmp_path / "voc", ignore_errors=True)
+        with pytest.raises(DataError, match=r"part\.tar: not a whole archive, cut short\?.*unpacked so far: \d+ files"):
+            unpack.prepare("voc", [archive("part.tar", whole[:cut])], tmp_path / "voc")
+        is_whole_or_absent(tmp_path / "voc")
+        before = len(tree(tmp_path / "voc"))
+        tally = unpack.unpack(archive("whole.tar", whole), tmp_path / "voc", unpack.route_of("voc"))
+        assert (tally.kept, tally.written) == (before, 20 - before)
+        assert tree(tmp_path / "voc") == FILES
+
+
+def test_a_tar_that_ends_between_two_members_is_cut(archive, tmp_path):
+    whole = tar_of(FILES)
+    with pytest.raises(DataError, match=r"not a whole archive.*unpacked so far: 5 files"):
+        unpack.prepare("voc", [archive("part.tar", whole[: 5 * MEMBER])], tmp_path / "voc")
+    assert len(tree(tmp_path / "voc")) == 5
+
+
+def test_a_cut_tar_within_a_tar(archive, tmp_path):
+    inner = {**TRAIN, "n00000003.tar": TRAIN["n00000002.tar"][:1537]}
+    with pytest.raises(DataError, match=r"not a whole archive.*unpacked so far: 7 files"):
+        unpack.prepare("imagenet", [archive("train.tar", tar_of(inner))], tmp_path / "imagenet")
+    unpack.prepare("imagenet", [archive("train.tar", tar_of(TRAIN))], tmp_path / "imagenet")
+
+
+def test_a_cut_zip_and_a_damaged_one(archive, tmp_path):
+    whole = zip_of({"val2017/1.jpg": b"abcdefgh" * 50, "val2017/2.jpg": b"x"})
+    with pytest.raises(DataError, match=r"not a whole archive.*unpacked so far: 0 files"):
+        unpack.prepare("coco", [archive("val2017.zip", whole[:-10])], tmp_path / "coco")
+    with pytest.raises(DataError, match=r"not a whole archive.*CRC"):
+        unpack.prepare("coco", [archive("val2017.zip", whole.replace(b"abcd", b"abce", 1))], tmp_path / "coco")
+    assert not tree(tmp_path / "coco")
+
+
+def test_a_file_of_the_wrong_size_is_written_anew_and_others_are_not_touched(archive, tmp_path):
+    file = archive("voc.tar", tar_of(FILES))
+    unpack.prepare("voc", [file], tmp_path / "voc")
+    first, second = (tmp_path / "voc" / name for name in list(FILES)[:2])
+    first.write_bytes(b"half")
+    second.write_bytes(bytes(len(second.read_bytes())))
+    (tally,) = unpack.prepare("voc", [file], tmp_path / "voc").values()
+    assert (tally.written, tally.kept) == (1, 19)
+    assert first.read_bytes() == FILES[next(iter(FILES))]
+    assert not any(second.read_bytes()), "the right size: kept"
+
+
+def test_dry_run_writes_nothing(archive, tmp_path, capsys):
+    file = archive("voc.tar", tar_of(FILES))
+    code = main(["prepare", "voc", "--from", str(file), "--data-root", str(tmp_path / "data"), "--dry-run"])
+    assert code == 0
+    assert not (tmp_path / "data").exists()
+    assert "would be unpacked into" in (said := capsys.readouterr().err)
+    assert "20 files" in said
+
+
+# ---------------------------------------------------------------- hostile archives
+
+
+def raw_tar(**fields: object) -> bytes:
+    """A good member, then one whose header says what is given."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        good = tarfile.TarInfo("VOCdevkit/VOC2007/a.txt")
+        good.size = 1
+        tar.addfile(good, io.BytesIO(b"a"))
+        item = tarfile.TarInfo("VOCdevkit/x")
+        for key, value in fields.items():
+            setattr(item, key, value)
+        tar.addfile(item, io.BytesIO(bytes(item.size)))
+    return buffer.getvalue()
+
+
+HOSTILE = [
+    raw_tar(name="VOCdevkit/../../evil", size=1),
+    raw_tar(name="../VOCdevkit/evil", size=1),
+    raw_tar(name="/VOCdevkit/evil", size=1),
+    raw_tar(name="VOCdevkit\\..\\evil", size=1),
+    raw_tar(name="VOCdevkit/evil", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+    raw_tar(name="VOCdevkit/evil", type=tarfile.SYMTYPE, linkname="../../.."),
+    raw_tar(name="VOCdevkit/evil", type=tarfile.LNKTYPE, linkname="../outside"),
+    raw_tar(name="VOCdevkit/evil", type=tarfile.CHRTYPE),
+    raw_tar(name="VOCdevkit/evil", type=tarfile.FIFOTYPE),
+    tar_of({"VOCdevkit/VOC2007/a.txt": b"a", "inner.tar": tar_of({"VOCdevkit/../../evil": b"x"})}),
+]
+
+
+@pytest.mark.parametrize("data", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_hostile_tar_is_refused_and_writes_nothing_outside(archive, tmp_path, data):
+    file = archive("bad.tar", data)
+    with pytest.raises(DataError, match=r"bad\.tar: '.*' (points out of the folder|is a link or a device); refused"):
+        unpack.prepare("voc", [file], tmp_path / "deep" / "er" / "voc")
+    assert tree(tmp_path) == {"bad.tar": data, "deep/er/voc/VOCdevkit/VOC2007/a.txt": b"a"}
+    assert not any(p.is_symlink() for p in tmp_path.rglob("*"))
+
+
+def zip_link() -> bytes:
+    item = zipfile.ZipInfo("val2017/1.jpg")
+    item.external_attr = (stat.S_IFLNK | 0o777) << 16
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr(item, "/etc/passwd")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: zip_of({"val2017/../../1.jpg": b"x"}),
+        lambda: zip_of({"/val2017/1.jpg": b"x"}),
+        lambda: zip_of({"C:/val2017/1.jpg": b"x"}),
+        zip_link,
+    ],
+)
+def test_a_hostile_zip_is_refused(archive, tmp_path, make: Callable[[], bytes]):
+    data = make()
+    with pytest.raises(DataError, match=r"bad\.zip: '.*' (points out of the folder|is a link or a device); refused"):
+        unpack.prepare("coco", [archive("bad.zip", data)], tmp_path / "deep" / "coco")
+    assert tree(tmp_path) == {"bad.zip": data}
+
+
+def test_no_more_bytes_than_declared(archive, tmp_path, monkeypatch):
+    bomb = unpack.Member("VOCdevkit/a", 10, lambda: io.BytesIO(bytes(10_000_000)))
+    monkeypatch.setattr(unpack, "members", lambda *_: iter([bomb]))
+    with pytest.raises(DataError, match="'VOCdevkit/a' holds more than the 10 bytes it declares"):
+        unpack.prepare("voc", [archive("x.tar", b"x")], tmp_path / "voc")
+    assert tree(tmp_path / "voc") == {}
+
+
+def test_a_zip_that_lies_about_its_size(archive, tmp_path):
+    with io.BytesIO() as buffer:
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("val2017/1.jpg", bytes(1_000_000))
+        lying = buffer.getvalue().replace((1_000_000).to_bytes(4, "little"), (10).to_bytes(4, "little"))
+    with pytest.raises(DataError, match=r"bad\.zip: "):
+        unpack.prepare("coco", [archive("bad.zip", lying)], tmp_path / "coco")
+    assert tree(tmp_path / "coco") == {}
+
+
+# ---------------------------------------------------------------- the whole way
+
+
+def test_the_command_unpacks_and_ends_with_the_doctor(archive, tmp_path, capsys):
+    source = demo.root() / "voc"
+    wanted = [p for p in sorted(source.rglob("*")) if p.is_file()]
+    file = archive("voc.tar", tar_of({p.relative_to(source).as_posix(): p.read_bytes() for p in wanted}))
+    assert main(["prepare", "voc", "--from", str(file), "--data-root", str(tmp_path / "data")]) == 0
+    said = capsys.readouterr().out
+    assert "voc          present" in said
+    assert "not the published data set" in said
+    again = catalogue.load("voc", "test", DataPlaces(tmp_path / "data"))
+    assert again.manifest_sha256() == catalogue.load("voc", "test", DataPlaces(demo.root())).manifest_sha256()
+
+
+def test_the_command_fails_when_the_doctor_does(archive, tmp_path):
+    file = archive("voc.tar", tar_of(FILES))
+    assert main(["prepare", "voc", "--from", str(file), "--data-root", str(tmp_path / "data")]) == 1

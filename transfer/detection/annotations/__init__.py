@@ -1,0 +1,1 @@
+"""Annotated images: read, checked, mended, written."""

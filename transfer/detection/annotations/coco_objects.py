@@ -1,0 +1,202 @@
+"""COCO's annotations into objects: every number is checked for type and range, and what was put right is told."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from backbench.data.layouts.coco import crowd_of, is_number
+from transfer.detection.annotations.faults import NO_AREA, Faults, box_fault, clipped
+from transfer.detection.annotations.split import Box, Instance
+
+NUMBERS = "boxes that are not four numbers"
+POLYGON = "polygons that are not three points or more, in or near their image"
+RUN_LENGTH = "run-length masks that do not fill their image"
+CROWD = "objects whose iscrowd is neither 0 nor 1"
+NO_CROWD = "objects whose iscrowd is null, read as 0"
+NO_MASK = "objects without a mask"
+_FLAT_IN_TRAIN2017 = (200365, 550395)  # the two images whose official annotations hold a box of no height
+_LONGEST = 1_000_000  # pixels of a side; an image of more is read by no decoder, and its masks would fill the memory
+_MOST = 178_956_970  # pixels, beyond which Pillow decodes nothing (twice its MAX_IMAGE_PIXELS)
+
+
+@dataclass(frozen=True)
+class Sized:
+    """An image by its annotation file."""
+
+    id: int | str
+    name: str
+    width: int
+    height: int
+
+
+def pixels_of(image: dict[str, Any]) -> tuple[int, int] | None:
+    """Width and height by a COCO file; None where they are no size of an image."""
+    width, height = image["width"], image["height"]
+    if not all(type(side) is int and 0 < side <= _LONGEST for side in (width, height)):
+        return None
+    return (width, height) if width * height <= _MOST else None
+
+
+def instance(annotation: dict[str, Any], image: Sized, label: int, faults: Faults, *, masks: bool) -> Instance | None:
+    """The object, or None where no engine and no metric can use it; what is wrong, or was put right, is told to `faults`.
+
+    Args:
+        label: row of its category.
+        masks: an object needs one.
+    """
+    name = f"annotation {annotation['id']} of {image.name}"
+    mask, fault = usable_mask(annotation.get("segmentation"), image)
+    box = annotation["bbox"]
+    if wrong := _box_fault(box, image) or (fault if fault and mask is None else None):
+        official = wrong == NO_AREA and image.id in _FLAT_IN_TRAIN2017
+        (faults.mend if official else faults.add)(wrong, name)
+        return None
+    if fault:
+        faults.add(fault, name)
+    crowd = crowd_of(annotation)
+    if crowd is None:
+        faults.add(CROWD, name)
+        return None
+    if masks and mask is None:
+        faults.add(NO_MASK, name)
+        return None
+    if "iscrowd" in annotation and annotation["iscrowd"] is None:
+        faults.mend(NO_CROWD, name)
+    area, source = _area(annotation, mask, image, name, faults)
+    x, y, width, height = box
+    inside = clipped((x, y, x + width, y + height), image.width, image.height, name, faults)
+    return Instance(label, inside, crowd=crowd, mask=mask, area=area, area_of=source, stated=(x, y, width, height))
+
+
+def _box_fault(box: object, image: Sized) -> str | None:
+    if not _are_numbers(box) or len(box) != 4:
+        return NUMBERS
+    x, y, width, height = box
+    return box_fault((x, y, x + width, y + height), image.width, image.height)
+
+
+# ---------------------------------------------------------------- areas
+
+
+def _area(
+    annotation: dict[str, Any], mask: Any, image: Sized, name: str, faults: Faults
+) -> tuple[float, Literal["stated", "mask", "box"]]:
+    """The area by which the metric calls an object small, medium or large, and counts it at all: the stated one.
+
+    Where that cannot be an area it is the mask's, or the box's where there is no mask (as pycocotools' users do it, and
+    detectron2 evaluation/coco_evaluation.py): pycocotools itself counts an object of less than 0 neither way.
+    """
+    stated = annotation.get("area")
+    wrong = _area_fault(stated, image)
+    if wrong is None:
+        return stated, "stated"
+    pixels = mask_area(mask, image)
+    faults.mend(f"{wrong}, taken from their {'masks' if pixels else 'boxes'}", name)
+    _, _, width, height = annotation["bbox"]
+    return (pixels, "mask") if pixels else (width * height, "box")
+
+
+def _area_fault(area: object, image: Sized) -> str | None:
+    """What is wrong with a stated area, or None. As boxes, masks may reach a pixel over the edge."""
+    if area is None:
+        return "areas that are missing"
+    if not is_number(area):
+        return "areas that are no numbers"
+    if not math.isfinite(area):
+        return "areas that are not finite"
+    if area <= 0:
+        return "areas of 0 or less"
+    return "areas larger than their image" if area > (image.width + 1) * (image.height + 1) else None
+
+
+def mask_area(mask: Any, image: Sized) -> float:
+    """Pixels of a mask that `usable_mask` passed, as pycocotools counts them; 0 of none."""
+    if not mask:
+        return 0.0
+    from pycocotools import mask as coco_mask
+
+    if isinstance(mask, dict) and isinstance(mask["counts"], str):
+        return float(coco_mask.area(mask))
+    packed = coco_mask.frPyObjects(mask, image.height, image.width)
+    return float(coco_mask.area(coco_mask.merge(packed) if isinstance(packed, list) else packed))
+
+
+# ---------------------------------------------------------------- masks
+
+
+def usable_mask(mask: Any, image: Sized) -> tuple[Any, str | None]:
+    """A `segmentation` without what no engine can use, None when nothing is left or was there; and what that was."""
+    if not mask:
+        return None, None
+    if isinstance(mask, dict):
+        whole = _is_run_length(mask, image.width, image.height)
+        return ({**mask, "size": [image.height, image.width]}, None) if whole else (None, RUN_LENGTH)
+    if not isinstance(mask, list):
+        return None, POLYGON
+    polygons = [p for p in mask if _is_polygon(p, image.width, image.height)]
+    if len(polygons) == len(mask):
+        return mask, None
+    return polygons or None, POLYGON
+
+
+def _is_polygon(points: object, width: int, height: int) -> bool:
+    """Three points or more; far outside the image (by its own size) they are no outline, and rendering them takes memory."""
+    if not _are_numbers(points) or len(points) < 6 or len(points) % 2:
+        return False
+    return all(-s <= low and high <= 2 * s for s, low, high in (
+        (width, min(points[::2]), max(points[::2])), (height, min(points[1::2]), max(points[1::2]))
+    ))  # fmt: skip
+
+
+def _are_numbers(values: object) -> bool:
+    """Whether it is a list of finite numbers whose sum is finite too."""
+    if not isinstance(values, list):
+        return False
+    kinds = set(map(type, values))
+    try:
+        return kinds <= {int, float} and math.isfinite(sum(values))
+    except OverflowError:
+        return False
+
+
+def _is_run_length(mask: dict[str, Any], width: int, height: int) -> bool:
+    """Whether a mask's size is the image's, and its runs fill it."""
+    counts = mask.get("counts")
+    if not _are_numbers(mask.get("size")) or mask["size"] != [height, width] or not counts:
+        return False
+    runs = unpacked(counts) if isinstance(counts, str) else counts
+    if not _are_numbers(runs) or any(run != int(run) for run in runs):
+        return False
+    return min(runs) >= 0 and sum(runs) == width * height
+
+
+def unpacked(counts: str) -> list[int] | None:
+    """The runs of a packed run-length mask, None when the string packs none (cocoapi common/maskApi.c, rleFrString).
+
+    A character holds five bits, low ones first, and whether more follow; from the fourth run on, what is packed is the
+    difference to the run before the last. pycocotools checks nothing: of another string it makes pixels, or crashes.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 60:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:  # negative
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs if not shift else None
+
+
+def whole_box(item: Instance) -> Box:
+    """x, y, width and height as the file states them, not clipped: what COCO's metric compares with."""
+    if item.stated is not None:
+        return item.stated
+    x0, y0, x1, y1 = item.box
+    return x0, y0, x1 - x0, y1 - y0

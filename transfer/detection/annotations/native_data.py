@@ -1,0 +1,40 @@
+"""A run's images in COCO's format, for the native configurations of both engines: `train.json` and `test.json`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from backbench.files.atomic import atomic_write_text
+from transfer.detection.annotations.split import DetectionSplit
+from transfer.detection.job import Job
+
+
+def write(train: DetectionSplit, job: Job) -> None:
+    """Both files into the job's folder, `test.json` where the job knows its test split; what is there already stays."""
+    for name, split in (("train.json", train), ("test.json", job.test)):
+        if split is not None:
+            file, text = job.folder / name, json.dumps(annotations(split, difficult=name == "train.json"))
+            if not (file.is_file() and file.read_bytes() == text.encode()):
+                atomic_write_text(file, text)
+
+
+def annotations(split: DetectionSplit, *, difficult: bool) -> dict[str, Any]:
+    """The split in COCO's format: images numbered from 1 in the split's order.
+
+    Args:
+        difficult: difficult objects are objects as any other, as in training; else marked as crowds, which no metric counts.
+    """
+    images, objects = [], []
+    for i, picture in enumerate(split.pictures):
+        images.append(
+            {"id": i + 1, "file_name": split.source.paths[i], "width": picture.width, "height": picture.height}
+        )
+        for o in picture.instances:
+            x0, y0, x1, y1 = o.box
+            box = [x0, y0, x1 - x0, y1 - y0]
+            record = {"id": len(objects) + 1, "image_id": i + 1, "category_id": o.label + 1, "bbox": box,
+                      "area": box[2] * box[3], "iscrowd": int(o.crowd or (o.difficult and not difficult))}  # fmt: skip
+            objects.append(record | ({"segmentation": o.mask} if o.mask is not None else {}))
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(split.classes)]
+    return {"images": images, "annotations": objects, "categories": categories}

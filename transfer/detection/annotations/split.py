@@ -1,0 +1,162 @@
+"""Annotated images in one form for both engines: what a split, a picture and a detection are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from backbench.data.splits import Files
+from backbench.errors import DataError
+from backbench.printable import some
+from backbench.progress import say
+from transfer.detection.annotations.pixels import hold
+
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels; the image's upper left corner is (0, 0)
+BITMAPS = "masks are trained on as bitmaps, since some objects have run-length masks"
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One object of an image."""
+
+    label: int  # row of `classes`
+    box: Box
+    difficult: bool = False
+    crowd: bool = False
+    mask: Any = None  # COCO's `segmentation`: polygons [[x, y, ...], ...] or RLE {"size", "counts"}
+    area: float | None = None  # COCO's, of the mask: its metric calls objects small, medium or large by it
+    area_of: Literal["stated", "mask", "box"] = "stated"  # where the file's own could not be an area
+    stated: Box | None = None  # COCO's x, y, width, height, not clipped: what its metric compares with
+
+
+def _row(o: Instance) -> tuple[Any, ...]:
+    area = {"stated": o.area, "mask": "of the mask", "box": None}[
+        o.area_of
+    ]  # what follows from mask or box adds nothing
+    return o.label, o.box, o.difficult, o.crowd, area, None if o.mask is None else _mask_sha256(o.mask)
+
+
+def _mask_sha256(mask: Any) -> str:
+    """Of polygons as packed numbers: as text, those of COCO take minutes."""
+    if isinstance(mask, dict):
+        return hashlib.sha256(json.dumps(mask, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(b"".join(struct.pack(f"<q{len(p)}d", len(p), *p) for p in mask)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image and its objects."""
+
+    id: str  # VOC's name, or COCO's number
+    width: int
+    height: int
+    instances: tuple[Instance, ...]
+
+
+@dataclass(frozen=True)
+class DetectionSplit:
+    """One split of a detection data set; row i of `pictures` is row i of `source`."""
+
+    dataset: str
+    split: str  # e.g. trainval07+12, test, train2017
+    source: Files
+    pictures: tuple[Picture, ...]
+    classes: tuple[str, ...]
+    official_part: bool = False
+    annotations: Path | None = None  # COCO's own file, for pycocotools
+    left_out: tuple[str, ...] = ()  # what `bad="skip"` passed over, in sentences; such a split is not the published one
+    repaired: Mapping[str, int] = field(default_factory=dict)  # what was put right in the annotations, and how often
+    _manifest: list[str] = field(default_factory=list, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def file(self, index: int) -> Path:
+        """The image file."""
+        return self.source.root / self.source.paths[index]
+
+    def manifest_sha256(self) -> str:
+        """SHA-256 over the sorted (name, bytes, width, height, objects) of all images, masks and areas included.
+
+        An image that changes afterwards is an error where it is read.
+        """
+        if not self._manifest:
+            hold(self.source)
+            rows = sorted(
+                f"{self.source.name(i)}\t{self.source.size(i)}\t{p.width}x{p.height}\t{[_row(o) for o in p.instances]}"
+                for i, p in enumerate(self.pictures)
+            )
+            self._manifest.append(hashlib.sha256("\n".join(rows).encode(errors="surrogateescape")).hexdigest())
+        return self._manifest[0]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a detector found in one image, best score first."""
+
+    boxes: Any  # (D, 4) float32 numpy, x0 y0 x1 y1 in the original image's pixels
+    scores: Any  # (D,) float32
+    labels: Any  # (D,) int64
+    masks: Any = None  # list of D COCO RLEs, where the detector segments
+
+
+def check_measurable(split: DetectionSplit, *, masks: bool) -> None:
+    """DataError when a metric would have nothing to find: known before the training, not after it.
+
+    Crowds and difficult objects count in no metric; with `masks` those without one count in neither.
+    """
+    objects = [o for picture in split.pictures for o in picture.instances]
+    counting = sum(1 for o in objects if not o.crowd and not o.difficult and (o.mask is not None or not masks))
+    if counting:
+        return
+    rest = {
+        "crowds": sum(o.crowd for o in objects),
+        "difficult": sum(o.difficult and not o.crowd for o in objects),
+        "without a mask": sum(masks and o.mask is None and not o.crowd and not o.difficult for o in objects),
+    }
+    have = ", ".join(f"{count} {words}" for words, count in rest.items() if count)
+    where = split.annotations or split.source.root
+    raise DataError(
+        f"{where}: no object that counts in the {len(split)} images of {split.split} to be tested on"
+        f"{f' (objects: {have})' if have else ''}, so nothing can be measured; give a test split that has objects"
+    )
+
+
+def check_learnable(split: DetectionSplit) -> None:
+    """DataError when no image has an object but crowds."""
+    if all(o.crowd for picture in split.pictures for o in picture.instances):
+        raise DataError(
+            f"{split.dataset} {split.split}: no image has an object to train on; are its annotations whole?"
+        )
+
+
+def trainable(split: DetectionSplit) -> DetectionSplit:
+    """Without the images that have no object but crowds, as both engines' defaults train.
+
+    Raises:
+        DataError: none is left.
+    """
+    check_learnable(split)
+    empty = {i for i, picture in enumerate(split.pictures) if all(o.crowd for o in picture.instances)}
+    if not empty:
+        return split
+    names = [split.source.name(row) for row in sorted(empty)]
+    say(f"{split.dataset} {split.split}: images without an object, left out of training: {some(names)}")
+    return of_rows(split, [row for row in range(len(split)) if row not in empty])
+
+
+def mask_format(split: DetectionSplit) -> Literal["polygon", "bitmask"]:
+    """`polygon`, the engines' default, or `bitmask` where an object that is trained on has a run-length mask."""
+    runs = any(isinstance(o.mask, dict) and not o.crowd for picture in split.pictures for o in picture.instances)
+    return "bitmask" if runs else "polygon"
+
+
+def of_rows(split: DetectionSplit, rows: Sequence[int]) -> DetectionSplit:
+    """The split with these rows only."""
+    source = Files(split.source.root, tuple(split.source.paths[row] for row in rows))
+    return replace(split, source=source, pictures=tuple(split.pictures[row] for row in rows), _manifest=[])

@@ -1,0 +1,260 @@
+"""MMDetection 3: the same protocols as `detectron2.py`, with everything in which MMDetection's defaults differ set right.
+
+The run's folder gets `mmdet_config.py`, a native configuration that MMDetection's own tools/train.py and tools/test.py
+run, with the annotations (`train.json`, `test.json`, COCO's format) and exported weights that it names, and checkpoints.
+What is trained here is built from that configuration. Differences that stay: the order and draws of random numbers, deltas
+of box sizes clamped from below too, boxes of less than one pixel left out (mmdet/datasets/coco.py), detections scaled
+before their NMS instead of after it, losses of the proposal network divided by the anchors that were there instead of by
+the 256 that are asked for (fewer only in tiny images).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from backbench import distributed
+from backbench.errors import BackbenchError
+from backbench.files.atomic import atomic_write_text, make_folder
+from backbench.progress import track
+from model_zoo.backbone import Backbone
+from model_zoo.export import FEATURE_TOLERANCE, ExportError, feature_difference
+from model_zoo.export import mmdet as exporter
+from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume
+from transfer.detection.annotations import native_data
+from transfer.detection.annotations.split import BITMAPS, Detections, DetectionSplit, mask_format, trainable
+from transfer.detection.engines import absent
+from transfer.detection.engines.mmdet.protocol import configuration, test_pipeline
+from transfer.detection.job import Job
+from transfer.detection.spec import DetectionSpec
+from transfer.detection.training import checkpoints, course
+from transfer.detection.training.course import ESTIMATE, Course
+from transfer.detection.training.draws import after
+from transfer.detection.training.steps import rle
+
+NATIVE = "mmdet_config.py"  # a file mmdet.py would be imported for the package by whoever works in its folder
+PACKAGES = ("mmengine", "mmcv", "mmdet", "addict", "yapf", "terminaltables", "shapely", "scipy", "termcolor",
+            "pycocotools")  # fmt: skip
+
+
+def prepare() -> None:
+    """Apply the adaptations, register what MMDetection lacks and make its registries the ones that are searched."""
+    if importlib.util.find_spec("detectron2") is not None:
+        detectron2_v06.apply()  # mmdet imports Detectron2 where there is one
+    mmcv_lite.apply()
+    mmengine_resume.apply()
+    from mmengine.registry import init_default_scope
+
+    import transfer.detection.engines.mmdet.parts  # noqa: F401 (registers)
+
+    init_default_scope("mmdet")
+
+
+def missing() -> str | None:
+    """Why the engine cannot be used."""
+    return absent(PACKAGES)
+
+
+def version() -> str:
+    """Versions of the three packages, and whose NMS and ROIAlign they call."""
+    from importlib.metadata import distributions
+
+    there = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
+    names = ("mmdet", "mmcv", "mmcv-lite", "mmengine")
+    operators = "compiled" if compiled() else f"torchvision {there['torchvision']}"
+    return ", ".join([*(f"{name} {there[name]}" for name in names if name in there), f"operators {operators}"])
+
+
+def compiled() -> bool:
+    """Whether mmcv brings its own operators."""
+    return mmcv_lite.is_compiled()
+
+
+def try_operators() -> None:
+    """A tiny NMS and ROIAlign through mmcv, forward and backward.
+
+    Raises:
+        BackbenchError: they give something else than they should.
+    """
+    prepare()
+    from mmcv.ops import nms, roi_align
+
+    boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 3], [8, 8, 9, 9]])
+    _, kept = nms(boxes, torch.tensor([0.5, 0.9, 0.1]), 0.5)
+    pixels = torch.ones(1, 1, 8, 8, requires_grad=True)
+    pooled = roi_align(pixels, torch.tensor([[0.0, 1, 1, 5, 5]]), 2)
+    pooled.sum().backward()
+    if kept.tolist() != [1, 2] or not torch.allclose(pooled, torch.ones(1, 1, 2, 2)):
+        raise BackbenchError(f"mmcv's NMS or ROIAlign is broken: {kept.tolist()}, {pooled.tolist()}")
+    if not torch.allclose(pixels.grad.sum(), torch.tensor(4.0)):
+        raise BackbenchError("mmcv's ROIAlign has a broken gradient")
+
+
+# ---------------------------------------------------------------- training
+
+
+def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> nn.Module:
+    """The trained detector; goes on from the folder's last checkpoint.
+
+    Raises:
+        BackbenchError: the weights did not arrive as they were exported, a loss is not finite, or the folder holds the
+            checkpoint of another run.
+    """
+    from mmengine.optim import build_optim_wrapper
+    from mmengine.runner import set_random_seed
+
+    prepare()
+    from transfer.detection.engines.mmdet.parts import losses
+
+    cfg = write_native(spec, backbone, train, job)
+    set_random_seed(job.seed)
+    model = build(cfg, backbone, job.device)
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    schedulers = _schedulers(cfg, optimizer)
+    taught = Course(
+        label="mmdet",
+        model=model,
+        optimizer=optimizer,
+        parts={"state_dict": model, "optimizer": optimizer, "param_schedulers": schedulers},
+        advance=schedulers.step,
+        losses=lambda forward, batch: losses(model, batch, forward),
+        loader=lambda start: train_loader(cfg, start, job),
+        seed=lambda start: set_random_seed((job.seed + 7919 * start) % 2**31, diff_rank_seed=True),
+    )
+    return course.run(taught, spec, checkpoints.identity(spec, backbone, train, job.seed), job)
+
+
+def write_native(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> Any:
+    """`backbone.pth`, `train.json`, `test.json` and `mmdet_config.py` in the job's folder; returns the configuration."""
+    make_folder(job.folder)
+    usable = trainable(train)
+    cfg = configuration(spec, backbone, usable, job)
+    if spec.masks and mask_format(usable) == "bitmask":
+        job.notes.append(BITMAPS)
+    if distributed.is_main():
+        exporter.write(backbone, job.folder / "backbone.pth")
+        native_data.write(usable, job)
+        atomic_write_text(job.folder / NATIVE, cfg.pretty_text)
+    distributed.barrier()
+    return cfg
+
+
+def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
+    """The detector with the backbone's weights in it, tensors and features compared with the exported ones.
+
+    Raises:
+        BackbenchError: a tensor is missing, over or another one, or the trunk computes something else.
+    """
+    from mmdet.registry import MODELS
+    from mmengine.logging import MMLogger
+
+    MMLogger.get_current_instance().setLevel("ERROR")  # or it prints how every tensor was initialised
+    with contextlib.redirect_stdout(io.StringIO()):
+        model = MODELS.build(cfg.model)
+        try:
+            model.init_weights()
+        except AssertionError as error:  # mmengine found no tensor below the prefix
+            raise BackbenchError(f"{cfg.model.backbone.init_cfg.checkpoint}: {error}") from None
+    exporter.check_engine_state(backbone, model.state_dict())
+    difference = feature_difference(backbone, lambda x: trunk_stages(model.eval(), x))
+    if not difference <= FEATURE_TOLERANCE:
+        raise ExportError(f"MMDetection's C2..C5 differ from torchvision's by {difference:.1e} of their largest value")
+    return distributed.synchronise_batchnorm(model.train(), device).to(device)
+
+
+def trunk_stages(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """Normalised RGB (N, 3, H, W) -> C2..C5 of a detector; C4 keeps its layer4 in the head, the extra norm behind it."""
+    trunk = model.backbone
+    stages = [getattr(trunk, name) for name in trunk.res_layers]
+    if len(stages) == 3:
+        stages.append(model.roi_head.shared_head.layer4)
+    x, found = trunk.maxpool(trunk.stem(x) if trunk.deep_stem else trunk.relu(trunk.norm1(trunk.conv1(x)))), []
+    for stage in stages:
+        x = stage(x)
+        found.append(x)
+    return found
+
+
+def _schedulers(cfg: Any, optimizer: torch.optim.Optimizer) -> _Schedulers:
+    from mmengine.registry import PARAM_SCHEDULERS
+
+    return _Schedulers(
+        PARAM_SCHEDULERS.build(dict(fields), default_args={"optimizer": optimizer}) for fields in cfg.param_scheduler
+    )
+
+
+def train_loader(cfg: Any, start: int, job: Job) -> Iterator[Any]:
+    """Endless batches from iteration `start` on; what the iterations before it draw is drawn, their images are not read.
+
+    PreciseBN's (`ESTIMATE`) have an order of their own.
+    """
+    from mmengine.runner import Runner
+
+    begin, skip = (start, 0) if start == ESTIMATE else (0, start)
+    fields = copy.deepcopy(cfg.train_dataloader)
+    if skip:
+        fields.batch_sampler.update(type="SkippingBatchSampler", skip=skip)
+        fields.dataset.type = "DrawingDataset"
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools speaks there
+        loader = Runner.build_dataloader(fields, seed=(job.seed + 7919 * begin) % 2**31)
+        return after(loader, skip)
+
+
+class _Schedulers(list[Any]):
+    """All of them as one."""
+
+    def step(self) -> None:
+        """By one iteration."""
+        for scheduler in self:
+            scheduler.step()
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """One after the other, as mmengine's own checkpoints hold them."""
+        return [scheduler.state_dict() for scheduler in self]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """The inverse."""
+        for scheduler, state in zip(self, states, strict=True):
+            scheduler.load_state_dict(state)
+
+
+# ---------------------------------------------------------------- detection
+
+
+@torch.no_grad()
+def detect(model: nn.Module, spec: DetectionSpec, test: DetectionSplit, job: Job) -> list[Detections]:
+    """What the detector finds in every image of the split, in its order, boxes in the image's own pixels.
+
+    Raises:
+        DataError: an image cannot be decoded, or is of another size than its annotation says.
+    """
+    prepare()
+    from mmcv.transforms import Compose
+    from mmengine.dataset import pseudo_collate
+
+    model.eval()
+    load = Compose(test_pipeline(spec))
+    found = []
+    for index in track(range(len(test)), total=len(test), label=f"detecting in {test.dataset} {test.split}"):
+        picture, file = test.pictures[index], test.file(index)
+        loaded = load({"img_path": str(file), "img_id": index, "width": picture.width, "height": picture.height})
+        (out,) = model.test_step(pseudo_collate([loaded]))
+        found.append(_detections(out.pred_instances.cpu(), spec.masks))
+    return found
+
+
+def _detections(instances: Any, masks: bool) -> Detections:
+    return Detections(
+        boxes=instances.bboxes.numpy(),
+        scores=instances.scores.numpy(),
+        labels=instances.labels.numpy().astype(np.int64),
+        masks=[rle(mask) for mask in instances.masks.numpy()] if masks else None,
+    )

@@ -1,0 +1,25 @@
+"""What a detection run is given beside its protocol: where it works, its seed, how often it saves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from transfer.detection.annotations.split import DetectionSplit
+
+
+@dataclass
+class Job:
+    """Where an engine works and what it leaves there: its native configuration, checkpoints, `losses.jsonl`."""
+
+    folder: Path
+    seed: int
+    device: torch.device
+    workers: int = 0
+    checkpoint_every: int = 5000  # iterations
+    log_every: int = 20
+    notes: list[str] = field(default_factory=list)
+    resumed_at: list[int] = field(default_factory=list)  # iterations done, each time that the course was gone on with
+    test: DetectionSplit | None = None  # for native configurations, so that their own tools can measure

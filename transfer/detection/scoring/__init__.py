@@ -1,0 +1,1 @@
+"""What a detector found, scored and drawn."""

@@ -1,0 +1,1 @@
+"""The training course that both engines share."""

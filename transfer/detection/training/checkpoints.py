@@ -1,0 +1,138 @@
+"""Checkpoints of a training course, for both engines: written whole or not at all, the last two kept, the newest taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from backbench import distributed
+from backbench.errors import BackbenchError, CheckpointError
+from backbench.files.atomic import atomic_save
+from backbench.printable import printable
+from backbench.progress import say
+from model_zoo.backbone import Backbone
+from model_zoo.reading import load_torch
+from transfer.detection.annotations.split import DetectionSplit
+from transfer.detection.spec import DetectionSpec
+from transfer.detection.training.draws import PART
+
+FINAL = "model_final.pth"
+_KEPT = 2
+
+
+def under_way(folder: Path) -> list[Path]:
+    """Checkpoints of a course that is not finished, the newest first."""
+    return sorted((file for file in folder.glob("model_[0-9]*.pth") if file.is_file()), reverse=True)
+
+
+def is_due(iteration: int, iterations: int, every: int, *, more: bool) -> bool:
+    """Whether to save after `iteration`: after the last only where `more` follows before the final checkpoint."""
+    return more if iteration + 1 == iterations else (iteration + 1) % every == 0
+
+
+def name(iteration: int) -> str:
+    """The file of what was reached after `iteration`, counted from 0."""
+    return f"model_{iteration:07d}.pth"
+
+
+def identity(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, seed: int) -> dict[str, Any]:
+    """What a checkpoint must agree with to be gone on from."""
+    return {
+        "spec": spec.model_dump(mode="json"),
+        "weights_sha256": backbone.weights_sha256,
+        "arch": backbone.arch.model_dump(mode="json"),
+        "input": backbone.input.model_dump(mode="json"),
+        "manifest_sha256": train.manifest_sha256(),
+        "seed": seed,
+    }
+
+
+def save(file: Path, iteration: int, identity: dict[str, Any], course: dict[str, Any]) -> Path:
+    """Write what was reached after `iteration`: the state of each part of the course under its name. Every rank calls it.
+
+    Raises:
+        BackbenchError: a weight is not finite, or it cannot be written; what is there stays.
+    """
+    state = {name: part.state_dict() for name, part in course.items()}
+    if distributed.is_main():
+        _refuse_not_finite(file, iteration, course)
+        atomic_save(file, {**state, "iteration": iteration, "identity": identity})
+        for old in under_way(file.parent)[_KEPT - (file.name == FINAL) :]:
+            old.unlink()
+    return file
+
+
+def _refuse_not_finite(file: Path, iteration: int, course: dict[str, Any]) -> None:
+    broken = [
+        name
+        for part in course.values()
+        if isinstance(part, nn.Module)
+        for name, tensor in part.state_dict().items()
+        if not torch.isfinite(tensor).all()
+    ]
+    if broken:
+        last = next(iter(under_way(file.parent)), "not there yet")
+        rate = max(group["lr"] for group in course["optimizer"].param_groups)
+        raise BackbenchError(
+            f"weights are not finite after iteration {iteration}, rate {rate:g}: {broken[0]} and "
+            f"{len(broken) - 1} more; the last good checkpoint is {last}"
+        )
+
+
+def resume(folder: Path, identity: dict[str, Any], course: dict[str, Any]) -> tuple[int, bool]:
+    """Put the newest whole checkpoint into the course; iterations done, 0 where there is none, and whether all is.
+
+    After the last iteration BatchNorm's statistics may still have to be estimated. What a killed run left half written
+    is removed.
+
+    Raises:
+        BackbenchError: none of the checkpoints can be read, or they are of another run.
+    """
+    if distributed.is_main():
+        for unfinished in folder.glob(".*.tmp"):
+            unfinished.unlink(missing_ok=True)
+    files = [file for file in (folder / FINAL, *under_way(folder)) if file.is_file()]
+    for file in files:
+        try:
+            state = _read(file, course)
+            other = [name for name, value in identity.items() if state["identity"].get(name) != value]
+            if other:
+                raise BackbenchError(f"{file} is of a run with another {other[0]}; give another folder or remove it")
+            _put_in(state, course, file)
+        except CheckpointError as error:
+            say(f"{error}; going back to the one before")
+            continue
+        say(f"going on after {state['iteration'] + 1} iterations: {file}")
+        return int(state["iteration"]) + 1, file.name == FINAL
+    if files:
+        raise BackbenchError(f"{folder}: none of its {len(files)} checkpoints can be read; remove them to start anew")
+    return 0, False
+
+
+def _read(file: Path, course: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint that has every part of the course but `draws.PART`, which older ones lack.
+
+    Raises:
+        CheckpointError: damaged.
+        BackbenchError: not one of ours.
+    """
+    state = load_torch(file)  # which compares the checksums that torch.save wrote
+    if not isinstance(state, dict) or not isinstance(state.get("identity"), dict):
+        raise BackbenchError(f"{file} was written by other tools; give another folder or move it away")
+    lacking = [name for name in course if name not in state and name != PART]
+    if lacking or type(state.get("iteration")) is not int:
+        raise CheckpointError(f"{file}: has no '{[*lacking, 'iteration'][0]}'")
+    return state
+
+
+def _put_in(state: dict[str, Any], course: dict[str, Any], file: Path) -> None:
+    """CheckpointError where a part is of another shape; the parts then hold what no course should go on with."""
+    try:
+        for name, part in course.items():
+            if name in state:
+                part.load_state_dict(state[name])
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise CheckpointError(f"{file}: does not fit the detector ({printable(error)})") from None

@@ -1,0 +1,107 @@
+"""The training course, one for both engines: what is gone on from, repeated, logged, refused and saved, in this order.
+
+A course that is gone on with ends as one that was not interrupted: its batches come in the same order, and what was drawn
+before its checkpoint is drawn again or put back (`draws`). So does PreciseBN, whose batches have an order of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backbench import distributed
+from backbench.progress import track
+from transfer.detection.job import Job
+from transfer.detection.spec import DetectionSpec
+from transfer.detection.training import checkpoints
+from transfer.detection.training.draws import PART, Draws
+from transfer.detection.training.steps import cut, diverged, log, parallel, precise_statistics, rate, refuse_not_finite
+
+ESTIMATE = 1_000_003  # the start that PreciseBN's batches are drawn for: no iteration's
+
+
+@dataclass
+class Course:
+    """An engine's detector, and how it is taught."""
+
+    label: str  # of the progress bar
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    parts: dict[str, Any]  # what a checkpoint holds, under the engine's own names; the optimizer is "optimizer"
+    advance: Callable[[], None]  # the schedule by one iteration
+    losses: Callable[[nn.Module, Any], dict[str, Tensor]]  # of the model, in its parallel wrapper or not, on a batch
+    loader: Callable[[int], Iterable[Any]]  # endless batches from an iteration on, or ESTIMATE's
+    seed: Callable[[int], None]  # for the draws of this rank from an iteration on
+
+
+def run(course: Course, spec: DetectionSpec, identity: dict[str, Any], job: Job) -> nn.Module:
+    """The trained detector; goes on from the folder's last checkpoint, and tells the job where.
+
+    Raises:
+        BackbenchError: a loss or a weight is not finite, or the folder holds the checkpoint of another run.
+    """
+    draws = Draws(job)
+    course = replace(course, parts={**course.parts, PART: draws})
+    start, finished = checkpoints.resume(job.folder, identity, course.parts)
+    draws.resumed_at += [start] if start else []
+    job.resumed_at += draws.resumed_at
+    if finished:
+        return course.model
+    course.seed(0)
+    if start < spec.iterations:
+        iterate(course, spec, identity, start, job)
+    elif not draws.restore():
+        course.seed(start)
+    if spec.estimates:
+        estimate(course, spec, job)
+    checkpoints.save(job.folder / checkpoints.FINAL, spec.iterations - 1, identity, course.parts)
+    distributed.barrier()
+    return course.model
+
+
+def iterate(course: Course, spec: DetectionSpec, identity: dict[str, Any], start: int, job: Job) -> None:
+    """From iteration `start` to the last, with checkpoints and losses.jsonl."""
+    optimizer, file = course.optimizer, job.folder / "losses.jsonl"
+    forward = parallel(course.model, job.device)
+    cut(file, start)
+    saved = next(iter(checkpoints.under_way(job.folder)), None)
+    batches = course.loader(start)
+    if start and not course.parts[PART].restore():
+        course.seed(start)
+    steps = track(range(start, spec.iterations), total=spec.iterations - start, label=course.label)
+    for iteration, batch in zip(steps, batches, strict=False):
+        losses = _losses(course, forward, batch, iteration, saved)
+        total = sum(losses.values())
+        parts = {name: float(value.detach()) for name, value in losses.items()}
+        refuse_not_finite(total, parts, iteration, rate(optimizer), saved)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        if iteration % job.log_every == 0 or iteration == spec.iterations - 1:
+            log(file, iteration, parts, rate(optimizer))
+        course.advance()
+        if checkpoints.is_due(iteration, spec.iterations, job.checkpoint_every, more=spec.estimates):
+            saved = checkpoints.save(job.folder / checkpoints.name(iteration), iteration, identity, course.parts)
+
+
+def estimate(course: Course, spec: DetectionSpec, job: Job) -> None:
+    """PreciseBN, over batches in an order of their own."""
+    model, saved = course.model.train(), next(iter(checkpoints.under_way(job.folder)), None)
+
+    def forward(batch: Any) -> object:
+        return _losses(course, model, batch, spec.iterations, saved)
+
+    precise_statistics(model, forward, course.loader(ESTIMATE), spec.precise_bn)
+
+
+def _losses(course: Course, forward: nn.Module, batch: Any, iteration: int, saved: Path | None) -> dict[str, Tensor]:
+    """Detectron2's own refusal of proposals that are not finite becomes ours."""
+    try:
+        return course.losses(forward, batch)
+    except FloatingPointError:  # of this rank alone: the others may be in the backward pass already
+        raise diverged({"proposals": float("nan")}, iteration, rate(course.optimizer), saved) from None

@@ -1,0 +1,121 @@
+"""What both engines' training loops share: the record of losses, the refusal of a loss that is not finite, PreciseBN."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from backbench import distributed, jsonl
+from backbench.errors import BackbenchError, writing
+
+
+def log(file: Path, iteration: int, losses: dict[str, float], rate: float) -> None:
+    """One line of `losses.jsonl`: means over the ranks, so every rank must call it."""
+    shares = distributed.gather(losses)
+    if distributed.is_main():
+        means = {name: sum(share.get(name, 0.0) for share in shares) / len(shares) for name in losses}
+        values = {"iteration": iteration, "total": sum(means.values()), **means, "lr": rate}
+        with writing(file), file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(values) + "\n")
+
+
+def cut(file: Path, start: int) -> None:
+    """Drop lines of iterations that a resumed run does again, and a last line that a kill left half written."""
+    if distributed.is_main():
+        jsonl.cut(file, "iteration", start)
+
+
+def refuse_not_finite(total: Tensor, losses: dict[str, float], iteration: int, rate: float, saved: Path | None) -> None:
+    """All ranks stop at the same iteration when the loss of any is NaN or infinite.
+
+    Raises:
+        BackbenchError: names iteration, rate, parts and the last good checkpoint.
+    """
+    if bool(distributed.any_rank(~torch.isfinite(total.detach()).reshape(1))):
+        raise diverged(losses, iteration, rate, saved)
+
+
+def diverged(losses: dict[str, float], iteration: int, rate: float, saved: Path | None) -> BackbenchError:
+    """The sentence for a loss that is not finite. No collective: one rank alone may know."""
+    last = f"the last good checkpoint is {saved}" if saved is not None else "no checkpoint yet"
+    return BackbenchError(f"a loss is not finite at iteration {iteration}, rate {rate:g}: {losses}; {last}")
+
+
+def rate(optimizer: torch.optim.Optimizer) -> float:
+    """The largest learning rate of the groups."""
+    return max(group["lr"] for group in optimizer.param_groups)
+
+
+def parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model in training mode; in a job of several processes, with its gradients averaged over them."""
+    return distributed.wrapped(model.train(), device, unused=True)
+
+
+class _Moments:
+    """Mean and mean square of a BatchNorm's input over several batches, each weighted by its values per channel."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        self.norm, self.momentum, self.values = norm, norm.momentum, 0
+        self.count, self.mean, self.square = 0.0, 0.0, 0.0
+        norm.momentum = 1.0  # the running statistics become the batch's own
+        self.hook = norm.register_forward_pre_hook(self._count)
+
+    def _count(self, _norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.values = inputs[0].numel() // inputs[0].shape[1]
+
+    def add(self, values: float) -> None:
+        """Take in the batch that the running statistics now are of; torch keeps the unbiased variance."""
+        if values:
+            mean, var = self.norm.running_mean.double(), self.norm.running_var.double()
+            self.count += values
+            self.mean = self.mean + (mean - self.mean) * (values / self.count)
+            square = mean.square() + var * ((values - 1) / values)
+            self.square = self.square + (square - self.square) * (values / self.count)
+
+    def finish(self) -> None:
+        """Put momentum back, and the moments into the norm where it was used."""
+        self.hook.remove()
+        self.norm.momentum = self.momentum
+        if self.count:
+            self.norm.running_mean.copy_(self.mean)
+            self.norm.running_var.copy_(self.square - self.mean.square())
+
+
+@torch.no_grad()
+def precise_statistics(model: nn.Module, forward: Callable[[Any], object], batches: Iterable[Any], count: int) -> None:
+    """BatchNorm's statistics anew over `count` batches with the weights fixed (Wu & Johnson 2021, section 3).
+
+    The population variance of fvcore/nn/precise_bn.py, for every norm in training mode. Batches are weighted by their
+    values over all ranks, since ranks whose images differ in size would end up with other statistics otherwise.
+    """
+    kinds = nn.modules.batchnorm._BatchNorm
+    moments = [_Moments(m) for m in model.modules() if isinstance(m, kinds) and m.training and m.track_running_stats]
+    if not moments:
+        return
+    device = moments[0].norm.running_mean.device
+    try:
+        for batch in islice(batches, count):
+            for one in moments:
+                one.values = 0
+            forward(batch)
+            values = torch.tensor([one.values for one in moments], dtype=torch.float64, device=device)
+            for one, total in zip(moments, distributed.all_reduce_sum(values).tolist(), strict=True):
+                one.add(total)
+    finally:
+        for one in moments:
+            one.finish()
+
+
+def rle(mask: np.ndarray) -> dict[str, Any]:
+    """(H, W) bool -> COCO's run-length encoding, as JSON can hold it."""
+    from pycocotools import mask as coco_mask
+
+    encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": [int(n) for n in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
