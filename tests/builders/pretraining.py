@@ -68,7 +68,8 @@ def start_child(config: PretrainConfig, out: Path, *flags: str, before: str = ""
     """`pretrain/run.py` in a process of its own that need not import torch again; stderr in `<out>.<rank>.stderr`."""
     name = f"{out.name}.{environment.get('RANK', '0')}"
     file = out.parent / f"{out.name}.yaml"
-    file.write_text(dump(config))
+    if not file.exists() or file.read_text() != dump(config):  # another rank may be reading it
+        file.write_text(dump(config))
     source = _CHILD.format(
         environment=environment,
         stderr=str(out.parent / f"{name}.stderr"),
