@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from backbench.config import Config, build, digest, read_mapping
+from backbench.config import Config, build, configs_folder, digest, read_mapping
 from backbench.data import demo
 from backbench.data.catalogue import DataPlaces
 from backbench.errors import ConfigError, nearest
@@ -18,7 +18,7 @@ from backbench.printable import printable
 from transfer import tasks
 from transfer.protocol import Task, TaskConfig
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = configs_folder()
 
 Profile = Literal["full", "smoke"]
 

@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from backbench.config import Config, build, read_mapping
+from backbench.config import Config, build, configs_folder, read_mapping
 from backbench.errors import ConfigError, nearest
 from pretrain import methods
 from pretrain.networks import GROUPS
 
-RECIPES = Path(__file__).resolve().parent.parent / "configs" / "pretrain"
+RECIPES = configs_folder() / "pretrain"
 
 Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]

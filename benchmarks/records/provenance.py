@@ -34,6 +34,8 @@ _RECORDS = ":(exclude)benchmarks/measured"
 @functools.cache
 def commit() -> tuple[str, bool]:
     """(commit of the checkout, whether its code has uncommitted changes); ("unknown", True) outside git."""
+    if not (_ROOT / "pyproject.toml").is_file():  # installed: a repository around it is not ours
+        return "unknown", True
     try:
         head, status = (
             subprocess.run(["git", *words], cwd=_ROOT, capture_output=True, text=True, check=True).stdout.strip()
