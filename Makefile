@@ -7,8 +7,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test quick hardening speed clean
 
 demo: $(INSTALLED)
-	$(BIN)/python pretrain/run.py --out runs/demo --resume
-	$(BIN)/python benchmarks/run_all.py --ckpt msbreg=runs/demo/model.pth --suite demo --baselines random --out results/demo
+	$(BIN)/backbench demo
 
 test: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -26,7 +25,7 @@ speed: $(INSTALLED)
 	$(BIN)/python benchmarks/speed/step.py
 	$(BIN)/python benchmarks/speed/views.py --images $(IMAGES)
 
-$(INSTALLED): pyproject.toml constraints.txt transfer/detection/install.py
+$(INSTALLED): pyproject.toml setup.py constraints.txt transfer/detection/install.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'

@@ -15,10 +15,10 @@ from backbench.printable import printable
 _MOST_RESAMPLES = 1_000_000
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str = "benchmarks/compare.py") -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
-        prog="benchmarks/compare.py",
+        prog=prog,
         description=__doc__,
         epilog="Markdown goes to stdout. Numbers of different data never share a table, and have no difference.",
     )
@@ -36,9 +36,9 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, *, prog: str = "benchmarks/compare.py") -> int:
     """Read, compare, print."""
-    args = parser().parse_args(argv)
+    args = parser(prog).parse_args(argv)
     if args.resamples < 100:
         raise BackbenchError("--resamples must be at least 100: fewer say nothing of a 95% interval")
     if args.resamples > _MOST_RESAMPLES:

@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 _RUN_ONE = Path(__file__).resolve().parent / "run_one.py"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str = "benchmarks/run_all.py") -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
-        prog="benchmarks/run_all.py",
+        prog=prog,
         description="Measure what a checkpoint transfers to. Without data it runs the embedded demo suite, and says so.",
         epilog="Results already there are reused only when weights, protocol, data and seed are identical.",
     )
@@ -63,9 +63,9 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, *, prog: str = "benchmarks/run_all.py") -> int:
     """Exit code 1 when a cell failed or every cell was skipped."""
-    args = parser().parse_intermixed_args(argv)
+    args = parser(prog).parse_intermixed_args(argv)
     if processes.is_under_torchrun():
         raise ConfigError(
             "start benchmarks/run_all.py by itself, not by torchrun: --nproc N shares a cell among N GPUs"

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from model_zoo.entries import Entry
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str = "python -m model_zoo") -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m model_zoo", description="Checkpoints in, checked backbones out.")
+    parser = argparse.ArgumentParser(prog=prog, description="Checkpoints in, checked backbones out.")
     commands = parser.add_subparsers(dest="command", required=True)
     verify = commands.add_parser("verify", help="say what a checkpoint is and whether it is sound")
     verify.add_argument("file", help="a checkpoint, https://..., zoo:NAME, timm:NAME or module:function")
@@ -48,9 +48,9 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, *, prog: str = "python -m model_zoo") -> int:
     """Dispatch a sub-command; returns the exit code."""
-    args = parser().parse_args(argv)
+    args = parser(prog).parse_args(argv)
     known = {"verify": _verify, "convert": _convert, "list": _list, "show": _show, "download": _download}
     return known[args.command](args)
 

@@ -16,16 +16,15 @@ from pathlib import Path
 if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from backbench.config import configs_folder
 from backbench.errors import BackbenchError, run_cli
 
-_RECIPES = Path(__file__).resolve().parent.parent / "configs" / "pretrain"
 
-
-def main(argv: list[str] | None = None) -> int:
-    """Parse, load the recipe, train. Returns the exit code."""
-    recipes = ", ".join(sorted(path.stem for path in _RECIPES.glob("*.yaml")))
+def parser(prog: str = "pretrain/run.py") -> argparse.ArgumentParser:
+    """The command line."""
+    recipes = ", ".join(sorted(path.stem for path in (configs_folder() / "pretrain").glob("*.yaml")))
     parser = argparse.ArgumentParser(
-        prog="pretrain/run.py",
+        prog=prog,
         description="Pretrain with MSBReg. Writes model.pth, last.ckpt, metrics.jsonl, config.yaml, tensorboard/.",
         epilog=f"recipes: {recipes}",
     )
@@ -37,7 +36,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and its steps; train nothing")
     parser.add_argument("override", nargs="*", metavar="key=value", help="fields of the recipe, e.g. optim.epochs=100")
-    args = parser.parse_intermixed_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None, *, prog: str = "pretrain/run.py") -> int:
+    """Parse, load the recipe, train. Returns the exit code."""
+    args = parser(prog).parse_intermixed_args(argv)
     if args.nproc < 1:
         raise BackbenchError("--nproc must be at least 1")
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from backbench.errors import run_cli
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, *, prog: str = "python -m backbench.data") -> int:
     """Dispatch a sub-command; returns the exit code."""
-    args = parser().parse_args(argv)
+    args = parser(prog).parse_args(argv)
     return {"doctor": _doctor, "prepare": _prepare, "lists": _lists}[args.command](args)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str = "python -m backbench.data") -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(prog="python -m backbench.data", description="Data sets: are they there, and whole?")
+    p = argparse.ArgumentParser(prog=prog, description="Data sets: are they there, and whole?")
     commands = p.add_subparsers(dest="command", required=True)
     doctor = commands.add_parser(
         "doctor", help="say of every data set whether it is there, whole and the published one"

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.report DIR` renders a folder of results anew; `--readme FILE` rewrites a README's tables."""
+"""Render the report of a folder of results again, or rewrite the tables of a README (`--readme FILE`)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from backbench.errors import BackbenchError, run_cli
 from backbench.printable import visible
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Render and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+def parser(prog: str = "python -m benchmarks.report") -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("results", nargs="?", type=Path, help="a folder that run_all wrote")
     parser.add_argument(
         "--readme", type=Path, metavar="FILE", help="rewrite the tables between the markers of a README"
     )
     parser.add_argument("--curves", action="append", default=[], metavar="NAME=metrics.jsonl")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None, *, prog: str = "python -m benchmarks.report") -> int:
+    """Render and print."""
+    args = parser(prog).parse_args(argv)
     if not args.readme and not args.results:
         raise BackbenchError("nothing to render: give a folder that run_all wrote, or --readme FILE")
     if args.readme:

@@ -1,4 +1,4 @@
-"""`python -m transfer.detection doctor | install`: are both engines usable here, and what to do otherwise."""
+"""Which detection engines can be used here, and how to install what is missing."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ import argparse
 from backbench.errors import run_cli
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit code 1 when an engine, or OpenCV, cannot be used."""
-    parser = argparse.ArgumentParser(prog="python -m transfer.detection", description=__doc__)
+def parser(prog: str = "python -m transfer.detection") -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     doctor = commands.add_parser("doctor", help="is every engine usable, which versions, what to do otherwise")
     doctor.add_argument("--json", action="store_true", help="for programs")
     commands.add_parser("install", help="install what is missing of Detectron2 and MMDet; needs no compiler")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None, *, prog: str = "python -m transfer.detection") -> int:
+    """Exit code 1 when an engine, or OpenCV, cannot be used."""
+    args = parser(prog).parse_args(argv)
     if args.command == "install":
         from transfer.detection.install import install
 

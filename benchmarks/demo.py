@@ -1,0 +1,30 @@
+"""Pretrain on rendered scenes, measure the backbone beside a random one, and write the report. Needs no data."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def parser(prog: str = "backbench demo") -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(prog=prog, description=__doc__)
+    p.add_argument(
+        "--out", type=Path, default=Path(), metavar="DIR", help="holds runs/demo and results/demo (default: here)"
+    )
+    p.add_argument("--all", action="store_true", help="also the cells of the second detection engine")
+    return p
+
+
+def main(argv: list[str] | None = None, *, prog: str = "backbench demo") -> int:
+    """Pretrain unless that is done, then run the demo suite; returns the exit code."""
+    args = parser(prog).parse_args(argv)
+    from benchmarks import plan, run_all
+    from pretrain import run as pretraining
+
+    suite = "demo_all" if args.all and "demo_all" in plan.suite_names() else "demo"
+    run, results = args.out / "runs" / "demo", args.out / "results" / "demo"
+    if code := pretraining.main(["--out", str(run), "--resume"]):
+        return code
+    words = ["--ckpt", f"msbreg={run / 'model.pth'}", "--suite", suite, "--baselines", "random", "--out", str(results)]
+    return run_all.main(words)
