@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test quick hardening speed clean
+.PHONY: demo test quick hardening speed docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/backbench demo
@@ -24,6 +24,10 @@ hardening: $(INSTALLED)
 speed: $(INSTALLED)
 	$(BIN)/python benchmarks/speed/step.py
 	$(BIN)/python benchmarks/speed/views.py --images $(IMAGES)
+
+docs: $(INSTALLED)
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict -d build/docs
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt transfer/detection/install.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }

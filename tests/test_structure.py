@@ -25,17 +25,9 @@ MAY_IMPORT = {
 FACE = ("backbench/__init__.py", "backbench/__main__.py")  # the API and the command: they may reach up
 TOP_LEVEL = {
     *("pretrain", "transfer", "benchmarks", "model_zoo", "configs", "backbench", "tests"),
-    *(
-        "pyproject.toml",
-        "README.md",
-        "Makefile",
-        "LICENSE",
-        "constraints.txt",
-        ".ci",
-        ".gitignore",
-        "setup.py",
-        "MANIFEST.in",
-    ),
+    *("pyproject.toml", "setup.py", "MANIFEST.in", "Makefile", "LICENSE", "constraints.txt", ".ci", ".gitignore"),
+    *("README.md", "docs", "mkdocs.yml", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", ".github"),
+    ".pre-commit-config.yaml",
 }
 CATCH_ALL = {"utils", "util", "common", "helpers", "helper", "misc"}
 

@@ -14,7 +14,13 @@ def parser(prog: str = "python -m benchmarks.report") -> argparse.ArgumentParser
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("results", nargs="?", type=Path, help="a folder that run_all wrote")
     parser.add_argument(
-        "--readme", type=Path, metavar="FILE", help="rewrite the tables between the markers of a README"
+        "--readme",
+        action="append",
+        nargs="?",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="rewrite the tables between the markers of a page (without FILE: of README.md and docs/measured.md)",
     )
     parser.add_argument("--curves", action="append", default=[], metavar="NAME=metrics.jsonl")
     return parser
@@ -28,7 +34,8 @@ def main(argv: list[str] | None = None, *, prog: str = "python -m benchmarks.rep
     if args.readme:
         from benchmarks.report import readme
 
-        readme.write(args.readme)
+        for page in readme.PAGES if None in args.readme else args.readme:
+            readme.write(page)
     if args.results:
         from benchmarks import report
 

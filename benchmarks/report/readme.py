@@ -1,4 +1,4 @@
-"""The README's tables, written from result files between two markers. Nothing in them is typed by hand."""
+"""The tables of the README and of docs/, written from result files between two markers; no number is typed by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.speed import sentence
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MEASURED = ROOT / "benchmarks" / "measured"
-
+PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md")  # the pages that hold such tables
 
 _BLOCK = re.compile(r"<!-- (measured|compare|speed)(?::([\w.-]+))? -->\n((?:(?!<!-- ).)*)<!-- /\1 -->", re.DOTALL)
 _BEGIN = re.compile(r"<!-- (?:measured|compare|speed)\b")
@@ -40,7 +40,7 @@ def compared(folder: Path) -> str:
     table = gather(results.values())
     to = first_random(table)
     if to is None:
-        raise BackbenchError(f"{folder}: no random baseline to compare to")
+        raise BackbenchError(f"{folder}: no random baseline to compare with")
     items = {result.identity(): items_path(path) for path, result in results.items()}
     columns = [column for column in table.columns if column.primary]
     return render.differences_markdown(compare(table, columns, items, to=to, with_literature=False), table, to=to)
@@ -52,7 +52,7 @@ def speed(folder: Path) -> str:
 
 
 def update(readme: Path, measured_root: Path = MEASURED) -> str:
-    """The README's text with every block made anew: `<!-- measured:NAME -->`, `<!-- compare:NAME -->`, `<!-- speed -->`.
+    """The page with every block rewritten: `<!-- measured:NAME -->`, `<!-- compare:NAME -->`, `<!-- speed -->`.
 
     Raises:
         BackbenchError: a block without its end, or without results.
@@ -60,7 +60,7 @@ def update(readme: Path, measured_root: Path = MEASURED) -> str:
     text = read_text(readme)
     made = {"measured": measured, "compare": compared, "speed": speed}
 
-    def anew(found: re.Match[str]) -> str:
+    def rewritten(found: re.Match[str]) -> str:
         kind, name = found[1], found[2] or "speed"
         if not (measured_root / name).is_dir():
             raise BackbenchError(f"{readme}: block '{kind}:{name}' has no folder of results")
@@ -69,8 +69,10 @@ def update(readme: Path, measured_root: Path = MEASURED) -> str:
 
     begun, whole = len(_BEGIN.findall(text)), len(_BLOCK.findall(text))
     if begun != whole:
-        raise BackbenchError(f"{readme}: {begun} blocks begin and {whole} are whole: one has no end")
-    return _BLOCK.sub(anew, text)
+        raise BackbenchError(
+            f"{readme}: {begun} blocks begin, {whole} end: one has no end; close it with <!-- /KIND -->"
+        )
+    return _BLOCK.sub(rewritten, text)
 
 
 def by_hand(text: str) -> list[str]:
@@ -85,7 +87,7 @@ def by_hand(text: str) -> list[str]:
 
 
 def write(readme: Path) -> None:
-    """Rewrite the README's blocks in place."""
+    """Rewrite a page's blocks in place."""
     atomic_write_text(readme, update(readme))
 
 

@@ -1,4 +1,4 @@
-"""The README's numbers are those of the result files, to the letter."""
+"""The numbers of README and docs/ are those of the result files, to the letter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from backbench.errors import BackbenchError
 from benchmarks.report import readme
 from benchmarks.report.table import gather
 
-README = Path(__file__).resolve().parent.parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MEASURED = ROOT / "docs" / "measured.md"
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def written(folder: Path, text: str) -> Path:
@@ -20,14 +23,23 @@ def written(folder: Path, text: str) -> Path:
     return folder / "README.md"
 
 
-def test_the_readme_shows_what_the_result_files_say() -> None:
-    assert readme.update(README) == README.read_text(encoding="utf-8"), (
-        "run: python -m benchmarks.report --readme README.md"
-    )
+@pytest.mark.parametrize("page", readme.PAGES, ids=lambda page: page.name)
+def test_a_page_shows_the_numbers_of_the_result_files(page: Path) -> None:
+    assert readme.update(page) == page.read_text(encoding="utf-8"), "run: python -m benchmarks.report --readme"
 
 
-def test_no_placeholder_is_left() -> None:
-    assert "@@" not in README.read_text(encoding="utf-8")
+def test_every_page_with_a_block_is_rewritten() -> None:
+    assert [page for page in PAGES if readme._BEGIN.search(page.read_text(encoding="utf-8"))] == list(readme.PAGES)
+
+
+def test_every_folder_of_results_but_the_rehearsal_is_shown() -> None:
+    shown = {found[2] or found[1] for found in readme._BLOCK.finditer(MEASURED.read_text(encoding="utf-8"))}
+    assert shown == {folder.name for folder in readme.MEASURED.iterdir() if folder.is_dir()} - {"rehearsal"}
+
+
+@each_page
+def test_no_placeholder_is_left(page: Path) -> None:
+    assert "@@" not in page.read_text(encoding="utf-8")
 
 
 def test_only_means_are_told_one_by_one(make) -> None:
@@ -37,9 +49,9 @@ def test_only_means_are_told_one_by_one(make) -> None:
     assert readme._each(gather([single])).strip() == ""
 
 
-def test_every_number_of_every_block_is_made_anew(tmp_path: Path) -> None:
+def test_every_number_of_every_block_is_rewritten(tmp_path: Path) -> None:
     """With all digits of all blocks changed by hand, the text comes back as it was."""
-    text = README.read_text(encoding="utf-8")
+    text = MEASURED.read_text(encoding="utf-8")
     blocks = list(readme._BLOCK.finditer(text))
     assert len(blocks) >= 3 and sum(len(re.findall(r"\d", block[3])) for block in blocks) > 300
     changed = readme._BLOCK.sub(lambda b: b[0].replace(b[3], re.sub(r"\d", "7", b[3])), text)
@@ -47,8 +59,9 @@ def test_every_number_of_every_block_is_made_anew(tmp_path: Path) -> None:
     assert readme.update(written(tmp_path, changed)) == text
 
 
-def test_no_result_stands_outside_the_blocks() -> None:
-    assert readme.by_hand(README.read_text(encoding="utf-8")) == []
+@each_page
+def test_no_result_stands_outside_the_blocks(page: Path) -> None:
+    assert readme.by_hand(page.read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize(
