@@ -16,7 +16,7 @@ import yaml
 
 from backbench.data import catalogue
 from backbench.errors import BackbenchError
-from benchmarks import plan
+from benchmarks import cli, plan
 from model_zoo import entries
 from pretrain import config as pretrain_config
 from transfer import tasks
@@ -25,15 +25,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
-TOOLS = {
-    "pretrain": "pretrain.run",
-    "run": "benchmarks.run_all",
-    "compare": "benchmarks.compare",
-    "report": "benchmarks.report.__main__",
-    "zoo": "model_zoo.__main__",
-    "data": "backbench.data.__main__",
-    "engines": "transfer.detection.__main__",
-}
 OF_A_SHELL = {"git", "pip", ".", "cd", "sbatch", "export", "mkdir", "pre-commit", "curl"}
 
 
@@ -122,9 +113,7 @@ def check(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(word in targets for word in words if "=" not in word), f"no such target: {line}"
         return
     if program == "backbench":
-        if words[0] == "demo":
-            return
-        module, words = TOOLS[words[0]], words[1:]
+        module, words = cli.COMMANDS[words[0]].module, words[1:]
     elif program == "torchrun":
         while words[0].startswith("--"):
             words = words[1:]
