@@ -48,6 +48,15 @@ class Config(BaseModel):
 C = TypeVar("C", bound=Config)
 
 
+class _ChangesNoNumber:
+    """See `CHANGES_NO_NUMBER`."""
+
+
+# Marks a field, `Annotated[int, Field(gt=0), CHANGES_NO_NUMBER]`, that decides how fast or how often and never a number.
+# Identities are those of its default: two configurations that differ in it alone are one protocol.
+CHANGES_NO_NUMBER = _ChangesNoNumber()
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's floats and booleans (`1e-5` is a number, `no` is a word), no dates, no duplicate keys."""
 
@@ -210,6 +219,18 @@ def dotted_keys(model: type[Config], prefix: str = "") -> list[str]:
     for name, field in model.model_fields.items():
         kind, _ = _plain_type(field.annotation)
         keys += dotted_keys(kind, f"{prefix}{name}.") if _is_model(kind) else [f"{prefix}{name}"]
+    return keys
+
+
+def indifferent_keys(model: type[Config], prefix: str = "") -> list[str]:
+    """The keys of a model's fields that are marked `CHANGES_NO_NUMBER`, nested ones as `a.b`."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        kind, _ = _plain_type(field.annotation)
+        if CHANGES_NO_NUMBER in field.metadata:
+            keys.append(f"{prefix}{name}")
+        elif _is_model(kind):
+            keys += indifferent_keys(kind, f"{prefix}{name}.")
     return keys
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 import torch
 from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
-from backbench.config import Config, digest
+from backbench.config import Config, digest, indifferent_keys
 from backbench.data import catalogue
 from backbench.data.catalogue import DataPlaces
 from backbench.data.splits import ImageSplit
@@ -64,9 +64,17 @@ class TaskConfig(Config):
         """All fields as plain values, also those that are not stored."""
         return self.model_dump(mode="json", context="every field")
 
+    @classmethod
+    def indifferent_fields(cls) -> dict[str, Any]:
+        """The fields marked `CHANGES_NO_NUMBER`, each with the default that stands for it in every identity."""
+        return {name: cls.model_fields[name].default for name in indifferent_keys(cls)}
+
     def identity(self) -> dict[str, Any]:
-        """What tells this protocol from every other: the stored fields, under the names that they had first."""
-        return self.model_dump(mode="json")
+        """What tells this protocol from every other: the stored fields, under the names that they had first.
+
+        Fields that change no number are at their defaults, whatever this configuration says.
+        """
+        return self.model_copy(update=self.indifferent_fields()).model_dump(mode="json")
 
 
 @dataclass
@@ -90,7 +98,7 @@ class RunContext:
             "weights": backbone.weights_sha256,
             "arch": backbone.arch.model_dump(mode="json"),
             "input": backbone.input.model_dump(mode="json"),
-            "config": config.model_dump(mode="json"),
+            "config": config.identity(),
             "version": version,
             "train": self.splits["train"].manifest_sha256(),
             "state": self.splits["train"].state_sha256(),  # images exchanged since the kill, of the same size

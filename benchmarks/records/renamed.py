@@ -1,21 +1,47 @@
-"""Presets that bear another name than when their records were made: a file stays as it is, and is read under today's name."""
+"""Records of earlier versions, read as this version would write them: today's name of a preset, today's identity.
+
+A file stays as it is.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from backbench.config import digest
+
 # (task, name in the record, a field that tells the two apart, its value) -> name today. `obow` of voc07_svm cropped its images
 # until it became what OBoW runs, which squashes them; both names share the identity (`voc07_svm.Config.identity`).
 _RENAMED = {("voc07_svm", "obow", "transform", "crop"): "gap_crop"}
+# The fields that the tasks mark `CHANGES_NO_NUMBER`, known here without loading the tasks, with the defaults that stand for
+# them in every identity. The first records were hashed with whatever values they had.
+INDIFFERENT = {"jobs": None, "chunk": 65536, "checkpoint_every": 5000, "log_every": 20}
 
 
 def as_called_now(record: dict[str, Any]) -> dict[str, Any]:
-    """A record's plain values with today's name of its preset; the same object where nothing is to be changed."""
+    """A record's plain values with today's preset and identity; the same object where nothing is to be changed."""
     task = record.get("task")
     config = task.get("config") if isinstance(task, dict) else None
-    if not isinstance(config, dict):
+    if not isinstance(task, dict) or not isinstance(config, dict):
         return record
+    now = _renamed(_rehashed(task, config), config)
+    return record if now is task else record | {"task": now}
+
+
+def _rehashed(task: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """With the identity of the defaults, where the record's is of other values of `INDIFFERENT`."""
+    defaults = {name: value for name, value in INDIFFERENT.items() if name in config}
+    if all(config[name] == value for name, value in defaults.items()):
+        return task
+    for (name, first, field, value), today in _RENAMED.items():  # hashed under the preset's first name
+        if (task.get("name"), config.get("preset"), config.get(field)) == (name, today, value):
+            config = config | {"preset": first}
+    if digest(config) != task.get("config_sha256"):
+        return task
+    return task | {"config_sha256": digest(config | defaults)}
+
+
+def _renamed(task: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     for (name, preset, field, value), today in _RENAMED.items():
         if (task.get("name"), config.get("preset"), config.get(field)) == (name, preset, value):
-            return record | {"task": task | {"config": config | {"preset": today}}}
-    return record
+            return task | {"config": config | {"preset": today}}
+    return task

@@ -60,7 +60,16 @@ def record_path(out: Path, result: Result) -> Path:
     there = {path: _number(path) for path in paths}
     mine = (path for path, number in there.items() if number and _alike(result, number))
     free = (path for path, number in there.items() if not number)
-    return next(mine, None) or next(free, paths[-1])
+    return next(mine, None) or _elsewhere(place, result) or next(free, paths[-1])
+
+
+def _elsewhere(place: Path, result: Result) -> Path | None:
+    """Where the same number lies beside its place: made when the folder was named by fields that change no number."""
+    for path in sorted(place.parent.glob(f"{place.name.rpartition('-')[0]}-*/seed{result.seed}*.json")):
+        number = _number(path) if path.parent != place else None
+        if number and number.backbone.name == result.backbone.name and number.identity() == result.identity():
+            return path
+    return None
 
 
 def write(out: Path, result: Result, items: Mapping[str, np.ndarray] | None = None) -> Path:
@@ -158,7 +167,8 @@ def stored(path: Path, planned: Result) -> Result | None:
 
 def of_seed(out: Path, planned: Result) -> set[Path]:
     """The files of all records of a planned record's seed, numbers or not, on whatever data."""
-    return set(place_of(out, planned).glob(f"seed{planned.seed}[.-]*json"))
+    elsewhere = _elsewhere(place_of(out, planned), planned)
+    return {*place_of(out, planned).glob(f"seed{planned.seed}[.-]*json"), *([elsewhere] if elsewhere else [])}
 
 
 def written(out: Path) -> dict[Path, int]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from backbench.config import indifferent_keys
 from backbench.errors import ConfigError
 from benchmarks.report.table import Column, Table, Value, architecture, flat
 from model_zoo import entries
@@ -19,17 +20,8 @@ _FILED_UNDER = {
 }
 # Where a column's configuration holds what a source may state; the first that is set.
 _FIELDS = {"preset": ("preset",), "engine": ("engine",), "batch": ("batch", "spec.batch"), "epochs": ("epochs",)}
-# Fields that change no number, or that the data's own record tells.
-_INDIFFERENT = {
-    "preset",
-    "data.expect",
-    "data.limit",
-    "jobs",
-    "chunk",
-    "extra_columns",
-    "checkpoint_every",
-    "log_every",
-}
+# Fields that change no published number, or that the data's own record tells.
+_TOLD_ELSEWHERE = {"preset", "data.expect", "data.limit", "extra_columns"}
 
 
 @dataclass(frozen=True)
@@ -139,24 +131,29 @@ def flags(row: Published, columns: Sequence[Column], archs: set[str]) -> tuple[s
     return (*found, f"not stated: {', '.join(unstated)}") if unstated else tuple(found)
 
 
-@functools.cache
 def changed(column: Column) -> tuple[str, ...]:
     """`field=value` wherever a column was measured otherwise than its cell with its preset says."""
+    preset = _field(column, ["preset"])
+    return () if preset is None else _changed(column.cell, preset, column.fields)
+
+
+@functools.cache
+def _changed(name: str, preset: str, fields: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
     from benchmarks import plan  # loads the tasks: only when numbers of published data stand beside published numbers
 
-    preset = _field(column, ["preset"])
-    if preset is None or column.cell not in plan.cell_names():
+    if name not in plan.cell_names():
         return ()
     try:
-        cell = plan.load_cell(column.cell, [f"preset={preset}"])
+        cell = plan.load_cell(name, [f"preset={preset}"])
     except ConfigError:
         return (f"preset {preset}, which is no more",)
     fresh = dict(flat(cell.config.every_field()))
     mine = {
         **dict(flat(cell.config.later_fields())),
-        **dict(column.fields),
+        **dict(fields),
     }  # what its record does not say is as it was
-    return tuple(f"{k}={v}" for k, v in sorted(mine.items()) if k in fresh and fresh[k] != v and k not in _INDIFFERENT)
+    told = _TOLD_ELSEWHERE | set(indifferent_keys(type(cell.config)))
+    return tuple(f"{k}={v}" for k, v in sorted(mine.items()) if k in fresh and fresh[k] != v and k not in told)
 
 
 def _field(column: Column, places: Sequence[str]) -> str | None:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from backbench.config import digest
 from benchmarks.naming import Who, labels
+from benchmarks.records.renamed import INDIFFERENT
 from benchmarks.records.schema import Result
 from model_zoo.architecture import Architecture, unusual
 
@@ -42,7 +43,7 @@ class Column:
     is_demo: bool
     profile: str
     manifest: str  # of the data: numbers of different data are never averaged, whatever the data are called
-    fields: tuple[tuple[str, str], ...] = ()  # the whole configuration, `a.b` and its value
+    fields: tuple[tuple[str, str], ...] = ()  # of the configuration all that may change a number, `a.b` and its value
     dataset: str = ""  # the data set's plain name, whatever images it holds
     engine: str = ""  # library and version, where one runs the protocol
     version: int = 1  # of the protocol: another one makes other numbers
@@ -217,7 +218,7 @@ def _column(result: Result, metric: str, unit: str, higher: bool) -> Column:
         is_demo=data.is_demo,
         profile=result.profile,
         manifest=data.manifest_sha256[:8],
-        fields=tuple(flat(result.task.config)),
+        fields=tuple(flat({k: v for k, v in result.task.config.items() if k not in INDIFFERENT})),
         dataset=data.name,
         engine=result.task.engine or "",
         version=result.task.version,

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from backbench.config import digest
 from backbench.data import catalogue
 from backbench.data import demo as scenes
 from backbench.errors import BackbenchError, CheckpointError, ConfigError
@@ -156,6 +157,27 @@ def test_another_configuration_makes_a_new_number(one, out, ran):
     one(*KNN, "temperature=0.2")
     one(*KNN, "size=24")
     assert len(ran) == len(files(out)) == 3
+
+
+def test_a_field_that_changes_no_number_makes_no_new_one(one, out, ran):
+    assert one(*KNN) == 0
+    (path,) = files(out)
+    before = path.read_bytes()
+    assert one(*KNN, "chunk=7") == 0
+    assert files(out) == [path] and path.read_bytes() == before and len(ran) == 1
+
+
+def test_a_record_made_when_such_a_field_was_part_of_its_name_is_kept(one, out, ran):
+    assert one(*KNN, "chunk=7") == 0
+    (path,) = files(out)
+    values = json.loads(path.read_text())
+    values["task"]["config_sha256"] = digest(values["task"]["config"])
+    path.write_text(json.dumps(values))
+    old = path.parent.rename(path.parent.with_name(f"imagenet_knn-{values['task']['config_sha256'][:8]}")) / path.name
+    assert one(*KNN) == 0
+    assert files(out) == [old] and len(ran) == 1
+    (record,) = records(out)
+    assert record.task.config_sha256 != values["task"]["config_sha256"]
 
 
 def test_another_profile_makes_a_new_number(one, ran):

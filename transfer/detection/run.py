@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from backbench.config import CHANGES_NO_NUMBER
 from backbench.data.catalogue import DataPlaces
 from backbench.distributed import gather, gather_words, is_main, rank, world_size
 from backbench.errors import DataError
@@ -40,8 +41,8 @@ class DetectionConfig(TaskConfig):
     spec: DetectionSpec
     batch: Annotated[int, Field(gt=0)] | None = None  # images a step; another than the spec's scales rate and course
     bad: Literal["error", "skip"] = "error"  # annotations that cannot be used: stop, or leave them out and say so
-    checkpoint_every: Annotated[int, Field(gt=0)] = 5000  # iterations
-    log_every: Annotated[int, Field(gt=0)] = 20
+    checkpoint_every: Annotated[int, Field(gt=0), CHANGES_NO_NUMBER] = 5000  # iterations
+    log_every: Annotated[int, Field(gt=0), CHANGES_NO_NUMBER] = 20
 
     def course(self) -> DetectionSpec:
         """The spec at this cell's batch."""

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
+from backbench.config import CHANGES_NO_NUMBER
 from backbench.data.transforms import Interpolation
 from backbench.embeddings import knn_scores, neighbours
 from backbench.errors import DataError
@@ -50,7 +51,7 @@ class Config(TaskConfig):
     size: Annotated[int, Field(ge=16)] | None = None  # pixels of the centre crop; none: the backbone's
     resize: Annotated[int, Field(ge=16)] | None = None  # of the shorter side; none: 256/224 of the size
     interpolation: Interpolation = "bilinear"  # of the resizing
-    chunk: Annotated[int, Field(gt=0)] = 65536  # bank rows compared at a time: bounds the memory
+    chunk: Annotated[int, Field(gt=0), CHANGES_NO_NUMBER] = 65536  # bank rows compared at a time: bounds the memory
 
 
 def primary(config: Config) -> str:

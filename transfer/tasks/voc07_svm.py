@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from backbench.config import CHANGES_NO_NUMBER
 from backbench.data.catalogue import DataPlaces
 from backbench.data.splits import ImageSplit
 from backbench.errors import DataError
@@ -61,7 +62,9 @@ class FeatureConfig(TaskConfig):
     difficult_test: Difficult = "drop"  # images with difficult objects only, at test
     size: Annotated[int, Field(ge=16)] | None = None  # pixels of the view; none: the backbone's
     resize: Annotated[int, Field(ge=16)] | None = None  # of the shorter side; none: 256/224 of the size
-    jobs: Annotated[int, Field(gt=0)] | None = None  # processes, about 1 GB each at 8192 numbers; none: one per core
+    jobs: Annotated[Annotated[int, Field(gt=0)] | None, CHANGES_NO_NUMBER] = (
+        None  # processes, about 1 GB each at 8192 numbers; none: one per core
+    )
 
 
 class Config(FeatureConfig):

@@ -82,6 +82,14 @@ def test_a_course_that_is_stopped_ends_as_one_that_is_not(after, short, job, tmp
     assert [(line["iteration"], line["lr"]) for line in lines] == [(0, 0.5), (1, 0.5), (2, 0.05), (3, 0.05)]
 
 
+def test_a_course_is_continued_with_another_log_interval(short, job):
+    with pytest.raises(KeyboardInterrupt):
+        course.run(stopping(a_course(), 2), short(), {"seed": 0}, job)
+    job.log_every, job.checkpoint_every = 100, 100
+    course.run(a_course(), short(), {"seed": 0}, job)
+    assert job.resumed_at == [2]
+
+
 def test_a_finished_course_draws_no_batch(short, job):
     expected = course.run(a_course(), short(), {"seed": 0}, job).state_dict()
     found = course.run(stopping(a_course(), 0), short(), {"seed": 0}, job).state_dict()
