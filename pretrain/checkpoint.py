@@ -27,7 +27,7 @@ def save(
     *,
     step: int,
     online: nn.Module,
-    target: nn.Module,
+    target: nn.Module | None,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     config: PretrainConfig,
@@ -39,7 +39,7 @@ def save(
         "kind": _KIND,
         "step": step,
         "online": online.state_dict(),
-        "target": target.state_dict(),
+        "target": target.state_dict() if target is not None else {},
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
         "config": config.model_dump(mode="json"),
@@ -55,7 +55,7 @@ def restore(
     path: Path,
     *,
     online: nn.Module,
-    target: nn.Module,
+    target: nn.Module | None,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     config: PretrainConfig,
@@ -82,7 +82,7 @@ def restore(
         raise CheckpointError(f"{path}: the run was started on {had} images, here are {len(split)}, or others")
     try:
         online.load_state_dict(saved["online"])
-        target.load_state_dict(saved["target"])
+        (target or nn.Module()).load_state_dict(saved["target"])
         optimizer.load_state_dict(saved["optimizer"])
         scaler.load_state_dict(saved["scaler"])
     except Exception as error:  # torch's ways to say so are many

@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, create_model, model_validator
 
 from backbench.config import Config, build, configs_folder, read_mapping
 from backbench.errors import ConfigError, nearest
 from pretrain import methods
+from pretrain.method import Ema, Method, MethodConfig
 from pretrain.networks import GROUPS
 
 RECIPES = configs_folder() / "pretrain"
+
+DEFAULT_METHOD = "msbreg"
 
 Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Above0 = Annotated[float, Field(gt=0)]
-
-
-class MethodConfig(Config):
-    """Which losses, with which weights (section 4.5's lambda_s 4e-3 and lambda_b 0.5)."""
-
-    name: str = "msbreg"  # a module of pretrain/methods
-    views: Annotated[int, Field(ge=2)] = 4  # K
-    lambda_s: NonNegative = 4e-3
-    lambda_b: NonNegative = 0.5
-    normalize: bool = False  # of the predictions in the singular value loss; eq. 5 prints them raw
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in methods.names():
-            raise ValueError(f"unknown method '{name}'{nearest(name, methods.names())}")
-        return name
 
 
 class ModelConfig(Config):
@@ -106,7 +94,7 @@ class OptimConfig(Config):
     momentum: Probability = 0.9
     weight_decay: NonNegative = 1e-5
     trust_coefficient: Above0 = 1e-3
-    tau_base: Probability = 0.99  # BYOL: 0.99 at 300 epochs and fewer, 0.996 at 1000
+    tau_base: Probability | None = None  # of a moving average (BYOL: 0.996 at 1000 epochs); default: the method's own
 
 
 class RunConfig(Config):
@@ -125,9 +113,9 @@ class RunConfig(Config):
 
 
 class PretrainConfig(Config):
-    """A whole recipe."""
+    """A whole recipe. `recipe` builds it: the fields of `method` are those of the method it names."""
 
-    method: MethodConfig = MethodConfig()
+    method: MethodConfig
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     views: ViewsConfig = ViewsConfig()
@@ -151,20 +139,61 @@ class PretrainConfig(Config):
             raise ValueError("optim.warmup_epochs must be less than optim.epochs")
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return recipe, (self.model_dump(mode="json"),)  # the class exists in this process only
+
     def peak_lr(self) -> float:
         """`base_lr x batch / 256 x K` (section 7.1)."""
         return self.optim.base_lr * self.optim.batch / 256 * self.method.views
+
+
+def recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "configuration") -> PretrainConfig:
+    """Validate a recipe's fields, `a.b=c` overrides applied; `method.*` are the fields of the method it names.
+
+    Raises:
+        ConfigError: an unknown method (the nearest is named), or a field that does not fit.
+    """
+    stated = values.get("method", {})
+    name = stated.get("name", DEFAULT_METHOD) if isinstance(stated, dict) else DEFAULT_METHOD
+    for override in overrides:
+        key, _, word = override.partition("=")
+        name = word if key.strip() == "method.name" else name
+    try:
+        method = methods.get(str(name))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: 'method.name': {error}") from None
+    complete = dict(values) | ({"method": stated | {"name": name}} if isinstance(stated, dict) else {})
+    config = build(_model(method), complete, overrides, where=where)
+    if config.method.name != name:
+        raise ConfigError(f"{where}: give the method as method.name={config.method.name}")
+    if config.optim.tau_base is not None and not isinstance(method.target, Ema):
+        raise ConfigError(f"{where}: optim.tau_base: {name} keeps no moving average; leave this field out")
+    if config.run.views_per_pass and not method.accumulates:
+        raise ConfigError(f"{where}: run.views_per_pass: {name} needs all views in one pass; leave this field at 0")
+    return config
+
+
+@functools.cache
+def _model(method: Method) -> type[PretrainConfig]:
+    """The recipe's model with the method's own fields, and its default of `optim.tau_base`."""
+    optim: type[OptimConfig] = OptimConfig
+    if isinstance(method.target, Ema):
+        optim = create_model("OptimConfig", __base__=OptimConfig, tau_base=(Probability, method.target.base))
+    return create_model("PretrainConfig", __base__=PretrainConfig, method=(method.Config, ...), optim=(optim, optim()))
 
 
 def load(file: str | None, overrides: list[str]) -> PretrainConfig:
     """A recipe by name or by path, with overrides; the demo when no name is given.
 
     Raises:
-        ConfigError: no such recipe (the nearest is named), or a field that does not fit.
+        ConfigError: no such recipe (the nearest is named), an empty file, or a field that does not fit.
     """
     path = Path(file) if file is not None else RECIPES / "demo.yaml"
     if not path.is_file():
         path = RECIPES / f"{file}.yaml"
     if not path.is_file():
         raise ConfigError(f"no recipe '{file}'{nearest(str(file), [p.stem for p in RECIPES.glob('*.yaml')])}")
-    return build(PretrainConfig, read_mapping(path), overrides, where=path.name)
+    values = read_mapping(path)
+    if not values:
+        raise ConfigError(f"{path}: the file holds no fields; write at least one, or leave --config out for the demo")
+    return recipe(values, overrides, where=path.name)

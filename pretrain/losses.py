@@ -7,16 +7,15 @@ gradients may be accumulated over views; over samples they may not (the singular
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from backbench.distributed import all_reduce_sum, world_size
-
-if TYPE_CHECKING:
-    from pretrain.config import MethodConfig
+from pretrain.method import MethodConfig
 
 
 def centroid_loss(p: Tensor, z: Tensor) -> Tensor:
@@ -41,7 +40,7 @@ def brownian_loss(p: Tensor, noise: Tensor) -> Tensor:
 
     Args:
         p: (V, B, D) raw predictions.
-        noise: (B, D) standard normal, drawn anew every step; normalised here.
+        noise: (B, D) standard normal, drawn for every step; normalised here.
 
     Returns:
         Scalar, averaged over V and B; between -1 and 1.
@@ -81,7 +80,15 @@ def singular_value_loss(p: Tensor, normalize: bool = False) -> Tensor:
         return (covariance - identity).pow(2).sum(dim=(1, 2)).mean()
 
 
-def dispersive_losses(p: Tensor, noise: Tensor, config: MethodConfig) -> tuple[Tensor | float, dict[str, Tensor]]:
+class DispersiveConfig(MethodConfig):
+    """The weights of MSBReg's two dispersive losses (section 4.5: lambda_s 4e-3, lambda_b 0.5)."""
+
+    lambda_s: Annotated[float, Field(ge=0)] = 4e-3
+    lambda_b: Annotated[float, Field(ge=0)] = 0.5
+    normalize: bool = False  # of the predictions in the singular value loss; eq. 5 prints them raw
+
+
+def dispersive_losses(p: Tensor, noise: Tensor, config: DispersiveConfig) -> tuple[Tensor | float, dict[str, Tensor]]:
     """`lambda_s L_s + lambda_b L_b` (eq. 2) of the terms that have a weight, and each term unweighted."""
     total: Tensor | float = 0.0
     parts = {}

@@ -33,12 +33,13 @@ def verdict(monitored: Mapping[str, float]) -> str | None:
     if monitored.get("std", 1.0) < SPREAD_LIMIT:
         return (
             f"collapse: the predictions' spread is {monitored['std']:.3f} (an even spread is 1, the limit {SPREAD_LIMIT}): "
-            "all images get nearly the same embedding; raise method.lambda_b, lower optim.base_lr or use model.norm=batch"
+            "all images get nearly the same embedding; lower optim.base_lr, use model.norm=batch or raise method.lambda_b "
+            "(msbreg, byol)"
         )
     if monitored.get("effective_rank", RANK_LIMIT) < RANK_LIMIT:
         return (
             f"collapse: the predictions' effective rank is {monitored['effective_rank']:.2f}: they lie on a line; "
-            "raise method.lambda_s or lower optim.base_lr"
+            "lower optim.base_lr or raise method.lambda_s (msbreg, byol)"
         )
     return None
 

@@ -1,9 +1,10 @@
-"""BYOL's two networks: online (backbone, projector, predictor) and target (a moving average of the first two)."""
+"""The online network (backbone, projector, perhaps a predictor) and the moving average that some methods keep of it."""
 
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,18 +36,52 @@ def _norm(name: NormName, width: int) -> nn.Module:
     return nn.LayerNorm(width) if name == "layer" else nn.GroupNorm(GROUPS, width)
 
 
-class Online(nn.Module):
-    """Backbone, projector and predictor; every view is its own forward pass, so BatchNorm statistics are per view."""
+@dataclass(frozen=True)
+class HeadSizes:
+    """What a recipe's `model` fields say of the heads."""
 
-    def __init__(self, backbone: nn.Module, features: int, hidden: int, outputs: int, norm: NormName) -> None:
+    features: int  # numbers that the backbone gives per image
+    hidden: int
+    outputs: int  # D
+    norm: NormName
+
+
+class Heads(NamedTuple):
+    """(N, features) -> (N, D), and (N, D) -> (N, D) or None."""
+
+    projector: nn.Module
+    predictor: nn.Module | None
+
+
+def two_mlps(sizes: HeadSizes, _config: Any = None) -> Heads:
+    """Projector and predictor of BYOL and MSBReg (section 7.2)."""
+    projector = mlp(sizes.features, sizes.hidden, sizes.outputs, sizes.norm)
+    return Heads(projector, mlp(sizes.outputs, sizes.hidden, sizes.outputs, sizes.norm))
+
+
+class Outputs(NamedTuple):
+    """Of V views of B images: raw predictions and, without gradient, raw projections, both (V, B, D)."""
+
+    p: Tensor
+    z: Tensor
+
+
+class Online(nn.Module):
+    """Backbone and heads; every view is its own forward pass, so BatchNorm statistics are per view."""
+
+    def __init__(self, backbone: nn.Module, heads: Heads) -> None:
         super().__init__()
         self.backbone = backbone
-        self.projector = mlp(features, hidden, outputs, norm)
-        self.predictor = mlp(outputs, hidden, outputs, norm)
+        self.projector, self.predictor = heads
 
-    def forward(self, views_VBCHW: Tensor) -> Tensor:
-        """(V, B, 3, H, W) -> raw predictions (V, B, D). All views in one call: DDP wants one forward per backward."""
-        return torch.stack([self.predictor(self.projector(self.backbone(view))) for view in views_VBCHW])
+    def forward(self, views_VBCHW: Tensor) -> Outputs:
+        """(V, B, 3, H, W) -> outputs of all views in one call: DDP wants one forward per backward.
+
+        Without a predictor the predictions are the projections.
+        """
+        z = [self.projector(self.backbone(view)) for view in views_VBCHW]
+        p = z if self.predictor is None else [self.predictor(projection) for projection in z]
+        return Outputs(torch.stack(p), torch.stack([projection.detach() for projection in z]))
 
 
 class Target(nn.Module):

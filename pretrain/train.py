@@ -24,8 +24,9 @@ from pretrain import checkpoint, methods
 from pretrain.config import PretrainConfig
 from pretrain.data import batches, make_loader, open_split, to_device
 from pretrain.log import Log
+from pretrain.method import Ema, Method, StopGradient
 from pretrain.monitor import online_knn
-from pretrain.networks import Online, Target
+from pretrain.networks import HeadSizes, Online, Outputs, Target
 from pretrain.plan import plan_steps
 from pretrain.precision import autocast_fields, dtype
 from pretrain.session import claim
@@ -75,7 +76,6 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
         stop_asked = training.enter_context(stop_on_signal(stopping))
         for step, (batch, unreadable) in enumerate(batches(loader), start=state["step"]):
             lr = schedules.lr_at(step, total=plan.total, warmup=plan.warmup, peak=config.peak_lr())
-            tau = schedules.tau_at(step, total=plan.total, base=config.optim.tau_base)
             views = to_device(batch, config.data, device, dtype(config))
             views = views if config.run.channels_last else views.contiguous()
             p, parts = train_step(forward, target, optimizer, scaler, views, config, step=step, lr=lr)
@@ -88,8 +88,9 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
                 raise NonFiniteLoss(_nan_message(step, lr, out))
             if passed_over:
                 corrupt += newly_corrupt(distributed.gather_words(unreadable), corrupt, config.data.max_corrupt)
-            target.follow(online, tau)
-            log.step(step, parts, p, {"lr": lr, "tau": tau, "corrupt": len(corrupt)})
+            log.step(
+                step, parts, p, {"lr": lr, **follow(target, online, config, step, plan.total), "corrupt": len(corrupt)}
+            )
             done = step + 1
             if log.due_knn(done):
                 log.knn(step, online_knn(online.backbone, split, config, device))
@@ -104,7 +105,7 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
 
 def train_step(
     forward: nn.Module,
-    target: Target,
+    target: Target | None,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     views: Tensor,
@@ -117,12 +118,11 @@ def train_step(
 
     The optimiser is not stepped when the loss is not finite on this rank: the weights are still those of the last step.
     """
-    compute = methods.losses(config.method.name)
+    method = methods.get(config.method.name)
     group = config.run.views_per_pass or config.method.views
-    noise = global_noise(config, step, views)
     autocast = torch.autocast(views.device.type, **autocast_fields(config))
     with autocast:
-        z = target(views)
+        averaged = target(views) if target is not None else None
     optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     predictions = []
@@ -131,49 +131,83 @@ def train_step(
         no_sync = contextlib.nullcontext() if last or not hasattr(forward, "no_sync") else forward.no_sync()
         with no_sync:
             with autocast:
-                p = forward(views[first : first + group])
-            loss, parts = compute(_full(p), _full(z), noise, config.method, first=first)
-            share = group / len(views)  # every loss is a mean over views: exact to accumulate
+                outputs: Outputs = forward(views[first : first + group])
+            p, z = _full(outputs.p), _full(targets(method, outputs, averaged))
+            loss, parts = method.losses(p, z, global_noise(config, step, outputs.p), config.method, first=first)
+            share = group / len(views)  # a loss that does not couple views is a mean over them: exact to accumulate
             scaler.scale(loss * share).backward()
         for name, value in {"loss": loss, **parts}.items():
             sums[name] = sums.get(name, 0) + value.detach() * share
-        predictions.append(p.detach())
+        predictions.append(outputs.p.detach())
     for settings in optimizer.param_groups:
-        settings["lr"] = lr
+        settings["lr"] = config.peak_lr() if settings.get("fixed_rate") else lr
     if bool(torch.isfinite(sums["loss"])):
         scaler.step(optimizer)
         scaler.update()
     return torch.cat(predictions), sums
 
 
-def global_noise(config: PretrainConfig, step: int, views: Tensor) -> Tensor:
-    """This rank's rows of the global batch's standard normal (B, D): seeded by (seed, step), whatever the ranks."""
-    _, outputs = config.model.head_sizes()
-    local = views.shape[1]
+def targets(method: Method, outputs: Outputs, averaged: Tensor | None) -> Tensor:
+    """The projections that the losses compare with, by the method's rule: (K, B, D), or (0, B, D) without a target."""
+    if averaged is not None:
+        return averaged
+    return outputs.z if isinstance(method.target, StopGradient) else outputs.z[:0]
+
+
+def follow(target: Target | None, online: Online, config: PretrainConfig, step: int, total: int) -> dict[str, float]:
+    """Move a moving average towards the online network after a step; {"tau": ...} for the log, {} without one."""
+    if target is None or config.optim.tau_base is None:
+        return {}
+    tau = schedules.tau_at(step, total=total, base=config.optim.tau_base)
+    target.follow(online, tau)
+    return {"tau": tau}
+
+
+def global_noise(config: PretrainConfig, step: int, p: Tensor) -> Tensor:
+    """This rank's rows of the global batch's standard normal (B, D): seeded by (seed, step), whatever the ranks.
+
+    B and D are those of the predictions `p` (V, B, D).
+    """
+    _, local, outputs = p.shape
     generator = torch.Generator().manual_seed(config.run.seed * 1_000_003 + step)
     noise = torch.randn(config.optim.batch, outputs, generator=generator, dtype=torch.float64)
     mine = noise[distributed.rank() * local : (distributed.rank() + 1) * local]
-    return mine.to(views.device, dtype(config))
+    return mine.to(p.device, dtype(config))
 
 
 def build_all(
     config: PretrainConfig, device: torch.device
-) -> tuple[Online, Target, torch.optim.Optimizer, torch.amp.GradScaler]:
-    """Both networks, the optimiser and the loss scaler, initialised from the recipe's seed."""
+) -> tuple[Online, Target | None, torch.optim.Optimizer, torch.amp.GradScaler]:
+    """The online network, its moving average if the method keeps one, the optimiser and the loss scaler, by the seed."""
+    method = methods.get(config.method.name)
     arch = architecture(config)
     hidden, outputs = config.model.head_sizes()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
-        online = Online(build(arch), feature_dim(arch), hidden, outputs, config.model.norm)
+        backbone = build(arch)
+        heads = method.heads(HeadSizes(feature_dim(arch), hidden, outputs, config.model.norm), config.method)
+        online = Online(backbone, heads)
     online = distributed.synchronise_batchnorm(online, device).to(device, dtype(config))
     if config.run.channels_last:
         online = online.to(memory_format=torch.channels_last)
-    target = Target(online).train()
-    groups = schedules.parameter_groups(online, config.optim.weight_decay)
+    target = Target(online).train() if isinstance(method.target, Ema) else None
     optimizer = Lars(
-        groups, lr=0.0, momentum=config.optim.momentum, trust_coeff=config.optim.trust_coefficient, nesterov=False
+        parameter_groups(online, method, config.optim.weight_decay),
+        lr=0.0,
+        momentum=config.optim.momentum,
+        trust_coeff=config.optim.trust_coefficient,
+        nesterov=False,
     )
     return online, target, optimizer, torch.amp.GradScaler(device.type, enabled=config.run.amp == "fp16")
+
+
+def parameter_groups(online: Online, method: Method, weight_decay: float) -> list[dict[str, Any]]:
+    """LARS's groups; a predictor whose rate does not decay has two of its own, marked `fixed_rate`."""
+    if online.predictor is None or not method.fixed_predictor_rate:
+        return schedules.parameter_groups(online, weight_decay)
+    trunk = schedules.parameter_groups(nn.ModuleList([online.backbone, online.projector]), weight_decay)
+    fixed = schedules.parameter_groups(online.predictor, weight_decay)
+    return trunk + [settings | {"fixed_rate": True} for settings in fixed]
 
 
 def architecture(config: PretrainConfig) -> Architecture:

@@ -44,13 +44,15 @@ def main(argv: list[str] | None = None) -> int:
     def bare() -> None:
         online.zero_grad(set_to_none=True)
         with torch.autocast(device.type, **precision.autocast_fields(config)):
-            target(ready)
-            online(ready).sum().backward()
+            if target is not None:
+                target(ready)
+            online(ready).p.sum().backward()
 
     def whole() -> None:
         batch = to_device(pixels, config.data, device, torch.float32)
         train.train_step(online, target, optimizer, scaler, batch, config, step=1, lr=1e-3)
-        target.follow(online, 0.99)
+        if target is not None:
+            target.follow(online, 0.99)
 
     bare(), whole()  # warm-up
     rows = [(_seconds(whole, device), _seconds(bare, device)) for _ in range(args.rounds)]

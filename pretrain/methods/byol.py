@@ -1,21 +1,26 @@
 """BYOL: every view predicts every *other* view's target (MSBReg eq. 1), as a mean over the pairs.
 
 Not MSBReg at K=2 without its extra losses: the centroid holds the view's own target too. The Brownian and singular
-value losses may be added (MSBReg Table 8, rows 2 to 4).
+value losses are added unless their weights are 0 (MSBReg Table 8, rows 2 to 4).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from pretrain.losses import dispersive_losses
+from pretrain.losses import DispersiveConfig, dispersive_losses
+from pretrain.method import Ema, Method
 
-if TYPE_CHECKING:
-    from pretrain.config import MethodConfig
+
+class Config(DispersiveConfig):
+    """MSBReg's views and weights; `lambda_s=0` and `lambda_b=0` give BYOL itself."""
+
+    views: Annotated[int, Field(ge=2)] = 4
 
 
 def cross_view_loss(p: Tensor, z: Tensor, first: int = 0) -> Tensor:
@@ -26,10 +31,11 @@ def cross_view_loss(p: Tensor, z: Tensor, first: int = 0) -> Tensor:
     return (distance_VK * other).sum() / other.sum()
 
 
-def losses(
-    p: Tensor, z: Tensor, noise: Tensor, config: MethodConfig, *, first: int = 0
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The cross-view loss and whatever of MSBReg's two dispersive losses has a weight. Shapes as in `msbreg.losses`."""
+def losses(p: Tensor, z: Tensor, noise: Tensor, config: Config, *, first: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+    """The cross-view loss and each dispersive loss that has a weight. Shapes as in `pretrain.method.Losses`."""
     attraction = cross_view_loss(p, z, first)
     dispersion, parts = dispersive_losses(p, noise, config)
     return attraction + dispersion, {"cross_view": attraction, **parts}
+
+
+METHOD = Method(name="byol", losses=losses, Config=Config, target=Ema(0.99))

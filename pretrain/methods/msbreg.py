@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor
 
-from pretrain.losses import centroid_loss, dispersive_losses
-
-if TYPE_CHECKING:
-    from pretrain.config import MethodConfig
+from pretrain.losses import DispersiveConfig, centroid_loss, dispersive_losses
+from pretrain.method import Ema, Method
 
 
-def losses(
-    p: Tensor, z: Tensor, noise: Tensor, config: MethodConfig, *, first: int = 0
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """`L_c + lambda_s L_s + lambda_b L_b` of the views in `p`, and its parts.
+class Config(DispersiveConfig):
+    """Four views (section 7.2); the weights are section 4.5's."""
 
-    Args:
-        p: (V, B, D) raw predictions of V of the K views, those from number `first` on.
-        z: (K, B, D) raw target projections of all K views.
-        noise: (B, D) standard normal.
-    """
+    views: Annotated[int, Field(ge=2)] = 4
+
+
+def losses(p: Tensor, z: Tensor, noise: Tensor, config: Config, *, first: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+    """`L_c + lambda_s L_s + lambda_b L_b` of the views in `p`, and its parts. Shapes as in `pretrain.method.Losses`."""
     attraction = centroid_loss(p, z)
     dispersion, parts = dispersive_losses(p, noise, config)
     return attraction + dispersion, {"centroid": attraction, **parts}
+
+
+METHOD = Method(name="msbreg", losses=losses, Config=Config, target=Ema(0.99))

@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from backbench.config import build, dump
+from backbench.config import dump
 from pretrain.config import PretrainConfig
+from pretrain.config import recipe as build_recipe
 
 IMAGES = 30  # 20-NN wants four fifths of them to be 20 at least
 
@@ -61,7 +62,7 @@ def tiny_recipe(root: Path, *overrides: str) -> PretrainConfig:
             "channels_last": False,
         },
     }
-    return build(PretrainConfig, values, overrides)
+    return build_recipe(values, overrides)
 
 
 def start_child(config: PretrainConfig, out: Path, *flags: str, before: str = "", **environment: str) -> BaseProcess:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from backbench.config import build, dump, read_mapping
+from backbench.config import dump, read_mapping
 from backbench.errors import ConfigError
-from pretrain.config import RECIPES, PretrainConfig, load
+from pretrain.config import RECIPES, load, recipe
 from pretrain.data import EpochSampler
 
 ALL = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -23,7 +23,7 @@ def test_the_papers_recipes_are_there():
 def test_every_recipe_loads_and_states_only_what_exists(name):
     config = load(name, [])
     assert config == load(str(RECIPES / f"{name}.yaml"), [])
-    assert config == build(PretrainConfig, read_mapping(RECIPES / f"{name}.yaml"))
+    assert config == recipe(read_mapping(RECIPES / f"{name}.yaml"))
     assert config.method.name == "msbreg" and config.method.views == 4
     assert (config.method.lambda_s, config.method.lambda_b) == (4e-3, 0.5)
     assert (config.optim.momentum, config.optim.weight_decay) == (0.9, 1e-5)

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.config import MethodConfig
-from pretrain.losses import brownian_loss, centroid_loss, singular_value_loss
-from pretrain.methods import byol, losses, msbreg, names
+from pretrain.losses import DispersiveConfig, brownian_loss, centroid_loss, singular_value_loss
+from pretrain.methods import byol, get, msbreg, names
 
 K, B, D = 4, 6, 5
 
@@ -209,15 +208,15 @@ def test_singular_value_loss_lifts_half_precision():
 
 @pytest.mark.parametrize("method, first_part", [(msbreg, centroid_loss), (byol, byol.cross_view_loss)])
 def test_a_method_is_the_weighted_sum_of_its_parts(p, z, noise, method, first_part):
-    config = MethodConfig(lambda_s=0.3, lambda_b=0.7)
+    config = DispersiveConfig(lambda_s=0.3, lambda_b=0.7)
     total, _ = method.losses(p, z, noise, config)
     expected = first_part(p, z) + 0.3 * singular_by_svd(p) + 0.7 * brownian_in_loops(p, noise)
     torch.testing.assert_close(total, expected)
-    alone, parts = method.losses(p, z, noise, MethodConfig(lambda_s=0.0, lambda_b=0.0))
+    alone, parts = method.losses(p, z, noise, DispersiveConfig(lambda_s=0.0, lambda_b=0.0))
     torch.testing.assert_close(alone, first_part(p, z))
     assert len(parts) == 1
 
 
 def test_every_method_of_a_recipe_exists():
     assert {"byol", "msbreg"} <= set(names())
-    assert losses("byol") is byol.losses and losses("msbreg") is msbreg.losses
+    assert get("byol") is byol.METHOD and get("msbreg") is msbreg.METHOD

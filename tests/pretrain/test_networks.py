@@ -12,7 +12,7 @@ from model_zoo.anatomy import feature_dim
 from model_zoo.architecture import Architecture
 from model_zoo.resnet import build
 from pretrain.config import ModelConfig
-from pretrain.networks import Online, Target, WeightStandardizedLinear, mlp
+from pretrain.networks import HeadSizes, Online, Target, WeightStandardizedLinear, mlp, two_mlps
 
 NORMS = ("batch", "layer", "group", "group_ws")
 
@@ -29,12 +29,17 @@ class Trunk(nn.Module):
 
 
 def small_online(norm: str = "batch") -> Online:
-    return Online(Trunk(), 4, 16, 6, norm).double()
+    return Online(Trunk(), two_mlps(HeadSizes(4, 16, 6, norm))).double()
 
 
 def views(count: int = 3) -> torch.Tensor:
     shift = torch.arange(count, dtype=torch.float64).view(-1, 1, 1, 1, 1)  # every view has its own statistics
     return torch.randn(count, 5, 3, 8, 8, dtype=torch.float64) + shift
+
+
+def projections(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    found = network(x)
+    return found if isinstance(found, torch.Tensor) else found.z
 
 
 def test_target_follows_by_an_exponential_moving_average():
@@ -86,7 +91,7 @@ def test_target_gets_no_gradient():
     z = target(x)
     assert not z.requires_grad
     assert not any(p.requires_grad for p in target.parameters())
-    (online(x) - z).pow(2).sum().backward()
+    (online(x).p - z).pow(2).sum().backward()
     assert all(p.grad is None for p in target.parameters())
     assert all(p.grad is not None for p in online.parameters())
 
@@ -110,8 +115,8 @@ def test_batch_norm_statistics_are_per_view(make):
     together = make(small_online())
     one_by_one = copy.deepcopy(together)
     x = views(3)
-    found = together(x)
-    expected = torch.cat([one_by_one(x[j : j + 1]) for j in range(3)])
+    found = projections(together, x)
+    expected = torch.cat([projections(one_by_one, x[j : j + 1]) for j in range(3)])
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     assert int(together.backbone.norm.num_batches_tracked) == 3
     for (name, a), (_, b) in zip(together.named_buffers(), one_by_one.named_buffers(), strict=True):
@@ -144,7 +149,7 @@ def test_head_sizes_are_the_papers(backbone, hidden, outputs):
 
 def test_heads_are_two_layer_mlps_on_a_resnet():
     arch = Architecture(name="resnet18")
-    online = Online(build(arch), feature_dim(arch), 32, 8, "batch")
+    online = Online(build(arch), two_mlps(HeadSizes(feature_dim(arch), 32, 8, "batch")))
     shapes = {name: tuple(p.shape) for name, p in online.named_parameters() if "backbone" not in name and p.ndim == 2}
     assert shapes == {
         "projector.0.weight": (32, 512),
@@ -153,14 +158,14 @@ def test_heads_are_two_layer_mlps_on_a_resnet():
         "predictor.3.weight": (8, 32),
     }
     x = torch.randn(2, 4, 3, 32, 32)
-    assert online(x).shape == (2, 4, 8)
+    assert online(x).p.shape == (2, 4, 8)
     assert Target(online)(x).shape == (2, 4, 8)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_every_norm_builds_and_learns(norm):
     online = small_online(norm)
-    online(views()).pow(2).sum().backward()
+    online(views()).p.pow(2).sum().backward()
     for name, parameter in online.named_parameters():
         assert parameter.grad is not None and bool(torch.isfinite(parameter.grad).all()), name
 

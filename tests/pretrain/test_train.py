@@ -32,6 +32,7 @@ from model_zoo.load import load as load_backbone
 from pretrain import monitor
 from pretrain.config import PretrainConfig
 from pretrain.data import EpochSampler, open_split
+from pretrain.methods import msbreg
 from pretrain.monitor import online_knn
 from pretrain.train import NonFiniteLoss, build_all, train
 
@@ -468,7 +469,7 @@ def test_a_first_step_that_diverges_says_there_is_no_checkpoint(shared_photos, r
     def not_finite(p, z, noise, config, *, first=0):
         return p.sum() * torch.nan, {}
 
-    monkeypatch.setattr("pretrain.methods.msbreg.losses", not_finite)
+    monkeypatch.setattr(msbreg, "METHOD", dataclasses.replace(msbreg.METHOD, losses=not_finite))
     with pytest.raises(NonFiniteLoss, match=r"not finite at step 0, learning rate .*no checkpoint yet"):
         train(recipe(shared_photos), tmp_path / "run")
     assert not (tmp_path / "run/last.ckpt").exists()

@@ -1,0 +1,81 @@
+"""What a pretraining method states: its fields, heads, target and losses, in one `Method` value.
+
+A module of `pretrain/methods` (or of a plug-in folder) holds one, named `METHOD`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol
+
+from pydantic import Field
+from torch import Tensor
+
+from backbench.config import Config
+from pretrain.networks import Heads, HeadSizes, two_mlps
+
+
+class MethodConfig(Config):
+    """The fields that every method has; a method adds its own in a subclass."""
+
+    name: str = ""  # the method's; `pretrain.config.recipe` fills it in
+    views: Annotated[int, Field(ge=2)] = 2  # K
+
+
+@dataclass(frozen=True)
+class Ema:
+    """The target is a second network: the moving average of the online backbone and projector (BYOL).
+
+    `base` is the default of `optim.tau_base`, from which tau rises to 1 (`backbench.schedules.tau_at`).
+    """
+
+    base: float = 0.99
+
+    def __post_init__(self) -> None:
+        if not 0 < self.base <= 1:
+            raise ValueError(f"Ema({self.base}): base must be above 0 and at most 1; StopGradient() follows at once")
+
+
+@dataclass(frozen=True)
+class StopGradient:
+    """The targets are the online network's own projections of the same forward pass, without gradient (SimSiam)."""
+
+
+@dataclass(frozen=True)
+class NoTarget:
+    """The method has no targets: its loss compares the online network's outputs with each other (VICReg, SimCLR)."""
+
+
+class Losses(Protocol):
+    """`losses(p, z, noise, config, first=0) -> (loss, its named parts)`.
+
+    p: (V, B, D) raw predictions of V of the K views, those from number `first` on; projections without a predictor.
+    z: (K, B, D) raw projections of all K views by the target, without gradient; (0, B, D) under `NoTarget`.
+    noise: (B, D) standard normal, the same for every view of an image.
+    config: the method's `Config`.
+    """
+
+    def __call__(
+        self, p: Tensor, z: Tensor, noise: Tensor, config: Any, *, first: int = 0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss as a mean over the V views, and its parts."""
+        ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """One pretraining method."""
+
+    name: str  # as recipes write it: the module's name
+    losses: Losses
+    Config: type[MethodConfig]
+    target: Ema | StopGradient | NoTarget
+    heads: Callable[[HeadSizes, Any], Heads] = two_mlps  # called with the method's Config
+    couples_views: bool = False  # the loss compares the views in `p` with each other, not only with `z`
+    fixed_predictor_rate: bool = False  # the predictor trains at the peak rate throughout (SimSiam section 4.2)
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether gradients accumulated over groups of views (`run.views_per_pass`) equal those of one pass."""
+        return not self.couples_views and not isinstance(self.target, StopGradient)
