@@ -26,7 +26,7 @@ from model_zoo.choice import add_options, of_arguments
 
 if TYPE_CHECKING:
     from backbench.data.catalogue import DataPlaces
-    from backbench.data.splits import ImageSplit
+    from backbench.data.splits import Split
     from benchmarks.plan import Cell
     from benchmarks.records.store import DataRecord, MetricRecord, Result
     from model_zoo.backbone import Backbone
@@ -121,7 +121,7 @@ def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args
 
 def prepare(
     backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args: argparse.Namespace
-) -> tuple[dict[str, ImageSplit], Result]:
+) -> tuple[dict[str, Split], Result]:
     """The data, and the record as it will be but for the numbers; or one that says why there will be none."""
     from transfer import tasks
 
@@ -139,7 +139,7 @@ def measure(
     planned: Result,
     backbone: Backbone,
     cell: Cell,
-    splits: dict[str, ImageSplit],
+    splits: dict[str, Split],
     args: argparse.Namespace,
 ) -> tuple[Result, dict[str, Any]]:
     """Run the task; a failure becomes a record, and does not end the other seeds. Also what is kept per test item."""
@@ -183,7 +183,7 @@ def measure(
     return done, ctx.items
 
 
-def note_seen(splits: Mapping[str, ImageSplit], notes: list[str]) -> None:
+def note_seen(splits: Mapping[str, Split], notes: list[str]) -> None:
     """Say, in the record too, that test images are among those that are learned from."""
     from backbench.data.overlap import in_both
     from backbench.distributed import is_main
@@ -267,7 +267,7 @@ def blank(
     )
 
 
-def describe_data(cell: Cell, splits: dict[str, ImageSplit], places: DataPlaces) -> DataRecord:
+def describe_data(cell: Cell, splits: dict[str, Split], places: DataPlaces) -> DataRecord:
     """The record's `data`."""
     from backbench.config import digest
     from backbench.data import demo
@@ -285,14 +285,12 @@ def describe_data(cell: Cell, splits: dict[str, ImageSplit], places: DataPlaces)
         is_published=is_published(name, splits),
         is_demo=demo.is_demo(places.of(name) or Path()),
         repaired={
-            f"{split.split}: {what}": count
-            for split in splits.values()
-            for what, count in getattr(split, "repaired", {}).items()  # of annotated splits
+            f"{split.split}: {what}": count for split in splits.values() for what, count in split.repaired.items()
         },
         passed_over={
             split.split: {reason: count for reason, (count, _) in split.passed_over.items()}
             for split in splits.values()
-            if getattr(split, "passed_over", {})
+            if split.passed_over
         },
     )
 

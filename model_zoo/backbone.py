@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,11 @@ class Backbone:
     format: str  # the layout it was read as
     notes: tuple[str, ...] = ()  # what the weights could not tell, what was dropped
     named: bool = False  # whether the user gave the name: only such a name joins several backbones in one row
-    _cache: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
-    @property
+    @functools.cached_property
     def weights_sha256(self) -> str:
         """Identity of the weights, whatever container they came in (num_batches_tracked does not count)."""
-        if "sha" not in self._cache:
-            self._cache["sha"] = tensors_sha256(identity_tensors(self.state))
-        return self._cache["sha"]
+        return tensors_sha256(identity_tensors(self.state))
 
     @property
     def is_resnet(self) -> bool:

@@ -76,7 +76,7 @@ def image_batches(
     view: View | Sequence[View],
     spec: InputSpec,
     order: Order,
-    ctx: RunContext,
+    ctx: RunContext[ImageSplit],
     size: int,
     rows: Tensor | None = None,
 ) -> Batches:

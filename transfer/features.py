@@ -75,7 +75,7 @@ def normalise(images_NSS3: Tensor, spec: InputSpec, device: torch.device) -> Ten
 def extract(
     backbone: Backbone,
     split: ImageSplit,
-    ctx: RunContext,
+    ctx: RunContext[ImageSplit],
     *,
     size: int | None = None,
     resize: int | None = None,
@@ -113,7 +113,7 @@ def extract(
         return torch.from_numpy(feature_file.mapped(file, shape))
 
 
-def _key(backbone: Backbone, split: ImageSplit, ctx: RunContext, options: Mapping[str, object]) -> str:
+def _key(backbone: Backbone, split: ImageSplit, ctx: RunContext[ImageSplit], options: Mapping[str, object]) -> str:
     """All that changes a feature, the files' sizes and times of change among it, as one hash."""
     return digest(
         {
@@ -136,7 +136,7 @@ def compute(
     module: nn.Module,
     spec: InputSpec,
     split: ImageSplit,
-    ctx: RunContext,
+    ctx: RunContext[ImageSplit],
     *,
     size: int,
     resize: int,
@@ -187,7 +187,12 @@ def compute(
 
 
 def _batches(
-    module: nn.Module, spec: InputSpec, views: _EvaluationViews, rows: range, ctx: RunContext, pooling: Pooling
+    module: nn.Module,
+    spec: InputSpec,
+    views: _EvaluationViews,
+    rows: range,
+    ctx: RunContext[ImageSplit],
+    pooling: Pooling,
 ) -> Iterator[np.ndarray]:
     """Features (B, C) float32 of some images of the split, batch by batch."""
     split = views.split
@@ -218,7 +223,7 @@ def refuse_not_finite(features_NC: Tensor, split: ImageSplit) -> None:
         )
 
 
-def note_degenerate(features_NC: Tensor, split: ImageSplit, ctx: RunContext) -> None:
+def note_degenerate(features_NC: Tensor, split: ImageSplit, ctx: RunContext[ImageSplit]) -> None:
     """Say in the record where the features cannot tell images apart: all alike, or of no direction."""
     where = f"of {split.dataset} {split.split}"
     if all(bool((part == features_NC[0]).all()) for part in features_NC.split(65536)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
 from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
@@ -13,7 +13,7 @@ from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, mo
 from backbench.config import Config, digest, indifferent_keys
 from backbench.data import catalogue
 from backbench.data.catalogue import DataPlaces
-from backbench.data.splits import ImageSplit
+from backbench.data.splits import ImageSplit, Split
 from backbench.errors import DataError
 from backbench.files.atomic import make_folder
 from model_zoo.backbone import Backbone
@@ -77,11 +77,14 @@ class TaskConfig(Config):
         return self.model_copy(update=self.indifferent_fields()).model_dump(mode="json")
 
 
+S = TypeVar("S", bound=Split)
+
+
 @dataclass
-class RunContext:
+class RunContext(Generic[S]):
     """Where a task finds its data and leaves what it has to say beside its metrics."""
 
-    splits: Mapping[str, ImageSplit]
+    splits: Mapping[str, S]
     seed: int
     device: torch.device
     cache: Path

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backbench import files
-from backbench.data.splits import ImageSplit, Subset
+from backbench.data.splits import ImageSplit, Split, Subset
 from backbench.errors import ConfigError, DataError, nearest
 
 
@@ -124,13 +124,13 @@ def load(name: str, split: str, places: DataPlaces) -> ImageSplit:
     return layout.read(places.of(name), own_name, dataset=name)
 
 
-def is_published(name: str, splits: Mapping[str, ImageSplit]) -> bool:
+def is_published(name: str, splits: Mapping[str, Split]) -> bool:
     """Whether the splits have exactly the published numbers of images and classes; a part has not, but an official one."""
     counts = info(name).counts
 
-    def whole(split: ImageSplit) -> bool:
+    def whole(split: Split) -> bool:
         own = counts.get(split.split, counts.get(split.split.rstrip("0123456789")))
-        cut = isinstance(split.source, Subset) or getattr(split, "left_out", ())  # annotated splits say what they lack
+        cut = isinstance(split.source, Subset) or split.left_out
         return not cut and len(split) == own
 
     return all(

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Protocol
 
-from backbench.data.splits import Files, ImageSource, ImageSplit, Subset
-
-
-class HasSource(Protocol):
-    """A split, annotated or not."""
-
-    @property
-    def source(self) -> ImageSource: ...
+from backbench.data.splits import Files, ImageSource, ImageSplit, Split, Subset
 
 
-def in_both(train: HasSource, test: HasSource) -> list[str]:
+def in_both(train: Split, test: Split) -> list[str]:
     """Names of test images that are files of the training split, by their places alone.
 
     Copies under another name are found by `duplicates`, which reads them.

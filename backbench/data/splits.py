@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -105,6 +106,39 @@ class Subset:
         return self.source.rgb(int(self.chosen[index]))
 
 
+class Split(Protocol):
+    """One split of a data set, whatever its images are annotated with."""
+
+    @property
+    def dataset(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def source(self) -> ImageSource: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def official_part(self) -> bool: ...
+    @property
+    def passed_over(self) -> Mapping[str, tuple[int, str]]: ...
+    @property
+    def repaired(self) -> Mapping[str, int]: ...
+    @property
+    def left_out(self) -> tuple[str, ...]: ...
+    def __len__(self) -> int: ...
+    def manifest_sha256(self) -> str: ...
+    def state_sha256(self) -> str: ...
+
+
+def state_of(source: ImageSource) -> str:
+    """SHA-256 over (name, size, time of last change) of all images in their order."""
+    state = hashlib.sha256()
+    for index in range(len(source)):
+        size, contents, _ = source.status(index)
+        state.update(f"{source.name(index)}\t{size}\t{contents}\n".encode(errors="surrogateescape"))
+    return state.hexdigest()
+
+
 @dataclass(frozen=True)
 class ImageSplit:
     """One split of a labelled (or unlabelled) image data set."""
@@ -118,7 +152,8 @@ class ImageSplit:
     classes: tuple[str, ...]
     official_part: bool = False  # a published list's part of the published images: ImageNet's 1% and 10%
     passed_over: Mapping[str, tuple[int, str]] = field(default_factory=dict)  # reason -> how many files, e.g. which
-    _manifest: list[str] = field(default_factory=list, repr=False, compare=False)
+    repaired: Mapping[str, int] = field(default_factory=dict)  # what was put right in the labels, and how often
+    left_out: tuple[str, ...] = ()  # images that were left out, in sentences: such a split is not the published one
 
     def __len__(self) -> int:
         return len(self.source)
@@ -126,23 +161,21 @@ class ImageSplit:
     def part(self, rows: np.ndarray) -> ImageSplit:
         """Some of its images, (N,) rows in the given order; what was passed over in the whole split stays said."""
         labels = None if self.labels is None else self.labels[rows]
-        return replace(self, source=Subset(self.source, rows), labels=labels, official_part=False, _manifest=[])
+        return replace(self, source=Subset(self.source, rows), labels=labels, official_part=False)
 
     def manifest_sha256(self) -> str:
         """SHA-256 over the sorted (name, size, label) of all items: cheap, and blind to where the data lie."""
-        if not self._manifest:
-            labels = [-1] * len(self) if self.labels is None else self.labels.tolist()  # a row of many: "[1, 0, -1]"
-            rows = sorted(f"{self.source.name(i)}\t{self.source.size(i)}\t{labels[i]}" for i in range(len(self)))
-            self._manifest.append(hashlib.sha256("\n".join(rows).encode(errors="surrogateescape")).hexdigest())
-        return self._manifest[0]
+        return self._manifest
+
+    @functools.cached_property
+    def _manifest(self) -> str:
+        labels = [-1] * len(self) if self.labels is None else self.labels.tolist()  # a row of many: "[1, 0, -1]"
+        rows = sorted(f"{self.source.name(i)}\t{self.source.size(i)}\t{labels[i]}" for i in range(len(self)))
+        return hashlib.sha256("\n".join(rows).encode(errors="surrogateescape")).hexdigest()
 
     def state_sha256(self) -> str:
         """SHA-256 over (name, size, time of last change) of all items in their order: what is kept of their pixels needs it.
 
         The manifest cannot tell an image from another one of the same size that took its place between two runs.
         """
-        state = hashlib.sha256()
-        for index in range(len(self)):
-            size, contents, _ = self.source.status(index)
-            state.update(f"{self.source.name(index)}\t{size}\t{contents}\n".encode(errors="surrogateescape"))
-        return state.hexdigest()
+        return state_of(self.source)

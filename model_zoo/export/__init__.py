@@ -88,7 +88,7 @@ def in_rgb(backbone: Backbone) -> Backbone:
     first = first_convolution(backbone.arch)
     state = {**backbone.state, first: backbone.state[first].flip(1).contiguous()}
     notes = (*backbone.notes, "conv1's input channels turned from BGR to RGB")
-    return dataclasses.replace(backbone, state=state, input=spec, notes=notes, _cache={})
+    return dataclasses.replace(backbone, state=state, input=spec, notes=notes)
 
 
 def pixel_scale(values: Sequence[float]) -> list[float]:

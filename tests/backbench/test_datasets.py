@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import xml.etree.ElementTree as ET
@@ -338,6 +339,14 @@ def test_the_manifest_is_blind_to_the_place_and_to_the_order(folder, tmp_path):
     assert after.manifest_sha256() == sha
     turned = Files(after.source.root, after.source.paths[::-1])
     assert ImageSplit("x", "y", turned, after.labels[::-1], after.classes).manifest_sha256() == sha
+
+
+def test_a_split_that_is_replaced_has_a_manifest_of_its_own(folder):
+    split = imagefolder.read(folder, "train")
+    before = split.manifest_sha256()
+    other = dataclasses.replace(split, labels=split.labels * 0)
+    assert other.manifest_sha256() != before == split.manifest_sha256()
+    assert other.manifest_sha256() == dataclasses.replace(other).manifest_sha256()
 
 
 def test_the_manifest_sees_names_sizes_labels_and_numbers(folder):

@@ -195,6 +195,13 @@ def test_identity_of_the_turned_backbone_is_not_the_cached_one():
     sha = backbone.weights_sha256
     turned = export.in_rgb(backbone)
     assert turned.weights_sha256 != sha
-    back = dataclasses.replace(turned, input=turned.input.model_copy(update={"order": "bgr"}), _cache={})
+    back = dataclasses.replace(turned, input=turned.input.model_copy(update={"order": "bgr"}))
     assert export.in_rgb(back).weights_sha256 == sha
     assert export.in_rgb(turned) is turned
+
+
+def test_a_backbone_of_other_tensors_has_a_hash_of_its_own():
+    backbone = make_backbone()
+    sha = backbone.weights_sha256
+    state = {**backbone.state, "conv1.weight": backbone.state["conv1.weight"] + 1}
+    assert dataclasses.replace(backbone, state=state).weights_sha256 != sha == backbone.weights_sha256

@@ -65,7 +65,7 @@ def run(backbone, tmp_path):
 
 
 def relabelled(split, labels):
-    return dataclasses.replace(split, labels=np.asarray(labels), _manifest=[])
+    return dataclasses.replace(split, labels=np.asarray(labels))
 
 
 # ---------------------------------------------------------------- linear probe on augmented images

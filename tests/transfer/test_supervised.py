@@ -507,7 +507,7 @@ def test_a_resume_file_belongs_to_one_training(tmp_path):
     config = linear_probe.Config()
     file = ctx.resume_file(backbone, config, 1)
     assert ctx.resume_file(dataclasses.replace(backbone, name="renamed"), config, 1) == file
-    part = dataclasses.replace(split, source=Subset(source, np.arange(9)), labels=split.labels[:9], _manifest=[])
+    part = dataclasses.replace(split, source=Subset(source, np.arange(9)), labels=split.labels[:9])
     others = [
         ctx.resume_file(other, config, 1),
         ctx.resume_file(dataclasses.replace(backbone, input=InputSpec(size=40)), config, 1),

@@ -153,7 +153,7 @@ def limited(split: DetectionSplit, limit: int) -> DetectionSplit:
     return replace(of_rows(split, rows), split=f"{split.split}[{limit}]")
 
 
-def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext) -> list[Detections]:
+def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext[DetectionSplit]) -> list[Detections]:
     """Train on the train split, detect in the test split; leaves pictures and losses in the run's folder."""
     torch.backends.cudnn.benchmark = False  # nearly every batch has another shape: each would be timed anew
     engine, spec = engines.get(config.engine), config.course()

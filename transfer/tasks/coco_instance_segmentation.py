@@ -88,7 +88,7 @@ def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
     return detection.ready(found, config, dict(info("coco").counts))
 
 
-def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:
+def run(backbone: Backbone, config: Config, ctx: RunContext[DetectionSplit]) -> dict[str, Metric]:
     """`box_AP`, `mask_AP` and their parts (50, 75, small, medium, large)."""
     found = detection.detections(backbone, config, ctx)
     scores = coco_eval.evaluate(ctx.splits["test"], found, masks=config.spec.masks)

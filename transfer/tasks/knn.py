@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 
 from backbench.config import CHANGES_NO_NUMBER
+from backbench.data.splits import ImageSplit
 from backbench.data.transforms import Interpolation
 from backbench.embeddings import knn_scores, neighbours
 from backbench.errors import DataError
@@ -75,7 +76,7 @@ missing = image_data_missing
 splits = image_splits
 
 
-def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:
+def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict[str, Metric]:
     """`top1_k<k>` for every k; with extra columns `top1_k<k>_T0.1` and `top1_k<k>_majority`."""
     train, test = ctx.splits["train"], ctx.splits["test"]
     if config.headline_k not in config.k:

@@ -112,7 +112,7 @@ unfit = needs_stages
 splits = image_splits
 
 
-def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:
+def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict[str, Metric]:
     """`top1` and `top5` of the chosen head on the test split; the top five classes of every test image are kept."""
     train, test = ctx.splits["train"], ctx.splits["test"]
     fit_on, held_out = hold_out(len(train), config, ctx.seed)
@@ -146,7 +146,13 @@ def new_heads(width: int, classes: int, config: Config, seed: int) -> Heads:
 
 
 def _fit_on_images(
-    heads: Heads, backbone: Backbone, train: ImageSplit, rows: Tensor, order: Order, config: Config, ctx: RunContext
+    heads: Heads,
+    backbone: Backbone,
+    train: ImageSplit,
+    rows: Tensor,
+    order: Order,
+    config: Config,
+    ctx: RunContext[ImageSplit],
 ) -> None:
     """Train heads on augmented images; the encoder's tensors are the same afterwards."""
     encoder = backbone.build()
@@ -168,7 +174,7 @@ def hold_out(images: int, config: Config, seed: int) -> tuple[Tensor, Tensor]:
     return order[count:], order[:count]
 
 
-def choose(heads: Heads, x: Tensor, y: Tensor, ctx: RunContext) -> int:
+def choose(heads: Heads, x: Tensor, y: Tensor, ctx: RunContext[ImageSplit]) -> int:
     """The head with the best held-out top-1 (the lower rate on a tie); says what was tuned, and on what.
 
     A head whose numbers are no longer finite is none to choose, whatever it scores.

@@ -117,7 +117,7 @@ def input_of(backbone: Backbone, config: Config) -> InputSpec:
     return backbone.input.model_copy(update={"std": std})
 
 
-def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:
+def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict[str, Metric]:
     """`top1` and `top5` at the end of the course."""
     train, test = ctx.splits["train"], ctx.splits["test"]
     size = config.size or backbone.input.size

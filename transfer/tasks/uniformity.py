@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
+from backbench.data.splits import ImageSplit
 from backbench.distributed import all_reduce_sum
 from backbench.embeddings import alignment, uniformity
 from backbench.errors import DataError
@@ -75,7 +76,7 @@ def views_of(name: str, size: int) -> tuple[View, View]:
     return ((ssl_view(size, blur=1.0, solarize=0.0) if name == "byol" else crop_and_flip(size)),) * 2
 
 
-def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:
+def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict[str, Metric]:
     """`alignment` and `uniformity`, raw; lower is better of both."""
     test = ctx.splits["test"]
     if len(test) < 2:

@@ -70,7 +70,7 @@ unfit = voc07_svm.unfit
 splits = voc07_svm.splits
 
 
-def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:
+def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict[str, Metric]:
     """`mAP_k<k>` and, of several draws, `mAP_k<k>_std` for every k that the data allow."""
     train, test = ctx.splits["train"], ctx.splits["test"]
     truth = resolved(test, config.difficult_test)
@@ -97,7 +97,7 @@ def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric
     return metrics
 
 
-def possible(train: ImageSplit, config: Config, ctx: RunContext) -> list[int]:
+def possible(train: ImageSplit, config: Config, ctx: RunContext[ImageSplit]) -> list[int]:
     """The k for which every class has enough positives; what is left out, or short of negatives, becomes a note.
 
     Raises:

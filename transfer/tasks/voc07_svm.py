@@ -122,7 +122,7 @@ def splits(config: FeatureConfig, places: DataPlaces) -> dict[str, ImageSplit]:
     return found
 
 
-def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:
+def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict[str, Metric]:
     """`mAP` (area) and `mAP_11pt` on the test split."""
     train, test = ctx.splits["train"], ctx.splits["test"]
     labels, truth = resolved(train, config.difficult), resolved(test, config.difficult_test)
@@ -176,14 +176,14 @@ def refuse_unmeasurable(test: ImageSplit, truth: np.ndarray) -> None:
             )
 
 
-def embed(backbone: Backbone, split: ImageSplit, config: FeatureConfig, ctx: RunContext) -> np.ndarray:
+def embed(backbone: Backbone, split: ImageSplit, config: FeatureConfig, ctx: RunContext[ImageSplit]) -> np.ndarray:
     """Features (N, C) float32, with rows of length 1 where `normalize` says so."""
     options = {"size": config.size, "resize": config.resize, "pooling": config.feature}
     x = extract(backbone, split, ctx, **options, squash=config.transform == "squash").numpy()
     return svm.unit_rows(x) if config.normalize else x
 
 
-def choose(x: np.ndarray, labels: np.ndarray, config: Config, ctx: RunContext) -> tuple[list[float], int]:
+def choose(x: np.ndarray, labels: np.ndarray, config: Config, ctx: RunContext[ImageSplit]) -> tuple[list[float], int]:
     """The cost of every class (the first on a tie) and how many fits did not converge; says what was tuned, and on what."""
     train = ctx.splits["train"]
     if len(config.costs) == 1:
@@ -203,7 +203,7 @@ def choose(x: np.ndarray, labels: np.ndarray, config: Config, ctx: RunContext) -
     return costs, unfinished
 
 
-def note_unfinished(count: int, ctx: RunContext) -> None:
+def note_unfinished(count: int, ctx: RunContext[ImageSplit]) -> None:
     """Say how many fits were cut short; the references cut them at the same number."""
     if count:
         ctx.notes.append(f"{count} SVM fits stopped at {svm.MAX_ITER} iterations before they converged")

@@ -87,7 +87,7 @@ def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
     return detection.ready(found, config, dict(info("voc").counts))
 
 
-def run(backbone: Backbone, config: Config, ctx: RunContext) -> dict[str, Metric]:
+def run(backbone: Backbone, config: Config, ctx: RunContext[DetectionSplit]) -> dict[str, Metric]:
     """`AP`, `AP50`, `AP75`."""
     found = detection.detections(backbone, config, ctx)
     if absent := voc_eval.without_objects(ctx.splits["test"]):

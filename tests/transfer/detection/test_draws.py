@@ -40,7 +40,7 @@ def some_tall(split: DetectionSplit) -> DetectionSplit:
         image, old = split.file(row), pictures[row]
         Image.open(image).transpose(Image.Transpose.TRANSPOSE).save(image)
         pictures[row] = Picture(old.id, old.height, old.width, tuple(map(_transposed, old.instances)))
-    return replace(split, pictures=tuple(pictures), _manifest=[])
+    return replace(split, pictures=tuple(pictures))
 
 
 def _transposed(item: Instance) -> Instance:

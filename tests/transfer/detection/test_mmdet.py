@@ -69,7 +69,7 @@ def job(folder: Path, **fields) -> Job:
 
 def first(split: DetectionSplit, count: int) -> DetectionSplit:
     source = Files(split.source.root, split.source.paths[:count])
-    return dataclasses.replace(split, source=source, pictures=split.pictures[:count], _manifest=[])
+    return dataclasses.replace(split, source=source, pictures=split.pictures[:count])
 
 
 def demo_split(head: str, role: str = "train", count: int = 8) -> DetectionSplit:
@@ -597,7 +597,7 @@ def as_found(split: DetectionSplit, found: list[Detections], file: Path) -> Dete
         )
         for p, d in zip(split.pictures, found, strict=True)
     )
-    split = dataclasses.replace(split, pictures=pictures, annotations=file, _manifest=[])
+    split = dataclasses.replace(split, pictures=pictures, annotations=file)
     file.write_text(json.dumps(native_data.annotations(split, difficult=True)))
     numbered = tuple(dataclasses.replace(p, id=str(i + 1)) for i, p in enumerate(pictures))
     return dataclasses.replace(split, pictures=numbered)

@@ -68,7 +68,7 @@ def used(fresh: Backbone, split: DetectionSplit) -> Backbone:
             module.momentum = 1.0
     pixels = np.stack([np.asarray(split.source.pil(i)) for i in range(len(split))]).transpose(0, 3, 1, 2)
     trunk((torch.from_numpy(pixels).float() / 255 - 0.45) / 0.225)
-    return dataclasses.replace(fresh, state=trunk.state_dict(), _cache={})
+    return dataclasses.replace(fresh, state=trunk.state_dict())
 
 
 def pair(
@@ -113,7 +113,7 @@ def with_runs(split: DetectionSplit) -> DetectionSplit:
         masks = [coco_mask.decode(coco_mask.frPyObjects(o.mask, p.height, p.width)).any(-1) for o in p.instances]
         objects = tuple(dataclasses.replace(o, mask=rle(m)) for o, m in zip(p.instances, masks, strict=True))
         pictures.append(dataclasses.replace(p, instances=objects))
-    return dataclasses.replace(split, pictures=tuple(pictures), _manifest=[])
+    return dataclasses.replace(split, pictures=tuple(pictures))
 
 
 def as_detectron2(batch: dict[str, Any], masks: str | None) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import struct
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from backbench.data.splits import Files
+from backbench.data.splits import Files, state_of
 from backbench.errors import DataError
 from backbench.printable import some
 from backbench.progress import say
@@ -71,7 +72,7 @@ class DetectionSplit:
     annotations: Path | None = None  # COCO's own file, for pycocotools
     left_out: tuple[str, ...] = ()  # what `bad="skip"` passed over, in sentences; such a split is not the published one
     repaired: Mapping[str, int] = field(default_factory=dict)  # what was put right in the annotations, and how often
-    _manifest: list[str] = field(default_factory=list, repr=False, compare=False)
+    passed_over: Mapping[str, tuple[int, str]] = field(default_factory=dict)  # reason -> how many files, e.g. which
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -85,14 +86,20 @@ class DetectionSplit:
 
         An image that changes afterwards is an error where it is read.
         """
-        if not self._manifest:
-            hold(self.source)
-            rows = sorted(
-                f"{self.source.name(i)}\t{self.source.size(i)}\t{p.width}x{p.height}\t{[_row(o) for o in p.instances]}"
-                for i, p in enumerate(self.pictures)
-            )
-            self._manifest.append(hashlib.sha256("\n".join(rows).encode(errors="surrogateescape")).hexdigest())
-        return self._manifest[0]
+        return self._manifest
+
+    def state_sha256(self) -> str:
+        """SHA-256 over (name, size, time of last change) of all images in their order."""
+        return state_of(self.source)
+
+    @functools.cached_property
+    def _manifest(self) -> str:
+        hold(self.source)
+        rows = sorted(
+            f"{self.source.name(i)}\t{self.source.size(i)}\t{p.width}x{p.height}\t{[_row(o) for o in p.instances]}"
+            for i, p in enumerate(self.pictures)
+        )
+        return hashlib.sha256("\n".join(rows).encode(errors="surrogateescape")).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -159,4 +166,4 @@ def mask_format(split: DetectionSplit) -> Literal["polygon", "bitmask"]:
 def of_rows(split: DetectionSplit, rows: Sequence[int]) -> DetectionSplit:
     """The split with these rows only."""
     source = Files(split.source.root, tuple(split.source.paths[row] for row in rows))
-    return replace(split, source=source, pictures=tuple(split.pictures[row] for row in rows), _manifest=[])
+    return replace(split, source=source, pictures=tuple(split.pictures[row] for row in rows))
