@@ -8,7 +8,6 @@ if __name__ == "__main__":  # before the imports: a signal ends them without a t
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-import argparse
 import numbers
 import sys
 import time
@@ -21,8 +20,8 @@ if __name__ == "__main__":  # as a plain script: the repository's root in place 
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from backbench.errors import BackbenchError, run_cli
+from benchmarks.options import CellOptions, Options
 from benchmarks.subjects import MOST_SEEDS, backbones, refuse_idle, split_name
-from model_zoo.choice import add_options, of_arguments
 
 if TYPE_CHECKING:
     from backbench.data.catalogue import DataPlaces
@@ -32,50 +31,30 @@ if TYPE_CHECKING:
     from model_zoo.backbone import Backbone
     from transfer.protocol import Metric
 
-__all__ = ["main", "parser", "split_name"]
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line; `run_all` builds one of these for each cell."""
-    p = argparse.ArgumentParser(prog="benchmarks/run_one.py", description=__doc__)
-    p.add_argument("--ckpt", required=True, metavar="[NAME=]FILE", help="a checkpoint, https://..., zoo:NAME, timm:NAME, "
-                   "module:function or random:resnet50")  # fmt: skip
-    add_options(p, "a checkpoint file that --ckpt or --like names")
-    p.add_argument("--like", metavar="FILE", help="take a random backbone's architecture and input from here")
-    p.add_argument("--cell", required=True)
-    p.add_argument("--out", type=Path, default=Path("results"))
-    p.add_argument("--suite", default="none", help="the suite's name in the record")
-    p.add_argument("--profile", choices=["full", "smoke"], default="full")
-    p.add_argument("--seeds", type=int, default=1, metavar="N")
-    p.add_argument("--data-root", type=Path, metavar="DIR")
-    p.add_argument("--data", action="append", default=[], metavar="name=PATH")
-    p.add_argument("--workers", type=int, default=None, help="processes that decode images")
-    p.add_argument("override", nargs="*", metavar="field=value", help="fields of the cell")
-    return p
+__all__ = ["main", "split_name"]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run every seed that has no identical result yet. Exit code 1 when one failed."""
-    args = parser().parse_intermixed_args(argv)
-    if not 1 <= args.seeds <= MOST_SEEDS:
+    options = CellOptions.parse(argv)
+    if not 1 <= options.seeds <= MOST_SEEDS:
         raise BackbenchError(f"--seeds must be at least 1 and at most {MOST_SEEDS}")
 
     from backbench import distributed
     from backbench.data.catalogue import DataPlaces, parse_places
     from benchmarks.plan import load_cell
 
-    choice = of_arguments(args)
-    refuse_idle(choice, [args.ckpt, *([args.like] if args.like else [])])
-    cell = load_cell(args.cell, args.override, args.profile)
-    places = DataPlaces(args.data_root, parse_places(args.data))
+    refuse_idle(options.choice, [options.ckpt, *([options.like] if options.like else [])])
+    cell = load_cell(options.cell, options.override, options.profile)
+    places = DataPlaces(options.data_root, parse_places(options.data))
     with distributed.joined():  # torchrun's job, where there is one
         failed = 0
-        for seed, backbone in backbones(args.ckpt, args.like, args.seeds, cell, choice):
-            failed += not run_seed(backbone, cell, seed, places, args)
+        for seed, backbone in backbones(options.ckpt, options.like, options.seeds, cell, options.choice):
+            failed += not run_seed(backbone, cell, seed, places, options)
         return 1 if failed else 0
 
 
-def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args: argparse.Namespace) -> bool:
+def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, options: CellOptions) -> bool:
     """Make one record unless an identical one is there; under a lock. Returns whether the record is fit to use.
 
     In a job of several processes all of them measure, and rank 0 locks, decides, writes and speaks.
@@ -88,17 +67,17 @@ def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args
     from backbench.progress import say
     from benchmarks.records import store
 
-    place = store.folder(args.out, backbone.name, backbone.weights_sha256, cell.name, cell.config_sha256)
+    place = store.folder(options.out, backbone.name, backbone.weights_sha256, cell.name, cell.config_sha256)
     label = f"{backbone.name} {cell.name} seed {seed}"
     with held(make_folder(place) / ".lock") if is_main() else contextlib.nullcontext():
-        store.refuse_newer(args.out, blank(backbone, cell, seed, args, status="skipped"))
-        splits, planned = prepare(backbone, cell, seed, places, args)
+        store.refuse_newer(options.out, blank(backbone, cell, seed, options, status="skipped"))
+        splits, planned = prepare(backbone, cell, seed, places, options)
         if planned.status != "ok":
             if is_main():
-                store.write(args.out, planned)
+                store.write(options.out, planned)
             say(f"{'skipped' if planned.status == 'skipped' else 'FAILED'} {label}: {planned.reason}")
             return planned.status == "skipped"
-        path = store.record_path(args.out, planned)
+        path = store.record_path(options.out, planned)
         stored = store.stored(path, planned) if is_main() else None
         if stored:
             store.rename(path, stored, planned)
@@ -106,9 +85,9 @@ def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args
         if gather_words([str(stored is not None)])[0] == "True":
             say(f"kept {label}: an identical result is there")
             return True
-        done, items = measure(planned, backbone, cell, splits, args)
+        done, items = measure(planned, backbone, cell, splits, options)
         if is_main():
-            path = store.write(args.out, done, items)
+            path = store.write(options.out, done, items)
     if done.status == "failed":
         say(f"FAILED {label}: {done.reason}")
         return False
@@ -120,19 +99,19 @@ def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args
 
 
 def prepare(
-    backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, args: argparse.Namespace
+    backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, options: Options
 ) -> tuple[dict[str, Split], Result]:
     """The data, and the record as it will be but for the numbers; or one that says why there will be none."""
     from transfer import tasks
 
     reason = cell.task.missing(cell.config, places) or tasks.unfit(cell.task, backbone, cell.config)
     if reason:
-        return {}, blank(backbone, cell, seed, args, status="skipped", reason=reason)
+        return {}, blank(backbone, cell, seed, options, status="skipped", reason=reason)
     try:
         splits = cell.task.splits(cell.config, places)
-        return splits, blank(backbone, cell, seed, args, status="ok", data=describe_data(cell, splits, places))
+        return splits, blank(backbone, cell, seed, options, status="ok", data=describe_data(cell, splits, places))
     except BackbenchError as error:
-        return {}, blank(backbone, cell, seed, args, status="failed", reason=str(error))
+        return {}, blank(backbone, cell, seed, options, status="failed", reason=str(error))
 
 
 def measure(
@@ -140,7 +119,7 @@ def measure(
     backbone: Backbone,
     cell: Cell,
     splits: dict[str, Split],
-    args: argparse.Namespace,
+    options: CellOptions,
 ) -> tuple[Result, dict[str, Any]]:
     """Run the task; a failure becomes a record, and does not end the other seeds. Also what is kept per test item."""
     import torch
@@ -152,8 +131,8 @@ def measure(
 
     device = find_device()
     torch.manual_seed(planned.seed)
-    workers = args.workers if args.workers is not None else default_workers()
-    cache, folder = args.out / ".features", store.run_folder(args.out, planned)
+    workers = options.workers if options.workers is not None else default_workers()
+    cache, folder = options.out / ".features", store.run_folder(options.out, planned)
     ctx = RunContext(splits=splits, seed=planned.seed, device=device, cache=cache, folder=folder, workers=workers)
     note_seen(splits, ctx.notes)
     start = time.monotonic()
@@ -236,7 +215,7 @@ def blank(
     backbone: Backbone,
     cell: Cell,
     seed: int,
-    args: argparse.Namespace,
+    options: Options,
     *,
     status: str,
     reason: str | None = None,
@@ -257,8 +236,8 @@ def blank(
     return Result(
         status=status,  # type: ignore[arg-type]
         reason=reason,
-        profile=args.profile,
-        suite=args.suite,
+        profile=options.profile,
+        suite=options.suite or "none",
         seed=seed,
         backbone=BackboneRecord(**backbone.record(), named=backbone.named, source=backbone.source),
         cell=cell.name,

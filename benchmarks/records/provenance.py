@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from backbench import distributed
+from backbench.config import configs_folder
 from benchmarks.records.store import Provenance
 
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "opencv-python-headless")
@@ -34,7 +35,7 @@ _RECORDS = ":(exclude)benchmarks/measured"
 @functools.cache
 def commit() -> tuple[str, bool]:
     """(commit of the checkout, whether its code has uncommitted changes); ("unknown", True) outside git."""
-    if not (_ROOT / "pyproject.toml").is_file():  # installed: a repository around it is not ours
+    if configs_folder().parent.name == "backbench":  # installed: a repository around it is not ours
         return "unknown", True
     try:
         head, status = (

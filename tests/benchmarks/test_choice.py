@@ -5,9 +5,10 @@ import torch
 
 from backbench.errors import CheckpointError, ConfigError
 from benchmarks import run_all, run_one
+from benchmarks.options import CellOptions
 from benchmarks.records import store
 from benchmarks.subjects import find_subjects
-from model_zoo.choice import Choice, of_arguments, spelled
+from model_zoo.choice import Choice, spelled
 from model_zoo.load import load
 from tests.builders.backbones import make_backbone
 
@@ -56,7 +57,7 @@ def test_a_record_is_of_the_chosen_network(two, image_folder, tmp_path):
 def test_what_run_all_passes_on_is_what_was_said():
     for choice in (Choice(), Choice("a b", ""), Choice("--key", "-x."), Choice(None, "net.")):
         argv = ["--ckpt", "x", "--cell", "imagenet_knn", *spelled(choice)]
-        assert of_arguments(run_one.parser().parse_intermixed_args(argv)) == choice
+        assert CellOptions.parse(argv).choice == choice
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from backbench.data import demo as scenes
 from backbench.errors import BackbenchError, CheckpointError, ConfigError
 from benchmarks import plan, run_all, run_one
 from benchmarks.launchers import local
+from benchmarks.options import CellOptions
 from benchmarks.records import store
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import save
@@ -327,7 +328,7 @@ def test_a_kill_is_recorded_for_the_seed_without_a_number(one, out, ckpt, source
     assert one(*LINEAR, cell="imagenet_linear", ckpt=source, seeds=2) == 0
     cell = plan.load_cell("imagenet_linear", LINEAR)
     subjects = run_all.find_subjects([source], "", 3)
-    args = run_one.parser().parse_args(["--ckpt", source, "--cell", cell.name, "--out", str(out)])
+    args = CellOptions(ckpt=source, cell=cell.name, out=out)
     before = store.written(out)
     for code in (0, run_all.INTERRUPTED, -9):
         assert sorted((r.seed, r.status) for r in records(out)) == [(0, "ok"), (1, "ok")]
@@ -342,7 +343,7 @@ def test_what_breaks_down_unrecorded_is_recorded_and_no_failure_of_its_own_is_re
     monkeypatch.setattr(linear_probe, "run", lambda *_: 1 / 0)
     cell = plan.load_cell("imagenet_linear", LINEAR)
     subjects = run_all.find_subjects([str(ckpt)], "", 2)
-    args = run_one.parser().parse_args(["--ckpt", str(ckpt), "--cell", cell.name, "--out", str(out)])
+    args = CellOptions(ckpt=str(ckpt), cell=cell.name, out=out)
 
     def settle(before) -> dict[int, str]:
         run_all.record_without_number(subjects, [cell], {}, [(subjects[0], cell)], [1], {cell.name: 2}, before, args)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import unicodedata
@@ -18,8 +17,9 @@ from backbench.data.catalogue import DataPlaces
 from backbench.data.layouts import coco
 from backbench.data.overlap import in_both
 from backbench.errors import DataError
+from benchmarks.options import CellOptions
 from benchmarks.plan import load_cell
-from benchmarks.run_one import measure, parser, prepare
+from benchmarks.run_one import measure, prepare
 from model_zoo.load import load
 from transfer.detection.annotations.layouts import read_coco
 from transfer.protocol import RunContext
@@ -60,10 +60,8 @@ def voc(tmp_path):
     return root
 
 
-def arguments(tmp_path, **fields) -> argparse.Namespace:
-    args = parser().parse_args(["--ckpt", "random:resnet18", "--cell", "x", "--workers", "0"])
-    args.out = tmp_path / "out"
-    return args
+def arguments(tmp_path) -> CellOptions:
+    return CellOptions(ckpt="random:resnet18", cell="x", workers=0, out=tmp_path / "out")
 
 
 def record(tmp_path, cell, name, root, *overrides):

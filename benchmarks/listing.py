@@ -1,0 +1,106 @@
+"""`run --list` and `run --show CELL`: every cell, preset and suite, and the fields of one cell, as text."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import io
+import json
+import textwrap
+import tokenize
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from benchmarks import plan
+from transfer import tasks
+
+
+def everything() -> str:
+    """Three tables: cells, presets of each task, suites."""
+    cells = [plan.load_cell(name) for name in plan.cell_names()]
+    suites = {name: plan.load_suite(name) for name in plan.suite_names()}
+    rows = [
+        (cell.name, cell.config.data.name, cell.task_name, cell.config.preset,
+         ", ".join(name for name, suite in suites.items() if cell.name in suite.cells))
+        for cell in cells
+    ]  # fmt: skip
+    presets = [(name, ", ".join(tasks.get(name).Config.PRESETS) or "-") for name in tasks.names()]
+    listed = [(name, str(len(suite.cells)), " ".join(suite.cells)) for name, suite in suites.items()]
+    parts = [
+        _table(("CELL", "DATA", "TASK", "PRESET", "SUITES"), rows),
+        _table(("TASK", "PRESETS"), presets),
+        _table(("SUITE", "CELLS", ""), listed),
+        "`--show CELL` lists a cell's fields; set one with CELL.FIELD=VALUE, for example imagenet_knn.preset=wmse.",
+    ]
+    return "\n\n".join(parts)
+
+
+def cell_text(name: str, overrides: Sequence[str] = ()) -> str:
+    """Every field of a cell with its value and, where its source has one, the comment beside it.
+
+    Raises:
+        ConfigError: an unknown cell or field, with the nearest name.
+    """
+    cell = plan.load_cell(name, plan.split_overrides(overrides, [name])[name])
+    presets = ", ".join(cell.task.Config.PRESETS) or "none"
+    head = (
+        f"{name}: task {cell.task_name} on data '{cell.config.data.name}', preset {cell.config.preset} (of: {presets})"
+    )
+    doc = (inspect.getdoc(inspect.getmodule(cell.task.Config)) or "").strip().splitlines()
+    rows = [(f"{name}.{key}", value, comment) for key, value, comment in _fields(cell.config)]
+    return "\n\n".join([head, *doc[:1], _table(("FIELD", "VALUE", ""), rows)])
+
+
+def _fields(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    comments = field_comments(type(config))
+    for key in type(config).model_fields:
+        value = getattr(config, key)
+        if isinstance(value, BaseModel):
+            yield from _fields(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _shown(value), comments.get(key, "")
+
+
+def _shown(value: Any) -> str:
+    """A value as it is written in an override."""
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def field_comments(model: type[BaseModel]) -> dict[str, str]:
+    """The comment at the end of each field's definition, of the model and of those that it inherits from."""
+    found: dict[str, str] = {}
+    for kind in reversed(model.__mro__):
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and kind is not BaseModel:
+            try:
+                source = textwrap.dedent(inspect.getsource(kind))
+            except (OSError, TypeError):  # a model without a file
+                continue
+            found |= _comments_in(source)
+    return found
+
+
+def _comments_in(source: str) -> dict[str, str]:
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    by_line = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    (kind,) = ast.parse(source).body
+    assert isinstance(kind, ast.ClassDef)
+    return {
+        node.target.id: " ".join(
+            by_line[line] for line in range(node.lineno, (node.end_lineno or 0) + 1) if line in by_line
+        )
+        for node in kind.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest word, without a line that ends in spaces."""
+    lines = [head, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head) - 1)]
+    return "\n".join(
+        "  ".join([*(w.ljust(n) for w, n in zip(line, widths, strict=False)), line[-1]]).rstrip() for line in lines
+    )
