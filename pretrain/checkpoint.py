@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from backbench import jsonl
+from backbench.config import indifferent_keys
 from backbench.data.splits import ImageSplit
 from backbench.errors import CheckpointError
 from backbench.files.atomic import atomic_save
@@ -17,24 +18,32 @@ from backbench.printable import printable
 from backbench.progress import say
 from model_zoo.reading import load_torch
 from pretrain.config import PretrainConfig
+from pretrain.networks import Online, Target
 
 _KIND = "backbench-pretrain-1"
-_CURE = "restore the file from a copy, or start anew in another --out"
+_CURE = "restore the file from a copy, or start again in another --out"
+
+
+class Trained(NamedTuple):
+    """What a run trains, and what it trains with."""
+
+    online: Online
+    target: Target | None
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
 
 
 def save(
     path: Path,
+    trained: Trained,
     *,
     step: int,
-    online: nn.Module,
-    target: nn.Module | None,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
     config: PretrainConfig,
     split: ImageSplit,
     corrupt: list[str],
 ) -> None:
     """Everything that the next step depends on; `step` steps are done."""
+    online, target, optimizer, scaler = trained
     payload = {
         "kind": _KIND,
         "step": step,
@@ -51,31 +60,23 @@ def save(
     atomic_save(path, payload)
 
 
-def restore(
-    path: Path,
-    *,
-    online: nn.Module,
-    target: nn.Module | None,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    config: PretrainConfig,
-    split: ImageSplit,
-) -> dict[str, Any]:
+def restore(path: Path, trained: Trained, *, config: PretrainConfig, split: ImageSplit) -> dict[str, Any]:
     """Load a checkpoint into the modules; returns it.
 
     Raises:
         CheckpointError: unreadable, not ours, or of a run with another configuration or other images (what differs is
             named).
     """
+    online, target, optimizer, scaler = trained
     saved = load_torch(path)
     if not isinstance(saved, dict) or saved.get("kind") != _KIND:
-        raise CheckpointError(f"{path}: not a checkpoint of a pretraining run, so that none can go on from it; {_CURE}")
+        raise CheckpointError(f"{path}: not a checkpoint of a pretraining run; {_CURE}")
     _refuse_odd(saved, path)
-    changed = _differences(saved["config"], config.model_dump(mode="json"))
+    changed = _changes(saved["config"], config)
     if changed:
         raise CheckpointError(
             f"{path}: the run was started with another configuration ({'; '.join(changed)}); "
-            "resume with the same one, or start anew in another --out"
+            "resume with the same one, or start again in another --out"
         )
     if saved["data"] != data_identity(split):
         had = saved["data"].get("images", "other")
@@ -99,7 +100,7 @@ def _refuse_odd(saved: dict[str, Any], path: Path) -> None:
     kinds |= {"data": dict, "corrupt": list, "threads": int, "torch": str}
     odd = [name for name, kind in kinds.items() if not isinstance(saved.get(name), kind)]
     if odd or saved["step"] < 0:
-        raise CheckpointError(f"{path}: damaged, its {printable(' and '.join(odd or ['step']))} cannot be; {_CURE}")
+        raise CheckpointError(f"{path}: damaged, {printable(', '.join(odd or ['step']))} cannot be right; {_CURE}")
 
 
 def data_identity(split: ImageSplit) -> dict[str, Any]:
@@ -108,18 +109,19 @@ def data_identity(split: ImageSplit) -> dict[str, Any]:
     return {"images": len(split), "names_sha256": hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()}
 
 
-# May change between sessions of one run: they do not enter the weights (a thread count does, and is announced).
-_FREE = {f"run.{key}" for key in ("threads", "log_every", "checkpoint_every", "knn_every", "knn_images")}
-_FREE |= {"data.root", "data.workers", "data.max_corrupt"}
+def _changes(saved: dict[str, Any], config: PretrainConfig) -> list[str]:
+    """Fields that differ and must match before a checkpoint can be resumed."""
+    free = {*indifferent_keys(type(config)), "run.threads"}  # another number of threads is announced
+    return _differences(saved, config.model_dump(mode="json"), free)
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+def _differences(old: dict[str, Any], new: dict[str, Any], free: set[str], prefix: str = "") -> list[str]:
     changed = []
     for key in sorted(old.keys() | new.keys()):
         name, before, after = f"{prefix}{key}", old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            changed += _differences(before, after, f"{name}.")
-        elif before != after and name not in _FREE:
+            changed += _differences(before, after, free, f"{name}.")
+        elif before != after and name not in free:
             changed.append(f"{name}: {before} then, {after} now")
     return changed
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model, model_validator
 
-from backbench.config import Config, build, configs_folder, read_mapping
+from backbench.config import CHANGES_NO_NUMBER, Config, build, configs_folder, read_mapping
 from backbench.errors import ConfigError, nearest
 from pretrain import methods
 from pretrain.method import Ema, Method, MethodConfig
@@ -44,13 +44,13 @@ class DataConfig(Config):
     """What is trained on."""
 
     name: Literal["demo", "imagenet", "imagenet100", "stl10", "imagefolder"] = "imagenet"
-    root: str | None = None  # the data set's own folder; the demo needs none
+    root: Annotated[str | None, CHANGES_NO_NUMBER] = None  # the data set's own folder; the demo needs none
     split: str = "train"  # all: every image below the root of an image folder, without labels
     size: Annotated[int, Field(ge=16, le=1024)] = 224  # pixels of a view
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[Above0, Above0, Above0] = (0.229, 0.224, 0.225)
-    workers: Annotated[int, Field(ge=0)] = 8
-    max_corrupt: Annotated[int, Field(ge=0)] = 50  # unreadable images replaced by their neighbours before it stops
+    workers: Annotated[int, Field(ge=0), CHANGES_NO_NUMBER] = 8
+    max_corrupt: Annotated[int, Field(ge=0), CHANGES_NO_NUMBER] = 50  # unreadable images before a run stops
 
 
 class ViewsConfig(Config):
@@ -106,10 +106,10 @@ class RunConfig(Config):
     views_per_pass: Annotated[int, Field(ge=0)] = 0  # 0: all K in one pass; fewer accumulates gradients over views
     float64: bool = False  # for proofs of equality
     threads: Annotated[int, Field(ge=0)] = 0  # 0: torch's own choice
-    log_every: Positive = 50  # steps
-    checkpoint_every: Positive = 500  # steps
-    knn_every: NonNegative = 10.0  # epochs between online 20-NN accuracies; 0: never
-    knn_images: Positive = 5000  # at most, of the *training* split, four fifths of them as the bank
+    log_every: Annotated[Positive, CHANGES_NO_NUMBER] = 50  # steps
+    checkpoint_every: Annotated[Positive, CHANGES_NO_NUMBER] = 500  # steps
+    knn_every: Annotated[NonNegative, CHANGES_NO_NUMBER] = 10.0  # epochs between online 20-NN accuracies; 0: never
+    knn_images: Annotated[Positive, CHANGES_NO_NUMBER] = 5000  # at most, of the training split; the bank is 4/5
 
 
 class PretrainConfig(Config):

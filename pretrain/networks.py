@@ -103,6 +103,6 @@ class Target(nn.Module):
     def follow(self, online: Online, tau: float) -> None:
         """`xi <- tau xi + (1 - tau) theta` over the parameters (section 3.1); buffers are the target's own."""
         pairs = [(self.backbone, online.backbone), (self.projector, online.projector)]
-        mine = [p for target, _ in pairs for p in target.parameters()]
+        mine: list[Tensor] = [p for target, _ in pairs for p in target.parameters()]
         theirs = [p.detach() for _, source in pairs for p in source.parameters()]
         torch._foreach_lerp_(mine, theirs, 1 - tau)

@@ -1,10 +1,16 @@
-"""A recipe's numbers in steps."""
+"""A recipe's numbers in steps, and what a run would do: `--dry-run`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pretrain.config import PretrainConfig
+from backbench.config import dump
+from backbench.errors import BackbenchError
+
+if TYPE_CHECKING:
+    from pretrain.config import DataConfig, PretrainConfig
 
 
 @dataclass(frozen=True)
@@ -21,3 +27,64 @@ def plan_steps(config: PretrainConfig, images: int) -> Plan:
     per_epoch = max(1, images // config.optim.batch)
     total = max(1, round(config.optim.epochs * per_epoch))
     return Plan(per_epoch, total, min(round(config.optim.warmup_epochs * per_epoch), total - 1))
+
+
+def forecast(config: PretrainConfig, out: Path) -> str:
+    """The resolved recipe and, as comments, its steps and what is not known without the data. Writes nothing.
+
+    Raises:
+        BackbenchError: the data are there and training would refuse them.
+    """
+    absent = _absent(config.data)
+    images = _published(config.data) if absent else _counted(config)
+    rate = f"peak rate {config.peak_lr():g} -> {out}"
+    if images is None:
+        steps = f"# steps not known: each epoch has (number of images) // {config.optim.batch}, {rate}"
+    elif images < config.optim.batch:
+        raise BackbenchError(f"only {images} images, fewer than one batch of {config.optim.batch}: lower optim.batch")
+    else:
+        plan = plan_steps(config, images)
+        steps = f"# {plan.total} steps, {plan.per_epoch} an epoch, {rate}"
+    if not absent:
+        return dump(config) + steps
+    if images is None:
+        return f"{dump(config)}{steps}\n# data not checked: {absent}"
+    return (
+        f"{dump(config)}{steps}\n# data not checked: {absent}; the steps are those of {images:,} images, as published"
+    )
+
+
+def _absent(data: DataConfig) -> str | None:
+    """Why the data cannot be read now, or None."""
+    if data.name == "demo":
+        from backbench.data import demo
+
+        return None if demo.is_made() else "the demo's images are made when training starts"
+    if data.root is None:
+        owner = "your images" if data.name == "imagefolder" else data.name
+        return f"data.root is not set; give data.root=DIR, the folder of {owner}"
+    return None if Path(data.root).is_dir() else f"data.root: no folder {data.root}"
+
+
+def _published(data: DataConfig) -> int | None:
+    """How many images the split has by its publisher or by our own renderer; None where only the folder can tell."""
+    from backbench.data import catalogue
+
+    if data.name == "demo":
+        from backbench.data.demo import write
+
+        return len(write.CLASSES) * write.PER_CLASS[data.split] if data.split in write.PER_CLASS else None
+    if data.name == "imagefolder":
+        return None
+    counts = catalogue.info(data.name).counts
+    parts = data.split.split("+")
+    return sum(counts[part] for part in parts) if all(part in counts for part in parts) else None
+
+
+def _counted(config: PretrainConfig) -> int:
+    """How many images the data hold; raises what training would."""
+    from pretrain.data import make_loader, open_split
+
+    split = open_split(config.data)
+    make_loader(split, config, start=0, stop=plan_steps(config, len(split)).total, pin=False)
+    return len(split)

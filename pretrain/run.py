@@ -34,7 +34,7 @@ def parser(prog: str = "pretrain/run.py") -> argparse.ArgumentParser:
     parser.add_argument(
         "--nproc", type=int, default=1, metavar="N", help="processes (GPUs) of this machine, as torchrun"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and its steps; train nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and its steps; needs no data")
     parser.add_argument("override", nargs="*", metavar="key=value", help="fields of the recipe, e.g. optim.epochs=100")
     return parser
 
@@ -49,7 +49,12 @@ def main(argv: list[str] | None = None, *, prog: str = "pretrain/run.py") -> int
 
     config = load(args.config, args.override)
     out = args.out or Path("runs") / Path(args.config or "demo").stem
-    if args.nproc > 1 and not args.dry_run:
+    if args.dry_run:
+        from pretrain.plan import forecast
+
+        print(forecast(config, out))
+        return 0
+    if args.nproc > 1:
         from backbench import job
 
         words = ["--out", str(out), *(["--config", args.config] if args.config else [])]
@@ -59,21 +64,9 @@ def main(argv: list[str] | None = None, *, prog: str = "pretrain/run.py") -> int
     import torch
 
     from backbench import distributed
-    from backbench.config import dump
     from backbench.progress import say
     from pretrain import train
 
-    if args.dry_run:
-        from pretrain.data import make_loader, open_split
-        from pretrain.plan import plan_steps
-
-        split = open_split(config.data)
-        plan = plan_steps(config, len(split))
-        make_loader(split, config, start=0, stop=plan.total, pin=False)  # refuses what training would refuse
-        print(
-            dump(config) + f"# {plan.total} steps, {plan.per_epoch} an epoch, peak rate {config.peak_lr():g} -> {out}"
-        )
-        return 0
     try:
         with distributed.joined():
             path = train.train(config, out, resume=args.resume)

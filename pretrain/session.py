@@ -42,5 +42,5 @@ def _refuse_taken(out: Path, resume: bool) -> None:
         raise BackbenchError(f"{out}: holds a run already; continue it with --resume, or give another --out")
     if (out / "model.pth").exists() and not (out / "last.ckpt").exists():
         raise BackbenchError(
-            f"{out}: holds a model.pth and no last.ckpt to go on from; it would be overwritten: give another --out"
+            f"{out}: holds a model.pth and no last.ckpt to resume; it would be overwritten: give another --out"
         )

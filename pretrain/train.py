@@ -48,11 +48,11 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
     with claim(out, resume), contextlib.ExitStack() as training:
         split = open_split(config.data)
         plan = plan_steps(config, len(split))
-        online, target, optimizer, scaler = build_all(config, device)
+        trained = build_all(config, device)
+        online, target, optimizer, scaler = trained
         state: dict[str, Any] = {"step": 0, "corrupt": []}
         if resume and (out / "last.ckpt").exists():
-            modules = {"online": online, "target": target, "optimizer": optimizer, "scaler": scaler}
-            state = checkpoint.restore(out / "last.ckpt", **modules, config=config, split=split)
+            state = checkpoint.restore(out / "last.ckpt", trained, config=config, split=split)
         if len(set(distributed.gather_words([str(state["step"])]))) > 1:
             raise BackbenchError(
                 f"the processes do not resume at the same step: {out} must be one folder for all of them"
@@ -69,8 +69,7 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
             if not all(bool(torch.isfinite(p).all()) for p in online.parameters()):
                 raise NonFiniteLoss(_nan_message(step - 1, optimizer.param_groups[0]["lr"], out))
             if distributed.is_main():
-                modules = {"online": online, "target": target, "optimizer": optimizer, "scaler": scaler}
-                checkpoint.save(out / "last.ckpt", step=step, **modules, config=config, split=split, corrupt=corrupt)
+                checkpoint.save(out / "last.ckpt", trained, step=step, config=config, split=split, corrupt=corrupt)
 
         stopping = "stopping after this step, with a checkpoint (again: at once)" if distributed.is_main() else ""
         stop_asked = training.enter_context(stop_on_signal(stopping))
@@ -128,8 +127,7 @@ def train_step(
     predictions = []
     for first in range(0, len(views), group):
         last = first + group >= len(views)
-        no_sync = contextlib.nullcontext() if last or not hasattr(forward, "no_sync") else forward.no_sync()
-        with no_sync:
+        with accumulating(forward, last):
             with autocast:
                 outputs: Outputs = forward(views[first : first + group])
             p, z = _full(outputs.p), _full(targets(method, outputs, averaged))
@@ -145,6 +143,13 @@ def train_step(
         scaler.step(optimizer)
         scaler.update()
     return torch.cat(predictions), sums
+
+
+def accumulating(forward: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
+    """Within it gradients stay on this rank, except those of the last group of views."""
+    if last or not isinstance(forward, nn.parallel.DistributedDataParallel):
+        return contextlib.nullcontext()
+    return forward.no_sync()
 
 
 def targets(method: Method, outputs: Outputs, averaged: Tensor | None) -> Tensor:
@@ -175,9 +180,7 @@ def global_noise(config: PretrainConfig, step: int, p: Tensor) -> Tensor:
     return mine.to(p.device, dtype(config))
 
 
-def build_all(
-    config: PretrainConfig, device: torch.device
-) -> tuple[Online, Target | None, torch.optim.Optimizer, torch.amp.GradScaler]:
+def build_all(config: PretrainConfig, device: torch.device) -> checkpoint.Trained:
     """The online network, its moving average if the method keeps one, the optimiser and the loss scaler, by the seed."""
     method = methods.get(config.method.name)
     arch = architecture(config)
@@ -187,7 +190,8 @@ def build_all(
         backbone = build(arch)
         heads = method.heads(HeadSizes(feature_dim(arch), hidden, outputs, config.model.norm), config.method)
         online = Online(backbone, heads)
-    online = distributed.synchronise_batchnorm(online, device).to(device, dtype(config))
+    distributed.synchronise_batchnorm(online, device)  # replaces layers within
+    online = online.to(device, dtype(config))
     if config.run.channels_last:
         online = online.to(memory_format=torch.channels_last)
     target = Target(online).train() if isinstance(method.target, Ema) else None
@@ -198,7 +202,8 @@ def build_all(
         trust_coeff=config.optim.trust_coefficient,
         nesterov=False,
     )
-    return online, target, optimizer, torch.amp.GradScaler(device.type, enabled=config.run.amp == "fp16")
+    scaler = torch.amp.GradScaler(device.type, enabled=config.run.amp == "fp16")
+    return checkpoint.Trained(online, target, optimizer, scaler)
 
 
 def parameter_groups(online: Online, method: Method, weight_decay: float) -> list[dict[str, Any]]:
@@ -240,7 +245,7 @@ def newly_corrupt(unreadable: list[str], known: list[str], limit: int) -> list[s
 def _nan_message(step: int, lr: float, out: Path) -> str:
     good = out / "last.ckpt"
     last = f"the last good checkpoint is {good}" if good.exists() else "there is no checkpoint yet"
-    cure = "start anew with a lower optim.base_lr in another --out"
+    cure = "start again with a lower optim.base_lr in another --out"
     return f"the loss is not finite at step {step}, learning rate {lr:g}; {last}; {cure}"
 
 

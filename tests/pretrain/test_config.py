@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
+from pretraining import write_photos
 
-from backbench.config import dump, read_mapping
-from backbench.errors import ConfigError
+from backbench.config import dump, parse_yaml, read_mapping
+from backbench.errors import BackbenchError, ConfigError, DataError
 from pretrain.config import RECIPES, load, recipe
 from pretrain.data import EpochSampler
+from pretrain.plan import forecast
 
 ALL = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 IMAGENET = {"imagenet_r50_100ep": 100, "imagenet_r50_200ep": 200, "imagenet_r50_300ep": 300}
@@ -125,6 +128,63 @@ def test_what_fails_later_is_refused_at_once(overrides):
 def test_an_unknown_recipe_names_the_nearest(asked, meant):
     with pytest.raises(ConfigError, match=f"no recipe '{asked}'; did you mean '{meant}'"):
         load(asked, [])
+
+
+@pytest.mark.parametrize("text", ["", "# a comment\n", "{}\n"])
+def test_an_empty_file_is_an_error_and_not_the_demo(text, tmp_path):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"mine\.yaml: the file holds no fields; write at least one"):
+        load(str(tmp_path / "mine.yaml"), [])
+
+
+def test_a_field_of_another_method_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"unknown key 'method\.lambda'; did you mean 'method\.lambda_"):
+        recipe({"method": {"lambda": 1.0}})
+    with pytest.raises(ConfigError, match=r"give the method as method\.name=byol"):
+        load("demo", ['method={"name": "byol"}'])
+
+
+def test_a_recipe_travels_to_a_process_of_its_own():
+    config = load("demo", ["method.name=byol", "method.views=2"])
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+# ---------------------------------------------------------------- --dry-run
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "said"),
+    [
+        ("imagenet_r50_100ep", [], ["# 250200 steps, 2502 an epoch", "data.root is not set", "1,281,167 images"]),
+        ("imagenet100_r18", ["data.root=/nowhere"], ["247 an epoch", "no folder /nowhere", "126,689 images"]),
+        ("stl10_r18", [], ["205 an epoch", "105,000 images"]),
+        ("stl10_r18", ["data.split=fold7"], ["steps not known", "data not checked"]),
+        ("photos_r18_cpu", [], ["steps not known: each epoch has (number of images) // 64", "folder of your images"]),
+    ],
+)
+def test_a_forecast_needs_no_data(name, overrides, said):
+    config = load(name, overrides)
+    text = forecast(config, Path("runs/x"))
+    assert all(word in text for word in said), text
+    assert recipe(parse_yaml(text)) == config, "the resolved recipe, and comments"
+
+
+def test_a_forecast_of_the_demo_makes_no_images(tmp_path, monkeypatch):
+    monkeypatch.setenv("BACKBENCH_CACHE", str(tmp_path / "cache"))
+    text = forecast(load("demo", []), Path("runs/demo"))
+    assert "31 an epoch" in text and "made when training starts" in text and "2,000 images" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_forecast_refuses_what_training_would(tmp_path):
+    root = write_photos(tmp_path)
+    config = load("photos_r18_cpu", [f"data.root={root}", "optim.batch=6"])
+    assert "5 an epoch" in forecast(config, tmp_path) and "not checked" not in forecast(config, tmp_path)
+    for override, said in (("optim.batch=64", "only 30 images"), ("data.split=val", "val")):
+        with pytest.raises(DataError, match=said):
+            forecast(load("photos_r18_cpu", [f"data.root={root}", override]), tmp_path)
+    with pytest.raises(BackbenchError, match="fewer than one batch of 9999999"):
+        forecast(load("imagenet_r50_100ep", ["optim.batch=9999999"]), tmp_path)
 
 
 def test_no_recipe_is_the_demo():

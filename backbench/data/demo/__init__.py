@@ -51,6 +51,11 @@ def root() -> Path:
     return final
 
 
+def is_made() -> bool:
+    """Whether the demo's data lie in the cache already."""
+    return (cache_folder() / f"demo-v{VERSION}" / MARKER).exists()
+
+
 def is_demo(folder: Path) -> bool:
     """Whether a data set's folder lies in a demo data root."""
     return any((parent / MARKER).exists() for parent in (Path(folder), *list(Path(folder).parents)[:3]))
