@@ -67,13 +67,13 @@ def main(argv: list[str] | None = None, *, prog: str = "benchmarks/run_all.py") 
 
     suite_name = options.suite or ("paper" if options.data or options.data_root else "demo")
     suite = plan.load_suite(suite_name)
+    named = catalogue.parse_places(options.data)  # before the cells: the user's own data sets make some
     wanted = list(suite.cells) if options.tasks is None else plan.named_cells(options.tasks)
     for name in wanted:
         plan.load_cell(name)  # refuses unknown names before anything is read
     own = [o for o in suite.overrides if fnmatch.filter(wanted, o.partition(".")[0])]
     overrides = plan.split_overrides([*own, *options.override], wanted)
-    cells = [plan.load_cell(name, overrides[name], options.profile) for name in wanted]
-    named = catalogue.parse_places(options.data)
+    cells, overrides = plan.load_cells(wanted, overrides, options.profile)
     if options.suite is None and suite_name == "demo":
         say("no data given: running the demo suite on rendered scenes; use --data-root DIR for the real protocols")
     repeats = {cell.name: options.seeds or suite.seeds_of.get(cell.name, suite.seeds) for cell in cells}
@@ -215,6 +215,7 @@ def launch(
     """One process (or job of processes) per (backbone, cell)."""
     import torch
 
+    from backbench.data import catalogue
     from benchmarks.launchers import local
 
     commands = []
@@ -229,7 +230,7 @@ def launch(
             seeds=repeats[cell.name],
             out=options.out,
             data_root=places.root,
-            data=tuple(f"{name}={path}" for name, path in places.named.items()),
+            data=tuple(catalogue.spelled(name, path) for name, path in places.named.items()),
             choice=options.choice,
             override=tuple(overrides[cell.name]),
         )

@@ -45,8 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     from benchmarks.plan import load_cell
 
     refuse_idle(options.choice, [options.ckpt, *([options.like] if options.like else [])])
+    places = DataPlaces(options.data_root, parse_places(options.data))  # first: the user's own data sets make cells
     cell = load_cell(options.cell, options.override, options.profile)
-    places = DataPlaces(options.data_root, parse_places(options.data))
     with distributed.joined():  # torchrun's job, where there is one
         failed = 0
         for seed, backbone in backbones(options.ckpt, options.like, options.seeds, cell, options.choice):

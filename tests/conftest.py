@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from backbench import plugins
+from backbench.data import catalogue
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,6 +60,14 @@ def make_image_folder(root: Path, *, train: int = 8, val: int = 4, classes: int 
                 pixels = rng.integers(0, 120, (40, 48, 3)) + 60 * label
                 Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.jpg")
     return root
+
+
+@pytest.fixture(autouse=True)
+def _no_data_of_a_test_before() -> Iterator[None]:
+    """Data sets that a test names by `--data`, and folders that it includes, are its own."""
+    yield
+    catalogue.OWN.clear()
+    os.environ.pop(plugins.VARIABLE, None)
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ import yaml
 
 from backbench.data import catalogue
 from backbench.errors import BackbenchError
-from benchmarks import cli, plan
+from benchmarks import cli, pairs, plan
 from model_zoo import entries
 from pretrain import config as pretrain_config
 from transfer import tasks
@@ -74,6 +74,10 @@ def parsed(module: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> ar
 
 def check_names(module: str, args: argparse.Namespace) -> None:
     """Cells, presets, fields, recipes, data sets and zoo entries that a command names must exist."""
+    if module in ("benchmarks.run_all", "benchmarks.run_one"):
+        for name in {pair.partition("=")[0] for pair in args.data} - set(catalogue.known()):  # the reader's own folder
+            assert re.fullmatch("[a-z0-9_]+", name), name
+            catalogue.OWN[name] = catalogue.info("imagenet").model_copy(update={"title": name, "counts": {}})
     if module == "benchmarks.run_all":
         suite = plan.load_suite(args.suite or "paper")
         cells = plan.named_cells(args.tasks) if args.tasks else list(suite.cells)
@@ -84,7 +88,7 @@ def check_names(module: str, args: argparse.Namespace) -> None:
     if module == "benchmarks.run_one":
         plan.load_cell(args.cell, args.override, args.profile)
     if module in ("benchmarks.run_all", "benchmarks.run_one"):
-        catalogue.parse_places(args.data)
+        catalogue.parse_places([pair for pair in args.data if pair.partition("=")[0] not in catalogue.OWN])
         for name in [args.ckpt] if isinstance(args.ckpt, str) else args.ckpt:
             assert not name.startswith("zoo:") or entries.get(name.removeprefix("zoo:"))
     if module == "pretrain.run":
@@ -146,7 +150,7 @@ def test_every_command_line_fits_its_program(page, monkeypatch):
     ["backbench run --cpkt a.pth", "backbench run --tasks imagenet_kn --ckpt a.pth", "backbench pretrain --config dmeo",
      "backbench run --ckpt a.pth --tasks imagenet_knn imagenet_knn.preset=mooc", "make domo", "backbench fly --now",
      "backbench zoo show moco_v9", "backbench run --ckpt zoo:moco_v9", "backbench run --ckpt a.pth --baselines moco_v9",
-     "BACKBENCH_ZOO=X backbench run --ckpt a.pth --data imagent=DIR", "python benchmarks/run_one.py --ckpt a --cell x",
+     "BACKBENCH_ZOO=X backbench run --ckpt a.pth --data VOC=DIR", "python benchmarks/run_one.py --ckpt a --cell x",
      "torchrun --nproc_per_node=8 pretrain/run.py optim.epoch=3"],
 )  # fmt: skip
 def test_a_wrong_command_line_is_found(line, monkeypatch, capsys):
@@ -214,7 +218,8 @@ def documented(page: str) -> set[str]:
 
 def test_every_cell_and_preset_has_its_place_in_the_protocols():
     words = documented("protocols.md") | documented("detection.md")
-    assert [name for name in plan.cell_names() if name not in words] == []
+    assert sorted(set(pairs.files().found) - words) == []
+    assert sorted(set(pairs.protocols().found) - words) == []
     presets = {preset for name in tasks.names() for preset in tasks.get(name).Config.PRESETS}
     assert sorted(presets - words) == []
 
@@ -222,7 +227,7 @@ def test_every_cell_and_preset_has_its_place_in_the_protocols():
 def test_every_recipe_and_data_set_has_its_place():
     recipes = {path.stem for path in (ROOT / "configs" / "pretrain").glob("*.yaml")}
     assert sorted(recipes - documented("pretraining.md")) == []
-    assert sorted(set(catalogue.KNOWN) - documented("data.md")) == []
+    assert sorted(set(catalogue.known()) - documented("data.md")) == []
 
 
 # Phrases that a reader stumbles over, with what to write instead.

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import plan
+from backbench.data import catalogue
+from benchmarks import pairs, plan
 from pretrain import config as pretrain_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -149,7 +150,11 @@ def test_every_yaml_is_read_by_one_of_the_loaders():
     found = {p.relative_to(ROOT / "configs").as_posix() for p in (ROOT / "configs").rglob("*.y*ml")}
     ours = {name for name in found if not name.startswith("detection/")}  # those are the engines' own files
     loaded = {f"pretrain/{n}.yaml" for n in RECIPES}
-    loaded |= {f"tasks/{n}.yaml" for n in plan.cell_names()} | {f"suites/{n}.yaml" for n in plan.suite_names()}
+    loaded |= {f"suites/{n}.yaml" for n in plan.suite_names()}
+    for kind, parts in (("data", catalogue.described()), ("protocols", pairs.protocols()), ("tasks", pairs.files())):
+        assert not parts.broken
+        loaded |= {f"{kind}/{n}.yaml" for n in parts.found}
+    assert set(pairs.files().found) <= set(plan.cell_names())
     assert {"demo", "paper"} <= set(plan.suite_names())
     assert "demo" in RECIPES
     assert ours == loaded

@@ -1,79 +1,70 @@
-"""Data sets by name: which layout a name has, where it lies below the data root, how many images are published."""
+"""Data sets by name: one file `configs/data/<name>.yaml` each, plug-ins' files, and the run's own folders (`--data`)."""
 
 from __future__ import annotations
 
-import importlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Literal
 
-from backbench import files
+from pydantic import Field, field_validator
+
+from backbench import files, plugins
+from backbench.config import Config, build, configs_folder, read_mapping
+from backbench.data import layouts
 from backbench.data.splits import ImageSplit, Split, Subset
 from backbench.errors import ConfigError, DataError, nearest
+from backbench.printable import printable
 
 
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What is known of a data set by its name."""
+class Archive(Config):
+    """A published file that `python -m backbench.data prepare` unpacks."""
 
+    file: str
+    md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None  # as its publisher or a known tool states it
+    url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+
+
+class DatasetInfo(Config):
+    """`configs/data/<name>.yaml`: what is known of a data set by its name."""
+
+    title: str
     layout: str
-    train: str
+    train: str  # the splits that protocols use, by the layout's own names
     test: str
-    counts: Mapping[str, int]  # published numbers of images and classes; `fold` is that of fold0, fold1, ...
+    # Published numbers of images and classes; `fold` is that of fold0, fold1, ... None are known of a user's own data.
+    counts: Mapping[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
+    metric: Literal["top1", "mean_per_class", "mAP", "AP"] = "top1"
     source: str
+    licence: str = "not stated"
+    archives: tuple[Archive, ...] = ()
+
+    @field_validator("counts")
+    @classmethod
+    def _complete(cls, counts: Mapping[str, int]) -> Mapping[str, int]:
+        if counts and "classes" not in counts:
+            raise ValueError("states numbers of images and not how many 'classes' there are")
+        return counts
 
 
-KNOWN: dict[str, DatasetInfo] = {
-    "imagenet": DatasetInfo(
-        "imagefolder",
-        "train",
-        "val",
-        {"train": 1_281_167, "val": 50_000, "classes": 1000},
-        "ILSVRC 2012, https://image-net.org",
-    ),
-    "imagenet100": DatasetInfo(
-        "imagefolder",
-        "train",
-        "val",
-        {"train": 126_689, "val": 5_000, "classes": 100},
-        "100 classes of ILSVRC 2012: CMC's list",
-    ),
-    "stl10": DatasetInfo(
-        "stl10",
-        "train",
-        "test",
-        {"train": 5_000, "test": 8_000, "unlabeled": 100_000, "fold": 1_000, "classes": 10},
-        "STL-10 binary files, https://cs.stanford.edu/~acoates/stl10",
-    ),
-    "voc": DatasetInfo(
-        "voc",
-        "trainval",
-        "test",
-        {"trainval": 5_011, "test": 4_952, "trainval07+12": 16_551, "classes": 20},  # 07+12: detection's training set
-        "PASCAL VOC 2007 trainval and test, http://host.robots.ox.ac.uk/pascal/VOC/voc2007",
-    ),
-    "places205": DatasetInfo(
-        "places205",
-        "train",
-        "val",
-        {"train": 2_448_873, "val": 20_500, "classes": 205},
-        "Places205, images resized to 256x256 and trainvalsplit_places205, http://places.csail.mit.edu",
-    ),
-    "inat18": DatasetInfo(
-        "inat18",
-        "train",
-        "val",
-        {"train": 437_513, "val": 24_426, "classes": 8_142},
-        "iNaturalist 2018 train_val, https://github.com/visipedia/inat_comp/tree/master/2018",
-    ),
-    "coco": DatasetInfo(
-        "coco",
-        "train2017",
-        "val2017",
-        {"train2017": 118_287, "val2017": 5_000, "classes": 80},
-        "COCO 2017 images and annotations, https://cocodataset.org",
-    ),
-}
+# Data sets of this process that no file describes: folders of the user, named by `--data`.
+OWN: dict[str, DatasetInfo] = {}
+
+
+def described() -> plugins.Parts[DatasetInfo]:
+    """Every data set that a file describes, by name."""
+    return plugins.read_files("data", configs_folder() / "data", _read)
+
+
+def known() -> dict[str, DatasetInfo]:
+    """Every data set there is: those that a file describes, then the run's own."""
+    return {**described().found, **OWN}
+
+
+def _read(file: Path) -> DatasetInfo:
+    return build(DatasetInfo, read_mapping(file), where=str(file))
 
 
 @dataclass(frozen=True)
@@ -91,10 +82,20 @@ class DataPlaces:
 
 
 def info(name: str) -> DatasetInfo:
-    """What is known of a data set; DataError with the nearest name otherwise."""
-    if name not in KNOWN:
-        raise DataError(f"unknown data set '{name}'{nearest(name, KNOWN)}")
-    return KNOWN[name]
+    """What is known of a data set; DataError with the nearest name, or with what is wrong in its file."""
+    if name in OWN:
+        return OWN[name]
+    parts = described()
+    if name in parts.broken:
+        raise DataError(parts.broken[name])
+    if name not in parts.found:
+        raise DataError(f"unknown data set '{printable(name)}'{nearest(name, known())}")
+    return parts.found[name]
+
+
+def layout_of(name: str) -> ModuleType:
+    """The module that reads a data set. Raises ConfigError: no such layout, or a plug-in that is broken."""
+    return layouts.get(info(name).layout)
 
 
 def missing(name: str, places: DataPlaces) -> str | None:
@@ -104,7 +105,7 @@ def missing(name: str, places: DataPlaces) -> str | None:
         return f"no place given for '{name}': use --data-root DIR or --data {name}=DIR"
     try:
         there = root.is_dir()
-    except (OSError, ValueError) as error:  # a name that is too long, or holds a zero byte
+    except (OSError, ValueError) as error:
         return f"no folder {root}: {error}"
     return None if there else f"no folder {root} ({info(name).source})"
 
@@ -115,18 +116,19 @@ def load(name: str, split: str, places: DataPlaces) -> ImageSplit:
     Raises:
         DataError: absent, half there or empty.
     """
-    known = info(name)
+    what = info(name)
     reason = missing(name, places)
     if reason:
         raise DataError(reason)
-    layout = importlib.import_module(f"backbench.data.layouts.{known.layout}")
-    own_name = {"train": known.train, "test": known.test}.get(split, split)
-    return layout.read(places.of(name), own_name, dataset=name)
+    own_name = {"train": what.train, "test": what.test}.get(split, split)
+    return layout_of(name).read(places.of(name), own_name, dataset=name)
 
 
 def is_published(name: str, splits: Mapping[str, Split]) -> bool:
     """Whether the splits have exactly the published numbers of images and classes; a part has not, but an official one."""
     counts = info(name).counts
+    if not counts:
+        return False
 
     def whole(split: Split) -> bool:
         own = counts.get(split.split, counts.get(split.split.rstrip("0123456789")))
@@ -139,14 +141,67 @@ def is_published(name: str, splits: Mapping[str, Split]) -> bool:
 
 
 def parse_places(pairs: Sequence[str]) -> dict[str, Path]:
-    """`name=PATH` pairs of `--data`. Raises ConfigError, and DataError for unknown names."""
-    named = {}
+    """`name=PATH` pairs of `--data`; a name that no file describes becomes a data set of this process.
+
+    Its layout is recognised, or named before the path: `flowers=imagefolder:DIR`.
+
+    Raises:
+        ConfigError: not of this form, or a name twice.
+        DataError: a new name whose folder is absent or of no known layout.
+    """
+    named: dict[str, Path] = {}
     for pair in pairs:
-        name, equals, path = pair.partition("=")
-        if not equals or not path:
-            raise ConfigError(f"--data {pair}: expected name=PATH")
-        info(name)
+        name, equals, text = pair.partition("=")
+        if not equals or not text:
+            raise ConfigError(f"--data {printable(pair)}: expected name=PATH")
+        layout, path = _split_layout(text)
         if name in named:
             raise ConfigError(f"--data {name}: given twice ({named[name]} and {path}); give one place")
         named[name] = files.expanded(path)
+        if name in described().found or name in described().broken:
+            own = info(name)
+            if layout not in (None, own.layout):
+                raise ConfigError(
+                    f"--data {printable(pair)}: '{name}' is of layout '{own.layout}'; give yours another name"
+                )
+        else:
+            OWN[name] = _describe(name, named[name], layout)
     return named
+
+
+def spelled(name: str, path: Path) -> str:
+    """The pair of `--data` that gives another process the same data set."""
+    return f"{name}={OWN[name].layout}:{path}" if name in OWN else f"{name}={path}"
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
+        return False
+
+
+def _split_layout(text: str) -> tuple[str | None, str]:
+    """`imagefolder` and `DIR` of `imagefolder:DIR`; None where no layout is named."""
+    layout, colon, path = text.partition(":")
+    return (layout, path) if colon and path and layout in layouts.names() else (None, text)
+
+
+def _describe(name: str, folder: Path, layout: str | None) -> DatasetInfo:
+    """What a user's own folder holds. Raises DataError: absent, or of no layout that is known."""
+    like = nearest(name, described().found)
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name):
+        raise DataError(f"unknown data set '{printable(name)}'{like}; a name of your own has lower-case letters, digits "
+                        "and _ only")  # fmt: skip
+    if not _is_folder(folder):
+        raise DataError(
+            f"unknown data set '{name}'{like}; as a data set of your own it needs a folder, and {folder} is none"
+        )
+    found = layouts.recognise(folder, layout)
+    if found is None:
+        wanted = f"layout '{layout}'" if layout else f"any layout ({', '.join(layouts.names())})"
+        raise DataError(
+            f"unknown data set '{name}'{like}; as a data set of your own: {folder} has no train and test split of {wanted}"
+        )
+    own_layout, train, test = found
+    return DatasetInfo(title=name, layout=own_layout, train=train, test=test, source=f"your own, {folder}")

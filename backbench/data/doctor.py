@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from backbench.data import catalogue
-from backbench.data.catalogue import KNOWN, DataPlaces
+from backbench.data.catalogue import DataPlaces
 from backbench.data.decode import CorruptImage
 from backbench.data.layouts import voc
 from backbench.data.listing import listed
@@ -59,7 +59,7 @@ def run(places: DataPlaces, *, full: bool = False, as_json: bool = False) -> int
     Raises:
         ConfigError: no place was given at all.
     """
-    names = [name for name in KNOWN if places.of(name) is not None]
+    names = [name for name in catalogue.known() if places.of(name) is not None]
     if not names:
         raise ConfigError("nothing to look at: use --data-root DIR or --data name=DIR")
     reports = []
@@ -105,7 +105,8 @@ def examine(name: str, places: DataPlaces, *, full: bool = False) -> Report:
 
 def own_splits(name: str) -> list[str]:
     """The splits that a whole data set has, by its layout's own names; unions of several years' splits are detection's."""
-    counts = catalogue.info(name).counts
+    info = catalogue.info(name)
+    counts = info.counts or {info.train: 0, info.test: 0}
     folds = [f"fold{i}" for i in range(10)] if "fold" in counts else []
     return [key for key in counts if key not in ("classes", "fold") and "+" not in key] + folds
 
@@ -123,8 +124,8 @@ def lines(report: Report) -> Iterator[str]:
     for split in report.splits:
         if split.name.startswith("fold") and (split.images == split.published or not report.is_published):
             continue
-        count = f"{split.images} images" + (", as published" if split.images == split.published else "")
-        count += f" (published: {split.published})" if split.images != split.published else ""
+        as_published = ", as published" if split.images == split.published else f" (published: {split.published})"
+        count = f"{split.images} images{as_published if split.published else ''}"
         yield f"    {split.name:<11} {count}; {split.checked} looked at, {len(split.unreadable)} unreadable"
         if split.passed_over:
             yield f"    passed over {split.name}: {listed(split.passed_over)}"
@@ -210,6 +211,8 @@ def _say_what_it_is(report: Report, folder: Path) -> None:
         report.warnings.append("rendered demo scenes: numbers will be labelled 'demo scenes'")
     elif report.state == "present" and not report.is_published:
         known = catalogue.info(report.name)
+        if not known.counts:
+            return
         counts = {split.name: split.images for split in report.splits}
         label = f"{report.name} layout, {counts[known.train]}/{counts[known.test]} images"
         classes = f"{report.splits[0].classes} classes (published: {known.counts['classes']})"

@@ -1,6 +1,6 @@
 """Records of earlier versions, read as this version would write them: today's name of a preset, today's identity.
 
-A file stays as it is.
+A file stays as it is. Also the engine in a cell's name, which records have.
 """
 
 from __future__ import annotations
@@ -45,3 +45,21 @@ def _renamed(task: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         if (task.get("name"), config.get("preset"), config.get(field)) == (name, preset, value):
             return task | {"config": config | {"preset": today}}
     return task
+
+
+# A cell's usual engine is not in its name. Records have said so since each engine had a cell file of its own.
+_USUAL = "detectron2"
+_OTHERS = ("mmdet",)
+
+
+def base_and_engine(cell: str) -> tuple[str, str | None]:
+    """`voc0712_detection` and `mmdet` of `voc0712_detection_mmdet`; None where the name holds no engine."""
+    for engine in _OTHERS:
+        if cell.endswith(f"_{engine}"):
+            return cell.removesuffix(f"_{engine}"), engine
+    return cell, None
+
+
+def with_engine(cell: str, engine: str | None) -> str:
+    """The name that a record of the cell has: `voc0712_detection_mmdet` where it runs on another engine than usual."""
+    return cell if engine in (None, _USUAL) else f"{cell}_{engine}"

@@ -9,15 +9,11 @@ from dataclasses import dataclass
 
 from backbench.config import indifferent_keys
 from backbench.errors import ConfigError
+from benchmarks.records.renamed import base_and_engine
 from benchmarks.report.table import Column, Table, Value, architecture, flat
 from model_zoo import entries
 from model_zoo.entries import Entry, PublishedNumber
 
-# The cell that published numbers are filed under, where another cell measures the same on another engine.
-_FILED_UNDER = {
-    "voc0712_detection_mmdet": "voc0712_detection",
-    "coco_instance_segmentation_mmdet": "coco_instance_segmentation",
-}
 # Where a column's configuration holds what a source may state; the first that is set.
 _FIELDS = {"preset": ("preset",), "engine": ("engine",), "batch": ("batch", "spec.batch"), "epochs": ("epochs",)}
 # Fields that change no published number, or that the data's own record tells.
@@ -70,7 +66,7 @@ def published(cell: str, metric: str, *, source: str = "") -> list[Published]:
 
 def filed_under(cell: str) -> str:
     """The cell that its published numbers are filed under: the same for all engines."""
-    return _FILED_UNDER.get(cell, cell)
+    return base_and_engine(cell)[0]
 
 
 def literature(table: Table, *, source: str = "") -> list[tuple[str, list[tuple[Published, tuple[str, ...], str]]]]:
@@ -141,7 +137,7 @@ def changed(column: Column) -> tuple[str, ...]:
 def _changed(name: str, preset: str, fields: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
     from benchmarks import plan  # loads the tasks: only when numbers of published data stand beside published numbers
 
-    if name not in plan.cell_names():
+    if not plan.is_cell(name):
         return ()
     try:
         cell = plan.load_cell(name, [f"preset={preset}"])

@@ -12,20 +12,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from backbench.config import digest
+from backbench.data import catalogue
 from benchmarks.naming import Who, labels
 from benchmarks.records.renamed import INDIFFERENT
 from benchmarks.records.schema import Result
 from model_zoo.architecture import Architecture, unusual
-
-_TITLES = {
-    "imagenet": "ImageNet",
-    "imagenet100": "ImageNet-100",
-    "places205": "Places205",
-    "inat18": "iNaturalist 2018",
-    "stl10": "STL-10",
-    "voc": "VOC",
-    "coco": "COCO",
-}
 
 
 @dataclass(frozen=True)
@@ -202,7 +193,8 @@ def _column(result: Result, metric: str, unit: str, higher: bool) -> Column:
     if data.is_published:
         label = data.name
     else:
-        what = "demo scenes" if data.is_demo else f"{_TITLES.get(data.name, data.name)} layout"
+        known = catalogue.described().found.get(data.name)  # a user's own data set has no layout of a published one
+        what = "demo scenes" if data.is_demo else f"{known.title} layout" if known else data.name
         label = f"{what}, {data.counts['train']}/{data.counts['test']} images"
     primary = metric == result.primary
     sha = result.task.config_sha256[:8]

@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from backbench.data import catalogue, demo
-from backbench.data.catalogue import KNOWN, DataPlaces, is_published
+from backbench.data.catalogue import DataPlaces, is_published
 from backbench.data.decode import CorruptImage
 from backbench.data.demo import render, write
 from backbench.data.layouts import imagefolder, stl10
@@ -264,7 +264,8 @@ def test_places_from_the_command_line():
 def test_published_counts():
     # VOC: the devkit's own tables; Places205, iNaturalist 2018 and COCO 2017: their pages
     counts = {
-        name: tuple(known.counts[k] for k in (known.train, known.test, "classes")) for name, known in KNOWN.items()
+        name: tuple(known.counts[k] for k in (known.train, known.test, "classes"))
+        for name, known in catalogue.known().items()
     }
     assert counts["voc"] == (5011, 4952, 20)
     assert counts["places205"] == (2448873, 20500, 205)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from backbench.data import catalogue, demo, doctor
 from backbench.data.__main__ import main
-from backbench.data.catalogue import KNOWN, DataPlaces
+from backbench.data.catalogue import DataPlaces
 from backbench.errors import ConfigError, DataError
 
 
@@ -36,13 +36,13 @@ def diagnose(capsys, *argv: str) -> tuple[int, dict[str, dict]]:
 def test_every_layout_of_the_demo_is_whole(capsys):
     code, reports = diagnose(capsys, "--data-root", str(demo.root()))
     assert code == 0
-    assert list(reports) == list(KNOWN)
+    assert list(reports) == list(catalogue.known())
     for report in reports.values():
         assert (report["state"], report["problems"], report["is_published"]) == ("present", [], False)
         assert report["warnings"] == ["rendered demo scenes: numbers will be labelled 'demo scenes'"]
     for split in reports["imagenet"]["splits"]:
         assert split["checked"] == doctor.SAMPLE < split["images"]
-        assert split["published"] == KNOWN["imagenet"].counts[split["name"]]
+        assert split["published"] == catalogue.known()["imagenet"].counts[split["name"]]
 
 
 def test_another_data_set_is_called_so(voc, capsys):
@@ -56,7 +56,7 @@ def test_what_is_not_there_is_named_with_its_source(tmp_path, capsys):
     (tmp_path / "coco").mkdir()
     assert main(["doctor", "--data-root", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    for name, known in KNOWN.items():
+    for name, known in catalogue.known().items():
         assert f"{name:<12} absent" in said
         assert known.source in said
 
@@ -79,7 +79,7 @@ def test_half_a_data_set_is_broken(voc, capsys):
     assert [split["name"] for split in reports["voc"]["splits"]] == ["trainval"]
     assert "test.txt: cannot be read" in reports["voc"]["problems"][0]
     assert main(["doctor", "--data", f"voc={voc}"]) == 1
-    assert KNOWN["voc"].source in capsys.readouterr().out
+    assert catalogue.known()["voc"].source in capsys.readouterr().out
 
 
 def test_unreadable_images_are_counted_and_named(voc, capsys):

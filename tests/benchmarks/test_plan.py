@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from backbench import plugins
 from backbench.data import catalogue
 from backbench.data.catalogue import DataPlaces
 from backbench.errors import BackbenchError, ConfigError
@@ -105,7 +106,7 @@ def test_split_overrides():
 def test_suites_refuse_what_they_do_not_know(tmp_path, monkeypatch):
     (tmp_path / "suites").mkdir()
     (tmp_path / "tasks").mkdir()
-    monkeypatch.setattr(plan, "CONFIGS", tmp_path)
+    monkeypatch.setenv(plugins.VARIABLE, str(tmp_path))
     (tmp_path / "suites" / "mine.yaml").write_text(yaml.safe_dump({"cells": ["a"], "seads": 3}))
     with pytest.raises(ConfigError, match="suite mine: unknown key 'seads'; did you mean 'seeds'"):
         plan.load_suite("mine")

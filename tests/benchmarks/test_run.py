@@ -374,8 +374,7 @@ def test_half_a_data_set_is_a_failed_record(one, out, image_folder):
 def test_published_counts_are_recognised(one, out, monkeypatch):
     known = catalogue.info("imagenet")
     counts = {"train": 24, "val": 12, "classes": 3}
-    changed = catalogue.DatasetInfo(known.layout, known.train, known.test, counts, known.source)
-    monkeypatch.setitem(catalogue.KNOWN, "imagenet", changed)
+    monkeypatch.setitem(catalogue.OWN, "imagenet", known.model_copy(update={"counts": counts}))
     assert one("k=[1,3]", "headline_k=3") == 0
     assert records(out)[0].data.is_published
 
@@ -383,8 +382,7 @@ def test_published_counts_are_recognised(one, out, monkeypatch):
 def test_a_part_of_the_published_data_is_not_published(one, out, monkeypatch):
     known = catalogue.info("imagenet")
     counts = {"train": 24, "val": 12, "classes": 3}
-    changed = catalogue.DatasetInfo(known.layout, known.train, known.test, counts, known.source)
-    monkeypatch.setitem(catalogue.KNOWN, "imagenet", changed)
+    monkeypatch.setitem(catalogue.OWN, "imagenet", known.model_copy(update={"counts": counts}))
     assert one("k=[1,3]", "headline_k=3", "data.limit=20") == 0
     (record,) = records(out)
     assert record.data.counts["train"] == 20

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-
 import numpy as np
 import pytest
 
-from backbench.data import catalogue, demo
+from backbench.data import catalogue, demo, layouts
 from backbench.data.catalogue import DataPlaces
 from backbench.errors import DataError
 
 # ImageNet-100 has ImageNet's layout, and no scenes of its own.
-OF_THE_SCENES = {name: {"imagenet100": "imagenet"}.get(name, name) for name in catalogue.KNOWN}
+OF_THE_SCENES = {name: {"imagenet100": "imagenet"}.get(name, name) for name in catalogue.known()}
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +19,7 @@ def scenes() -> DataPlaces:
     return DataPlaces(None, {name: root / folder for name, folder in OF_THE_SCENES.items() if (root / folder).is_dir()})
 
 
-@pytest.mark.parametrize("name", catalogue.KNOWN)
+@pytest.mark.parametrize("name", catalogue.known())
 @pytest.mark.parametrize("role", ["train", "test"])
 def test_a_split_is_images_with_labels_and_names(name, role, scenes):
     if name not in scenes.named:
@@ -38,13 +36,23 @@ def test_a_split_is_images_with_labels_and_names(name, role, scenes):
     assert split.manifest_sha256() == catalogue.load(name, role, scenes).manifest_sha256()
 
 
-@pytest.mark.parametrize("name", catalogue.KNOWN)
+@pytest.mark.parametrize("name", catalogue.known())
 def test_an_empty_folder_is_an_error_that_names_it(name, tmp_path):
     with pytest.raises(DataError, match=str(tmp_path)):
         catalogue.load(name, "train", DataPlaces(None, {name: tmp_path}))
 
 
-@pytest.mark.parametrize("layout", sorted({known.layout for known in catalogue.KNOWN.values()}))
+@pytest.mark.parametrize("layout", layouts.names())
 def test_layouts_say_what_they_read(layout):
-    module = importlib.import_module(f"backbench.data.layouts.{layout}")
-    assert module.__doc__ and module.read.__doc__
+    module = layouts.get(layout)
+    assert module.__doc__ and module.read.__doc__ and module.recognise.__doc__
+    assert {"class", "classes", "boxes", "masks"} >= module.LABELS and {"class", "classes"} & module.LABELS
+
+
+@pytest.mark.parametrize("name", catalogue.known())
+def test_a_layout_is_recognised_with_the_splits_of_its_data_set(name, scenes, tmp_path):
+    if name not in scenes.named:
+        pytest.skip(f"the scenes are not rendered in {name}'s layout")
+    known = catalogue.info(name)
+    assert layouts.recognise(scenes.of(name)) == (known.layout, known.train, known.test)
+    assert layouts.recognise(tmp_path) is None

@@ -232,7 +232,7 @@ def published(many, tmp_path, monkeypatch):
     """`many` are the published images, and a list of 20 of them is the official one."""
     known = catalogue.info("imagenet")
     counts = {"train": 200, "val": 6, "classes": 3}
-    monkeypatch.setitem(catalogue.KNOWN, "imagenet", dataclasses.replace(known, counts=counts))
+    monkeypatch.setitem(catalogue.OWN, "imagenet", known.model_copy(update={"counts": counts}))
     whole = catalogue.load("imagenet", "train", DataPlaces(None, {"imagenet": many}))
     file = tmp_path / "10percent.txt"
     write_list(file, whole, range(0, 200, 10))

@@ -85,7 +85,7 @@ def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
         role: read_coco(root, name, bad=config.bad, masks=config.spec.masks)
         for role, name in (("train", config.train), ("test", config.test))
     }
-    return detection.ready(found, config, dict(info("coco").counts))
+    return detection.ready(found, config, dict(info(config.data.name).counts))
 
 
 def run(backbone: Backbone, config: Config, ctx: RunContext[DetectionSplit]) -> dict[str, Metric]:

@@ -84,7 +84,7 @@ def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
     found = {
         role: read_voc(root, name, bad=config.bad) for role, name in (("train", config.train), ("test", config.test))
     }
-    return detection.ready(found, config, dict(info("voc").counts))
+    return detection.ready(found, config, dict(info(config.data.name).counts))
 
 
 def run(backbone: Backbone, config: Config, ctx: RunContext[DetectionSplit]) -> dict[str, Metric]:

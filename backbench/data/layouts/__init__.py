@@ -1,1 +1,48 @@
-"""One module a layout: how the images, labels and classes of a data set lie on disk."""
+"""One module per layout of a data set's folder: `read(root, split, *, dataset) -> ImageSplit`.
+
+`LABELS` says what its images are labelled with: `class` (one each), `classes` (any number), `boxes`, `masks`; protocols
+need one of these. `recognise(root) -> (train, test)`, where a module has it, gives the names of the splits to learn from
+and to test on, or None when the folder is of another layout.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from backbench import plugins
+from backbench.errors import DataError
+
+
+def names() -> list[str]:
+    """Every layout there is."""
+    return plugins.module_names("layouts", sys.modules[__name__])
+
+
+def get(name: str) -> ModuleType:
+    """A layout's module. Raises ConfigError: unknown, with the nearest name, or a plug-in that is broken."""
+    return plugins.module("layouts", sys.modules[__name__], name, "layout")
+
+
+def labels(name: str) -> frozenset[str]:
+    """What a layout's images are labelled with: one class each, unless its module says otherwise."""
+    return frozenset(getattr(get(name), "LABELS", {"class"}))
+
+
+def recognise(root: Path, layout: str | None = None) -> tuple[str, str, str] | None:
+    """Layout, training split and test split of a folder; of the given layout alone where one is given.
+
+    Raises:
+        DataError: the folder fits several layouts.
+    """
+    modules = {layout: get(layout)} if layout else plugins.modules("layouts", sys.modules[__name__]).found
+    fitting: list[tuple[str, str, str]] = []
+    for name, module in modules.items():
+        splits = module.recognise(root) if hasattr(module, "recognise") else None
+        if splits is not None:
+            fitting.append((name, *splits))
+    if len(fitting) > 1:
+        several = " and ".join(name for name, *_ in fitting)
+        raise DataError(f"{root}: fits several layouts, {several}; say which, e.g. --data NAME={fitting[0][0]}:{root}")
+    return fitting[0] if fitting else None

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from backbench.data.layouts.coco_json import read_json
+from backbench.data.coco_json import read_json
 from backbench.data.names import spelled_otherwise
 from backbench.data.splits import Files, ImageSplit
 from backbench.errors import DataError
@@ -24,6 +24,18 @@ _FIELDS = {
 }
 _TYPES = {"id": int | str, "image_id": int | str, "category_id": int | str, "file_name": str, "name": str}
 _IDS = {"id", "image_id", "category_id"}
+
+
+LABELS = frozenset({"classes", "boxes", "masks"})
+
+
+def recognise(root: Path) -> tuple[str, str] | None:
+    """The splits of `annotations/instances_<split>.json`: one that begins with train, one with test, else with val."""
+    files = sorted((Path(root) / "annotations").glob("instances_*.json"))
+    there = [file.stem.removeprefix("instances_") for file in files]
+    first = [next((name for name in there if name.startswith(word)), None) for word in ("train", "test", "val")]
+    train, test = first[0], first[1] or first[2]
+    return (train, test) if train and test else None
 
 
 @dataclass(frozen=True)

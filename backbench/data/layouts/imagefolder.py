@@ -17,6 +17,19 @@ from backbench.data.splits import Files, ImageSplit
 from backbench.errors import DataError
 from backbench.printable import printable
 
+LABELS = frozenset({"class"})
+_TEST_SPLITS = ("test", "val", "valid", "validation")  # the first that has class folders
+
+
+def recognise(root: Path) -> tuple[str, str] | None:
+    """`train`, and the first of `test`, `val`, `valid` and `validation` that holds class folders."""
+    having = [split for split in ("train", *_TEST_SPLITS) if _has_folders(Path(root) / split)]
+    return ("train", having[1]) if having[:1] == ["train"] and len(having) > 1 else None
+
+
+def _has_folders(folder: Path) -> bool:
+    return folder.is_dir() and any(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir())
+
 
 def read(root: Path, split: str, *, dataset: str = "imagefolder") -> ImageSplit:
     """List a split; classes are the sorted folder names of the *train* split, so that both splits agree on the labels.

@@ -9,11 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from backbench.data.layouts.coco_json import read_json
+from backbench.data.coco_json import read_json
 from backbench.data.names import check_paths
 from backbench.data.splits import Files, ImageSplit
 from backbench.errors import DataError
 from backbench.printable import printable, some
+
+LABELS = frozenset({"class"})
+
+
+def recognise(root: Path) -> tuple[str, str] | None:
+    """`train` and `val` where both json files are there."""
+    whole = all((Path(root) / f"{split}2018.json").is_file() for split in ("train", "val"))
+    return ("train", "val") if whole else None
 
 
 def read(root: Path, split: str, *, dataset: str = "inat18") -> ImageSplit:

@@ -17,6 +17,15 @@ from backbench.printable import printable
 _DIGITS = 18  # of a label, and more than any has: it fits 64 bits
 
 
+LABELS = frozenset({"class"})
+
+
+def recognise(root: Path) -> tuple[str, str] | None:
+    """`train` and `val` where both csv files are there."""
+    whole = all((Path(root) / f"{split}_places205.csv").is_file() for split in ("train", "val"))
+    return ("train", "val") if whole else None
+
+
 def read(root: Path, split: str, *, dataset: str = "places205") -> ImageSplit:
     """List a split; the train file says which classes there are, each named by the folder of its first image.
 

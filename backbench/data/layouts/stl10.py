@@ -76,6 +76,15 @@ class _Pixels:
         return index if self.rows is None else int(self.rows[index])
 
 
+LABELS = frozenset({"class"})
+
+
+def recognise(root: Path) -> tuple[str, str] | None:
+    """`train` and `test` where the binary files are there."""
+    whole = all((Path(root) / "stl10_binary" / f"{split}_X.bin").is_file() for split in ("train", "test"))
+    return ("train", "test") if whole else None
+
+
 def read(root: Path, split: str, *, dataset: str = "stl10") -> ImageSplit:
     """`train`, `test`, `unlabeled`, `fold0` to `fold9`, or `train+unlabeled` (what STL-10's own protocol pretrains on).
 

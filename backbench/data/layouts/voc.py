@@ -22,6 +22,7 @@ from backbench.printable import printable, some
 
 __all__ = ["Annotation", "Object", "annotation", "states"]  # of the layout too
 
+LABELS = frozenset({"classes", "boxes"})
 SPLITS = ("train", "val", "trainval", "test")
 NOT_OF_A_CLASS = "lists that are not of a class"
 
@@ -37,6 +38,17 @@ def year_folder(root: Path, year: int = 2007) -> Path:
         if (folder / "ImageSets" / "Main").is_dir():
             return folder
     raise DataError(f"{root}: no VOCdevkit/VOC{year}/ImageSets/Main in it; unpack the devkit's tar files there")
+
+
+def recognise(root: Path) -> tuple[str, str] | None:
+    """`trainval` and `test` where both lists are there, else `train` and `val` (or `test`)."""
+    try:
+        lists = year_folder(root) / "ImageSets" / "Main"
+    except DataError:
+        return None
+    there = [split for split in SPLITS if (lists / f"{split}.txt").is_file()]
+    pairs = [("trainval", "test"), ("train", "test"), ("train", "val")]
+    return next((pair for pair in pairs if set(pair) <= set(there)), None)
 
 
 def read(root: Path, split: str, *, dataset: str = "voc", year: int = 2007) -> ImageSplit:

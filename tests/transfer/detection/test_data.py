@@ -271,7 +271,7 @@ def test_images_that_an_engine_would_stop_at_are_found_before(devkit, monkeypatc
 
 def test_whatever_is_left_out_is_remembered_and_the_rest_is_not_the_published_data(devkit, monkeypatch):
     annotate(devkit, "b", xml(("cup", 0, 9, 5, 8, 30), ("cup", 0, 3, 5, 20, 30)))
-    info = dataclasses.replace(catalogue.info("voc"), counts={"trainval": 3, "classes": 2})
+    info = catalogue.info("voc").model_copy(update={"counts": {"trainval": 3, "classes": 2}})
     monkeypatch.setattr(catalogue, "info", lambda _name: info)
     split = read_voc(devkit, "trainval", bad="skip")
     assert len(split) == 3 and split.left_out == ("boxes with no area: 1, e.g. b.xml",)

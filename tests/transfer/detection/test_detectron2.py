@@ -393,7 +393,8 @@ def test_the_native_file_names_official_data_as_detectron2_does(
     trained_like, scenes, short, job, tmp_path, monkeypatch
 ):
     """With the published numbers of images and classes; under its name other data have files of their own."""
-    published = replace(info("coco"), counts={"train2017": 2, "val2017": 1, "classes": len(render.CLASSES)})
+    counts = {"train2017": 2, "val2017": 1, "classes": len(render.CLASSES)}
+    published = info("coco").model_copy(update={"counts": counts})
     monkeypatch.setattr(catalogue, "info", lambda _name: published)
     split = replace(scenes(tmp_path / "images", 2), dataset="coco", split="train2017")
     test = replace(scenes(tmp_path / "test", 1), dataset="coco", split="val2017")

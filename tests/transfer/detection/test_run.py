@@ -24,7 +24,12 @@ from transfer.detection.annotations.split import Detections
 from transfer.detection.spec import DetectionSpec, scaled
 from transfer.protocol import RunContext
 
-DETECTION = [name for name in plan.cell_names() if hasattr(plan.load_cell(name).config, "spec")]
+DETECTION = [
+    name
+    for base in plan.cell_names()
+    if hasattr(plan.load_cell(base).config, "spec")
+    for name in (base, f"{base}_mmdet")
+]
 
 
 def spec(**fields: object) -> DetectionSpec:

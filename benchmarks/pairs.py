@@ -1,0 +1,135 @@
+"""What a cell's name stands for: a file, or a pair of a data set and a protocol that no file stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from backbench import plugins
+from backbench.config import Config, build, configs_folder, read_mapping
+from backbench.data import catalogue, layouts
+from backbench.errors import BackbenchError, ConfigError
+from transfer import tasks
+
+Needs = Literal["class", "classes", "boxes", "masks"]
+
+
+class Protocol(Config):
+    """`configs/protocols/<name>.yaml`: a task with its preset and fields, for every data set that is labelled for it."""
+
+    task: str
+    preset: str | None = None
+    needs: Needs = "class"  # what the images must be labelled with
+    fields: Mapping[str, Any] = Field(default_factory=dict)
+    of_layout: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)  # keys of the cell, for data of a layout
+    of_data: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)  # and for one data set
+
+
+def protocols() -> plugins.Parts[Protocol]:
+    """Every protocol, by name."""
+    return plugins.read_files("protocols", configs_folder() / "protocols", _read_protocol)
+
+
+def names() -> list[str]:
+    """Every cell: those that a file describes, and the pairs that none of them stands for."""
+    own = files().found
+    return sorted({*own, *(pair for pair in _pairs() if pair not in _standing_for(own))})
+
+
+def called(name: str) -> str:
+    """The cell that stands for a pair: `voc07_svm` for `voc_svm`; any other name is its own."""
+    own = files().found
+    return name if name in own else _standing_for(own).get(name, name)
+
+
+def fields(name: str) -> dict[str, Any]:
+    """The keys of a cell: its task, preset, data and fields. Raises ConfigError: its file, or a part of it, is broken."""
+    own, pair = files(), _pairs().get(name)
+    if name not in own.found and pair is not None:
+        return _of_pair(*pair)
+    values = dict(own.get(name, "cell"))
+    protocol = values.pop("protocol", None)
+    if protocol is None:
+        return values
+    data = values.pop("data", None)
+    if not isinstance(data, str) or not isinstance(protocol, str):
+        raise ConfigError(f"cell {name}: 'protocol' and 'data' must be names, as in `data: voc` and `protocol: svm`")
+    return merged(_of_pair(data, protocol), values)
+
+
+def why_not(name: str) -> str | None:
+    """Why a name is no cell though a part of it is known; None when nothing is known of it."""
+    own, parts = files(), protocols()
+    if name in own.broken:
+        return own.broken[name]
+    for data in sorted(catalogue.known(), key=len, reverse=True):
+        rest = name.removeprefix(f"{data}_")
+        if rest == name:
+            continue
+        if rest in parts.broken:
+            return parts.broken[rest]
+        if rest in parts.found:
+            layout, needs = catalogue.info(data).layout, parts.found[rest].needs
+            given = " and ".join(sorted(layouts.labels(layout)))
+            return f"unknown cell '{name}': '{rest}' needs {_WORDS[needs]}; '{data}' (layout {layout}) gives {given}"
+    return None
+
+
+_WORDS = {"class": "one class an image", "classes": "all classes of an image", "boxes": "boxes", "masks": "masks"}
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, mappings within them key by key."""
+    found = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
+        found[key] = merged(found[key], value) if both else value
+    return found
+
+
+def files() -> plugins.Parts[dict[str, Any]]:
+    """The cells that a file describes, with its keys."""
+    return plugins.read_files("cells", configs_folder() / "tasks", read_mapping)
+
+
+def _standing_for(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Pair -> the cell file that says it is this pair."""
+    return {
+        f"{values['data']}_{values['protocol']}": name
+        for name, values in sorted(cells.items(), reverse=True)
+        if isinstance(values.get("protocol"), str) and isinstance(values.get("data"), str)
+    }
+
+
+def _pairs() -> dict[str, tuple[str, str]]:
+    """Every pair of a data set and a protocol that its labels allow, by the cell's name."""
+    found = {}
+    for data, info in catalogue.known().items():
+        try:
+            labels = layouts.labels(info.layout)
+        except BackbenchError as error:
+            plugins.warn(f"data set '{data}': {error}; its cells are left out")
+            continue
+        found |= {f"{data}_{name}": (data, name) for name, p in protocols().found.items() if p.needs in labels}
+    return found
+
+
+def _of_pair(data: str, name: str) -> dict[str, Any]:
+    """The keys of a pair: the protocol's, then what differs for the layout and for the data set."""
+    protocol, info = protocols().get(name, "protocol"), catalogue.info(data)
+    values: dict[str, Any] = {"task": protocol.task, **protocol.fields}
+    if protocol.preset is not None:
+        values["preset"] = protocol.preset
+    values = merged(values, protocol.of_layout.get(info.layout, {}))
+    values = merged(values, protocol.of_data.get(data, {}))
+    values["data"] = {"name": data} if info.counts else {"name": data, "expect": "any"}
+    known = tasks.get(values["task"]).Config.model_fields
+    splits = {role: getattr(info, role) for role in ("train", "test") if role in known}  # of detection
+    return {**splits, **values}
+
+
+def _read_protocol(file: Path) -> Protocol:
+    return build(Protocol, read_mapping(file), where=str(file))
