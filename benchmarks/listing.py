@@ -19,7 +19,7 @@ from transfer import tasks
 
 def everything() -> str:
     """Three tables: cells, presets of each task, suites."""
-    cells = [plan.load_cell(name) for name in plan.cell_names()]
+    cells = plan.all_cells().found.values()
     suites = {name: plan.load_suite(name) for name in plan.suite_names()}
     rows = [
         (cell.name, cell.config.data.name, cell.task_name, cell.config.preset,

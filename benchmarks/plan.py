@@ -7,6 +7,7 @@ differs from its parts or has another name; detection's cells take the engine at
 from __future__ import annotations
 
 import fnmatch
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,11 @@ def load_cell(name: str, overrides: Sequence[str] = (), profile: Profile = "full
         data = {**merged["data"], "expect": "any", **rehearsal.pop("data", {})}
         config = build(task.Config, {**merged, **rehearsal, "data": data}, overrides, where=f"cell {name} (smoke)")
     return Cell(with_engine(base, getattr(config, "engine", None)), task_name, config)
+
+
+def all_cells() -> plugins.Parts[Cell]:
+    """Every cell, resolved; one that cannot be is named in a warning."""
+    return plugins.attempt("cells", {name: functools.partial(load_cell, name) for name in cell_names()})
 
 
 def load_cells(

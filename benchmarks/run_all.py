@@ -40,8 +40,10 @@ def main(argv: list[str] | None = None, *, prog: str = "benchmarks/run_all.py") 
     """Exit code 1 when a cell failed or every cell was skipped."""
     options = RunOptions.parse(argv, prog=prog)
     if options.list or options.show:
+        from backbench.data.catalogue import parse_places
         from benchmarks import listing
 
+        parse_places(options.data)
         print(listing.cell_text(options.show, options.override) if options.show else listing.everything())
         return 0
     if processes.is_under_torchrun():
