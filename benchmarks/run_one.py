@@ -102,9 +102,8 @@ def prepare(
     backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, options: Options
 ) -> tuple[dict[str, Split], Result]:
     """The data, and the record as it will be but for the numbers; or one that says why there will be none."""
-    from transfer import tasks
 
-    reason = cell.task.missing(cell.config, places) or tasks.unfit(cell.task, backbone, cell.config)
+    reason = cell.task.missing(cell.config, places) or cell.task.unfit(backbone, cell.config)
     if reason:
         return {}, blank(backbone, cell, seed, options, status="skipped", reason=reason)
     try:
@@ -225,13 +224,12 @@ def blank(
     from benchmarks.records.store import BackboneRecord, Result, TaskRecord
 
     config = cell.config.model_dump(mode="json")
-    name_engine = getattr(cell.task, "engine_version", None)
     task = TaskRecord(
         name=cell.task_name,
         version=cell.task.version,
         config=config,
         config_sha256=cell.config_sha256,
-        engine=name_engine(cell.config) if name_engine and status != "skipped" else None,
+        engine=cell.task.engine_version(cell.config) if status != "skipped" else None,
     )
     return Result(
         status=status,  # type: ignore[arg-type]

@@ -197,7 +197,7 @@ def by_seed(made: Sequence[Backbone], seeds: int, cell: Cell) -> list[tuple[int,
     """(seed, backbone) pairs of a random backbone's networks, or of the one of a checkpoint."""
     if made[0].format == "random":
         return list(enumerate(made[:seeds]))
-    return [(seed, made[0]) for seed in range(1 if cell.task.deterministic(cell.config) else seeds)]
+    return [(seed, made[0]) for seed in range(1 if cell.task.deterministic else seeds)]
 
 
 def split_name(ckpt: str) -> tuple[str | None, str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
@@ -17,6 +17,7 @@ from backbench.data.splits import ImageSplit, Split
 from backbench.errors import DataError
 from backbench.files.atomic import make_folder
 from model_zoo.backbone import Backbone
+from transfer.presets import Preset
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class DataSpec(Config):
 class TaskConfig(Config):
     """Fields that every task's configuration has."""
 
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    PRESETS: ClassVar[Mapping[str, Preset]] = {}
     # Fields that came after the first records. At its default such a field is left out of what is stored and hashed: a
     # protocol that the field does not change keeps its identity, and its old records.
     LATER: ClassVar[frozenset[str]] = frozenset()
@@ -111,22 +112,6 @@ class RunContext(Generic[S]):
         return make_folder(self.cache) / f"training-{digest(key)}.ckpt"
 
 
-class Task(Protocol):
-    """What a module `transfer/tasks/<name>.py` offers; the module itself satisfies it."""
-
-    version: int  # raised whenever the same configuration would give another number
-    Config: type[TaskConfig]
-
-    def primary(self, config: TaskConfig) -> str: ...  # the headline metric's name
-    def deterministic(self, config: TaskConfig) -> bool: ...  # one seed says all
-    def smoke(self, config: TaskConfig) -> dict[str, Any]: ...  # fields of a dress rehearsal: a few steps
-    def missing(self, config: TaskConfig, places: DataPlaces) -> str | None: ...  # a reason, not an exception
-    def splits(self, config: TaskConfig, places: DataPlaces) -> dict[str, ImageSplit]: ...
-    def run(self, backbone: Backbone, config: TaskConfig, ctx: RunContext) -> dict[str, Metric]: ...
-
-    # Where they apply: `unfit(backbone, config)`, why it cannot measure this backbone, and `engine_version(config)`.
-
-
 def labelled_splits(spec: DataSpec, places: DataPlaces) -> dict[str, ImageSplit]:
     """Train and test split of a labelled data set.
 
@@ -165,3 +150,35 @@ def image_data_missing(config: TaskConfig, places: DataPlaces) -> str | None:
 def image_splits(config: TaskConfig, places: DataPlaces) -> dict[str, ImageSplit]:
     """A task's `splits` where it uses the train and test split of a labelled image data set."""
     return labelled_splits(config.data, places)
+
+
+def fits_every(backbone: Backbone, config: TaskConfig) -> str | None:
+    """A task's `unfit` where it can measure any backbone."""
+    return None
+
+
+def no_engine(config: TaskConfig) -> str | None:
+    """A task's `engine_version` where no detection library runs it."""
+    return None
+
+
+C = TypeVar("C", bound=TaskConfig)
+
+
+@dataclass(frozen=True)
+class Task(Generic[C, S]):
+    """A protocol: what `transfer/tasks/<name>.py` exports as `TASK`."""
+
+    name: str  # the module's
+    version: int  # raised whenever the same configuration would give another number
+    Config: type[C]
+    primary: Callable[[C], str]  # the headline metric's name
+    smoke: Callable[[C], dict[str, Any]]  # fields of a dress rehearsal: a few steps
+    splits: Callable[[C, DataPlaces], dict[str, S]]
+    run: Callable[[Backbone, C, RunContext[S]], dict[str, Metric]]
+    deterministic: bool = False  # nothing is drawn: one seed is enough
+    missing: Callable[[C, DataPlaces], str | None] = image_data_missing  # a reason, not an exception
+    unfit: Callable[[Backbone, C], str | None] = fits_every  # why it cannot measure a backbone
+    engine_version: Callable[[C], str | None] = (
+        no_engine  # library and version that run it: part of a record's identity
+    )

@@ -60,7 +60,7 @@ def test_a_cells_own_fields_stand_over_the_preset():
 
 def test_preset_override_takes_the_presets_fields():
     config = plan.load_cell("imagenet_knn", ["preset=wmse"]).config
-    wmse = tasks.get("knn").Config.PRESETS["wmse"]
+    wmse = tasks.get("knn").Config.PRESETS["wmse"].fields
     assert config.preset == "wmse"
     assert (list(config.k), config.metric, config.temperature) == (wmse["k"], "euclidean", None)
     assert config.data.name == "imagenet"

@@ -1,5 +1,6 @@
 """From a checkpoint to records and a report: what is made, what is kept, what fails and how it says so."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -67,6 +68,11 @@ def one(image_folder, out, ckpt):
     return run
 
 
+def change(monkeypatch, module, **fields):
+    """Other parts of a module's task."""
+    monkeypatch.setattr(module, "TASK", dataclasses.replace(module.TASK, **fields))
+
+
 @pytest.fixture
 def ran(monkeypatch):
     """How often a task measured something."""
@@ -77,7 +83,7 @@ def ran(monkeypatch):
             calls.append((name, backbone.name, ctx.seed))
             return real(backbone, config, ctx)
 
-        monkeypatch.setattr(module, "run", counting)
+        change(monkeypatch, module, run=counting)
     return calls
 
 
@@ -204,7 +210,7 @@ def test_other_data_make_a_new_number(one, out, ran, image_folder, change):
 
 def test_another_version_of_the_task_makes_a_new_number(one, ran, monkeypatch):
     one(*KNN)
-    monkeypatch.setattr(knn, "version", knn.version + 1)
+    change(monkeypatch, knn, version=knn.TASK.version + 1)
     one(*KNN)
     assert len(ran) == 2
 
@@ -277,7 +283,7 @@ def test_a_failing_seed_does_not_end_the_others(one, out, monkeypatch):
             raise FloatingPointError("loss became NaN")
         return real(backbone, config, ctx)
 
-    monkeypatch.setattr(linear_probe, "run", second_fails)
+    change(monkeypatch, linear_probe, run=second_fails)
     assert one(*LINEAR, cell="imagenet_linear", seeds=3) == 1
     assert [(r.seed, r.status) for r in records(out)] == [(0, "ok"), (1, "failed"), (2, "ok")]
     failed = records(out)[1]
@@ -288,7 +294,7 @@ def test_a_failing_seed_does_not_end_the_others(one, out, monkeypatch):
 def test_a_number_that_is_not_finite_is_a_failed_record(one, out, monkeypatch):
     from transfer.protocol import Metric
 
-    monkeypatch.setattr(knn, "run", lambda *_: {"top1_k3": Metric(float("nan"))})
+    change(monkeypatch, knn, run=lambda *_: {"top1_k3": Metric(float("nan"))})
     assert one(*KNN) == 1
     assert [r.status for r in records(out)] == ["failed"]
 
@@ -340,7 +346,7 @@ def test_a_kill_is_recorded_for_the_seed_without_a_number(one, out, ckpt, source
 
 def test_what_breaks_down_unrecorded_is_recorded_and_no_failure_of_its_own_is_replaced(one, out, ckpt, monkeypatch):
     """Exit code 1 is a recorded failure, or a traceback, or that of a job of several processes."""
-    monkeypatch.setattr(linear_probe, "run", lambda *_: 1 / 0)
+    change(monkeypatch, linear_probe, run=lambda *_: 1 / 0)
     cell = plan.load_cell("imagenet_linear", LINEAR)
     subjects = run_all.find_subjects([str(ckpt)], "", 2)
     args = CellOptions(ckpt=str(ckpt), cell=cell.name, out=out)
@@ -415,8 +421,8 @@ def test_a_failed_run_leaves_the_numbers_items_alone(one, out, monkeypatch):
     def fails(*_):
         raise FloatingPointError("loss became NaN")
 
-    monkeypatch.setattr(linear_probe, "run", fails)
-    monkeypatch.setattr(linear_probe, "version", linear_probe.version + 1)
+    change(monkeypatch, linear_probe, run=fails)
+    change(monkeypatch, linear_probe, version=linear_probe.TASK.version + 1)
     assert one(*LINEAR, cell="imagenet_linear") == 1
     assert [path.name for path in files(out)] == ["seed0.failed.json", "seed0.json"]
     assert (record.read_bytes(), store.items_path(record).read_bytes()) == before
@@ -571,7 +577,7 @@ def test_the_report_shows_what_the_command_asked_for(out, image_folder, monkeypa
     assert "(3 seeds)" in (out / "report.md").read_text()
     assert run_all.main([*argv, "--seeds", "2"]) == 0
     assert "(2 seeds)" in (out / "report.md").read_text()
-    monkeypatch.setattr(knn, "version", knn.version + 1)
+    change(monkeypatch, knn, version=knn.TASK.version + 1)
     assert run_all.main([*argv, "--seeds", "1"]) == 0
     assert "seeds)" not in (out / "report.md").read_text() and "protocol=" not in (out / "report.md").read_text()
 

@@ -21,7 +21,9 @@ def test_every_cell_of_the_paper_is_rehearsed(tmp_path):
     out = tmp_path / "results"
     places = DataPlaces(demo.root())
     cells = [plan.load_cell(name, (), "smoke") for name in plan.load_suite("paper").cells]
-    cells = [cell for cell in cells if not hasattr(cell.task, "engine_version")]  # the engines have their own tests
+    cells = [
+        cell for cell in cells if cell.task.engine_version(cell.config) is None
+    ]  # the engines have their own tests
     possible = {cell.name for cell in cells if cell.task.missing(cell.config, places) is None}
     assert {"voc07_svm", "places205_linear", "inat18_linear", "stl10_linear", "imagenet_semi1"} <= possible
     arguments = [

@@ -1,5 +1,6 @@
 """Every protocol and every cell: what a task module must offer, and that it returns what it promises."""
 
+import importlib
 import math
 
 import numpy as np
@@ -15,7 +16,7 @@ from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone
 from model_zoo.resnet import build as build_trunk
 from transfer import tasks
-from transfer.protocol import Metric, RunContext, TaskConfig
+from transfer.protocol import Metric, RunContext, Task, TaskConfig
 
 # Fields that a tiny data set, which has no official list, needs otherwise.
 SMALL = {"k": "[1,3]", "headline_k": "3", "epochs": "1", "batch": "8", "list": "drawn", "size": "32", "resize": "32",
@@ -84,16 +85,17 @@ def test_registry_lists_the_modules():
 
 
 @pytest.mark.parametrize("name", tasks.names())
-def test_module_offers_a_task(name, tmp_path):
-    task = tasks.get(name)
-    assert task.__doc__
+def test_module_exports_its_task(name, tmp_path):
+    module, task = importlib.import_module(f"transfer.tasks.{name}"), tasks.get(name)
+    assert module.__doc__
+    assert isinstance(task, Task) and task is module.TASK and task.name == name
     assert isinstance(task.version, int) and task.version >= 1
     assert issubclass(task.Config, TaskConfig)
     assert task.Config.PRESETS
     config = task.Config()
     assert config.preset in task.Config.PRESETS
     assert isinstance(task.primary(config), str)
-    assert isinstance(task.deterministic(config), bool)
+    assert isinstance(task.deterministic, bool)
     for function in ("smoke", "missing", "splits", "run"):
         assert callable(getattr(task, function))
     reason = task.missing(config, DataPlaces())
@@ -179,7 +181,7 @@ def check_run(task, config, where, backbone, cache):
         assert math.isfinite(metric.value)
         if metric.unit == "%":
             assert 0 <= metric.value <= 100
-    if task.deterministic(config):
+    if task.deterministic:
         assert task.run(backbone, config, RunContext(splits, 1, torch.device("cpu"), cache / "others")) == metrics
 
 

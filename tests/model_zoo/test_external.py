@@ -285,9 +285,9 @@ def test_what_needs_a_resnet_says_so(functions, tmp_path):
     for name, preset in (("voc07_svm", "vissl"), ("voc07_lowshot", "fair")):
         task = tasks.get(name)
         config = build_config(task.Config, tasks.preset_fields(task, preset))
-        assert "pools C5 of a ResNet" in tasks.unfit(task, backbone, config)
-        assert tasks.unfit(task, backbone, task.Config()) is None
-        assert tasks.unfit(task, load("random:resnet18"), config) is None
+        assert "pools C5 of a ResNet" in task.unfit(backbone, config)
+        assert task.unfit(backbone, task.Config()) is None
+        assert task.unfit(load("random:resnet18"), config) is None
 
 
 def test_verify(functions, capsys):

@@ -79,7 +79,7 @@ def test_presets_are_those_of_the_literature():
     wmse = build(knn.Config, {**tasks.preset_fields(knn, "wmse"), "preset": "wmse"})
     assert (wmse.k, wmse.metric, wmse.temperature) == ((5,), "euclidean", None)
     assert (knn.primary(npid), knn.primary(wmse)) == ("top1_k20", "top1_k5")
-    assert knn.deterministic(npid)
+    assert knn.TASK.deterministic
 
 
 def test_more_neighbours_than_images(classify, embedded):

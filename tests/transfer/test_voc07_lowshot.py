@@ -101,7 +101,7 @@ def test_a_k_does_not_depend_on_the_others_nor_on_the_runs_seed(measure, embedde
     alone, _ = measure(embedded, k=[4], headline_k=4)
     among, _ = measure(embedded, seed=7, k=[1, 4, 8], headline_k=1)
     assert alone == {name: among[name] for name in ("mAP_k4", "mAP_k4_std")}
-    assert voc07_lowshot.deterministic(build(voc07_lowshot.Config, {}))
+    assert voc07_lowshot.TASK.deterministic
 
 
 def test_a_single_draw_has_no_deviation(measure, embedded):

@@ -275,7 +275,7 @@ def test_presets_are_those_of_the_literature(classify, embedded):
     assert [(c.feature, c.transform) for c in every] == views
     assert [c.difficult_test for c in every] == ["drop", "drop", "drop", "negative"]
     assert {(c.difficult, c.folds, c.normalize) for c in every} == {("negative", 3, True)}
-    assert voc07_svm.primary(obow) == "mAP" and voc07_svm.deterministic(obow)
+    assert voc07_svm.primary(obow) == "mAP" and voc07_svm.TASK.deterministic
     asked = (("gap_crop", ("gap", False)), ("obow", ("gap", True)), ("vissl", ("res5_2x2", True)))
     for preset, options in asked:
         _, ctx = classify(embedded, preset, costs=[0.1], size=64, resize=70)

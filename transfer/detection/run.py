@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Annotated, Any, Literal
@@ -62,7 +61,7 @@ def unscaled(config: DetectionConfig) -> str | None:
     """What to say of a spec whose batch was set and whose rate and course are still those of the preset's batch."""
     if config.preset not in config.PRESETS:
         return None
-    preset = DetectionSpec.model_validate_json(json.dumps(config.PRESETS[config.preset]["spec"]))
+    preset: DetectionSpec = config.PRESETS[config.preset].fields["spec"]
     if (config.spec.lr, config.spec.iterations) != (preset.lr, preset.iterations) or config.spec.batch == preset.batch:
         return None
     batch = config.spec.batch

@@ -7,9 +7,8 @@ convolutions, PreciseBN. Box and mask AP on val2017 by pycocotools.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import model_validator
 
@@ -21,34 +20,32 @@ from transfer.detection.annotations.split import DetectionSplit
 from transfer.detection.run import DetectionConfig
 from transfer.detection.scoring import coco_eval
 from transfer.detection.spec import DetectionSpec
-from transfer.protocol import DataSpec, Metric, RunContext
+from transfer.presets import Preset
+from transfer.protocol import DataSpec, Metric, RunContext, Task
 
-version = 1
-
-_COURSE = {
-    "head": "fpn",
-    "masks": True,
-    "iterations": 90_000,
-    "batch": 16,
-    "milestones": [60_000, 80_000],
-    "sides_train": list(range(640, 801, 32)),
-    "proposals_train": [2000, 1000],
-    "proposals_test": [1000, 1000],
-}
-_PRESETS = {
-    "msbreg": {"spec": {**_COURSE, "lr": 0.05, "warmup": 50}},
-    "moco": {"spec": {**_COURSE, "lr": 0.02, "warmup": 1000}},
-}
+_MSBREG = DetectionSpec(
+    head="fpn",
+    masks=True,
+    iterations=90_000,
+    batch=16,
+    lr=0.05,
+    milestones=(60_000, 80_000),
+    warmup=50,
+    sides_train=tuple(range(640, 801, 32)),
+    proposals_train=(2000, 1000),
+    proposals_test=(1000, 1000),
+)
+_MOCO = _MSBREG.model_copy(update={"lr": 0.02, "warmup": 1000})
 
 
 class Config(DetectionConfig):
     """Fields of the cell."""
 
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = _PRESETS
+    PRESETS: ClassVar[Mapping[str, Preset]] = {"msbreg": Preset({"spec": _MSBREG}), "moco": Preset({"spec": _MOCO})}
 
     data: DataSpec = DataSpec(name="coco")
     preset: str = "msbreg"
-    spec: DetectionSpec = DetectionSpec.model_validate_json(json.dumps(_PRESETS["msbreg"]["spec"]))
+    spec: DetectionSpec = _MSBREG
     train: str = "train2017"  # of instances_<split>.json, and of the folder of its images
     test: str = "val2017"
 
@@ -61,17 +58,6 @@ class Config(DetectionConfig):
 def primary(config: Config) -> str:
     """Headline metric."""
     return "box_AP"
-
-
-def deterministic(config: Config) -> bool:
-    """Never: the heads' initialisation and the order of the images are drawn."""
-    return False
-
-
-missing = detection.missing
-unfit = detection.unfit
-engine_version = detection.engine_version
-smoke = detection.smoke_fields
 
 
 def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
@@ -93,3 +79,17 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[DetectionSplit]) -> 
     found = detection.detections(backbone, config, ctx)
     scores = coco_eval.evaluate(ctx.splits["test"], found, masks=config.spec.masks)
     return {name: Metric(value) for name, value in scores.items()}
+
+
+TASK = Task(
+    name="coco_instance_segmentation",
+    version=1,
+    Config=Config,
+    primary=primary,
+    smoke=detection.smoke_fields,
+    splits=splits,
+    run=run,
+    missing=detection.missing,
+    unfit=detection.unfit,
+    engine_version=detection.engine_version,
+)

@@ -24,19 +24,19 @@ from backbench.progress import track
 from model_zoo.backbone import Backbone
 from transfer.features import extract, note_degenerate
 from transfer.heads import items_of
-from transfer.protocol import Metric, RunContext, TaskConfig, image_data_missing, image_splits
+from transfer.presets import Preset, When
+from transfer.protocol import Metric, RunContext, Task, TaskConfig, image_splits
 
-version = 1
 _SMOKE_IMAGES = 256
 
 
 class Config(TaskConfig):
     """Fields of the cell."""
 
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "npid": {"k": [10, 20, 100, 200], "metric": "cosine", "temperature": 0.07, "headline_k": 20},
-        "wmse": {"k": [5], "metric": "euclidean", "temperature": None, "headline_k": 5, "extra_columns": False,
-                 "ties": "first", "data.name=stl10": {"interpolation": "bicubic"}},
+    PRESETS: ClassVar[Mapping[str, Preset]] = {
+        "npid": Preset({"k": [10, 20, 100, 200], "metric": "cosine", "temperature": 0.07, "headline_k": 20}),
+        "wmse": Preset({"k": [5], "metric": "euclidean", "temperature": None, "headline_k": 5, "extra_columns": False,
+                        "ties": "first"}, when=(When("data.name", "stl10", {"interpolation": "bicubic"}),)),
     }  # fmt: skip
     LATER: ClassVar[frozenset[str]] = frozenset({"ties", "interpolation"})
 
@@ -60,20 +60,11 @@ def primary(config: Config) -> str:
     return f"top1_k{config.headline_k}"
 
 
-def deterministic(config: Config) -> bool:
-    """Always: nothing is drawn."""
-    return True
-
-
 def smoke(config: Config) -> dict[str, Any]:
     """A few images, and the neighbours that they allow."""
     kept = [k for k in config.k if k <= _SMOKE_IMAGES // 8] or [min(config.k[0], _SMOKE_IMAGES // 8)]
     headline = config.headline_k if config.headline_k in kept else kept[0]
     return {"data": {"limit": _SMOKE_IMAGES}, "k": kept, "headline_k": headline}
-
-
-missing = image_data_missing
-splits = image_splits
 
 
 def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict[str, Metric]:
@@ -114,3 +105,15 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
                 headline.append(answer.cpu())
     ctx.items |= items_of(torch.cat(headline)[:, None], torch.as_tensor(test.labels), len(test.classes))
     return {f"top1_k{k}{name}": Metric(100.0 * n / len(query)) for (k, name), n in correct.items()}
+
+
+TASK = Task(
+    name="knn",
+    version=1,
+    Config=Config,
+    primary=primary,
+    smoke=smoke,
+    splits=image_splits,
+    run=run,
+    deterministic=True,
+)

@@ -29,10 +29,9 @@ from transfer.augment import crop_and_flip, image_batches
 from transfer.features import FrozenMoved, extract, note_degenerate
 from transfer.heads import Classifier, HeadInit, Heads, accuracies, best_classes, hits, items_of
 from transfer.pooling import CELLS, Pooled, Pooling, needs_stages, width_of
-from transfer.protocol import Metric, RunContext, image_data_missing, image_splits
+from transfer.presets import Preset, When
+from transfer.protocol import Metric, RunContext, Task, image_splits
 from transfer.supervised import Order, SgdConfig, batches_of, fit, refuse_single
-
-version = 2
 
 _STEPS = {"schedule": "steps", "gamma": 0.1}
 _PUBLISHED = {"holdout": 0.0, "features": "augmented", "nesterov": False}
@@ -41,19 +40,21 @@ _PUBLISHED = {"holdout": 0.0, "features": "augmented", "nesterov": False}
 class Config(SgdConfig):
     """Fields of the cell."""
 
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "sweep": {},
-        "msbreg": {**_PUBLISHED, **_STEPS, "rates": [0.2], "batch": 256, "weight_decay": 1e-4, "epochs": 28,
-                   "milestones": [1 / 3, 2 / 3]},
-        "vissl": {**_PUBLISHED, **_STEPS, "rates": [0.01], "batch": 256, "weight_decay": 5e-4, "epochs": 14,
-                  "milestones": [4 / 14, 8 / 14, 12 / 14], "nesterov": True, "head_norm": "affine",
-                  "feature": "res5_2x2", "head_init": "linear"},
-        "moco": {**_PUBLISHED, **_STEPS, "rates": [30.0], "batch": 256, "milestones": [0.6, 0.8]},
-        "barlow": {**_PUBLISHED, "rates": [0.3], "batch": 256, "weight_decay": 1e-6, "per_epoch": True},
-        "simsiam": {**_PUBLISHED, "rates": [1.6], "batch": 4096, "epochs": 90, "optimizer": "lars", "per_epoch": True},
-        "wmse": {**_PUBLISHED, "features": "cached", "rates": [0.01], "batch": 1000, "epochs": 500, "optimizer": "adam",
-                 "weight_decay": 5e-6, "schedule": "exponential", "gamma": 1e-4, "per_epoch": True,
-                 "head_init": "linear", "data.name=stl10": {"interpolation": "bicubic"}},
+    PRESETS: ClassVar[Mapping[str, Preset]] = {
+        "sweep": Preset(),
+        "msbreg": Preset({**_PUBLISHED, **_STEPS, "rates": [0.2], "batch": 256, "weight_decay": 1e-4, "epochs": 28,
+                          "milestones": [1 / 3, 2 / 3]}),
+        "vissl": Preset({**_PUBLISHED, **_STEPS, "rates": [0.01], "batch": 256, "weight_decay": 5e-4, "epochs": 14,
+                         "milestones": [4 / 14, 8 / 14, 12 / 14], "nesterov": True, "head_norm": "affine",
+                         "feature": "res5_2x2", "head_init": "linear"}),
+        "moco": Preset({**_PUBLISHED, **_STEPS, "rates": [30.0], "batch": 256, "milestones": [0.6, 0.8]}),
+        "barlow": Preset({**_PUBLISHED, "rates": [0.3], "batch": 256, "weight_decay": 1e-6, "per_epoch": True}),
+        "simsiam": Preset({**_PUBLISHED, "rates": [1.6], "batch": 4096, "epochs": 90, "optimizer": "lars",
+                           "per_epoch": True}),
+        "wmse": Preset({**_PUBLISHED, "features": "cached", "rates": [0.01], "batch": 1000, "epochs": 500,
+                        "optimizer": "adam", "weight_decay": 5e-6, "schedule": "exponential", "gamma": 1e-4,
+                        "per_epoch": True, "head_init": "linear"},
+                       when=(When("data.name", "stl10", {"interpolation": "bicubic"}),)),
     }  # fmt: skip
     LATER: ClassVar[frozenset[str]] = frozenset({"feature", "head_init", "interpolation"})
 
@@ -97,19 +98,9 @@ def primary(config: Config) -> str:
     return "top1"
 
 
-def deterministic(config: Config) -> bool:
-    """Never: the held-out slice, the initialisation and the order of the images are drawn."""
-    return False
-
-
 def smoke(config: Config) -> dict[str, Any]:
     """A few images, two epochs."""
     return {"data": {"limit": 256}, "epochs": 2, "batch": 64}
-
-
-missing = image_data_missing
-unfit = needs_stages
-splits = image_splits
 
 
 def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict[str, Metric]:
@@ -158,7 +149,7 @@ def _fit_on_images(
     encoder = backbone.build()
     size = config.size or backbone.input.size
     batches = image_batches(train, crop_and_flip(size), backbone.input, order, ctx, size, rows)
-    resume = ctx.resume_file(backbone, config, version)
+    resume = ctx.resume_file(backbone, config, TASK.version)
     features = encoder if config.feature == "gap" else Pooled(encoder, config.feature)
     fit(Classifier(features, heads), batches, config, order, device=ctx.device, resume=resume)
     if tensors_sha256(identity_tensors(encoder.state_dict())) != backbone.weights_sha256:
@@ -191,3 +182,15 @@ def choose(heads: Heads, x: Tensor, y: Tensor, ctx: RunContext[ImageSplit]) -> i
     if len(scores) > 2 and heads.rates[chosen] in (min(heads.rates), max(heads.rates)):
         ctx.notes.append(f"the chosen rate {heads.rates[chosen]:g} is at the edge of the sweep: widen `rates`")
     return chosen
+
+
+TASK = Task(
+    name="linear_probe",
+    version=2,
+    Config=Config,
+    primary=primary,
+    smoke=smoke,
+    splits=image_splits,
+    run=run,
+    unfit=needs_stages,
+)

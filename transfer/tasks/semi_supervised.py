@@ -27,10 +27,9 @@ from model_zoo.backbone import Backbone, identity_tensors
 from transfer.augment import crop_and_flip, image_batches
 from transfer.features import FrozenMoved, compute, resize_side
 from transfer.heads import Classifier, HeadInit, Heads, best_classes, hits, items_of
-from transfer.protocol import Metric, RunContext, image_data_missing, image_splits, limited
+from transfer.presets import Preset, When
+from transfer.protocol import Metric, RunContext, Task, image_splits, limited
 from transfer.supervised import Order, SgdConfig, fit
-
-version = 1
 
 _SWAV = {"batch": 256, "epochs": 20, "nesterov": False, "schedule": "steps", "milestones": [0.6, 0.8], "gamma": 0.2,
          "head_init": "linear", "std": [0.228, 0.224, 0.225]}  # fmt: skip
@@ -42,19 +41,17 @@ Positive = Annotated[float, Field(gt=0)]
 class Config(SgdConfig):
     """Fields of the cell."""
 
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "msbreg": {
-            "batch": 1024,
-            "share=1%": {"epochs": 60, "rate_head": 2.0, "rate_encoder": 0.0},
-            "share=10%": {"epochs": 30, "rate_head": 0.25, "rate_encoder": 2.5e-4},
-        },
-        "barlow": {"batch": 256, "epochs": 20, "nesterov": False, "per_epoch": True, "rate_head": 0.5,
-                   "rate_encoder": 0.005},
-        "swav": {
-            **_SWAV,
-            "share=1%": {"rate_head": 5.0, "rate_encoder": 0.02},
-            "share=10%": {"rate_head": 0.2, "rate_encoder": 0.01},
-        },
+    PRESETS: ClassVar[Mapping[str, Preset]] = {
+        "msbreg": Preset({"batch": 1024}, when=(
+            When("share", "1%", {"epochs": 60, "rate_head": 2.0, "rate_encoder": 0.0}),
+            When("share", "10%", {"epochs": 30, "rate_head": 0.25, "rate_encoder": 2.5e-4}),
+        )),
+        "barlow": Preset({"batch": 256, "epochs": 20, "nesterov": False, "per_epoch": True, "rate_head": 0.5,
+                          "rate_encoder": 0.005}),
+        "swav": Preset(_SWAV, when=(
+            When("share", "1%", {"rate_head": 5.0, "rate_encoder": 0.02}),
+            When("share", "10%", {"rate_head": 0.2, "rate_encoder": 0.01}),
+        )),
     }  # fmt: skip
     LATER: ClassVar[frozenset[str]] = frozenset({"head_init", "std"})
 
@@ -74,17 +71,9 @@ def primary(config: Config) -> str:
     return "top1"
 
 
-def deterministic(config: Config) -> bool:
-    """Never: the head's initialisation, the order of the images and the crops are drawn."""
-    return False
-
-
 def smoke(config: Config) -> dict[str, Any]:
     """A few images drawn from any image folder, two epochs."""
     return {"data": {"limit": 64}, "epochs": 2, "batch": 32, "list": config.list or "drawn"}
-
-
-missing = image_data_missing
 
 
 def splits(config: Config, places: DataPlaces) -> dict[str, ImageSplit]:
@@ -127,7 +116,7 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
     model = Classifier(encoder, heads, rate_encoder=config.rate_encoder)
     order = Order(len(train), config.batch, config.epochs, ctx.seed)
     batches = image_batches(train, crop_and_flip(size), spec, order, ctx, size)
-    fit(model, batches, config, order, device=ctx.device, resume=ctx.resume_file(backbone, config, version))
+    fit(model, batches, config, order, device=ctx.device, resume=ctx.resume_file(backbone, config, TASK.version))
     frozen = not config.rate_encoder
     if frozen and tensors_sha256(identity_tensors(encoder.state_dict())) != backbone.weights_sha256:
         raise FrozenMoved("the frozen encoder changed while the head was trained")
@@ -141,3 +130,14 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
     best = best_classes(heads, x, device=ctx.device)[0]
     ctx.items |= items_of(best, y_test, len(test.classes))
     return {name: Metric(value) for name, value in hits(best, y_test).items()}
+
+
+TASK = Task(
+    name="semi_supervised",
+    version=1,
+    Config=Config,
+    primary=primary,
+    smoke=smoke,
+    splits=splits,
+    run=run,
+)

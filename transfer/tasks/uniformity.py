@@ -23,20 +23,20 @@ from backbench.progress import track
 from model_zoo.backbone import Backbone
 from transfer.augment import View, crop_and_flip, image_batches, ssl_view
 from transfer.features import note_degenerate, refuse_not_finite
-from transfer.protocol import Metric, RunContext, TaskConfig, image_data_missing, image_splits
+from transfer.presets import Preset
+from transfer.protocol import Metric, RunContext, Task, TaskConfig, image_splits
 from transfer.supervised import Order
 
-version = 1
 _BATCH = 128
 
 
 class Config(TaskConfig):
     """Fields of the cell."""
 
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "byol": {"views": "byol_pair"},
-        "table9": {"views": "table9"},
-        "crop": {"views": "crop"},
+    PRESETS: ClassVar[Mapping[str, Preset]] = {
+        "byol": Preset({"views": "byol_pair"}),
+        "table9": Preset({"views": "table9"}),
+        "crop": Preset({"views": "crop"}),
     }
 
     preset: str = "byol"
@@ -52,18 +52,9 @@ def primary(config: Config) -> str:
     return "uniformity"
 
 
-def deterministic(config: Config) -> bool:
-    """Never: the views are drawn."""
-    return False
-
-
 def smoke(config: Config) -> dict[str, Any]:
     """A few images."""
     return {"data": {"limit": 128}}
-
-
-missing = image_data_missing
-splits = image_splits
 
 
 def views_of(name: str, size: int) -> tuple[View, View]:
@@ -100,3 +91,14 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
         "alignment": Metric(float(alignment(x[0], x[1])), unit="", higher_is_better=False),
         "uniformity": Metric(float(even), unit="", higher_is_better=False),
     }
+
+
+TASK = Task(
+    name="uniformity",
+    version=1,
+    Config=Config,
+    primary=primary,
+    smoke=smoke,
+    splits=image_splits,
+    run=run,
+)

@@ -25,19 +25,19 @@ from model_zoo.backbone import Backbone
 from transfer import svm
 from transfer.features import note_degenerate
 from transfer.metrics import area_ap, class_aps
-from transfer.protocol import Metric, RunContext, image_data_missing
+from transfer.pooling import needs_stages
+from transfer.presets import Preset
+from transfer.protocol import Metric, RunContext, Task
 from transfer.tasks import voc07_svm
 from transfer.tasks.voc07_svm import FeatureConfig, embed, note_unfinished, refuse_rare, refuse_unmeasurable, resolved
-
-version = 1
 
 
 class Config(FeatureConfig):
     """Fields of the cell."""
 
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "gap": {"feature": "gap", "transform": "crop"},
-        "fair": {"feature": "res5_2x2", "transform": "squash", "spread": "population"},
+    PRESETS: ClassVar[Mapping[str, Preset]] = {
+        "gap": Preset({"feature": "gap", "transform": "crop"}),
+        "fair": Preset({"feature": "res5_2x2", "transform": "squash", "spread": "population"}),
     }
     LATER: ClassVar[frozenset[str]] = frozenset({"spread"})
 
@@ -55,19 +55,11 @@ def primary(config: Config) -> str:
     return f"mAP_k{config.headline_k}"
 
 
-deterministic = voc07_svm.deterministic  # the draws are fixed, too
-
-
 def smoke(config: Config) -> dict[str, Any]:
     """A few images, the smallest k, two draws."""
     kept = [k for k in config.k if k <= 2] or [2]
     headline = config.headline_k if config.headline_k in kept else kept[-1]
     return {"data": {"limit": 512}, "k": kept, "headline_k": headline, "samples": min(config.samples, 2)}
-
-
-missing = image_data_missing
-unfit = voc07_svm.unfit
-splits = voc07_svm.splits
 
 
 def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict[str, Metric]:
@@ -134,3 +126,16 @@ def draw(labels_NK: np.ndarray, positives: int, negatives: int, sample: int) -> 
             rows = np.flatnonzero(labels_NK[:, label] == sign)
             drawn[generator.permutation(rows)[:count], label] = sign
     return drawn
+
+
+TASK = Task(
+    name="voc07_lowshot",
+    version=1,
+    Config=Config,
+    primary=primary,
+    smoke=smoke,
+    splits=voc07_svm.splits,
+    run=run,
+    deterministic=True,  # the draws are fixed, too
+    unfit=needs_stages,
+)

@@ -34,9 +34,8 @@ from transfer import svm
 from transfer.features import extract, note_degenerate
 from transfer.metrics import area_ap, class_aps, eleven_point_ap
 from transfer.pooling import Pooling, needs_stages
-from transfer.protocol import DataSpec, Metric, RunContext, TaskConfig, image_data_missing, labelled_splits
-
-version = 1
+from transfer.presets import Preset
+from transfer.protocol import DataSpec, Metric, RunContext, Task, TaskConfig, labelled_splits
 
 _OBOW_COSTS = [
     0.05,
@@ -70,11 +69,11 @@ class FeatureConfig(TaskConfig):
 class Config(FeatureConfig):
     """Fields of the cell."""
 
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "gap_crop": {"feature": "gap", "transform": "crop"},
-        "obow": {"feature": "gap", "transform": "squash", "costs": _OBOW_COSTS},
-        "vissl": {"feature": "res5_2x2", "transform": "squash"},
-        "pcl": {"costs": [0.5], "difficult": "negative", "difficult_test": "negative"},
+    PRESETS: ClassVar[Mapping[str, Preset]] = {
+        "gap_crop": Preset({"feature": "gap", "transform": "crop"}),
+        "obow": Preset({"feature": "gap", "transform": "squash", "costs": _OBOW_COSTS}),
+        "vissl": Preset({"feature": "res5_2x2", "transform": "squash"}),
+        "pcl": Preset({"costs": [0.5], "difficult": "negative", "difficult_test": "negative"}),
     }
 
     preset: str = "gap_crop"
@@ -95,19 +94,10 @@ def primary(config: Config) -> str:
     return "mAP"
 
 
-def deterministic(config: FeatureConfig) -> bool:
-    """Always: the folds are not shuffled, and liblinear's random state is fixed."""
-    return True
-
-
 def smoke(config: Config) -> dict[str, Any]:
     """A few images, two folds and at most two costs."""
     costs = sorted({config.costs[0], config.costs[len(config.costs) // 2]})
     return {"data": {"limit": 512}, "costs": costs, "folds": 2}
-
-
-missing = image_data_missing
-unfit = needs_stages
 
 
 def splits(config: FeatureConfig, places: DataPlaces) -> dict[str, ImageSplit]:
@@ -207,3 +197,16 @@ def note_unfinished(count: int, ctx: RunContext[ImageSplit]) -> None:
     """Say how many fits were cut short; the references cut them at the same number."""
     if count:
         ctx.notes.append(f"{count} SVM fits stopped at {svm.MAX_ITER} iterations before they converged")
+
+
+TASK = Task(
+    name="voc07_svm",
+    version=1,
+    Config=Config,
+    primary=primary,
+    smoke=smoke,
+    splits=splits,
+    run=run,
+    deterministic=True,  # the folds are not shuffled, and liblinear's random state is fixed
+    unfit=needs_stages,
+)

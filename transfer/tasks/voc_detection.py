@@ -8,9 +8,8 @@ trained on, and ignored in the test.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import model_validator
 
@@ -23,29 +22,28 @@ from transfer.detection.annotations.split import DetectionSplit
 from transfer.detection.run import DetectionConfig
 from transfer.detection.scoring import voc_eval
 from transfer.detection.spec import DetectionSpec
-from transfer.protocol import DataSpec, Metric, RunContext
+from transfer.presets import Preset
+from transfer.protocol import DataSpec, Metric, RunContext, Task
 
-version = 1
-
-_MOCO = {
-    "head": "c4",
-    "iterations": 24_000,
-    "batch": 16,
-    "lr": 0.02,
-    "milestones": [18_000, 22_000],
-    "warmup": 100,
-    "sides_train": list(range(480, 801, 32)),
-}
+_MOCO = DetectionSpec(
+    head="c4",
+    iterations=24_000,
+    batch=16,
+    lr=0.02,
+    milestones=(18_000, 22_000),
+    warmup=100,
+    sides_train=tuple(range(480, 801, 32)),
+)
 
 
 class Config(DetectionConfig):
     """Fields of the cell."""
 
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"moco": {"spec": _MOCO}}
+    PRESETS: ClassVar[Mapping[str, Preset]] = {"moco": Preset({"spec": _MOCO})}
 
     data: DataSpec = DataSpec(name="voc")
     preset: str = "moco"
-    spec: DetectionSpec = DetectionSpec.model_validate_json(json.dumps(_MOCO))
+    spec: DetectionSpec = _MOCO
     train: str = "trainval07+12"  # 2007's and 2012's trainval together; else a list of ImageSets/Main
     test: str = "test"
     eleven_point: bool = True  # VOC07's AP; false: area under the curve
@@ -61,17 +59,6 @@ class Config(DetectionConfig):
 def primary(config: Config) -> str:
     """Headline metric."""
     return "AP"
-
-
-def deterministic(config: Config) -> bool:
-    """Never: the head's initialisation and the order of the images are drawn."""
-    return False
-
-
-missing = detection.missing
-unfit = detection.unfit
-engine_version = detection.engine_version
-smoke = detection.smoke_fields
 
 
 def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
@@ -94,3 +81,17 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[DetectionSplit]) -> 
         ctx.notes.append(f"classes without an object that counts, whose AP is 0: {some(absent)}")
     scores = voc_eval.evaluate(ctx.splits["test"], found, eleven_point=config.eleven_point, rounded=True)
     return {name: Metric(scores[name]) for name in ("AP", "AP50", "AP75")}
+
+
+TASK = Task(
+    name="voc_detection",
+    version=1,
+    Config=Config,
+    primary=primary,
+    smoke=detection.smoke_fields,
+    splits=splits,
+    run=run,
+    missing=detection.missing,
+    unfit=detection.unfit,
+    engine_version=detection.engine_version,
+)
