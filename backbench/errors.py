@@ -38,7 +38,7 @@ class ConfigError(BackbenchError):
 
 
 class DataError(BackbenchError):
-    """A data set that is absent, half there or unreadable."""
+    """A data set that is absent, incomplete or unreadable."""
 
     kind = "data error"
 
@@ -74,7 +74,7 @@ REFUSALS = {
     errno.EAGAIN: "the system starts no more processes now; end others, or raise the limit (`ulimit -u`)",
     errno.EIO: "the device answers with an error; look after the disk or the network it is on",
     errno.ESTALE: "the network file system has lost the file; try again",
-    errno.ENXIO: "is no ordinary file",
+    errno.ENXIO: "is not an ordinary file",
     errno.EBUSY: "is in use by another program",
     errno.ETXTBSY: "is in use by another program",
 }

@@ -51,7 +51,7 @@ def local_rank(environment: Mapping[str, str]) -> int:
     """The number of this process among those of its machine, 0 where none is given.
 
     Raises:
-        ConfigError: it is no such number.
+        ConfigError: it is not such a number.
     """
     return _number("LOCAL_RANK", environment) if environment.get("LOCAL_RANK") else 0
 
@@ -60,7 +60,7 @@ def from_environment(environment: Mapping[str, str]) -> Job | None:
     """The job that torchrun's variables describe; None where they describe a single process, or nothing.
 
     Raises:
-        ConfigError: they are half there, no numbers, or contradict each other.
+        ConfigError: one is missing, is not a number, or they contradict each other.
     """
     given = {name: environment[name] for name in ("RANK", "WORLD_SIZE") if environment.get(name)}
     if not given:
@@ -83,19 +83,19 @@ def from_environment(environment: Mapping[str, str]) -> Job | None:
             raise ConfigError(f"{_shown(given)} without {name}; {_cure(given)}")
     port = _number("MASTER_PORT", environment)
     if not 0 < port < 2**16:
-        raise ConfigError(f"the environment says MASTER_PORT={port}, which is no port (1 to 65535); {_cure(given)}")
+        raise ConfigError(f"the environment sets MASTER_PORT={port}, which is not a port (1 to 65535); {_cure(given)}")
     return Job(rank, size, environment["MASTER_ADDR"], port)
 
 
 def _number(name: str, environment: Mapping[str, str]) -> int:
     text = environment[name]
     if not (text.isascii() and text.isdigit()) or len(text) > 9:
-        raise ConfigError(f"the environment says {name}={text[:40]!r}, which is no number; {_cure([name])}")
+        raise ConfigError(f"the environment sets {name}={text[:40]!r}, which is not a number; {_cure([name])}")
     return int(text)
 
 
 def _shown(given: Mapping[str, str]) -> str:
-    return "the environment says " + ", ".join(f"{name}={text[:40]}" for name, text in given.items())
+    return "the environment sets " + ", ".join(f"{name}={text[:40]}" for name, text in given.items())
 
 
 def _cure(names: Sequence[str] | Mapping[str, str]) -> str:
@@ -106,11 +106,13 @@ def patience(environment: Mapping[str, str]) -> int:
     """Seconds to wait for the other processes of a job.
 
     Raises:
-        ConfigError: the environment says no such number.
+        ConfigError: the environment sets something else.
     """
     text = environment.get(RENDEZVOUS, str(_PATIENCE_S))
     if not (text.isascii() and text.isdigit()) or not 0 < int(text) < 10**7:
-        raise ConfigError(f"the environment says {RENDEZVOUS}={text[:40]!r}, which is no number of seconds; unset it")
+        raise ConfigError(
+            f"the environment sets {RENDEZVOUS}={text[:40]!r}, which is not a number of seconds; unset it"
+        )
     return int(text)
 
 

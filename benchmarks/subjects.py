@@ -189,7 +189,7 @@ def told_apart(subjects: Sequence[Subject]) -> list[Subject]:
 def backbones(
     ckpt: str, like: str | None, seeds: int, cell: Cell, choice: Choice = NO_CHOICE
 ) -> list[tuple[int, Backbone]]:
-    """(seed, backbone) pairs: a random backbone anew for each seed, a fixed one once where the task draws nothing."""
+    """(seed, backbone) pairs: a new random backbone for each seed; a fixed one once where the task draws nothing."""
     return by_seed(read(ckpt, like, seeds, choice), seeds, cell)
 
 

@@ -39,7 +39,7 @@ def parser(prog: str = "python -m model_zoo") -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="an entry's card with its published numbers")
     show.add_argument("name")
     show.add_argument("--json", action="store_true")
-    down = commands.add_parser("download", help="fetch and check weights; goes on where it stopped")
+    down = commands.add_parser("download", help="fetch and check weights; resumes where it stopped")
     down.add_argument("name", nargs="*", help="entries, see list")
     down.add_argument("--all", action="store_true", help="every entry that a program can fetch")
     down.add_argument(
@@ -117,7 +117,7 @@ def _list(args: argparse.Namespace) -> int:
     name, method = (max((len(getattr(entry, field)) for entry in found), default=0) for field in ("name", "method"))
     for entry in found:
         weights = entry.url or (f"see {', '.join(entry.see)}" if entry.see else "numbers only")
-        weights = weights if entry.url or not entry.has_weights else "a file of one's own"
+        weights = weights if entry.url or not entry.has_weights else "a file that you make"
         row = f"{entry.name:<{name}}  {entry.method:<{method}}  {entry.arch.name}  {len(entry.published):>3} numbers  {weights}"
         print(row + (" (by hand)" if entry.by_hand else ""))
     return 0
@@ -153,7 +153,7 @@ def _card(entry: Entry) -> list[tuple[str, str]]:
     known = {"sha256": entry.sha256, "sha256 begins": entry.sha256_prefix, "md5 begins": entry.md5_prefix}
     pin = pins.read().get(entry.name, {}).get("sha256")
     checksums = [f"{name} {value}" for name, value in known.items() if value] + ([f"pinned {pin}"] if pin else [])
-    place = entry.url or f"a file of one's own, {entry.file} in BACKBENCH_ZOO"
+    place = entry.url or f"a file that you make, {entry.file} in BACKBENCH_ZOO"
     rows += [("weights", place), *(("mirror", mirror) for mirror in entry.mirrors)]
     rows += [("by hand", entry.by_hand)] if entry.by_hand else []
     rows += [

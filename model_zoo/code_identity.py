@@ -28,7 +28,7 @@ def of_network(function: object, module: nn.Module) -> tuple[str, str]:
 
 
 def _walk(names: Iterable[object]) -> tuple[set[Path], set[str]]:
-    """Files of one's own and libraries that modules come from, following what those files hold."""
+    """The user's files and the libraries that modules come from, following imports within the files."""
     files: set[Path] = set()
     libraries: set[str] = set()
     waiting, seen = set(names), set()

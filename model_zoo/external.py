@@ -153,7 +153,7 @@ def of_function(source: str, name: str | None = None) -> ExternalBackbone:
         )
     stated = getattr(module, "input_spec", None)
     if stated is not None and not isinstance(stated, Mapping):
-        raise CheckpointError(f"{source}: its input_spec is no mapping of {', '.join(InputSpec.model_fields)}")
+        raise CheckpointError(f"{source}: its input_spec is not a mapping of {', '.join(InputSpec.model_fields)}")
     spec = _input(source, dict(stated or {}))
     assumed = f"no input_spec: RGB, {spec.size} px, ImageNet's mean and std assumed"
     library, source_sha256 = code_identity.of_network(function, module)

@@ -102,7 +102,7 @@ def _widths(state: Mapping[str, Tensor], bottleneck: bool) -> dict[str, Any]:
         inner, each = two[:2]
         if inner % each:
             raise CheckpointError(
-                f"'layer1.0.conv2.weight' has shape {two}: {inner} planes are no whole number of groups of {each}"
+                f"'layer1.0.conv2.weight' has shape {two}: {inner} planes do not divide into groups of {each}"
             )
         base = each / fields["width"]
         if base != round(base):
@@ -147,7 +147,7 @@ def _refuse_relatives(state: Mapping[str, Tensor], leftover: Iterable[str]) -> N
     for pattern, what in _RELATIVES:
         found = [name for name in other if re.search(pattern, name)]
         if found:
-            raise CheckpointError(f"{what}: '{found[0]}' is no tensor of a ResNet known here; {_ELSEWHERE}")
+            raise CheckpointError(f"{what}: '{found[0]}' is not a tensor of a known ResNet; {_ELSEWHERE}")
     if (stem := state.get("conv1.weight")) is not None and isinstance(stem, Tensor) and stem.ndim == 5:
         raise CheckpointError(f"a network for video: conv1 has shape {tuple(stem.shape)}; {_ELSEWHERE}")
     biased = [name for name in state if re.search(r"(^|\.)conv[123](\.[036])?\.bias$", name)]

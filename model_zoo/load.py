@@ -47,7 +47,7 @@ def load(
     like: Backbone | None = None,
     choice: Choice = NO_CHOICE,
 ) -> Backbone:
-    """Read a backbone from a checkpoint file or the zoo, or make `random:<architecture>` anew for a seed.
+    """Read a backbone from a checkpoint file or the zoo, or initialise `random:<architecture>` with a seed.
 
     Args:
         source: a path, an importable `module:function`, `random:resnet50`, or, downloaded on first use, an `https://`
@@ -216,7 +216,7 @@ def _derived_name(path: Path, choice: Choice) -> str:
 
 
 def _refuse_resume_state(path: Path, obj: Any) -> None:
-    """CheckpointError for what our own pretraining goes on from: it holds two networks, and `model.pth` has the one."""
+    """CheckpointError for our own pretraining's resume state: it holds two networks; `model.pth` holds the right one."""
     kind = obj.get("kind") if isinstance(obj, Mapping) else None
     if isinstance(kind, str) and kind.startswith("backbench-pretrain-"):
         model = path.parent / "model.pth"
@@ -225,7 +225,7 @@ def _refuse_resume_state(path: Path, obj: Any) -> None:
 
 
 def dead_channels(state: Mapping[str, Tensor]) -> list[str]:
-    """A note where running variances are 0: BatchNorm takes them (it adds eps), yet no image ever moved such a channel."""
+    """A note where running variances are 0. BatchNorm accepts them (it adds eps), but no image ever moved such a channel."""
     found = {n: int((t == 0).sum()) for n, t in state.items() if n.endswith("running_var") and bool((t == 0).any())}
     if not found:
         return []
@@ -234,10 +234,10 @@ def dead_channels(state: Mapping[str, Tensor]) -> list[str]:
 
 
 def check(found: Extracted, arch: Architecture, advice: str = "") -> dict[str, Tensor]:
-    """The state in float32, once it is whole: names, shapes, finite values, no negative variance, nothing left over.
+    """The state in float32, after checking names, shapes, finite values, variances, and that nothing is left over.
 
     Args:
-        advice: what to say after the names of what is left over.
+        advice: follows the names of the tensors that are left over.
 
     Raises:
         CheckpointError: names the first tensors that are wrong.
@@ -255,14 +255,14 @@ def check(found: Extracted, arch: Architecture, advice: str = "") -> dict[str, T
         if name in counters:
             counter = found.state.get(name, torch.zeros(()))
             if not is_plain(counter):
-                raise CheckpointError(f"'{name}' is no dense tensor but {kind_of(counter)}")
+                raise CheckpointError(f"'{name}' is not a dense tensor but {kind_of(counter)}")
             if counter.numel() != 1:
                 raise CheckpointError(f"'{name}' has shape {tuple(counter.shape)}, a single number is needed")
             state[name] = counter.to(torch.int64).reshape(())
             continue
         tensor = found.state[name]
         if not is_plain(tensor):
-            raise CheckpointError(f"'{name}' is no dense tensor but {kind_of(tensor)}")
+            raise CheckpointError(f"'{name}' is not a dense tensor but {kind_of(tensor)}")
         if tuple(tensor.shape) != shape:
             raise CheckpointError(f"'{name}' has shape {tuple(tensor.shape)}, {known} needs {shape}")
         if not tensor.is_floating_point():
@@ -277,7 +277,7 @@ def check(found: Extracted, arch: Architecture, advice: str = "") -> dict[str, T
 
 
 def _refuse_shards(state: Mapping[str, Tensor]) -> None:
-    """CheckpointError for names without numbers: ZeRO-3 and FSDP keep those in the files of the ranks."""
+    """CheckpointError for names without values: ZeRO-3 and FSDP keep the values in the files of the ranks."""
     empty = [name for name, tensor in state.items() if isinstance(tensor, Tensor) and not tensor.numel()]
     if len(empty) > len(state) // 2:
         raise CheckpointError(

@@ -147,7 +147,7 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 
 def equal(one: Any, other: Any) -> bool:
-    """Equality of two tensors to the bit, in float32 where their types differ; what is no plain tensor equals itself."""
+    """Whether two tensors are equal to the bit, in float32 where types differ; other objects equal only themselves."""
     if one is other:
         return True
     if not (is_plain(one) and is_plain(other)) or one.shape != other.shape:

@@ -63,7 +63,7 @@ def descend(obj: Any, path: str) -> tuple[Mapping[Any, Any], Keys]:
         raise CheckpointError(f"has no '{printable(path)}' (--key){_what_there_is(obj, path)}")
     if not isinstance(found[0], Mapping):
         raise CheckpointError(
-            f"'{printable(path)}' (--key) is no dictionary but a {type(found[0]).__name__}{_what_there_is(obj, path)}"
+            f"'{printable(path)}' (--key) is not a dictionary but a {type(found[0]).__name__}{_what_there_is(obj, path)}"
         )
     return found[0], found[1]
 

@@ -197,21 +197,21 @@ def _where(network: Network) -> str:
 
 
 def _advice(found: Extracted, network: Network, scope: _Scope) -> str:
-    """`; if they are no part of the backbone, add --prefix ...`, where all that is left over lies outside the prefix."""
+    """`; if they do not belong to the backbone, add --prefix ...`, where all that is left over lies outside the prefix."""
     if not found.leftover or scope.prefix is not None:
         return ""
-    without = "; if they are no part of the backbone, save the file again without them"
+    without = "; if they do not belong to the backbone, save the file again without them"
     heads = {name.partition(".")[0] for name in network.state}
     names = [name for name in tensors_of(network.place) if not name.startswith(network.prefix)]
     if not network.prefix:
         names = [name for name in tensors_of(network.place) if name.partition(".")[0] not in heads]
     outside = all(any(name == left or name.endswith(f".{left}") for name in names) for left in found.leftover)
     way = scope.options(network, by_prefix=True)
-    return f"; if they are no part of the backbone, add {way}" if outside and way else without
+    return f"; if they do not belong to the backbone, add {way}" if outside and way else without
 
 
 def _averaged(obj: Any) -> list[str]:
-    """A note on torch's AveragedModel: its counter is no weight, and its statistics are not averaged."""
+    """A note on torch's AveragedModel: its counter is not a weight, and its statistics are not averaged."""
     parts = [obj, *obj.values()] if isinstance(obj, Mapping) else []
     if any(is_counter(key, value) for part in parts if isinstance(part, Mapping) for key, value in part.items()):
         return [

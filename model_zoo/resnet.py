@@ -57,7 +57,7 @@ class Trunk(ResNet):
         elif arch.stem != "7x7":
             self.conv1 = nn.Conv2d(3, stem, 3, stride=1, padding=1, bias=False)
         if arch.width != 1 or stem != 64 or arch.stem != "7x7":
-            for module in self.modules():  # torchvision's initialisation for what was made anew
+            for module in self.modules():  # torchvision's initialisation for the layers replaced above
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         self._set_pool(arch)

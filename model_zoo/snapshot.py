@@ -97,7 +97,7 @@ def _described(folder: Path, content: Any) -> Contents:
 def _json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LARGEST_JSON:
-            raise CheckpointError(f"{path.name}: {path.stat().st_size} bytes are no configuration")
+            raise CheckpointError(f"{path.name}: {path.stat().st_size} bytes are too many for a configuration")
         values = json.loads(path.read_bytes().decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name}: not readable as JSON ({printable(error, 100)})") from None
@@ -115,7 +115,7 @@ def _sharded(index: Path, read_file: Callable[[Path], Any]) -> dict[str, Any]:
     for name in sorted(set(table.values())):
         path = index.parent / name
         if Path(name).name != name or not path.is_file():
-            raise CheckpointError(f"{index.name}: names '{printable(name)}', which is no file in this folder")
+            raise CheckpointError(f"{index.name}: names '{printable(name)}', which is not a file in this folder")
         part = read_file(path)
         wanted = {tensor for tensor, file in table.items() if file == name}
         if not isinstance(part, Mapping) or set(part) != wanted:

@@ -46,8 +46,8 @@ def sidecar(path: Path) -> dict[str, Any]:
     """`<checkpoint>.yaml` beside the file: `arch` and `input` fields that weights cannot tell.
 
     Raises:
-        ConfigError: it is there and is no regular file of YAML.
-        CheckpointError: it says something else than these.
+        ConfigError: it exists but is not a regular YAML file.
+        CheckpointError: it has other keys.
     """
     side = Path(f"{path}.yaml")
     if not os.path.lexists(side):  # also where no file can have so long a name
@@ -68,7 +68,7 @@ def sidecar(path: Path) -> dict[str, Any]:
 
 
 def _refuse_other_names(path: Path) -> None:
-    """CheckpointError for a sidecar under a name that is nearly right: what it says would be missed."""
+    """CheckpointError for a sidecar with a nearly right name, which would otherwise be ignored."""
     for other in (Path(f"{path}.yml"), path.with_suffix(".yaml"), path.with_suffix(".yml")):
         if not os.path.isfile(other):  # noqa: PTH113 (which raises for long names)
             continue

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from backbench.printable import printable
 
-# Parts of names that are no network's own, wherever they stand: torch.compile, FSDP of torch and FairScale, Lightning's
+# Parts of names that wrappers add, wherever they stand: torch.compile, FSDP of torch and FairScale, Lightning's
 # Fabric, activation checkpointing.
 _NEVER_OWN = frozenset(
     {"_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_forward_module", "_checkpoint_wrapped_module"}
 )
 _OUTER = ("module", "model", "net", "network")  # (Distributed)DataParallel, DeepSpeed, and a trainer's attribute
-MOST_TENSORS = 10_000  # in one dictionary: a ResNet-152 has 930, so that more are no network's
+MOST_TENSORS = 10_000  # in one dictionary: a ResNet-152 has 930
 _LONGEST = 1000  # characters of a name that are told apart
 _COUNTER = "n_averaged"  # torch.optim.swa_utils.AveragedModel
 
@@ -28,7 +28,7 @@ def word(key: Any) -> str:
 
 
 def is_counter(key: Any, value: Any) -> bool:
-    """Whether this is the number of averaged models in an `AveragedModel`, which is no weight."""
+    """Whether this is the number of averaged models in an `AveragedModel`, which is not a weight."""
     return (
         isinstance(value, Tensor)
         and isinstance(key, str)

@@ -127,7 +127,7 @@ def refuse_folder(file: Path) -> None:
 def _plain(file: Path) -> Path:
     """The path of a plain file: a pipe or a device is never opened."""
     if not stat.S_ISREG(file.stat().st_mode):
-        raise Damaged("it is no plain file")
+        raise Damaged("it is not a plain file")
     return file
 
 
@@ -158,7 +158,7 @@ def _other_header(start: bytes, file: Path, shape: tuple[int, int]) -> str:
             np.lib.format.read_magic(source)
             found, fortran, dtype = np.lib.format.read_array_header_1_0(source)
     except (ValueError, SyntaxError, EOFError, OSError):
-        return "it is empty" if not start else "it is no array of features"
+        return "it is empty" if not start else "it is not an array of features"
     order = ", column by column" if fortran else ""
     return f"it holds {_words(found)} {dtype}{order} instead of {_words(shape)} float32"
 

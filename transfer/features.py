@@ -1,6 +1,6 @@
 """Frozen features of every image of a split, in the split's order, cached under all that changes a feature.
 
-A cached file is used only when its checksum fits (`transfer.feature_file`); a damaged one is computed anew, with a word.
+A cached file is used only when its checksum fits (`transfer.feature_file`); a damaged one is computed again, with a message.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class FrozenMoved(AssertionError):
 
 
 class NotFinite(BackbenchError, FloatingPointError):
-    """Features that are no numbers, or so large that no distance can be told."""
+    """Features that are not finite, or so large that distances overflow."""
 
 
 class _EvaluationViews(Dataset):
@@ -95,7 +95,7 @@ def extract(
     Raises:
         CorruptImage: an image cannot be read; evaluation never passes over one.
         ConfigError: the crop is larger than what it is cut from.
-        NotFinite: the features are no numbers.
+        NotFinite: a feature is not finite.
     """
     size = size or backbone.input.size
     resize = resize or resize_side(size)
@@ -273,6 +273,6 @@ def _is_sound(file: Path, shape: tuple[int, int], key: str) -> bool:
     try:
         feature_file.check(file, shape, key)
     except feature_file.Damaged as damage:
-        say(f"features are computed anew, {file} is damaged: {damage}")
+        say(f"features are computed again, {file} is damaged: {damage}")
         return False
     return True

@@ -120,8 +120,8 @@ def fit(
     """Train every head at its own rate, and the encoder where it has one. Heads do not influence each other.
 
     Args:
-        resume: a file that holds the state after an epoch, once a minute at most, and is gone at the end; a run that was
-            killed goes on from it.
+        resume: a file that holds the state after an epoch (saved at most once a minute, removed at the end); a run that was
+            killed resumes from it.
 
     Raises:
         ConfigError: no batch has two images, which a BatchNorm needs.
@@ -199,7 +199,7 @@ def _save(file: Path, model: Classifier, optimizer: torch.optim.Optimizer, step:
 
 
 def _restore(file: Path | None, model: Classifier, optimizer: torch.optim.Optimizer) -> int:
-    """The step to go on from: 0 without a sound file; one that is damaged is named, and left behind."""
+    """The step to resume from: 0 without a sound file. A damaged file is named and ignored."""
     if file is None or not os.path.lexists(file):
         return 0
     refuse_folder(file)
@@ -217,9 +217,9 @@ def _restore(file: Path | None, model: Classifier, optimizer: torch.optim.Optimi
             optimizer.load_state_dict(fresh[1])
             raise
     except (CheckpointError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, OSError) as error:
-        say(f"starting anew, the state of a training that was cut short is damaged: {file} ({_short(error)})")
+        say(f"starting from step 0, the state of an interrupted training is damaged: {file} ({_short(error)})")
         return 0
-    say(f"going on after step {step}: {file}")
+    say(f"resuming after step {step}: {file}")
     return step
 
 

@@ -114,7 +114,7 @@ def load(name: str, split: str, places: DataPlaces) -> ImageSplit:
     """The split of a data set; `train` and `test` are the ones its protocols use, any other is the layout's own name.
 
     Raises:
-        DataError: absent, half there or empty.
+        DataError: absent, incomplete or empty.
     """
     what = info(name)
     reason = missing(name, places)

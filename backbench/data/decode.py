@@ -31,7 +31,7 @@ _LARGEST = 2**30  # bytes of an image file
 # Not all that Pillow knows: to read an EPS file it starts Ghostscript.
 _FORMATS = ("JPEG", "PNG", "MPO", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "JPEG2000", "AVIF")
 _DIM = 2**14  # a picture of 16 bits all of whose values are below it uses 14 of them or fewer
-_ANEW = "fetch it anew, or remove it"
+_AGAIN = "fetch it again, or remove it"
 _CONVERT = "convert it to 8 bits a channel, to the same white in all images of the data set"
 
 
@@ -54,7 +54,7 @@ def read_bytes(path: Path, listed: Sequence[int] | None = None) -> bytes:
     except files.Unreadable as error:
         raise CorruptImage(str(error)) from None
     if not data:
-        raise CorruptImage(f"{path}: the file is empty; {_ANEW}")
+        raise CorruptImage(f"{path}: the file is empty; {_AGAIN}")
     return data
 
 
@@ -93,12 +93,12 @@ def open_rgb(data: bytes, name: str) -> Image.Image:
             raise CorruptImage(
                 f"{name}: not a whole image (a TIFF of a kind that is not read here); {_CONVERT}"
             ) from None
-        raise CorruptImage(f"{name}: not a whole image (of no known format); {_ANEW}") from None
+        raise CorruptImage(f"{name}: not a whole image (of no known format); {_AGAIN}") from None
     except Image.DecompressionBombError:
         raise CorruptImage(f"{name}: more pixels than an image may have; make it smaller, or remove it") from None
     except Exception as error:  # a stranger's bytes make decoders raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise CorruptImage(f"{name}: not a whole image ({reason}); {_ANEW}") from None
+        raise CorruptImage(f"{name}: not a whole image ({reason}); {_AGAIN}") from None
 
 
 def decode_rgb(data: bytes, name: str) -> np.ndarray:

@@ -44,7 +44,7 @@ class Report:
     """What was found of one data set. `problems` make it broken; `warnings` are for a person to judge."""
 
     name: str
-    state: str  # present, half there or absent
+    state: str  # present, incomplete or absent
     folder: str | None
     source: str
     is_published: bool = False
@@ -86,7 +86,7 @@ def examine(name: str, places: DataPlaces, *, full: bool = False) -> Report:
             splits[own] = catalogue.load(name, own, places)
         except DataError as error:
             report.problems.append(str(error))
-    report.state = "half there" if report.problems else "present"
+    report.state = "incomplete" if report.problems else "present"
     measured = {own: split for own, split in splits.items() if own in (known.train, known.test)}
     report.is_published = len(measured) == 2 and catalogue.is_published(name, measured)
     for own, split in splits.items():
@@ -133,7 +133,7 @@ def lines(report: Report) -> Iterator[str]:
         yield f"    BROKEN      {problem}"
     for warning in report.warnings:
         yield f"    note        {warning}"
-    if report.state == "half there":
+    if report.state == "incomplete":
         yield f"    get it      {report.source}"
 
 

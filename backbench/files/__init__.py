@@ -136,12 +136,12 @@ def _refuse_special(path: Path | str, mode: int, error: type[BackbenchError]) ->
 
 
 def read_text(path: Path) -> str:
-    """A text file: UTF-8, or UTF-16 and UTF-32 where a byte order mark says so; the mark is no part of the text.
+    """A text file: UTF-8, or UTF-16 and UTF-32 where a byte order mark says so; the mark is dropped.
 
     Bytes that are not UTF-8 become what `os.listdir` makes of them, so that a list of such file names finds its files.
 
     Raises:
-        DataError: it cannot be read, or is no text.
+        DataError: it cannot be read, or is not text.
     """
     data = read_bytes(path, limit=TEXT_LIMIT)
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")

@@ -1,4 +1,4 @@
-"""Where things are kept that can be made or fetched anew. Imports nothing heavy."""
+"""The cache folder, for files that can be made or fetched again. Imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ def _refuse_answer(response: httpx2.Response, request: Request) -> None:
         return
     if code == 416:  # the part is as long as the file, or longer
         partial.forget(request.part)
-        raise _Passing("the server refused to go on from where we were")
+        raise _Passing("the server refused to resume the download")
     if code in _PASSING:
         busy = "too many requests" if code == 429 else "the server is busy or broken"
         raise _Passing(f"{busy} (HTTP {code})", _retry_after(response.headers))

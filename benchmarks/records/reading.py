@@ -19,12 +19,12 @@ from benchmarks.records.schema import SCHEMA, MetricRecord, Result
 
 _LARGEST = 64 * 2**20  # bytes; the largest records have some 100,000
 _DEEPEST = 50
-_BOUNDS = {"alignment": (0.0, math.inf), "uniformity": (-math.inf, 0.0)}  # of metrics that are no percentages
+_BOUNDS = {"alignment": (0.0, math.inf), "uniformity": (-math.inf, 0.0)}  # of metrics that are not percentages
 _ROUNDING = 1e-6
 
 
 class Broken(BackbenchError):
-    """A file whose contents are no record."""
+    """A file whose contents are not a record."""
 
 
 class Newer(BackbenchError):
@@ -36,7 +36,7 @@ def read(path: Path) -> Result:
 
     Raises:
         Newer: of a newer schema, or with fields that are not known here.
-        Broken: its contents are no record.
+        Broken: its contents are not a record.
         BackbenchError: no regular file, or one that cannot be opened.
     """
     values = _loaded(path)
@@ -89,7 +89,7 @@ def _refuse_unusable(values: Any) -> None:
 
 
 def fault(result: Result) -> str | None:
-    """Why a record that says `ok` is none: without its headline, or one that is no possible number. None where it is sound."""
+    """Why a record marked `ok` does not count: its headline is missing or impossible. None where it is sound."""
     if result.status != "ok":
         return None
     if result.data is None or result.provenance is None:

@@ -37,7 +37,7 @@ class Interval:
 
 
 class _No(Exception):
-    """Why there is no interval."""
+    """The reason that an interval is missing."""
 
 
 def interval(

@@ -55,7 +55,7 @@ _CURVES = (
 
 
 def pretraining_plot(metrics: Path) -> str | None:
-    """Curves of a run's `metrics.jsonl`; None when it holds none, DataError when it is no file of lines."""
+    """Curves of a run's `metrics.jsonl`; None when it holds none, DataError when it is not a text file."""
     records = _records(metrics, "epoch")
     present = [
         (title, [n for n in names if any(n in r for r in records)])

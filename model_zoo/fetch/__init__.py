@@ -44,10 +44,10 @@ def fetch_url(source: str) -> tuple[Path, str]:
 def fetch(entry: Entry, folder: Path | None = None, bars: Transfers | None = None) -> Path:
     """The file of an entry: from `BACKBENCH_ZOO`, from `folder` (default: the cache), else downloaded into it.
 
-    A `folder` that is given holds it afterwards in any case: what is in `BACKBENCH_ZOO` is copied there.
+    A `folder` that is given holds the file afterwards: a file found in `BACKBENCH_ZOO` is copied there.
 
     Raises:
-        BackbenchError: there are no public weights, or nowhere can they be fetched from; says what to do.
+        BackbenchError: no public weights exist, or no address serves them; the error tells what to do.
         CheckpointError: the bytes are not those that were published or pinned.
     """
     if not entry.has_weights:
@@ -124,7 +124,7 @@ def check(entry: Entry | UrlFile, path: Path) -> str:
     from backbench.files.hashes import file_sha256
 
     if not path.is_file():
-        raise CheckpointError(f"{path}: is no file")
+        raise CheckpointError(f"{path}: is not a file")
     found = file_sha256(path)
     pin = pins.read().get(entry.name, {}).get("sha256")
     for known, whose in ((entry.sha256, "the entry's"), (entry.sha256_prefix, "the authors'"), (pin, "the pinned")):
@@ -153,7 +153,7 @@ def _check_shape(entry: Entry | UrlFile, path: Path) -> None:
         raise CheckpointError(f"{path}: the end of the archive is missing: truncated")
 
 
-# ---------------------------------------------------------------- a folder of one's own
+# ---------------------------------------------------------------- the user's folder, BACKBENCH_ZOO
 
 
 def _from_own_folder(entry: Entry) -> Path | None:
@@ -257,7 +257,7 @@ def _refuse_other_head(head: bytes) -> None:
         raise CheckpointError("is a web page, not a checkpoint (a login or error page?)")
     if not (head.startswith(_HEADS) or is_safetensors):
         raise CheckpointError(
-            f"is no checkpoint: begins with {head[:8]!r}, no torch file, pickle, safetensors or zip does"
+            f"is not a checkpoint: begins with {head[:8]!r}, no torch file, pickle, safetensors or zip does"
         )
 
 

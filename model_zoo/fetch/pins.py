@@ -26,14 +26,14 @@ def read() -> dict[str, dict[str, Any]]:
     """What was downloaded first under each name (an entry's, or a URL): {"sha256", "size", "url"}.
 
     Raises:
-        BackbenchError: the file is no readable list of pins.
+        BackbenchError: the file is not a readable list of pins.
     """
     path = file()
     advice = "remove it, and every file is pinned at its next download"
     if not path.exists():
         return {}
     if not path.is_file():
-        raise BackbenchError(f"{path}: is no file; {advice}")
+        raise BackbenchError(f"{path}: is not a file; {advice}")
     try:
         if path.stat().st_size > _LARGEST:
             raise ValueError("too large")

@@ -29,7 +29,9 @@ _CANONICAL = re.compile(
     r"^(?P<prefix>.*?)(?P<name>(?:conv1(?:\.[01346])?|bn1)\.\w+"
     r"|layer[1-4]\.[0-9]{1,4}\.(?:(?:conv|bn)[123]|downsample\.[012])\.\w+)$"
 )
-_WITHIN = re.compile(r"(^|\.)layer\d+\.(\w+\.)*$")  # a stage of a relative: `layer5.0.conv1.weight` is no second stem
+_WITHIN = re.compile(
+    r"(^|\.)layer\d+\.(\w+\.)*$"
+)  # a stage of a relative: `layer5.0.conv1.weight` is not a second stem
 _DEEP_STEM = re.compile(
     r"^(?P<prefix>(?:.*\.)?)stem\.(?P<place>[013467])\.(?P<leaf>\w+)$"
 )  # OpenMMLab's; ours are timm's

@@ -170,12 +170,12 @@ def _has_tensors(value: Any, levels: int = 4) -> bool:
 
 
 def _notes(names: dict[str, int]) -> list[str]:
-    """What was met beside tensors and plain values, in the words that `verify` prints."""
+    """Notes on the objects found beside tensors and plain values, as `verify` prints them."""
     if not names:
         return []
     shown = ", ".join(list(names)[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-    kinds = "1 kind of object that is" if len(names) == 1 else f"{len(names)} kinds of objects that are"
-    notes = [f"holds {kinds} no tensor ({shown}): left unread, nothing was run"]
+    kinds = "1 kind of object that is not a tensor" if len(names) == 1 else f"{len(names)} kinds of objects that are not tensors"
+    notes = [f"holds {kinds} ({shown}): left unread, nothing was run"]
     if armed := [name for name in names if name.startswith(_ARMED)]:
         notes.append(
             f"names what only an attack calls ({', '.join(armed[:_NAMED])}): do not load this file with other tools"

@@ -20,7 +20,7 @@ from torch import Tensor
 from backbench.errors import CheckpointError
 from backbench.printable import printable
 
-_LARGEST_RATIO = 30  # weights hardly compress: what unpacks to more is no checkpoint
+_LARGEST_RATIO = 30  # weights hardly compress: a file that unpacks to more is not a checkpoint
 _CHUNK = 1 << 22
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)  # LZMA's header can ask for any memory
 _BROKEN = (zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error, EOFError, OSError, ValueError)

@@ -1,4 +1,4 @@
-"""Files that are no checkpoint but are often given for one: each gets the sentence that helps."""
+"""Files often mistaken for checkpoints: each gets an error that helps."""
 
 from __future__ import annotations
 

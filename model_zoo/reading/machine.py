@@ -124,7 +124,7 @@ class Machine:
         if self.copied > 4 * self.size + (16 << 20):
             raise CheckpointError("its pickle copies its own parts again and again, no checkpoint does; refused")
 
-    # ------------------------------------------------------------ what is no plain value
+    # ------------------------------------------------------------ names, objects and tensors
 
     def named(self, module: Any, name: Any) -> Global:
         found = Global(str(module), str(name))

@@ -102,9 +102,9 @@ class Inert:
 
     @property
     def kind(self) -> str:
-        """In a sentence: `a tensor that is sparse`, `an object that is no tensor (argparse.Namespace)`."""
+        """In a sentence: `a tensor that is sparse`, `an object that is not a tensor (argparse.Namespace)`."""
         word = self.name.rpartition(".")[2]
-        return f"a tensor that is {_KINDS[word]}" if word in _KINDS else f"an object that is no tensor ({self.name})"
+        return f"a tensor that is {_KINDS[word]}" if word in _KINDS else f"an object that is not a tensor ({self.name})"
 
 
 def as_key(value: Any) -> Any:

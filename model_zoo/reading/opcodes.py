@@ -16,7 +16,7 @@ _INTEGER = 1024  # bytes of a whole number; Python prints none that is much long
 
 
 class Malformed(Exception):
-    """The bytes are no pickle, or only a part of one."""
+    """The bytes are not a pickle, or only a part of one."""
 
 
 def _whole(data: bytes) -> Any:
@@ -91,7 +91,7 @@ def _global(m: Machine) -> None:
 def _stack_global(m: Machine) -> None:
     name, module = m.stack.pop(), m.stack.pop()
     if type(name) is not str or type(module) is not str:
-        raise Malformed("a name that is no word")
+        raise Malformed("a name that is not a word")
     m.push(m.named(module, name))
 
 

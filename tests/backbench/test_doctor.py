@@ -75,7 +75,7 @@ def test_half_a_data_set_is_broken(voc, capsys):
         file.unlink()
     code, reports = diagnose(capsys, "--data", f"voc={voc}")
     assert code == 1
-    assert reports["voc"]["state"] == "half there"
+    assert reports["voc"]["state"] == "incomplete"
     assert [split["name"] for split in reports["voc"]["splits"]] == ["trainval"]
     assert "test.txt: cannot be read" in reports["voc"]["problems"][0]
     assert main(["doctor", "--data", f"voc={voc}"]) == 1

@@ -55,7 +55,7 @@ def test_a_wait_has_a_bound_that_can_be_set():
     assert job.patience({}) == 300
     assert job.patience({job.RENDEZVOUS: "7"}) == 7
     for text in ("long", "-1", "0", "1e3"):
-        with pytest.raises(ConfigError, match="no number of seconds"):
+        with pytest.raises(ConfigError, match="not a number of seconds"):
             job.patience({job.RENDEZVOUS: text})
 
 

@@ -153,7 +153,7 @@ KINDS = {
     "transposed 3x3": (lambda: changed({"layer1.0.conv2.weight": (3, 3, 8, 8)}), "has shape"),
     "transposed 1x1": (lambda: changed({"layer1.0.conv3.weight": (8, 32, 1, 1)}), "has shape|planes"),
     "3x3 that is 1x1": (lambda: changed({"layer2.0.conv2.weight": (16, 16, 1, 1)}), "has shape"),
-    "groups that do not divide": (lambda: changed({"layer1.0.conv2.weight": (8, 3, 3, 3)}), "no whole number of groups"),
+    "groups that do not divide": (lambda: changed({"layer1.0.conv2.weight": (8, 3, 3, 3)}), "planes do not divide into groups"),
     "groups of nothing": (lambda: changed({"layer1.0.conv2.weight": (8, 0, 3, 3)}), "has shape"),
     "wide basic blocks": (lambda: changed({"layer1.0.conv1.weight": (16, 64, 3, 3)}, name="resnet18"), "has shape"),
     "planes that are no whole number": (lambda: changed({"layer1.0.conv3.weight": (34, 8, 1, 1)}), "planes"),

@@ -226,9 +226,9 @@ def test_images_of_separate_folders_share_nothing(folder):
 
 
 SPOILT = {
-    "a web page": (lambda f: f.write_text("<html>404</html>"), "of no known format); fetch it anew, or remove it"),
-    "nothing": (lambda f: f.write_bytes(b""), "the file is empty; fetch it anew, or remove it"),
-    "half": (lambda f: f.write_bytes(f.read_bytes()[:900]), "fetch it anew, or remove it"),
+    "a web page": (lambda f: f.write_text("<html>404</html>"), "of no known format); fetch it again, or remove it"),
+    "nothing": (lambda f: f.write_bytes(b""), "the file is empty; fetch it again, or remove it"),
+    "half": (lambda f: f.write_bytes(f.read_bytes()[:900]), "fetch it again, or remove it"),
     "too many pixels": (
         lambda f: Image.new("1", (20000, 12000)).save(f, "PNG"),
         "more pixels than an image may have; make it smaller, or remove it",

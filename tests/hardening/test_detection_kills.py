@@ -247,7 +247,7 @@ def test_with_no_whole_checkpoint_left_it_says_so(kind, tmp_path):
             file.write_bytes(data)
         else:
             DAMAGES[kind](file)
-    with pytest.raises(BackbenchError, match=r"none of its 2 checkpoints can be read; remove them to start anew"):
+    with pytest.raises(BackbenchError, match=r"none of its 2 checkpoints can be read; remove them to start again"):
         checkpoints.resume(tmp_path, {"seed": 1}, a_course())
 
 

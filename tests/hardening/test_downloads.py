@@ -155,9 +155,9 @@ SENTENCE = {  # nothing is pinned, nothing is kept
         "'gzip'-encoded",
     ),
     "br": ([lambda h: answer(h, DATA, headers=[("Content-Encoding", "br")])], "'br'-encoded"),
-    "gzip, without saying so": ([lambda h: answer(h, gzip.compress(DATA))], "is no checkpoint"),
+    "gzip, without saying so": ([lambda h: answer(h, gzip.compress(DATA))], "is not a checkpoint"),
     "JSON, said": ([lambda h: answer(h, b'{"error": 1}', headers=[("Content-Type", "application/json")])], "is JSON"),
-    "JSON, not said": ([lambda h: answer(h, b'{"error": "quota exceeded"}')], "is no checkpoint"),
+    "JSON, not said": ([lambda h: answer(h, b'{"error": "quota exceeded"}')], "is not a checkpoint"),
     "problem+json": ([lambda h: answer(h, b"{}", headers=[("Content-Type", "application/problem+json")])], "is JSON"),
     "a page that says it is binary": (
         [lambda h: answer(h, b"<html></html>", headers=[("Content-Type", "application/octet-stream")])],
@@ -166,11 +166,11 @@ SENTENCE = {  # nothing is pinned, nothing is kept
     "a page after a long blank": ([lambda h: answer(h, b" " * 300 + b"<html>")], "web page"),
     "a pointer of git-lfs": (
         [lambda h: answer(h, b"version https://git-lfs.github.com/spec/v1\n")],
-        "is no checkpoint",
+        "is not a checkpoint",
     ),
-    "plain text": ([lambda h: answer(h, b"Too many requests")], "is no checkpoint"),
+    "plain text": ([lambda h: answer(h, b"Too many requests")], "is not a checkpoint"),
     "nothing": ([lambda h: answer(h, b"")], "empty"),
-    "zeros of the right length": ([lambda h: answer(h, bytes(len(DATA)))], "is no checkpoint"),
+    "zeros of the right length": ([lambda h: answer(h, bytes(len(DATA)))], "is not a checkpoint"),
     "one bit of a weight": ([lambda h: answer(h, flipped())], "no checkpoint arrived"),
     "half of one file and half of another": (
         [lambda h: answer(h, DATA[:HALF] + OTHER[HALF:])],
@@ -179,8 +179,8 @@ SENTENCE = {  # nothing is pinned, nothing is kept
     "the first half, announced as all": ([lambda h: answer(h, DATA[:HALF])], "truncated"),
     "half a pickle, announced as all": ([lambda h: answer(h, PICKLE[: len(PICKLE) // 2])], "no checkpoint arrived"),
     "an archive of pictures": ([lambda h: answer(h, archive("zip of pictures"))], "no checkpoint arrived"),
-    "a tar": ([lambda h: answer(h, archive("tar"))], "is no checkpoint"),
-    "endless zeros": ([endless(bytes(65536))], "is no checkpoint"),
+    "a tar": ([lambda h: answer(h, archive("tar"))], "is not a checkpoint"),
+    "endless zeros": ([endless(bytes(65536))], "is not a checkpoint"),
     "an endless checkpoint": ([endless(DATA)], "sends more than"),
     "a length beyond any checkpoint": ([raw("HTTP/1.1 200 OK\r\nContent-Length: 99999999999999")], "announces"),
     "a length that is no number": ([raw("HTTP/1.1 200 OK\r\nContent-Length: -5", DATA)], "attempts"),
@@ -193,7 +193,7 @@ SENTENCE = {  # nothing is pinned, nothing is kept
     "a redirect to a file": ([status(302, [("Location", "file:///etc/passwd")])], "file"),
     "a range that calls itself the whole": (
         [begun(etag='"a"'), part_of(DATA, etag='"a"', code=200)],
-        "is no checkpoint",
+        "is not a checkpoint",
     ),
     "a range of nothing": ([begun(etag='"a"'), lambda h: answer(h, b"", 206)], "without saying which range"),
 }

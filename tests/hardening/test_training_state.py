@@ -120,7 +120,7 @@ def test_a_damaged_state_starts_anew_with_a_word(left, capsys, kind):
     again = train(left)
     assert all(torch.equal(value, whole[name]) for name, value in again.items())
     said = capsys.readouterr()
-    assert "starting anew" in " ".join((said.out + said.err).split())
+    assert "starting from step 0" in " ".join((said.out + said.err).split())
     assert not os.path.lexists(left), "a finished training leaves no state"
 
 
@@ -138,7 +138,7 @@ def test_a_sound_state_goes_on_to_the_same_bits(left, capsys):
     again = train(left)
     assert all(torch.equal(value, whole[name]) for name, value in again.items())
     said = capsys.readouterr()
-    assert "going on after step 3" in " ".join((said.out + said.err).split())
+    assert "resuming after step 3" in " ".join((said.out + said.err).split())
 
 
 def test_a_folder_in_its_place_is_a_sentence_before_the_training(left):

@@ -304,7 +304,7 @@ def test_code_in_a_pickle_is_named_and_not_run(tmp_path, protocol):
     path.write_bytes(pickle.dumps(payload, protocol=protocol))
     backbone = load(path)
     notes = "; ".join(backbone.notes)
-    assert "that is no tensor (posix.mkdir): left unread, nothing was run" in notes
+    assert "that is not a tensor (posix.mkdir): left unread, nothing was run" in notes
     assert "what only an attack calls" in notes
     assert not target.exists()
 

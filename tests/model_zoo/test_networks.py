@@ -314,8 +314,8 @@ def test_what_is_outside_the_prefix_is_counted_and_what_is_below_is_not_forgiven
     [
         (Choice("statedict"), "has no 'statedict' (--key); tensors lie under: 'state_dict' (126), 'ema.x' (126); "
                               "did you mean 'state_dict'?"),
-        (Choice("state_dict.net.conv1.weight"), "is no dictionary but a Tensor"),
-        (Choice("epoch"), "'epoch' (--key) is no dictionary but a int"),
+        (Choice("state_dict.net.conv1.weight"), "is not a dictionary but a Tensor"),
+        (Choice("epoch"), "'epoch' (--key) is not a dictionary but a int"),
         (Choice("ema.y"), "has no 'ema.y'"),
         (Choice(""), "has no ''"),
         (Choice("\x1b[2J"), r"has no '\x1b[2J'"),

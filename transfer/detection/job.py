@@ -21,5 +21,5 @@ class Job:
     checkpoint_every: int = 5000  # iterations
     log_every: int = 20
     notes: list[str] = field(default_factory=list)
-    resumed_at: list[int] = field(default_factory=list)  # iterations done, each time that the course was gone on with
+    resumed_at: list[int] = field(default_factory=list)  # iterations done, each time that the training was resumed
     test: DetectionSplit | None = None  # for native configurations, so that their own tools can measure

@@ -41,7 +41,7 @@ class DetectionSpec(Config):
 
     @property
     def estimates(self) -> bool:
-        """Whether BatchNorm's statistics are estimated anew after the last iteration; frozen ones stay."""
+        """Whether BatchNorm's statistics are recomputed after the last iteration; frozen ones stay."""
         return self.precise_bn > 0 and self.norm == "sync"
 
     @model_validator(mode="after")

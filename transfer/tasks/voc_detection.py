@@ -65,7 +65,7 @@ def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
     """Annotated images of both splits.
 
     Raises:
-        DataError: half there, or not the published images while `expect` says so.
+        DataError: incomplete, or not the published images while `expect` says so.
     """
     root = places.of(config.data.name)
     found = {

@@ -168,7 +168,7 @@ def _shown(value: object) -> str:
 
 
 def _is_of_its_type(key: str, value: object) -> bool:
-    """true and false are no ids, and a word that no file and no table can hold (half a pair of UTF-16) is none."""
+    """Whether a value has its key's type. true and false are not ids; half a pair of UTF-16 is not a name."""
     if isinstance(value, bool) and key in _IDS:
         return False
     if key == "name" and isinstance(value, str) and not value.isprintable() and not _is_utf8(value):

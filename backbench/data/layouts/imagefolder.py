@@ -82,7 +82,7 @@ def _check_classes(train: set[str], own: set[str], root: Path, split: str) -> No
     advice = (
         "some names differ only in capital letters, or in how an accent is written (Unicode's NFC or NFD); rename folders"
         if alike
-        else "is one of them half there?"
+        else "is one of them incomplete?"
     )
     raise DataError(
         f"{root}: 'train' and '{split}' have different classes; {len(train ^ own)} in one only, e.g. {printable(name)} in "

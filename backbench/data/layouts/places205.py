@@ -32,7 +32,7 @@ def read(root: Path, split: str, *, dataset: str = "places205") -> ImageSplit:
     Files are not looked at: 2.4 million would take minutes.
 
     Raises:
-        DataError: a file is missing or half there, a line is malformed, or has a label that no training image has.
+        DataError: a file is missing or incomplete, a line is malformed, or has a label that no training image has.
     """
     root = Path(root)
     if not (root / "images").is_dir():

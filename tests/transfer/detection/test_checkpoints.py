@@ -72,7 +72,7 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path, capsys):
     assert checkpoints.resume(tmp_path, {"seed": 1}, a_course()) == (2, False)
     assert "model_0000002.pth: begins as a zip archive whose index" in capsys.readouterr().err
     tear(tmp_path / "model_0000001.pth")
-    with pytest.raises(BackbenchError, match="none of its 2 checkpoints can be read; remove them to start anew"):
+    with pytest.raises(BackbenchError, match="none of its 2 checkpoints can be read; remove them to start again"):
         checkpoints.resume(tmp_path, {"seed": 1}, a_course())
 
 

@@ -1,4 +1,4 @@
-"""A course that is gone on with draws what a whole one does: batches, flips, sizes, proposals, PreciseBN's batches."""
+"""A resumed run draws the same numbers as an uninterrupted one: batches, flips, sizes, proposals, PreciseBN's batches."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_what_cannot_be_put_back_is_noted(tmp_path, changed, words):
     if changed:
         draws.load_state_dict(draws.state_dict() | changed)
     assert not draws.restore()
-    assert job.notes == [f"gone on with other random draws than an uninterrupted run's: {words}"]
+    assert job.notes == [f"resumed with other random draws than an uninterrupted run's: {words}"]
 
 
 def test_another_number_of_threads_rounds_otherwise_and_draws_the_same(tmp_path):
@@ -182,4 +182,4 @@ def test_resumed_is_uninterrupted(name, head, workers, monkeypatch, trained_like
     assert (last.folder / "losses.jsonl").read_text() == (whole.folder / "losses.jsonl").read_text()
     again = job("parts")
     engine.train(spec, backbone, split, again)
-    assert again.resumed_at == [2, 4, 4], "the finished one is gone on with"
+    assert again.resumed_at == [2, 4, 4], "the finished one is resumed"

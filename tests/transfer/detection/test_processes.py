@@ -67,7 +67,7 @@ def test_a_killed_run_goes_on(name, tmp_path):
     reached = load_torch(kept)["iteration"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
-    assert f"going on after {reached + 1} iterations: {kept}" in done.stderr
+    assert f"resuming after {reached + 1} iterations: {kept}" in done.stderr
     record = lines(folder)
     assert [line["iteration"] for line in record] == list(range(9))
     rates = [0.004 * (0.001 + 0.999 * i / 4) if i < 4 else 0.004 * (0.1 if i >= 6 else 1) for i in range(9)]

@@ -32,7 +32,7 @@ class Sized:
 
 
 def pixels_of(image: dict[str, Any]) -> tuple[int, int] | None:
-    """Width and height by a COCO file; None where they are no size of an image."""
+    """Width and height by a COCO file; None where they cannot be an image's size."""
     width, height = image["width"], image["height"]
     if not all(type(side) is int and 0 < side <= _LONGEST for side in (width, height)):
         return None
@@ -103,7 +103,7 @@ def _area_fault(area: object, image: Sized) -> str | None:
     if area is None:
         return "areas that are missing"
     if not is_number(area):
-        return "areas that are no numbers"
+        return "areas that are not numbers"
     if not math.isfinite(area):
         return "areas that are not finite"
     if area <= 0:
@@ -142,7 +142,7 @@ def usable_mask(mask: Any, image: Sized) -> tuple[Any, str | None]:
 
 
 def _is_polygon(points: object, width: int, height: int) -> bool:
-    """Three points or more; far outside the image (by its own size) they are no outline, and rendering them takes memory."""
+    """Three points or more; points far outside the image (by its own size) are refused, because rendering them takes memory."""
     if not _are_numbers(points) or len(points) < 6 or len(points) % 2:
         return False
     return all(-s <= low and high <= 2 * s for s, low, high in (

@@ -40,7 +40,7 @@ def grid(
     Difficult objects and crowds are marked; masks are translucent. Two images a row, or one when it is the only one.
 
     Raises:
-        ConfigError: no indices, or one that is no row of the split.
+        ConfigError: no indices, or one outside the split.
         DataError: an image cannot be read.
     """
     if not len(indices) or not all(0 <= index < len(split) for index in indices):

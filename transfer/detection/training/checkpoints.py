@@ -34,12 +34,12 @@ def is_due(iteration: int, iterations: int, every: int, *, more: bool) -> bool:
 
 
 def name(iteration: int) -> str:
-    """The file of what was reached after `iteration`, counted from 0."""
+    """The checkpoint's file name after `iteration`, counted from 0."""
     return f"model_{iteration:07d}.pth"
 
 
 def identity(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, seed: int) -> dict[str, Any]:
-    """What a checkpoint must agree with to be gone on from."""
+    """Fields that must match before a checkpoint can be resumed."""
     return {
         "spec": spec.model_dump(mode="json"),
         "weights_sha256": backbone.weights_sha256,
@@ -51,10 +51,10 @@ def identity(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, see
 
 
 def save(file: Path, iteration: int, identity: dict[str, Any], course: dict[str, Any]) -> Path:
-    """Write what was reached after `iteration`: the state of each part of the course under its name. Every rank calls it.
+    """Write the state after `iteration`: each part of the course under its name. Every rank calls it.
 
     Raises:
-        BackbenchError: a weight is not finite, or it cannot be written; what is there stays.
+        BackbenchError: a weight is not finite, or the file cannot be written; existing checkpoints stay.
     """
     state = {name: part.state_dict() for name, part in course.items()}
     if distributed.is_main():
@@ -83,9 +83,9 @@ def _refuse_not_finite(file: Path, iteration: int, course: dict[str, Any]) -> No
 
 
 def resume(folder: Path, identity: dict[str, Any], course: dict[str, Any]) -> tuple[int, bool]:
-    """Put the newest whole checkpoint into the course; iterations done, 0 where there is none, and whether all is.
+    """Load the newest whole checkpoint into the course; returns the iterations done (0 without one) and whether all are.
 
-    After the last iteration BatchNorm's statistics may still have to be estimated. What a killed run left half written
+    After the last iteration BatchNorm's statistics may still have to be estimated. A killed run's half-written file
     is removed.
 
     Raises:
@@ -105,10 +105,10 @@ def resume(folder: Path, identity: dict[str, Any], course: dict[str, Any]) -> tu
         except CheckpointError as error:
             say(f"{error}; going back to the one before")
             continue
-        say(f"going on after {state['iteration'] + 1} iterations: {file}")
+        say(f"resuming after {state['iteration'] + 1} iterations: {file}")
         return int(state["iteration"]) + 1, file.name == FINAL
     if files:
-        raise BackbenchError(f"{folder}: none of its {len(files)} checkpoints can be read; remove them to start anew")
+        raise BackbenchError(f"{folder}: none of its {len(files)} checkpoints can be read; remove them to start again")
     return 0, False
 
 
@@ -129,7 +129,7 @@ def _read(file: Path, course: dict[str, Any]) -> dict[str, Any]:
 
 
 def _put_in(state: dict[str, Any], course: dict[str, Any], file: Path) -> None:
-    """CheckpointError where a part is of another shape; the parts then hold what no course should go on with."""
+    """Load every part. CheckpointError where a part has another shape; the parts must not be trained further then."""
     try:
         for name, part in course.items():
             if name in state:

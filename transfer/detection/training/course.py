@@ -1,7 +1,7 @@
-"""The training course, one for both engines: what is gone on from, repeated, logged, refused and saved, in this order.
+"""Training loop shared by both engines: resume, step, log, stop on NaN, save.
 
-A course that is gone on with ends as one that was not interrupted: its batches come in the same order, and what was drawn
-before its checkpoint is drawn again or put back (`draws`). So does PreciseBN, whose batches have an order of their own.
+A resumed run ends like an uninterrupted one: its batches come in the same order, and the random numbers drawn
+before its checkpoint are drawn again or restored (`draws`). PreciseBN resumes too; its batches have their own order.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from transfer.detection.training import checkpoints
 from transfer.detection.training.draws import PART, Draws
 from transfer.detection.training.steps import cut, diverged, log, parallel, precise_statistics, rate, refuse_not_finite
 
-ESTIMATE = 1_000_003  # the start that PreciseBN's batches are drawn for: no iteration's
+ESTIMATE = 1_000_003  # the start that PreciseBN's batches are drawn for; no iteration has this number
 
 
 @dataclass
 class Course:
-    """An engine's detector, and how it is taught."""
+    """An engine's detector and how it trains."""
 
     label: str  # of the progress bar
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    parts: dict[str, Any]  # what a checkpoint holds, under the engine's own names; the optimizer is "optimizer"
+    parts: dict[str, Any]  # the contents of a checkpoint, under the engine's names; the optimizer is "optimizer"
     advance: Callable[[], None]  # the schedule by one iteration
     losses: Callable[[nn.Module, Any], dict[str, Tensor]]  # of the model, in its parallel wrapper or not, on a batch
     loader: Callable[[int], Iterable[Any]]  # endless batches from an iteration on, or ESTIMATE's
@@ -40,7 +40,7 @@ class Course:
 
 
 def run(course: Course, spec: DetectionSpec, identity: dict[str, Any], job: Job) -> nn.Module:
-    """The trained detector; goes on from the folder's last checkpoint, and tells the job where.
+    """The trained detector; resumes from the folder's last checkpoint and records where in the job.
 
     Raises:
         BackbenchError: a loss or a weight is not finite, or the folder holds the checkpoint of another run.
@@ -90,7 +90,7 @@ def iterate(course: Course, spec: DetectionSpec, identity: dict[str, Any], start
 
 
 def estimate(course: Course, spec: DetectionSpec, job: Job) -> None:
-    """PreciseBN, over batches in an order of their own."""
+    """PreciseBN, over batches in their own order."""
     model, saved = course.model.train(), next(iter(checkpoints.under_way(job.folder)), None)
 
     def forward(batch: Any) -> object:
@@ -100,7 +100,7 @@ def estimate(course: Course, spec: DetectionSpec, job: Job) -> None:
 
 
 def _losses(course: Course, forward: nn.Module, batch: Any, iteration: int, saved: Path | None) -> dict[str, Tensor]:
-    """Detectron2's own refusal of proposals that are not finite becomes ours."""
+    """The losses of a batch; Detectron2's error for proposals that are not finite becomes ours."""
     try:
         return course.losses(forward, batch)
     except FloatingPointError:  # of this rank alone: the others may be in the backward pass already

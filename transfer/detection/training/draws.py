@@ -1,4 +1,4 @@
-"""What a course draws at random: kept in its checkpoints, so that a course that is gone on with draws what a whole one does."""
+"""Random generators in a checkpoint, so that a resumed run draws the same numbers as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PART = "draws"  # of a checkpoint; those of older versions have none
 
 
 class Draws:
-    """The random generators of all ranks, as a part of a checkpoint, and where the course was gone on with before it."""
+    """The random generators of all ranks, as a part of a checkpoint, and the iterations at which the run was resumed."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -25,22 +25,22 @@ class Draws:
         self._kept: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Every rank must ask for it. What the processes that load images draw follows from their number alone."""
+        """The generators' state; every rank must call it. The data workers' draws follow from their number alone."""
         states = distributed.gather(_generators(self.job.device))
         return {"resumed_at": list(self.resumed_at), "states": states, **_shape(self.job)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What `restore` puts back."""
+        """Keep the state that `restore` puts back."""
         self._kept, self.resumed_at = state, list(state["resumed_at"])
 
     def restore(self) -> bool:
-        """Put the generators of this rank where they were; False, and a note, where that cannot be."""
+        """Restore this rank's generators; False, and a note, where that is impossible."""
         mine = _shape(self.job)
         other = [f"{self._kept[name]} {name} instead of {mine[name]}" for name in mine
                  if self._kept and self._kept[name] != mine[name]]  # fmt: skip
         if other or not self._kept:
             why = f"begun with {' and '.join(other)}" if other else "its checkpoint is of an older version"
-            self.job.notes.append(f"gone on with other random draws than an uninterrupted run's: {why}")
+            self.job.notes.append(f"resumed with other random draws than an uninterrupted run's: {why}")
         if not self._kept or any(self._kept[name] != mine[name] for name in ("processes", "workers")):
             return False
         _put_back(self._kept["states"][distributed.rank()], self.job.device)
@@ -56,7 +56,7 @@ def after(batches: Iterable[Any], count: int) -> Iterator[Any]:
 
 
 def _shape(job: Job) -> dict[str, int]:
-    """What decides, beside the generators, what is drawn and how sums are rounded."""
+    """Settings that, with the generators, decide what is drawn and how sums are rounded."""
     return {"processes": distributed.world_size(), "workers": job.workers, "threads": torch.get_num_threads()}
 
 

@@ -90,7 +90,7 @@ class _Moments:
 
 @torch.no_grad()
 def precise_statistics(model: nn.Module, forward: Callable[[Any], object], batches: Iterable[Any], count: int) -> None:
-    """BatchNorm's statistics anew over `count` batches with the weights fixed (Wu & Johnson 2021, section 3).
+    """Recompute BatchNorm's statistics over `count` batches with the weights fixed (Wu & Johnson 2021, section 3).
 
     The population variance of fvcore/nn/precise_bn.py, for every norm in training mode. Batches are weighted by their
     values over all ranks, since ranks whose images differ in size would end up with other statistics otherwise.

@@ -49,7 +49,7 @@ _NATIVE_HEAD = """\
 # Res5ROIHeadsExtraNorm, which facebookresearch/moco detection/train_net.py registers under this name.
 """
 _NATIVE_DATA = """\
-# Its data is no set that Detectron2 knows. Register it in the tool, and name it under DATASETS:
+# Detectron2 does not know its data set. Register it in the tool, and name it under DATASETS:
 # from detectron2.data.datasets import register_coco_instances
 # register_coco_instances("own_train", {{}}, "train.json", "{train}")
 # register_coco_instances("own_test", {{}}, "test.json", "{test}")
@@ -104,7 +104,7 @@ def try_operators() -> None:
 
 
 def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> nn.Module:
-    """The trained detector; goes on from the folder's last checkpoint.
+    """The trained detector; resumes from the folder's last checkpoint.
 
     Raises:
         BackbenchError: the weights did not arrive as they were exported, a loss is not finite, the folder holds the

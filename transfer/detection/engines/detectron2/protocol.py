@@ -31,7 +31,7 @@ def configuration(spec: DetectionSpec, backbone: Backbone, classes: int, job: Jo
         )
     cfg = get_cfg()
     cfg.VERSION = 2
-    cfg.OUTPUT_DIR = str(job.folder.resolve() / "native")  # what its own tools write is no checkpoint of ours
+    cfg.OUTPUT_DIR = str(job.folder.resolve() / "native")  # its own tools write files that are not our checkpoints
     cfg.SEED = job.seed + 1  # 0 or less means: draw one
     cfg.MODEL.DEVICE = job.device.type
     cfg.MODEL.WEIGHTS = str(weights.resolve())

@@ -102,7 +102,7 @@ def try_operators() -> None:
 
 
 def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> nn.Module:
-    """The trained detector; goes on from the folder's last checkpoint.
+    """The trained detector; resumes from the folder's last checkpoint.
 
     Raises:
         BackbenchError: the weights did not arrive as they were exported, a loss is not finite, or the folder holds the

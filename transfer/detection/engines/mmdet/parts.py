@@ -152,7 +152,7 @@ class DrawingDataset(CocoDataset):
 
 @HOOKS.register_module()
 class PreciseStatisticsHook(Hook):
-    """BatchNorm's statistics anew after the last iteration of a native run, so that its last checkpoint has them."""
+    """Recompute BatchNorm's statistics after the last iteration of a native run, so that its last checkpoint has them."""
 
     priority = "VERY_HIGH"  # before the CheckpointHook, which saves after the iteration too
 

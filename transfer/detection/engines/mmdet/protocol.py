@@ -55,7 +55,7 @@ def configuration(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit
         "randomness": {"seed": job.seed},
         "sync_bn": "torch",  # in a job of several processes
         "find_unused_parameters": True,
-        "work_dir": str(folder / "native"),  # what its own tools write is no checkpoint of ours
+        "work_dir": str(folder / "native"),  # its own tools write files that are not our checkpoints
         **(_test(spec, job.test, job, folder / "test.json") if job.test is not None else {}),
     })  # fmt: skip
 
