@@ -174,7 +174,11 @@ def _notes(names: dict[str, int]) -> list[str]:
     if not names:
         return []
     shown = ", ".join(list(names)[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-    kinds = "1 kind of object that is not a tensor" if len(names) == 1 else f"{len(names)} kinds of objects that are not tensors"
+    kinds = (
+        "1 kind of object that is not a tensor"
+        if len(names) == 1
+        else f"{len(names)} kinds of objects that are not tensors"
+    )
     notes = [f"holds {kinds} ({shown}): left unread, nothing was run"]
     if armed := [name for name in names if name.startswith(_ARMED)]:
         notes.append(
