@@ -50,12 +50,12 @@ def main(argv: list[str] | None = None) -> int:
     with distributed.joined():  # torchrun's job, where there is one
         failed = 0
         for seed, backbone in backbones(options.ckpt, options.like, options.seeds, cell, options.choice):
-            failed += not run_seed(backbone, cell, seed, places, options)
+            failed += run_seed(backbone, cell, seed, places, options).status == "failed"
         return 1 if failed else 0
 
 
-def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, options: CellOptions) -> bool:
-    """Make one record unless an identical one is there; under a lock. Returns whether the record is fit to use.
+def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, options: CellOptions) -> Result:
+    """Make one record unless an identical one is there; under a lock. Returns it, or the identical one.
 
     In a job of several processes all of them measure, and rank 0 locks, decides, writes and speaks.
     """
@@ -76,7 +76,7 @@ def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, opti
             if is_main():
                 store.write(options.out, planned)
             say(f"{'skipped' if planned.status == 'skipped' else 'FAILED'} {label}: {planned.reason}")
-            return planned.status == "skipped"
+            return planned
         path = store.record_path(options.out, planned)
         stored = store.stored(path, planned) if is_main() else None
         if stored:
@@ -84,18 +84,18 @@ def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, opti
             store.clear_absent(path, planned)  # of a run that was killed after this number was made
         if gather_words([str(stored is not None)])[0] == "True":
             say(f"kept {label}: an identical result is there")
-            return True
+            return stored or planned
         done, items = measure(planned, backbone, cell, splits, options)
         if is_main():
             path = store.write(options.out, done, items)
     if done.status == "failed":
         say(f"FAILED {label}: {done.reason}")
-        return False
+        return done
     if is_main():
         headline = done.metrics[done.primary or ""]
         kind = store.marks(is_demo=done.data.is_demo, profile=done.profile)
         say(f"{label}: {done.primary} {headline.value:.2f}{headline.unit}{kind}  ({path})")
-    return True
+    return done
 
 
 def prepare(

@@ -37,7 +37,9 @@ def _walk(names: Iterable[object]) -> tuple[set[Path], set[str]]:
         seen.add(name)
         module = sys.modules.get(name) if isinstance(name, str) else None
         top = str(name).partition(".")[0]
-        if module is None or top in sys.stdlib_module_names:
+        if (
+            module is None or top in sys.stdlib_module_names or name == "backbench"
+        ):  # our face: holds what is loaded so far
             continue
         file = Path(getattr(module, "__file__", None) or "")
         if {"site-packages", "dist-packages"} & set(file.parts) and (known := _versions(top)):

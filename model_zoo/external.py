@@ -211,6 +211,15 @@ def probe(spec: InputSpec) -> Tensor:
     return torch.randn(2, 3, spec.size, spec.size, generator=torch.Generator().manual_seed(0))
 
 
+def of_network(label: str, module: nn.Module, arch: ExternalArchitecture, spec: InputSpec) -> ExternalBackbone:
+    """A network in memory that returns features (N, C).
+
+    Raises:
+        CheckpointError: it does not, or not the same ones each time.
+    """
+    return _checked(label, module, arch, spec, label, "module", ())
+
+
 def _checked(
     source: str,
     module: nn.Module,

@@ -1,0 +1,167 @@
+"""The Python interface: `backbench.load`, `backbench.measure`, `backbench.compare`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from backbench.data import demo
+from backbench.data.catalogue import DataPlaces
+from backbench.errors import BackbenchError
+from benchmarks import plan, run_one
+from benchmarks.options import CellOptions
+from benchmarks.records import store
+from benchmarks.records.schema import Result
+from model_zoo import load as zoo
+from model_zoo.backbone import Backbone
+from model_zoo.choice import Choice
+
+Data = str | Path | Mapping[str, str | Path]
+
+
+def load(
+    source: str | Path | nn.Module,
+    *,
+    name: str | None = None,
+    key: str | None = None,
+    prefix: str | None = None,
+    input: Mapping[str, Any] | None = None,
+) -> Backbone:
+    """A checked backbone from a checkpoint, a name or a module in memory.
+
+    Args:
+        source: a file, `https://...`, `zoo:NAME`, `timm:NAME`, `module:function`, `random:resnet50`, or an nn.Module: a
+            torchvision or timm ResNet, or any network that returns features (N, C).
+        name: the row's name in tables.
+        key: of a checkpoint file, the dictionary of tensors to read, as `--key`.
+        prefix: of a checkpoint file, the words before the backbone's names, as `--prefix`.
+        input: of a module, the fields of its input (size, mean, std, order); ImageNet's unless given.
+
+    Raises:
+        CheckpointError: one sentence with the reason why the source is not a sound backbone.
+    """
+    if isinstance(source, nn.Module):
+        from model_zoo.in_memory import of_module
+
+        return of_module(source, name, input)
+    return zoo.load(source, name=name, choice=Choice(key, prefix))
+
+
+def measure(
+    backbone: Backbone | nn.Module | str | Path,
+    cell: str,
+    *,
+    data: Data,
+    out: str | Path | None = None,
+    seed: int = 0,
+    profile: Literal["full", "smoke"] = "full",
+    workers: int | None = None,
+    expect: Literal["published", "any"] | None = None,
+    limit: int = 0,
+    **fields: Any,
+) -> Result:
+    """Measure one backbone by one protocol; returns the record, whose `metrics` are the numbers.
+
+    Args:
+        backbone: what `load` returns or takes.
+        cell: for example "imagenet_knn"; `backbench run --list` lists them.
+        data: the folder of the cell's data set, a mapping of data set names to folders, or "demo" for rendered scenes.
+        out: a folder of results, where an identical record is reused; nothing is kept unless it is given.
+        seed: of the evaluation.
+        workers: processes that decode images; half the cores unless given.
+        expect: "any" accepts other images than the published ones; "published" unless the data are "demo".
+        limit: at most so many images of each split; 0 for all.
+        fields: of the cell, for example preset="wmse" or k=[5]; nested ones as mappings.
+
+    Raises:
+        ConfigError: an unknown cell or field, with the nearest name.
+        BackbenchError: the cell cannot run or failed, with the reason.
+    """
+    if not isinstance(backbone, Backbone):
+        backbone = load(backbone)
+    places, is_demo = _places(data, plan.load_cell(cell).config.data.name)
+    data_fields = {"expect": expect or ("any" if is_demo else "published"), "limit": limit}
+    chosen = plan.load_cell(cell, _overrides({**fields, "data": {**data_fields, **fields.get("data", {})}}), profile)
+    options = CellOptions(ckpt=backbone.source, cell=cell, profile=profile, workers=workers)
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="backbench-") as folder:
+            options = replace(options, out=Path(folder))
+            return _measured(backbone, chosen, seed, places, options)
+    return _measured(backbone, chosen, seed, places, replace(options, out=Path(out)))
+
+
+def _measured(backbone: Backbone, cell: plan.Cell, seed: int, places: DataPlaces, options: CellOptions) -> Result:
+    result = run_one.run_seed(backbone, cell, seed, places, options)
+    if result.status != "ok":
+        raise BackbenchError(f"{backbone.name} {cell.name} {result.status}: {result.reason}")
+    return result
+
+
+def _places(data: Data, name: str) -> tuple[DataPlaces, bool]:
+    """Where the data lie, and whether they are the demo's."""
+    if isinstance(data, Mapping):
+        return DataPlaces(None, {key: Path(path) for key, path in data.items()}), False
+    if data == "demo":
+        return DataPlaces(demo.root()), True
+    return DataPlaces(None, {name: Path(data)}), False
+
+
+def _overrides(fields: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`a.b=c` words of nested fields."""
+    words: list[str] = []
+    for key, value in fields.items():
+        if isinstance(value, Mapping):
+            words += _overrides(value, f"{prefix}{key}.")
+        else:
+            text = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+            words.append(f"{prefix}{key}={text}")
+    return words
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """Rows beside each other, as `backbench compare` shows them."""
+
+    markdown: str
+    rows: tuple[
+        dict[str, str], ...
+    ]  # one a backbone and number, unrounded: backbone, cell, metric, mean, difference, ...
+
+    def __str__(self) -> str:
+        return self.markdown
+
+
+def compare(
+    *results: Result | str | Path, to: str | None = None, literature: bool = True, resamples: int = 10_000
+) -> Comparisons:
+    """Set records beside each other and beside published numbers.
+
+    Args:
+        results: records of `measure`, or result files and folders; only these hold what intervals are made of.
+        to: the row that the others are compared with: a measured or a published one.
+        literature: also published rows of the same cells.
+        resamples: of the test items, for the intervals.
+
+    Raises:
+        BackbenchError: no results, or no such row.
+    """
+    from benchmarks.report import render
+    from benchmarks.report.comparison import compare as compared
+    from benchmarks.report.table import gather
+
+    paths = [Path(result) for result in results if not isinstance(result, Result)]
+    found = store.read_paths(paths) if paths else {}
+    table = gather([*found.values(), *(result for result in results if isinstance(result, Result))])
+    if not table.rows:
+        raise BackbenchError("compare: no result holds a number; give records of measure(), result files or folders")
+    items = {result.identity(): store.items_path(path) for path, result in found.items() if result.status == "ok"}
+    made = compared(table, render.comparable(table), items, to=to, with_literature=literature, resamples=resamples)
+    rows = csv.DictReader(render.comparisons_csv(made).splitlines())
+    return Comparisons(render.comparisons_markdown(made, table, to=to), tuple(dict(row) for row in rows))
