@@ -9,22 +9,22 @@ import contextlib
 import itertools
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import PIL
 import torch
 import torchvision
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data import Subset as TorchSubset
 
 from backbench.config import digest
 from backbench.data.splits import ImageSplit
-from backbench.data.transforms import Interpolation, evaluation_view, resize_side, squashed_view
 from backbench.distributed import barrier, gather_words, is_main, rank, world_size
-from backbench.errors import BackbenchError, ConfigError, DataError, writing
+from backbench.errors import BackbenchError, DataError, writing
 from backbench.files.atomic import make_folder
 from backbench.files.hashes import tensors_sha256
 from backbench.files.locks import held
@@ -32,7 +32,8 @@ from backbench.progress import say, track
 from model_zoo.architecture import InputSpec
 from model_zoo.backbone import Backbone, identity_tensors
 from transfer import feature_file
-from transfer.pooling import Pooling, pooled, width_of
+from transfer.feature_spec import USUAL, FeatureSpec
+from transfer.pooling import pooled, width_of
 from transfer.protocol import RunContext
 from transfer.workers import Told
 
@@ -48,19 +49,15 @@ class NotFinite(BackbenchError, FloatingPointError):
     """Features that are not finite, or so large that distances overflow."""
 
 
-class _EvaluationViews(Dataset):
-    def __init__(
-        self, split: ImageSplit, size: int, resize: int, squash: bool = False, interpolation: Interpolation = "bilinear"
-    ) -> None:
-        self.split, self.size, self.resize, self.interpolation = split, size, resize, interpolation
-        self.view = squashed_view if squash else evaluation_view
+class _EvaluationViews(Dataset[np.ndarray]):
+    def __init__(self, split: ImageSplit, spec: FeatureSpec) -> None:
+        self.split, self.spec = split, spec
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        image = self.split.source.pil(index)
-        return self.view(image, self.size, resize=self.resize, interpolation=self.interpolation)
+        return self.spec.view(self.split.source.pil(index))
 
 
 def normalise(images_NSS3: Tensor, spec: InputSpec, device: torch.device) -> Tensor:
@@ -72,48 +69,28 @@ def normalise(images_NSS3: Tensor, spec: InputSpec, device: torch.device) -> Ten
     return x.sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 
-def extract(
-    backbone: Backbone,
-    split: ImageSplit,
-    ctx: RunContext[ImageSplit],
-    *,
-    size: int | None = None,
-    resize: int | None = None,
-    pooling: Pooling = "gap",
-    squash: bool = False,
-    interpolation: Interpolation = "bilinear",
-) -> Tensor:
+def extract(backbone: Backbone, split: ImageSplit, ctx: RunContext[ImageSplit], spec: FeatureSpec = USUAL) -> Tensor:
     """Pooled features (N, C), float32, mapped from the cache file; every image once, in order, by all ranks together.
 
     Args:
-        size: pixels of the centre crop; the backbone's own input size unless given.
-        resize: of the shorter side before it; 256/224 of the size unless given.
-        pooling: see `pooled`.
-        squash: no crop, both sides to `size` whatever the proportions.
-        interpolation: of the resizing.
+        spec: the views and the pooling.
 
     Raises:
         CorruptImage: an image cannot be read; evaluation never passes over one.
         ConfigError: the crop is larger than what it is cut from.
         NotFinite: a feature is not finite.
     """
-    size = size or backbone.input.size
-    resize = resize or resize_side(size)
-    if resize < size and not squash:
-        raise ConfigError(
-            f"a crop of size {size} does not fit into images resized to {resize}: set resize to {size} or more"
-        )
-    options = {"size": size, "resize": resize, "pooling": pooling, "squash": squash, "interpolation": interpolation}
-    key = gather_words([_key(backbone, split, ctx, options)])[0]  # rank 0's, whatever another rank was given to see
+    spec = spec.of(backbone.input)
+    key = gather_words([_key(backbone, split, ctx, spec)])[0]  # rank 0's, whatever another rank was given to see
     file = make_folder(ctx.cache) / f"{key}.npy"
-    shape = (len(split), width_of(backbone, pooling))
+    shape = (len(split), width_of(backbone, spec.pooling))
     with _lock(file):
         if not _agreed(is_main() and _is_sound(file, shape, key)):
-            compute(backbone.build(), backbone.input, split, ctx, **options, file=file)
+            compute(backbone.build(), backbone.input, split, ctx, spec, file=file)
         return torch.from_numpy(feature_file.mapped(file, shape))
 
 
-def _key(backbone: Backbone, split: ImageSplit, ctx: RunContext[ImageSplit], options: Mapping[str, object]) -> str:
+def _key(backbone: Backbone, split: ImageSplit, ctx: RunContext[ImageSplit], spec: FeatureSpec) -> str:
     """All that changes a feature, the files' sizes and times of change among it, as one hash."""
     return digest(
         {
@@ -125,7 +102,7 @@ def _key(backbone: Backbone, split: ImageSplit, ctx: RunContext[ImageSplit], opt
             "state": split.state_sha256(),  # exchanged images of the same size, which the manifest does not see
             "order": digest([split.source.name(i) for i in range(len(split))]),  # nor this
             "split": split.split,
-            **options,
+            **spec.key(),
             "packages": [str(p.__version__) for p in (torch, torchvision, PIL)],
             "device": ctx.device.type,
         }
@@ -134,15 +111,11 @@ def _key(backbone: Backbone, split: ImageSplit, ctx: RunContext[ImageSplit], opt
 
 def compute(
     module: nn.Module,
-    spec: InputSpec,
+    given: InputSpec,
     split: ImageSplit,
     ctx: RunContext[ImageSplit],
+    spec: FeatureSpec = USUAL,
     *,
-    size: int,
-    resize: int,
-    pooling: Pooling = "gap",
-    squash: bool = False,
-    interpolation: Interpolation = "bilinear",
     file: Path | None = None,
 ) -> Tensor:
     """Features (N, C) without looking for them first. The module is put into eval mode, and must not change.
@@ -151,10 +124,12 @@ def compute(
     joins them. The answer is mapped from the file, not held in memory: 1.28 M x 2048 are 10 GB.
 
     Args:
+        given: how the module wants its images.
         file: where to keep them; nowhere unless given.
     """
     if not len(split):
         raise DataError(f"{split.dataset} {split.split} has no image")
+    spec = spec.of(given)
     module = module.eval().requires_grad_(False).to(ctx.device, memory_format=torch.channels_last)
     before = tensors_sha256(identity_tensors(module.state_dict()))
     once = file is None
@@ -164,11 +139,11 @@ def compute(
     parts = [file.with_suffix(f".part{r}") for r in range(world_size())]
     try:
         with torch.no_grad():
-            width = pooled(module, torch.zeros(1, 3, size, size, device=ctx.device), pooling).shape[1]
+            width = pooled(module, normalise(_blank(spec), given, ctx.device), spec.pooling).shape[1]
         rows = range(bounds[rank()], bounds[rank() + 1])
-        views = _EvaluationViews(split, size, resize, squash, interpolation)
+        views = _EvaluationViews(split, spec)
         with feature_file.new_rows(parts[rank()], (len(rows), width), file.stem) as append:
-            for part in _batches(module, spec, views, rows, ctx, pooling):
+            for part in _batches(module, given, views, rows, ctx):
                 append(part)
         if tensors_sha256(identity_tensors(module.state_dict())) != before:
             raise FrozenMoved("the frozen backbone changed while its features were computed")
@@ -186,13 +161,17 @@ def compute(
             file.unlink(missing_ok=True)  # what is mapped stays readable
 
 
+def _blank(spec: FeatureSpec) -> Tensor:
+    """One view (1, S, S, 3) uint8."""
+    return torch.from_numpy(spec.view(Image.new("RGB", (8, 8))))[None]
+
+
 def _batches(
     module: nn.Module,
-    spec: InputSpec,
+    given: InputSpec,
     views: _EvaluationViews,
     rows: range,
     ctx: RunContext[ImageSplit],
-    pooling: Pooling,
 ) -> Iterator[np.ndarray]:
     """Features (B, C) float32 of some images of the split, batch by batch."""
     split = views.split
@@ -204,7 +183,7 @@ def _batches(
     )
     with torch.no_grad():
         for images in track(Told(loader), total=len(loader), label=f"features of {split.dataset} {split.split}"):
-            part = pooled(module, normalise(images, spec, ctx.device), pooling).float().cpu()
+            part = pooled(module, normalise(images, given, ctx.device), views.spec.pooling).float().cpu()
             refuse_not_finite(part, split)
             yield part.numpy()
 

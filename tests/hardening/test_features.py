@@ -16,32 +16,15 @@ from backbench.errors import BackbenchError
 from backbench.files import Changed
 from model_zoo.architecture import InputSpec
 from transfer import feature_file, features
-from transfer.protocol import RunContext
+from transfer.feature_spec import FeatureSpec
 
+pytest_plugins = ["feature_runs"]
 SIZE = 32
-
-
-@pytest.fixture
-def split(image_folder):
-    return load("imagenet", "train", DataPlaces(None, {"imagenet": image_folder}))
-
-
-@pytest.fixture
-def ctx(tmp_path):
-    return RunContext(splits={}, seed=0, device=torch.device("cpu"), cache=tmp_path / "features")
 
 
 @pytest.fixture(scope="module")
 def backbone():
     return make_backbone("resnet18", spec=InputSpec(size=SIZE))
-
-
-@pytest.fixture
-def computed(monkeypatch):
-    """How often features were computed."""
-    calls, real = [], features.compute
-    monkeypatch.setattr(features, "compute", lambda *a, **k: (calls.append(1), real(*a, **k))[1])
-    return calls
 
 
 def saved(file, array, **options):
@@ -202,8 +185,7 @@ IN_THE_WAY = {
 @pytest.mark.parametrize("kind", IN_THE_WAY)
 def test_what_is_in_the_way_is_a_sentence(split, ctx, backbone, kind):
     put, words = IN_THE_WAY[kind]
-    options = {"size": SIZE, "resize": 37, "pooling": "gap", "squash": False, "interpolation": "bilinear"}
-    ctx.cache = put(ctx.cache, features._key(backbone, split, ctx, options)) or ctx.cache
+    ctx.cache = put(ctx.cache, features._key(backbone, split, ctx, FeatureSpec(SIZE, 37))) or ctx.cache
     with pytest.raises(BackbenchError, match=words) as refused:
         features.extract(backbone, split, ctx)
     assert "\n" not in str(refused.value)
@@ -220,11 +202,10 @@ LEFT_BEHIND = {
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", LEFT_BEHIND)
 def test_what_is_left_behind_is_neither_waited_for_nor_written_through(split, ctx, backbone, kind):
-    options = {"size": SIZE, "resize": 37, "pooling": "gap", "squash": False, "interpolation": "bilinear"}
     ctx.cache.mkdir()
     theirs = ctx.cache / "somebody's"
     theirs.write_text("precious")
-    LEFT_BEHIND[kind](ctx.cache / f"{features._key(backbone, split, ctx, options)}.part0")
+    LEFT_BEHIND[kind](ctx.cache / f"{features._key(backbone, split, ctx, FeatureSpec(SIZE, 37))}.part0")
     assert len(features.extract(backbone, split, ctx)) == 24
     assert theirs.read_text() == "precious"
 

@@ -330,6 +330,7 @@ def test_an_image_that_changes_before_it_is_measured_leaves_no_number(root, tmp_
     from backbones import make_backbone
 
     from transfer import features
+    from transfer.feature_spec import FeatureSpec
     from transfer.protocol import RunContext
 
     split = catalogue.load("imagenet", "train", DataPlaces(root))
@@ -340,5 +341,5 @@ def test_an_image_that_changes_before_it_is_measured_leaves_no_number(root, tmp_
     with pytest.raises(
         DataError, match=r"^/.*train_bee_1\.png: (changed while the run was going|cannot be read)"
     ) as error:
-        features.compute(backbone.build(), backbone.input, split, ctx, size=32, resize=32)
+        features.compute(backbone.build(), backbone.input, split, ctx, FeatureSpec(32, 32))
     assert "\n" not in str(error.value)

@@ -21,8 +21,10 @@ from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone
 from model_zoo.resnet import build
 from transfer import feature_file, features
+from transfer.feature_spec import FeatureSpec
 from transfer.pooling import pooled
-from transfer.protocol import RunContext
+
+pytest_plugins = ["feature_runs"]
 
 
 def make_backbone(seed=0, width=0.25, **spec):
@@ -35,30 +37,6 @@ def make_backbone(seed=0, width=0.25, **spec):
         if key.endswith("running_var"):
             tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
     return Backbone("tiny", arch, state, InputSpec(size=32, **spec), "test", "backbench")
-
-
-@pytest.fixture
-def split(image_folder):
-    return load("imagenet", "train", DataPlaces(None, {"imagenet": image_folder}))
-
-
-@pytest.fixture
-def ctx(tmp_path):
-    return RunContext(splits={}, seed=0, device=torch.device("cpu"), cache=tmp_path / "features")
-
-
-@pytest.fixture
-def computed(monkeypatch):
-    """How often features were computed."""
-    calls = []
-    real = features.compute
-
-    def counting(*args, **kwargs):
-        calls.append(kwargs)
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(features, "compute", counting)
-    return calls
 
 
 def plain_loop(network, split, *, resize, size, mean, std, bgr=False):
@@ -83,7 +61,7 @@ def test_equals_a_plain_loop(split, ctx, size, resize):
     network.fc = nn.Identity()
     network.load_state_dict(backbone.state)
     side = size or 32
-    found = features.extract(backbone, split, ctx, size=size, resize=resize)
+    found = features.extract(backbone, split, ctx, FeatureSpec(size, resize))
     expected = plain_loop(
         network,
         split,
@@ -121,7 +99,7 @@ def test_normalise_by_hand():
 def test_every_image_once_whatever_the_batch(split, ctx, monkeypatch, batch):
     whole = features.extract(make_backbone(), split, ctx)
     monkeypatch.setattr(features, "_BATCH", batch)
-    parts = features.compute(make_backbone().build(), InputSpec(size=32), split, ctx, size=32, resize=37)
+    parts = features.compute(make_backbone().build(), InputSpec(size=32), split, ctx)
     assert len(parts) == len(split) == 24
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
 
@@ -180,7 +158,7 @@ def test_whatever_changes_a_feature_changes_the_key(split, ctx, computed, change
     backbone = make_backbone()
     before = features.extract(backbone, split, ctx)
     args, kwargs = changed(backbone, split)
-    after = features.extract(*args, ctx, **kwargs)
+    after = features.extract(*args, ctx, FeatureSpec(**kwargs))
     assert len(computed) == 2
     if args[1] is split:
         assert not torch.equal(before, after)
@@ -250,13 +228,13 @@ class _Drifting(nn.Module):
 
 def test_frozen_means_frozen(split, ctx):
     with pytest.raises(features.FrozenMoved):
-        features.compute(_Drifting(), InputSpec(size=32), split, ctx, size=32, resize=37)
+        features.compute(_Drifting(), InputSpec(size=32), split, ctx)
 
 
 def test_norms_are_in_eval_mode_and_nothing_asks_for_gradients(split, ctx):
     module = make_backbone().build().train()
     before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
-    found = features.compute(module, InputSpec(size=32), split, ctx, size=32, resize=37)
+    found = features.compute(module, InputSpec(size=32), split, ctx)
     assert not any(part.training for part in module.modules())
     assert not any(parameter.requires_grad for parameter in module.parameters())
     assert not found.requires_grad
@@ -269,7 +247,7 @@ def test_features_that_are_not_finite_are_refused(split, ctx):
             return x.mean(dim=(2, 3)) * torch.nan
 
     with pytest.raises(FloatingPointError, match="imagenet train"):
-        features.compute(_Nan(), InputSpec(size=32), split, ctx, size=32, resize=37)
+        features.compute(_Nan(), InputSpec(size=32), split, ctx)
 
 
 @pytest.mark.parametrize(("pooling", "size"), [("gap", 64), ("res5_2x2", 64), ("res5_2x2", 100)])
@@ -292,7 +270,7 @@ def test_pooling_and_squashing_equal_a_plain_loop(split, ctx, pooling, size, squ
             corners = [(0, 0), (0, 1), (1, 0), (1, 1)]
             cells = [c5[:, y : y + side - 1, x : x + side - 1].mean(dim=(1, 2)) for y, x in corners]
             rows.append(torch.stack(cells, dim=1).flatten())
-    found = features.extract(backbone, split, ctx, size=size, resize=resize, pooling=pooling, squash=squash)
+    found = features.extract(backbone, split, ctx, FeatureSpec(size, resize, pooling, squash))
     torch.testing.assert_close(found, torch.stack(rows), rtol=1e-4, atol=1e-4)
     assert found.std(dim=0).mean() > 1e-3, "rows differ, so the order is seen"
 
@@ -301,7 +279,7 @@ def test_pooling_and_squashing_have_keys_of_their_own(split, ctx, computed):
     options = [{}, {"pooling": "res5_2x2"}, {"squash": True}, {"pooling": "res5_2x2", "squash": True}]
     for _ in range(2):
         for option in options:
-            features.extract(make_backbone(), split, ctx, size=40, **option)
+            features.extract(make_backbone(), split, ctx, FeatureSpec(size=40, **option))
     assert len(computed) == len(options)
 
 
@@ -315,4 +293,4 @@ def test_2x2_of_a_resnet50_are_8192_numbers():
 
 def test_2x2_of_a_single_cell_is_refused(split, ctx):
     with pytest.raises(ConfigError, match="C5 of 2x2 cells or more, not 1x1: set a larger size"):
-        features.extract(make_backbone(), split, ctx, size=32, pooling="res5_2x2")
+        features.extract(make_backbone(), split, ctx, FeatureSpec(size=32, pooling="res5_2x2"))

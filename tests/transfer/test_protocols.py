@@ -56,7 +56,7 @@ def run(backbone, tmp_path):
 
     def go(task, folder, fields, *, seed=0, change=lambda splits: splits, backbone=backbone):
         config = build(task.Config, {**ANY, **fields})
-        splits = change(task.splits(config, DataPlaces(None, {"imagenet": folder})))
+        splits = change(task.TASK.splits(config, DataPlaces(None, {"imagenet": folder})))
         ctx = RunContext(splits=splits, seed=seed, device=torch.device("cpu"), cache=tmp_path / "cache")
         metrics = task.run(backbone, config, ctx)
         return {name: metric.value for name, metric in metrics.items()}, ctx
@@ -351,7 +351,7 @@ def test_collapsed_features_are_aligned_and_not_uniform(run, bright, backbone):
 
 def test_uniformity_says_that_lower_is_better(backbone, bright, tmp_path):
     config = build(uniformity.Config, ANY)
-    splits = uniformity.splits(config, DataPlaces(None, {"imagenet": bright}))
+    splits = uniformity.TASK.splits(config, DataPlaces(None, {"imagenet": bright}))
     ctx = RunContext(splits=splits, seed=0, device=torch.device("cpu"), cache=tmp_path)
     metrics = uniformity.run(backbone, config, ctx)
     assert {name: (m.higher_is_better, m.unit) for name, m in metrics.items()} == {

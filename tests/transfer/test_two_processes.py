@@ -126,9 +126,7 @@ def extracted(folder: Path) -> dict[str, object]:
         out[f"decoded {count}"] = list(source.decoded)
         again = features.extract(backbone(), split, ctx)
         assert torch.equal(again, out[f"extract {count}"]) and out[f"decoded {count}"] == source.decoded, "a hit"
-        out[f"compute {count}"] = features.compute(
-            backbone().build(), InputSpec(size=32), split, ctx, size=32, resize=37
-        ).clone()
+        out[f"compute {count}"] = features.compute(backbone().build(), InputSpec(size=32), split, ctx).clone()
     distributed.barrier()
     out["files"] = sorted(path.suffix for path in ctx.cache.iterdir() if path.suffix != ".lock")
     return out
@@ -148,7 +146,7 @@ def measured(folder: Path) -> dict[str, object]:
     for name, (task, values) in tasks.items():
         config = build(task.Config, {"data": {"name": "imagenet", "expect": "any"}, **values})
         cache = folder / f"cache{distributed.world_size()}"
-        ctx = RunContext(splits=task.splits(config, places), seed=0, device=CPU, cache=cache)
+        ctx = RunContext(splits=task.TASK.splits(config, places), seed=0, device=CPU, cache=cache)
         metrics = task.run(backbone(), config, ctx)
         out[name] = {key: metric.value for key, metric in metrics.items()} | {"tuned": ctx.tuned, "notes": ctx.notes}
         out[name] |= {"best": torch.as_tensor(ctx.items["best"])} if ctx.items else {}

@@ -14,6 +14,7 @@ from backbench.data.splits import ImageSplit
 from backbench.errors import ConfigError, DataError
 from model_zoo.load import load
 from transfer import svm, tasks
+from transfer.feature_spec import FeatureSpec
 from transfer.metrics import area_ap, eleven_point_ap
 from transfer.protocol import RunContext, limited
 from transfer.tasks import voc07_svm
@@ -40,8 +41,8 @@ def classify(monkeypatch):
         by_split = {split.split: parts[role][0] for role, split in splits.items()}
         asked = []
 
-        def extract(backbone, split, ctx, **options):
-            asked.append(options)
+        def extract(backbone, split, ctx, spec):
+            asked.append(spec)
             return torch.from_numpy(by_split[split.split])
 
         monkeypatch.setattr(voc07_svm, "extract", extract)
@@ -279,7 +280,7 @@ def test_presets_are_those_of_the_literature(classify, embedded):
     asked = (("gap_crop", ("gap", False)), ("obow", ("gap", True)), ("vissl", ("res5_2x2", True)))
     for preset, options in asked:
         _, ctx = classify(embedded, preset, costs=[0.1], size=64, resize=70)
-        assert [tuple(o.values()) for o in ctx.asked] == [(64, 70, *options)] * 2
+        assert ctx.asked == [FeatureSpec(64, 70, *options)] * 2
 
 
 def made_labels(images, positives, seed=0):

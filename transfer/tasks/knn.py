@@ -22,6 +22,7 @@ from backbench.embeddings import knn_scores, neighbours
 from backbench.errors import DataError
 from backbench.progress import track
 from model_zoo.backbone import Backbone
+from transfer.feature_spec import FeatureSpec
 from transfer.features import extract, note_degenerate
 from transfer.heads import items_of
 from transfer.presets import Preset, When
@@ -74,9 +75,9 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
         raise DataError(f"headline_k {config.headline_k} is not among k {list(config.k)}")
     if max(config.k) > len(train):
         raise DataError(f"k={max(config.k)} is more than the {len(train)} training images: set k to less")
-    views = {"size": config.size, "resize": config.resize, "interpolation": config.interpolation}
-    bank = extract(backbone, train, ctx, **views)  # stays on the CPU, goes over in chunks
-    query = extract(backbone, test, ctx, **views)
+    spec = FeatureSpec(size=config.size, resize=config.resize, interpolation=config.interpolation)
+    bank = extract(backbone, train, ctx, spec=spec)  # stays on the CPU, goes over in chunks
+    query = extract(backbone, test, ctx, spec=spec)
     note_degenerate(bank, train, ctx)
     bank_labels = torch.as_tensor(train.labels, device=ctx.device)
     votes: dict[str, float | None] = {"": config.temperature}

@@ -26,6 +26,7 @@ from backbench.errors import DataError
 from backbench.files.hashes import tensors_sha256
 from model_zoo.backbone import Backbone, identity_tensors
 from transfer.augment import crop_and_flip, image_batches
+from transfer.feature_spec import FeatureSpec
 from transfer.features import FrozenMoved, extract, note_degenerate
 from transfer.heads import Classifier, HeadInit, Heads, accuracies, best_classes, hits, items_of
 from transfer.pooling import CELLS, Pooled, Pooling, needs_stages, width_of
@@ -110,10 +111,14 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
     order = Order(len(fit_on), config.batch, config.epochs, ctx.seed)
     if config.head_norm != "none":
         refuse_single(order)
-    views = {"size": config.size, "resize": config.resize, "pooling": config.feature,
-             "interpolation": config.interpolation}  # fmt: skip
+    spec = FeatureSpec(
+        size=config.size,
+        resize=config.resize,
+        pooling=config.feature,
+        interpolation=config.interpolation,
+    )
     if config.features == "cached":
-        x, y = extract(backbone, train, ctx, **views), torch.as_tensor(train.labels)
+        x, y = extract(backbone, train, ctx, spec=spec), torch.as_tensor(train.labels)
         note_degenerate(x, train, ctx)
         heads = new_heads(x.shape[1], len(train.classes), config, ctx.seed)
         fit(Classifier(None, heads), batches_of(x, y, order, fit_on), config, order, device=ctx.device)
@@ -122,10 +127,10 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
         heads = new_heads(width_of(backbone, config.feature), len(train.classes), config, ctx.seed)
         _fit_on_images(heads, backbone, train, fit_on, order, config, ctx)
         aside = train.part(held_out.numpy())
-        there = (extract(backbone, aside, ctx, **views), torch.as_tensor(aside.labels)) if len(held_out) else ()
+        there = (extract(backbone, aside, ctx, spec=spec), torch.as_tensor(aside.labels)) if len(held_out) else ()
     chosen = choose(heads, *there, ctx) if len(held_out) else 0
     y_test = torch.as_tensor(test.labels)
-    best = best_classes(heads, extract(backbone, test, ctx, **views), device=ctx.device)[chosen]
+    best = best_classes(heads, extract(backbone, test, ctx, spec=spec), device=ctx.device)[chosen]
     ctx.items |= items_of(best, y_test, len(test.classes))
     return {name: Metric(value) for name, value in hits(best, y_test).items()}
 

@@ -25,7 +25,8 @@ from backbench.files.hashes import tensors_sha256
 from model_zoo.architecture import InputSpec
 from model_zoo.backbone import Backbone, identity_tensors
 from transfer.augment import crop_and_flip, image_batches
-from transfer.features import FrozenMoved, compute, resize_side
+from transfer.feature_spec import FeatureSpec
+from transfer.features import FrozenMoved, compute
 from transfer.heads import Classifier, HeadInit, Heads, best_classes, hits, items_of
 from transfer.presets import Preset, When
 from transfer.protocol import Metric, RunContext, Task, image_splits, limited
@@ -111,11 +112,11 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
     train, test = ctx.splits["train"], ctx.splits["test"]
     size = config.size or backbone.input.size
     encoder = backbone.build()
-    spec = input_of(backbone, config)
+    given = input_of(backbone, config)
     heads = Heads(backbone.feature_dim, len(train.classes), [config.rate_head], ctx.seed, init=config.head_init)
     model = Classifier(encoder, heads, rate_encoder=config.rate_encoder)
     order = Order(len(train), config.batch, config.epochs, ctx.seed)
-    batches = image_batches(train, crop_and_flip(size), spec, order, ctx, size)
+    batches = image_batches(train, crop_and_flip(size), given, order, ctx, size)
     fit(model, batches, config, order, device=ctx.device, resume=ctx.resume_file(backbone, config, TASK.version))
     frozen = not config.rate_encoder
     if frozen and tensors_sha256(identity_tensors(encoder.state_dict())) != backbone.weights_sha256:
@@ -125,7 +126,7 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
         if frozen
         else f"encoder fine-tuned at rate {config.rate_encoder:g}"
     )
-    x = compute(model.encoder, spec, test, ctx, size=size, resize=config.resize or resize_side(size))
+    x = compute(model.encoder, given, test, ctx, FeatureSpec(config.size, config.resize))
     y_test = torch.as_tensor(test.labels)
     best = best_classes(heads, x, device=ctx.device)[0]
     ctx.items |= items_of(best, y_test, len(test.classes))

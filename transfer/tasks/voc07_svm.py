@@ -31,6 +31,7 @@ from backbench.errors import DataError
 from backbench.printable import printable
 from model_zoo.backbone import Backbone
 from transfer import svm
+from transfer.feature_spec import FeatureSpec
 from transfer.features import extract, note_degenerate
 from transfer.metrics import area_ap, class_aps, eleven_point_ap
 from transfer.pooling import Pooling, needs_stages
@@ -168,8 +169,9 @@ def refuse_unmeasurable(test: ImageSplit, truth: np.ndarray) -> None:
 
 def embed(backbone: Backbone, split: ImageSplit, config: FeatureConfig, ctx: RunContext[ImageSplit]) -> np.ndarray:
     """Features (N, C) float32, with rows of length 1 where `normalize` says so."""
-    options = {"size": config.size, "resize": config.resize, "pooling": config.feature}
-    x = extract(backbone, split, ctx, **options, squash=config.transform == "squash").numpy()
+    squash = config.transform == "squash"
+    spec = FeatureSpec(size=config.size, resize=config.resize, pooling=config.feature, squash=squash)
+    x = extract(backbone, split, ctx, spec=spec).numpy()
     return svm.unit_rows(x) if config.normalize else x
 
 
