@@ -9,6 +9,7 @@ from pathlib import Path
 if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from backbench import plugins
 from backbench.errors import BackbenchError, nearest, run_cli
 from backbench.printable import printable
 
@@ -22,6 +23,7 @@ def parser(prog: str = "benchmarks/compare.py") -> argparse.ArgumentParser:
         description=__doc__,
         epilog="Markdown goes to stdout. Numbers of different data never share a table, and have no difference.",
     )
+    plugins.add_option(p)
     p.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="result files, or folders that hold them")
     p.add_argument("--to", metavar="BASELINE", help="a measured row, or a published entry or method; NAME@TEXT picks the "
                    "published row whose setting or source holds TEXT")  # fmt: skip

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from backbench import plugins
 from model_zoo.choice import NO_CHOICE, Choice, add_options, of_arguments, spelled
 
 
@@ -136,7 +137,9 @@ def cell_parser(prog: str = "benchmarks/run_one.py") -> argparse.ArgumentParser:
 
 
 def _add_shared(p: argparse.ArgumentParser) -> None:
+    plugins.add_option(p)
     p.add_argument("--profile", choices=["full", "smoke"], default="full", help="smoke: a few steps of every cell")
     p.add_argument("--data-root", type=Path, metavar="DIR", help="folder that holds the data sets by name")
-    p.add_argument("--data", action="append", default=[], metavar="name=PATH", help="one data set elsewhere")
+    p.add_argument("--data", action="append", default=[], metavar="name=PATH", help="a data set elsewhere, or your own: "
+                   "NAME=DIR or NAME=LAYOUT:DIR makes the cells NAME_knn, NAME_linear, ...")  # fmt: skip
     p.add_argument("--out", type=Path, default=Path("results"), metavar="DIR")

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backbench import plugins
 from backbench.errors import BackbenchError, CheckpointError, run_cli
 from backbench.printable import printable
 from model_zoo import export
@@ -45,6 +46,8 @@ def parser(prog: str = "python -m model_zoo") -> argparse.ArgumentParser:
     down.add_argument(
         "--to", type=Path, metavar="DIR", help="here in place of the cache (fit for BACKBENCH_ZOO, a mirror)"
     )
+    for command in commands.choices.values():
+        plugins.add_option(command)
     return parser
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from backbench import plugins
 from backbench.config import configs_folder
 from backbench.errors import BackbenchError, run_cli
 
@@ -28,6 +29,7 @@ def parser(prog: str = "pretrain/run.py") -> argparse.ArgumentParser:
         description="Pretrain with MSBReg. Writes model.pth, last.ckpt, metrics.jsonl, config.yaml, tensorboard/.",
         epilog=f"recipes: {recipes}",
     )
+    plugins.add_option(parser)
     parser.add_argument("--config", metavar="RECIPE", help="a recipe's name or a YAML file (default: demo)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="the run's folder (default: runs/<recipe>)")
     parser.add_argument("--resume", action="store_true", help="continue the run in the folder from its last checkpoint")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from backbench import plugins
 from backbench.errors import run_cli
 
 
@@ -41,6 +42,8 @@ def parser(prog: str = "python -m backbench.data") -> argparse.ArgumentParser:
     )
     prepare.add_argument("--dry-run", action="store_true", help="only say what would be done")
     commands.add_parser("lists", help="fetch and verify ImageNet's 1%% and 10%% lists")
+    for command in commands.choices.values():
+        plugins.add_option(command)
     return p
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from backbench import plugins
 from backbench.errors import BackbenchError, run_cli
 from backbench.printable import visible
 
@@ -12,6 +13,7 @@ from backbench.printable import visible
 def parser(prog: str = "python -m benchmarks.report") -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    plugins.add_option(parser)
     parser.add_argument("results", nargs="?", type=Path, help="a folder that run_all wrote")
     parser.add_argument(
         "--readme",

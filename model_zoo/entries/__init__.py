@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -10,8 +9,9 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import Field
 
+from backbench import plugins
 from backbench.config import Config, build, read_mapping
-from backbench.errors import BackbenchError, nearest
+from backbench.errors import BackbenchError, ConfigError, nearest
 from model_zoo.architecture import Architecture, InputSpec
 
 _FOLDER = Path(__file__).resolve().parent
@@ -100,25 +100,28 @@ class Entry(Config):
         return found[0] if found else ".pth"
 
 
-@functools.cache
 def all_entries() -> tuple[Entry, ...]:
-    """Every entry, by name.
-
-    Raises:
-        ConfigError: an entry does not fit; BackbenchError: its name is not its file's.
-    """
-    found = []
-    for path in sorted(_FOLDER.glob("*.yaml")):
-        entry = build(Entry, read_mapping(path), where=f"entry {path.name}")
-        if entry.name != path.stem:
-            raise BackbenchError(f"entry {path.name} calls itself '{entry.name}'")
-        found.append(entry)
-    return tuple(found)
+    """Every entry that can be read, by name; one that cannot is named in a warning."""
+    found = _parts().found
+    return tuple(found[name] for name in sorted(found))
 
 
 def get(name: str) -> Entry:
-    """An entry by name; an error with the nearest name otherwise."""
+    """An entry by name; an error with the nearest name, or with what is wrong in its file."""
     by_name = {entry.name: entry for entry in all_entries()}
     if name not in by_name:
-        raise BackbenchError(f"no zoo entry '{name}'{nearest(name, by_name)}")
+        broken = _parts().broken
+        raise BackbenchError(broken.get(name) or f"no zoo entry '{name}'{nearest(name, by_name)}")
     return by_name[name]
+
+
+def _parts() -> plugins.Parts[Entry]:
+    return plugins.read_files("entries", _FOLDER, _read)
+
+
+def _read(path: Path) -> Entry:
+    """Raises ConfigError: it does not fit, or its name is not its file's."""
+    entry = build(Entry, read_mapping(path), where=f"entry {path}")
+    if entry.name != path.stem:
+        raise ConfigError(f"entry {path} calls itself '{entry.name}'; name the file {entry.name}.yaml")
+    return entry

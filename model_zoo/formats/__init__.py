@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import importlib
-import pkgutil
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backbench import plugins
 from backbench.errors import CheckpointError
 from model_zoo.architecture import Architecture
 from model_zoo.wrappers import MOST_TENSORS, tensors_of
@@ -50,8 +50,7 @@ class Extracted:
 
 def modules() -> dict[str, ModuleType]:
     """Every layout there is, by name."""
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    return {name: importlib.import_module(f"model_zoo.formats.{name}") for name in names}
+    return dict(plugins.modules("formats", sys.modules[__name__]).found)
 
 
 WRAPPERS = ("state_dict", "model")

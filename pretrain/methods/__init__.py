@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+import sys
 
-from backbench.errors import ConfigError, nearest
+from backbench import plugins
+from backbench.errors import ConfigError
 from pretrain.method import Method
 
 
 def names() -> list[str]:
-    """Every method: the modules of this folder."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    """Every method: the modules of this folder, and plug-ins."""
+    return plugins.module_names("methods", sys.modules[__name__])
 
 
 def get(name: str) -> Method:
@@ -20,9 +20,7 @@ def get(name: str) -> Method:
     Raises:
         ConfigError: unknown name, or a module without a `METHOD` of that name.
     """
-    if name not in names():
-        raise ConfigError(f"unknown method '{name}'{nearest(name, names())}")
-    module = importlib.import_module(f"pretrain.methods.{name}")
+    module = plugins.module("methods", sys.modules[__name__], name, "method")
     method = getattr(module, "METHOD", None)
     if not isinstance(method, Method) or method.name != name:
         raise ConfigError(f"method '{name}': {module.__file__} must hold METHOD = Method(name='{name}', ...)")

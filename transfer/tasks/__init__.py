@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+import sys
 from collections.abc import Mapping
 from typing import Any
 
+from backbench import plugins
 from backbench.errors import ConfigError, nearest
 from transfer.protocol import Task
 
 
 def names() -> list[str]:
-    """Every task there is."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    """Every task there is: the modules of this folder, and plug-ins."""
+    return plugins.module_names("tasks", sys.modules[__name__])
 
 
 def get(name: str) -> Task[Any, Any]:
-    """A task by name; ConfigError with the nearest name otherwise."""
-    if name not in names():
-        raise ConfigError(f"unknown task '{name}'{nearest(name, names())}")
-    task: Task[Any, Any] = importlib.import_module(f"transfer.tasks.{name}").TASK
+    """The task of a name.
+
+    Raises:
+        ConfigError: unknown (with the nearest name), a plug-in that is broken, or a module without a `TASK`.
+    """
+    module = plugins.module("tasks", sys.modules[__name__], name, "task")
+    task = getattr(module, "TASK", None)
+    if not isinstance(task, Task):
+        raise ConfigError(f"task '{name}': {module.__file__} must hold TASK = Task(...)")
     return task
 
 
