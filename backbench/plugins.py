@@ -138,7 +138,7 @@ def attempt(kind: str, readers: Mapping[str, Callable[[], T]]) -> Parts[T]:
             found[name] = read()
         except BackbenchError as error:
             broken[name] = str(error)
-            warn(f"{error}; left out")
+            warn(f"{error}; left out" if name in str(error) else f"{kind} '{name}': {error}; left out")
     return Parts(kind, found, broken)
 
 

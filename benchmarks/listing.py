@@ -26,7 +26,7 @@ def everything() -> str:
          ", ".join(name for name, suite in suites.items() if cell.name in suite.cells))
         for cell in cells
     ]  # fmt: skip
-    presets = [(name, ", ".join(tasks.get(name).Config.PRESETS) or "-") for name in tasks.names()]
+    presets = [(name, ", ".join(task.Config.PRESETS) or "-") for name, task in tasks.known().items()]
     listed = [(name, str(len(suite.cells)), " ".join(suite.cells)) for name, suite in suites.items()]
     parts = [
         _table(("CELL", "DATA", "TASK", "PRESET", "SUITES"), rows),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +28,11 @@ def get(name: str) -> Task[Any, Any]:
     if not isinstance(task, Task):
         raise ConfigError(f"task '{name}': {module.__file__} must hold TASK = Task(...)")
     return task
+
+
+def known() -> Mapping[str, Task[Any, Any]]:
+    """Every task by name; a plug-in that is broken is named in a warning."""
+    return plugins.attempt("tasks", {name: functools.partial(get, name) for name in names()}).found
 
 
 def preset_fields(task: Task[Any, Any], preset: str, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
