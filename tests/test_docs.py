@@ -100,6 +100,11 @@ def check_names(module: str, args: argparse.Namespace) -> None:
         catalogue.info(args.name)
 
 
+@pytest.fixture(autouse=True)
+def no_data_sets_left(monkeypatch):
+    monkeypatch.setattr(catalogue, "OWN", {})
+
+
 def check(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command line that a reader may type: its program, options and names exist.
 
