@@ -119,6 +119,30 @@ def test_suites_refuse_what_they_do_not_know(tmp_path, monkeypatch):
         plan.load_cell("mine")
 
 
+def resolved(suite):
+    """The suite's cells as `run_all` resolves them."""
+    overrides = plan.split_overrides(suite.overrides, suite.cells)
+    return {name: plan.load_cell(name, overrides[name]).config for name in suite.cells}
+
+
+def test_the_demo_trains_one_detector_and_demo_all_both_engines():
+    demo, everything = (resolved(plan.load_suite(name)) for name in ("demo", "demo_all"))
+    assert {config.engine for config in demo.values() if hasattr(config, "engine")} == {"detectron2"}
+    assert {config.engine for config in everything.values() if hasattr(config, "engine")} == {"detectron2", "mmdet"}
+    assert demo.items() <= everything.items(), "a record of the one is a record of the other"
+    assert all(config.data.expect == "any" for config in everything.values())
+
+
+def test_the_demo_presets_course_stands_in_the_cell():
+    for name, head in (("voc0712_detection", "c4"), ("coco_instance_segmentation", "fpn")):
+        cell, published = plan.load_cell(name, ["preset=demo"]), plan.load_cell(name)
+        course = cell.config.course()
+        assert course == cell.config.spec, "no batch is set: nothing is scaled"
+        assert course.head == published.config.spec.head == head
+        assert course.iterations < 1000 < published.config.spec.iterations
+        assert all(drop < course.iterations for drop in course.milestones), "every drop of the rate is reached"
+
+
 def test_places():
     paper, demo = plan.load_suite("paper"), plan.load_suite("demo")
     assert plan.places_of(paper, None, {}) == DataPlaces(None, {})
