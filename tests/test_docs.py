@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import worked_examples
 import yaml
 
+from backbench import plugins
 from backbench.data import catalogue
 from backbench.errors import BackbenchError
 from benchmarks import cli, pairs, plan
@@ -101,8 +103,12 @@ def check_names(module: str, args: argparse.Namespace) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_data_sets_left(monkeypatch):
+def a_readers_folder(monkeypatch, tmp_path):
+    """Where the pages' commands are typed: beside the plug-ins of docs/extending.md."""
     monkeypatch.setattr(catalogue, "OWN", {})
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    worked_examples.write(tmp_path)
+    monkeypatch.chdir(tmp_path)
 
 
 def check(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
