@@ -1,16 +1,16 @@
-"""The only place that builds a ResNet: torchvision's, with the fields of an Architecture applied."""
+"""The only place that builds a ResNet: `model_zoo.blocks`, with the fields of an Architecture applied."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from model_zoo.anatomy import BLOCKS, planes, stem_planes
 from model_zoo.architecture import BASIC, DEEP, Architecture
+from model_zoo.blocks import BasicBlock, Block, Bottleneck, ResNet
 
-LAYERS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+LAYERS: dict[str, tuple[Block, tuple[int, int, int, int]]] = {
     name: (BasicBlock if name in BASIC else Bottleneck, blocks) for name, blocks in BLOCKS.items()
 }
 
@@ -43,23 +43,20 @@ class Trunk(ResNet):
 
     def __init__(self, arch: Architecture) -> None:
         block, layers = LAYERS[arch.name]
-        super().__init__(block, list(layers), groups=arch.groups, width_per_group=arch.base_width)
-        del self.fc
+        super().__init__(block, layers, groups=arch.groups, width_per_group=arch.base_width)
         stem = stem_planes(arch)[-1]
         if stem != 64:
             self.conv1, self.bn1 = nn.Conv2d(3, stem, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(stem)
         if arch.width != 1 or stem != 64:
             self.inplanes = stem
             for i, wide in enumerate(planes(arch)):
-                setattr(self, f"layer{i + 1}", self._make_layer(block, wide, layers[i], stride=2 if i else 1))
+                setattr(self, f"layer{i + 1}", self.make_layer(block, wide, layers[i], stride=2 if i else 1))
         if arch.stem in DEEP:
             self.conv1 = _deep_stem(*stem_planes(arch))
         elif arch.stem != "7x7":
             self.conv1 = nn.Conv2d(3, stem, 3, stride=1, padding=1, bias=False)
         if arch.width != 1 or stem != 64 or arch.stem != "7x7":
-            for module in self.modules():  # torchvision's initialisation for the layers replaced above
-                if isinstance(module, nn.Conv2d):
-                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            self.initialise()  # the layers replaced above
         self._set_pool(arch)
         for module in list(self.modules()):
             if arch.stride_in_1x1 and isinstance(module, Bottleneck) and module.stride != 1:
@@ -76,18 +73,6 @@ class Trunk(ResNet):
             self.maxpool = nn.Sequential(nn.ConstantPad2d((0, 1, 0, 1), -torch.inf), nn.MaxPool2d(3, 2))
         elif arch.pool_padding == "same":
             self.maxpool = SameMaxPool2d(3, 2)
-
-    def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(N, 3, H, W) -> C2, C3, C4, C5 at strides 4, 8, 16, 32 (7x7 stem)."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        c2 = self.layer1(x)
-        c3 = self.layer2(c2)
-        c4 = self.layer3(c3)
-        return c2, c3, c4, self.layer4(c4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) -> globally average-pooled features (N, C)."""
-        return torch.flatten(self.avgpool(self.stages(x)[-1]), 1)
 
 
 def _deep_stem(first: int, second: int, last: int) -> nn.Sequential:

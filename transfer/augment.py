@@ -10,8 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
-from torchvision.transforms import InterpolationMode
 
 from backbench.data.splits import ImageSplit
 from model_zoo.architecture import InputSpec
@@ -25,11 +23,16 @@ View = Callable[[Image.Image], Image.Image]
 
 def crop_and_flip(size: int) -> View:
     """RandomResizedCrop (area 0.08 to 1, bilinear) and flip: every linear probe of the literature."""
+    from torchvision import transforms  # takes seconds to import
+
     return transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()])
 
 
 def ssl_view(size: int, *, blur: float, solarize: float, bicubic: bool = False) -> View:
     """BYOL's augmentations (colour 0.4, 0.4, 0.2, 0.1 in 0.8 of the views, grey 0.2), blurred and solarised so often."""
+    from torchvision import transforms
+    from torchvision.transforms import InterpolationMode
+
     kernel = max(3, size // 10 // 2 * 2 + 1)
     colour = transforms.ColorJitter(0.4, 0.4, 0.2, 0.1)
     mode = InterpolationMode.BICUBIC if bicubic else InterpolationMode.BILINEAR

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import PIL
 import torch
-import torchvision
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -92,6 +91,8 @@ def extract(backbone: Backbone, split: ImageSplit, ctx: RunContext[ImageSplit], 
 
 def _key(backbone: Backbone, split: ImageSplit, ctx: RunContext[ImageSplit], spec: FeatureSpec) -> str:
     """All that changes a feature, the files' sizes and times of change among it, as one hash."""
+    import torchvision  # takes seconds; here before any worker starts
+
     return digest(
         {
             "version": _VERSION,

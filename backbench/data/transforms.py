@@ -1,4 +1,7 @@
-"""The evaluation transforms: torchvision on Pillow images, nothing else."""
+"""The evaluation transforms: torchvision on Pillow images, nothing else.
+
+torchvision takes seconds to import, so only what transforms an image does.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as TF
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -19,6 +20,9 @@ def evaluation_view(
     image: Image.Image, size: int, *, resize: int | None = None, interpolation: Interpolation = "bilinear"
 ) -> np.ndarray:
     """Shorter side to `resize` (256/224 of the size unless given), centre crop: (size, size, 3) uint8."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as TF
+
     image = TF.resize(image, [resize or resize_side(size)], InterpolationMode(interpolation))
     return np.array(TF.center_crop(image, [size, size]))
 
@@ -30,6 +34,9 @@ def squashed_view(
 
     VISSL's transform for VOC07: Resize(256), then Resize([224, 224]).
     """
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as TF
+
     image = TF.resize(image, [resize or resize_side(size)], InterpolationMode(interpolation))
     return np.array(TF.resize(image, [size, size], InterpolationMode(interpolation)))
 
