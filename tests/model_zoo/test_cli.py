@@ -172,3 +172,17 @@ def test_as_a_process(moco):
     )
     assert done.returncode == 2
     assert done.stderr == "checkpoint error: nothing.pth: no such file or folder\n"
+
+
+@pytest.mark.slow
+def test_a_file_is_recognised_without_what_takes_seconds_to_import(moco, tmp_path):
+    """torchvision.models and timm pull in torch's compiler: 2 of 4 CPU seconds."""
+    code = (
+        "import sys\nfrom model_zoo.__main__ import main\nfrom benchmarks import run_all\n"
+        f"main(['convert', {str(moco)!r}, '-o', {str(tmp_path / 'model.pth')!r}])\n"
+        f"main(['verify', {str(moco)!r}])\n"
+        f"run_all.main(['--ckpt', {str(moco)!r}, '--suite', 'demo', '--profile', 'smoke', '--dry-run'])\n"
+        "print(*({'torchvision', 'timm', 'torch._dynamo'} & set(sys.modules)), 'end')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].split() == ["end"]

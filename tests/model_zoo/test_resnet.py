@@ -65,16 +65,40 @@ def test_equals_torchvision(name, x):
     assert [tuple(stage.shape[-2:]) for stage in found] == [(16, 16), (8, 8), (4, 4), (2, 2)]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_initialised_as_torchvision_under_the_same_seed(name):
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("resnet18", {}),
+        ("resnet50", {}),
+        ("resnext50_32x4d", {"name": "resnet50", "groups": 32, "base_width": 4}),
+        ("wide_resnet50_2", {"name": "resnet50", "base_width": 128}),
+    ],
+)
+def test_initialised_as_torchvision_under_the_same_seed(name, fields):
     torch.manual_seed(5)
     theirs = without_head(getattr(torchvision.models, name)())
-    ours = build(Architecture(name=name), seed=5).state_dict()
+    arch = Architecture(**{"name": name} | fields)
+    ours = build(arch, seed=5).state_dict()
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     torch.manual_seed(5)
-    unseeded = build(Architecture(name=name)).state_dict()
+    unseeded = build(arch).state_dict()
     assert all(torch.equal(unseeded[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_trains_as_torchvision_to_the_bit(name):
+    """Statistics and gradients too: pretrained weights must not depend on whose blocks these are."""
+    ours, theirs = build(Architecture(name=name), seed=5), getattr(torchvision.models, name)()
+    theirs.fc = nn.Identity()
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    for network in (ours, theirs):
+        network(images).pow(2).sum().backward()
+    for key, tensor in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[key], tensor), key
+    for (key, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad), key
 
 
 def test_timm_weights_give_timms_features(tmp_path):
