@@ -51,7 +51,7 @@ def new_rows(file: Path, shape: tuple[int, int], label: str) -> Iterator[Callabl
 
     def append(part: np.ndarray) -> None:
         nonlocal done
-        write(memoryview(np.ascontiguousarray(part, np.float32)).cast("B"))
+        write(np.ascontiguousarray(part, np.float32).data.cast("B"))
         done += len(part)
 
     try:

@@ -131,7 +131,7 @@ def compute(
     if not len(split):
         raise DataError(f"{split.dataset} {split.split} has no image")
     spec = spec.of(given)
-    module = module.eval().requires_grad_(False).to(ctx.device, memory_format=torch.channels_last)
+    module = module.eval().requires_grad_(False).to(ctx.device).to(memory_format=torch.channels_last)
     before = tensors_sha256(identity_tensors(module.state_dict()))
     once = file is None
     unique = f"once-{os.getpid()}-{secrets.token_hex(4)}"

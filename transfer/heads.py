@@ -42,8 +42,9 @@ class Heads(nn.Module):
             bias = torch.empty(classes).uniform_(-bound, bound, generator=generator)
         else:
             weight, bias = torch.randn(classes, features, generator=generator) * 0.01, torch.zeros(classes)
-        self.linear = nn.ModuleList(nn.Linear(features, classes) for _ in rates)
-        for head in self.linear:
+        linear = [nn.Linear(features, classes) for _ in rates]
+        self.linear = nn.ModuleList(linear)
+        for head in linear:
             with torch.no_grad():
                 head.weight.copy_(weight)
                 head.bias.copy_(bias)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +12,10 @@ from model_zoo.backbone import Backbone
 
 Pooling = Literal["gap", "res5_2x2"]
 CELLS: dict[Pooling, int] = {"gap": 1, "res5_2x2": 4}  # numbers that each channel gives
+
+
+class _Staged(Protocol):
+    def stages(self, x: Tensor) -> tuple[Tensor, ...]: ...
 
 
 def pooled(module: nn.Module, x_N3SS: Tensor, pooling: Pooling) -> Tensor:
@@ -24,7 +28,7 @@ def pooled(module: nn.Module, x_N3SS: Tensor, pooling: Pooling) -> Tensor:
     """
     if pooling == "gap":
         return module(x_N3SS)
-    c5 = module.stages(x_N3SS)[-1]
+    c5 = cast(_Staged, module).stages(x_N3SS)[-1]
     height, width = c5.shape[-2:]
     if min(height, width) < 2:
         raise ConfigError(f"feature res5_2x2 needs a C5 of 2x2 cells or more, not {height}x{width}: set a larger size")

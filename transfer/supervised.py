@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Self
+from typing import Annotated, Any, Literal, NoReturn, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -128,7 +128,7 @@ def fit(
         FloatingPointError: every head's loss or numbers became NaN or infinite; a single one may diverge, and is then not
             chosen.
     """
-    model = distributed.synchronise_batchnorm(model.to(device), device).train()
+    model = cast(Classifier, distributed.synchronise_batchnorm(model.to(device), device)).train()
     if model.has_norms:
         refuse_single(order)
     optimizer = _optimizer(model.groups(config.weight_decay), config)

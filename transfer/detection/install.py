@@ -95,7 +95,9 @@ def make_wheel(source: Path, folder: Path) -> Path:
         for member in archive:
             inside = PurePosixPath(*PurePosixPath(member.name).parts[1:])
             if member.isfile() and inside.parts[:1] == ("detectron2",):
-                files[str(inside)] = archive.extractfile(member).read()
+                file = archive.extractfile(member)
+                assert file is not None, "a file has contents"
+                files[str(inside)] = file.read()
     version = f"{SOURCE[1]}+pure"
     info = f"detectron2-{version}.dist-info"
     files[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: detectron2\nVersion: {version}\n".encode()

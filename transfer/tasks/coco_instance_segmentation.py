@@ -90,6 +90,7 @@ def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
         DataError: incomplete, or not the published images while `expect` says so.
     """
     root = places.of(config.data.name)
+    assert root is not None, "`missing` was asked"
     found = {
         role: read_coco(root, name, bad=config.bad, masks=config.spec.masks)
         for role, name in (("train", config.train), ("test", config.test))

@@ -79,6 +79,7 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
     bank = extract(backbone, train, ctx, spec=spec)  # stays on the CPU, goes over in chunks
     query = extract(backbone, test, ctx, spec=spec)
     note_degenerate(bank, train, ctx)
+    assert train.labels is not None and test.labels is not None
     bank_labels = torch.as_tensor(train.labels, device=ctx.device)
     votes: dict[str, float | None] = {"": config.temperature}
     if config.extra_columns:

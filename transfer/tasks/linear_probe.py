@@ -122,13 +122,13 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
         note_degenerate(x, train, ctx)
         heads = new_heads(x.shape[1], len(train.classes), config, ctx.seed)
         fit(Classifier(None, heads), batches_of(x, y, order, fit_on), config, order, device=ctx.device)
-        there = (x[held_out], y[held_out])
+        there = (x[held_out], y[held_out]) if len(held_out) else None
     else:
         heads = new_heads(width_of(backbone, config.feature), len(train.classes), config, ctx.seed)
         _fit_on_images(heads, backbone, train, fit_on, order, config, ctx)
         aside = train.part(held_out.numpy())
-        there = (extract(backbone, aside, ctx, spec=spec), torch.as_tensor(aside.labels)) if len(held_out) else ()
-    chosen = choose(heads, *there, ctx) if len(held_out) else 0
+        there = (extract(backbone, aside, ctx, spec=spec), torch.as_tensor(aside.labels)) if len(held_out) else None
+    chosen = choose(heads, *there, ctx) if there else 0
     y_test = torch.as_tensor(test.labels)
     best = best_classes(heads, extract(backbone, test, ctx, spec=spec), device=ctx.device)[chosen]
     ctx.items |= items_of(best, y_test, len(test.classes))

@@ -94,6 +94,7 @@ def splits(config: Config, places: DataPlaces) -> dict[str, ImageSplit]:
 def draw(train: ImageSplit, share: float) -> ImageSplit:
     """A share of every class, one image at least, always the same ones: for data that have no official list."""
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).numpy()
+    assert train.labels is not None
     labels = train.labels[order]
     rows = [order[labels == c][: max(1, round(share * int((labels == c).sum())))] for c in range(len(train.classes))]
     return train.part(np.sort(np.concatenate(rows)))
@@ -126,6 +127,7 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
         if frozen
         else f"encoder fine-tuned at rate {config.rate_encoder:g}"
     )
+    assert model.encoder is not None
     x = compute(model.encoder, given, test, ctx, FeatureSpec(config.size, config.resize))
     y_test = torch.as_tensor(test.labels)
     best = best_classes(heads, x, device=ctx.device)[0]

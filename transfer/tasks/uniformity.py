@@ -74,7 +74,7 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
         raise DataError(f"{test.dataset} {test.split}: uniformity needs two images at least")
     size = config.size or backbone.input.size
     view = views_of(config.views, size)
-    module = backbone.build().eval().requires_grad_(False).to(ctx.device, memory_format=torch.channels_last)
+    module = backbone.build().eval().requires_grad_(False).to(ctx.device).to(memory_format=torch.channels_last)
     # An epoch is one view of every image; its order is drawn, so features go to their image's row.
     order = Order(len(test), _BATCH, 2, ctx.seed)
     batches = image_batches(test, view, backbone.input, order, ctx, size)

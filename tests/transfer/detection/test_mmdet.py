@@ -598,7 +598,7 @@ def as_found(split: DetectionSplit, found: list[Detections], file: Path) -> Dete
         for p, d in zip(split.pictures, found, strict=True)
     )
     split = dataclasses.replace(split, pictures=pictures, annotations=file)
-    file.write_text(json.dumps(native_data.annotations(split, difficult=True)))
+    file.write_text(json.dumps(native_data.in_coco_format(split, difficult=True)))
     numbered = tuple(dataclasses.replace(p, id=str(i + 1)) for i, p in enumerate(pictures))
     return dataclasses.replace(split, pictures=numbered)
 

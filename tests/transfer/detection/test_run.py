@@ -305,5 +305,5 @@ def as_coco(root, splits) -> None:
     (root / "annotations").mkdir()
     for name, split in splits.items():
         (root / f"annotations/instances_{name}.json").write_text(
-            json.dumps(native_data.annotations(split, difficult=False))
+            json.dumps(native_data.in_coco_format(split, difficult=False))
         )

@@ -7,14 +7,17 @@ Can go when a Detectron2 newer than v0.6 is the oldest one supported.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def apply() -> None:
     """Give the old names back where they are gone; nothing else is changed. Idempotent."""
     import numpy as np
     from PIL import Image
 
-    if not hasattr(Image, "LINEAR"):
-        Image.LINEAR = Image.BILINEAR
+    pillow: Any = Image
+    if not hasattr(pillow, "LINEAR"):
+        pillow.LINEAR = pillow.BILINEAR
     for name, kind in {"str": str, "int": int, "float": float, "bool": bool, "object": object}.items():
         if name not in vars(np):
             setattr(np, name, kind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from backbench.data.layouts.coco import crowd_of, is_number
 from transfer.detection.annotations.faults import NO_AREA, Faults, box_fault, clipped
@@ -88,7 +88,7 @@ def _area(
     Where that cannot be an area it is the mask's, or the box's where there is no mask (as pycocotools' users do it, and
     detectron2 evaluation/coco_evaluation.py): pycocotools itself counts an object of less than 0 neither way.
     """
-    stated = annotation.get("area")
+    stated: Any = annotation.get("area")
     wrong = _area_fault(stated, image)
     if wrong is None:
         return stated, "stated"
@@ -98,7 +98,7 @@ def _area(
     return (pixels, "mask") if pixels else (width * height, "box")
 
 
-def _area_fault(area: object, image: Sized) -> str | None:
+def _area_fault(area: Any, image: Sized) -> str | None:
     """What is wrong with a stated area, or None. As boxes, masks may reach a pixel over the edge."""
     if area is None:
         return "areas that are missing"
@@ -150,7 +150,7 @@ def _is_polygon(points: object, width: int, height: int) -> bool:
     ))  # fmt: skip
 
 
-def _are_numbers(values: object) -> bool:
+def _are_numbers(values: object) -> TypeGuard[list[float]]:
     """Whether it is a list of finite numbers whose sum is finite too."""
     if not isinstance(values, list):
         return False

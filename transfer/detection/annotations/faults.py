@@ -80,10 +80,10 @@ def box_fault(box: Box, width: int, height: int) -> str | None:
 
 def clipped(box: Box, width: int, height: int, name: str, faults: Faults) -> Box:
     """The box within its image; what reached further than rounding does is said."""
-    inside = (max(box[0], 0), max(box[1], 0), min(box[2], width), min(box[3], height))
+    x0, y0, x1, y1 = inside = (max(box[0], 0), max(box[1], 0), min(box[2], width), min(box[3], height))
     if max(abs(a - b) for a, b in zip(box, inside, strict=True)) > 1:
         faults.mend("boxes that reached over the image's edge, clipped", name)
-    return tuple(float(value) for value in inside)
+    return float(x0), float(y0), float(x1), float(y1)
 
 
 def sound(split: DetectionSplit, faults: Faults) -> DetectionSplit:

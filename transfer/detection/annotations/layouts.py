@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -163,13 +162,13 @@ def _voc_classes(folder: Path, split: str, images: Mapping[str, str]) -> tuple[s
 def _voc_picture(folder: Path, name: str, classes: tuple[str, ...], faults: Faults, image: Path) -> Picture | None:
     try:
         stated = voc.annotation(folder / "Annotations" / f"{name}.xml")
-        if stated.width is None or stated.height is None:
+        width, height = stated.width, stated.height
+        if width is None or height is None:
             width, height = header_size(image)
-            stated = replace(stated, width=width, height=height)
     except DataError as error:
         faults.add("annotations that cannot be read", str(error))
         return None
-    if stated.width <= 0 or stated.height <= 0:
+    if width <= 0 or height <= 0:
         faults.add(SIZE, f"{name}.jpg")
         return None
     instances = []
@@ -179,10 +178,10 @@ def _voc_picture(folder: Path, name: str, classes: tuple[str, ...], faults: Faul
             continue
         x0, y0, x1, y1 = item.box
         box = (x0 - 1, y0 - 1, x1, y1)
-        fault = box_fault(box, stated.width, stated.height)
+        fault = box_fault(box, width, height)
         if fault:
             faults.add(fault, f"{name}.xml")
         else:
-            box = clipped(box, stated.width, stated.height, f"{name}.xml", faults)
+            box = clipped(box, width, height, f"{name}.xml", faults)
             instances.append(Instance(classes.index(item.name), box, difficult=item.difficult))
-    return Picture(name, stated.width, stated.height, tuple(instances))
+    return Picture(name, width, height, tuple(instances))

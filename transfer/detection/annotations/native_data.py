@@ -14,18 +14,19 @@ def write(train: DetectionSplit, job: Job) -> None:
     """Both files into the job's folder, `test.json` where the job knows its test split; what is there already stays."""
     for name, split in (("train.json", train), ("test.json", job.test)):
         if split is not None:
-            file, text = job.folder / name, json.dumps(annotations(split, difficult=name == "train.json"))
+            file, text = job.folder / name, json.dumps(in_coco_format(split, difficult=name == "train.json"))
             if not (file.is_file() and file.read_bytes() == text.encode()):
                 atomic_write_text(file, text)
 
 
-def annotations(split: DetectionSplit, *, difficult: bool) -> dict[str, Any]:
+def in_coco_format(split: DetectionSplit, *, difficult: bool) -> dict[str, Any]:
     """The split in COCO's format: images numbered from 1 in the split's order.
 
     Args:
         difficult: difficult objects are objects as any other, as in training; else marked as crowds, which no metric counts.
     """
-    images, objects = [], []
+    images: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []
     for i, picture in enumerate(split.pictures):
         images.append(
             {"id": i + 1, "file_name": split.source.paths[i], "width": picture.width, "height": picture.height}

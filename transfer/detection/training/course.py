@@ -6,6 +6,8 @@ before its checkpoint are drawn again or restored (`draws`). PreciseBN resumes t
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,7 +78,7 @@ def iterate(course: Course, spec: DetectionSpec, identity: dict[str, Any], start
     steps = track(range(start, spec.iterations), total=spec.iterations - start, label=course.label)
     for iteration, batch in zip(steps, batches, strict=False):
         losses = _losses(course, forward, batch, iteration, saved)
-        total = sum(losses.values())
+        total = functools.reduce(operator.add, losses.values())
         parts = {name: float(value.detach()) for name, value in losses.items()}
         refuse_not_finite(total, parts, iteration, rate(optimizer), saved)
         optimizer.zero_grad()

@@ -61,7 +61,8 @@ def _shape(job: Job) -> dict[str, int]:
 
 
 def _generators(device: torch.device) -> dict[str, Any]:
-    name, words, position, has_gauss, gauss = np.random.get_state()
+    state: Any = np.random.get_state()  # numpy's stubs do not know that this is the tuple
+    name, words, position, has_gauss, gauss = state
     assert name == "MT19937"
     version, numbers, python_gauss = random.getstate()
     return {

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from backbench import distributed, jsonl
 from backbench.errors import BackbenchError, writing
@@ -61,11 +62,20 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
 class _Moments:
     """Mean and mean square of a BatchNorm's input over several batches, each weighted by its values per channel."""
 
-    def __init__(self, norm: nn.Module) -> None:
+    def __init__(self, norm: _BatchNorm) -> None:
         self.norm, self.momentum, self.values = norm, norm.momentum, 0
-        self.count, self.mean, self.square = 0.0, 0.0, 0.0
+        self.count = 0.0
+        self.mean = torch.zeros(norm.num_features, dtype=torch.float64, device=self.running[0].device)
+        self.square = torch.zeros_like(self.mean)
         norm.momentum = 1.0  # the running statistics become the batch's own
         self.hook = norm.register_forward_pre_hook(self._count)
+
+    @property
+    def running(self) -> tuple[Tensor, Tensor]:
+        """The norm's running mean and variance."""
+        mean, var = self.norm.running_mean, self.norm.running_var
+        assert mean is not None and var is not None, "only norms that track them are taken"
+        return mean, var
 
     def _count(self, _norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.values = inputs[0].numel() // inputs[0].shape[1]
@@ -73,7 +83,7 @@ class _Moments:
     def add(self, values: float) -> None:
         """Take in the batch that the running statistics now are of; torch keeps the unbiased variance."""
         if values:
-            mean, var = self.norm.running_mean.double(), self.norm.running_var.double()
+            mean, var = (statistic.double() for statistic in self.running)
             self.count += values
             self.mean = self.mean + (mean - self.mean) * (values / self.count)
             square = mean.square() + var * ((values - 1) / values)
@@ -84,8 +94,9 @@ class _Moments:
         self.hook.remove()
         self.norm.momentum = self.momentum
         if self.count:
-            self.norm.running_mean.copy_(self.mean)
-            self.norm.running_var.copy_(self.square - self.mean.square())
+            mean, var = self.running
+            mean.copy_(self.mean)
+            var.copy_(self.square - self.mean.square())
 
 
 @torch.no_grad()
@@ -95,11 +106,11 @@ def precise_statistics(model: nn.Module, forward: Callable[[Any], object], batch
     The population variance of fvcore/nn/precise_bn.py, for every norm in training mode. Batches are weighted by their
     values over all ranks, since ranks whose images differ in size would end up with other statistics otherwise.
     """
-    kinds = nn.modules.batchnorm._BatchNorm
-    moments = [_Moments(m) for m in model.modules() if isinstance(m, kinds) and m.training and m.track_running_stats]
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    moments = [_Moments(m) for m in norms if m.training and m.track_running_stats]
     if not moments:
         return
-    device = moments[0].norm.running_mean.device
+    device = moments[0].mean.device
     try:
         for batch in islice(batches, count):
             for one in moments:

@@ -189,7 +189,7 @@ def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
     return model.train().to(device)
 
 
-def trunk_stages(model: nn.Module, x: Tensor) -> list[Tensor]:
+def trunk_stages(model: Any, x: Tensor) -> list[Tensor]:
     """Normalised RGB (N, 3, H, W) -> C2..C5 of a detector; C4 keeps its res5 in the head, the extra norm behind it."""
     trunk = getattr(model.backbone, "bottom_up", model.backbone)
     stages = [getattr(trunk, name) for name in ("res2", "res3", "res4")]

@@ -94,6 +94,7 @@ def try_operators() -> None:
     pooled.sum().backward()
     if kept.tolist() != [1, 2] or not torch.allclose(pooled, torch.ones(1, 1, 2, 2)):
         raise BackbenchError(f"mmcv's NMS or ROIAlign is broken: {kept.tolist()}, {pooled.tolist()}")
+    assert pixels.grad is not None
     if not torch.allclose(pixels.grad.sum(), torch.tensor(4.0)):
         raise BackbenchError("mmcv's ROIAlign has a broken gradient")
 
@@ -170,7 +171,7 @@ def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
     return distributed.synchronise_batchnorm(model.train(), device).to(device)
 
 
-def trunk_stages(model: nn.Module, x: Tensor) -> list[Tensor]:
+def trunk_stages(model: Any, x: Tensor) -> list[Tensor]:
     """Normalised RGB (N, 3, H, W) -> C2..C5 of a detector; C4 keeps its layer4 in the head, the extra norm behind it."""
     trunk = model.backbone
     stages = [getattr(trunk, name) for name in trunk.res_layers]
@@ -230,7 +231,7 @@ class _Schedulers(list[Any]):
 
 
 @torch.no_grad()
-def detect(model: nn.Module, spec: DetectionSpec, test: DetectionSplit, job: Job) -> list[Detections]:
+def detect(model: Any, spec: DetectionSpec, test: DetectionSplit, job: Job) -> list[Detections]:
     """What the detector finds in every image of the split, in its order, boxes in the image's own pixels.
 
     Raises:

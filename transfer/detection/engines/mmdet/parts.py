@@ -170,7 +170,7 @@ class PreciseStatisticsHook(Hook):
         model.train(training)
 
 
-def losses(model: nn.Module, batch: Mapping[str, Any], forward: nn.Module | None = None) -> dict[str, Tensor]:
+def losses(model: Any, batch: Mapping[str, Any], forward: nn.Module | None = None) -> dict[str, Tensor]:
     """The detector's losses for a collated batch; `forward` is the model in its parallel wrapper."""
     data = model.data_preprocessor(batch, True)
     found = (forward or model)(**data, mode="loss")

@@ -73,7 +73,7 @@ def _model(spec: DetectionSpec, backbone: Backbone, classes: int, weights: Path)
         "dilations": (1,) * stages, "out_indices": (2,) if c4 else (0, 1, 2, 3), "frozen_stages": -1,
     }  # fmt: skip
     channels = [feature_dim(backbone.arch) // 2**i for i in (3, 2, 1, 0)]
-    model = {
+    model: dict[str, Any] = {
         "type": "MaskRCNN" if spec.masks else "FasterRCNN",
         "data_preprocessor": {
             "type": "WholeBatchPreprocessor", **implied["data_preprocessor"],
