@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from backbench.errors import ConfigError, nearest
-from backbench.files import open_regular
+from backbench.files import opened
 from backbench.printable import printable
 
 _LONGEST_FILE = 1 << 18  # bytes
@@ -144,7 +144,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         ConfigError: no regular file, larger than any configuration, not UTF-8, or as `parse_yaml` raises.
     """
     try:
-        with open_regular(path, ConfigError) as file:
+        with opened(path, ConfigError) as file:
             data = file.read(_LONGEST_FILE + 1)
     except OSError as error:
         raise ConfigError(f"{printable(path, 300)}: cannot be read ({error.strerror or error})") from None

@@ -49,34 +49,43 @@ def status_of(path: Path) -> Status:
     try:
         return _status(os.stat(path))  # noqa: PTH116 (for each image of a data set: Path's own costs twice as much)
     except (OSError, ValueError) as error:
-        raise Unreadable(f"{path}: cannot be read ({_reason(error)})") from None
+        raise Unreadable(f"{printable(path, 300)}: {why_not(error)}") from None
 
 
 @contextlib.contextmanager
-def opened(path: Path, listed: Sequence[int] | None = None) -> Iterator[BinaryIO]:
-    """A regular file to read from; a FIFO, a socket or a device is refused, not waited for.
+def opened(
+    path: Path | str, error: type[BackbenchError] = Unreadable, *, listed: Sequence[int] | None = None
+) -> Iterator[BinaryIO]:
+    """A regular file of any size to read from; links are followed.
+
+    A pipe, a device, a socket or a folder is not even opened: to open one may wait for ever, or do something to it.
 
     Args:
+        error: the kind of error for a file that is absent or of another kind.
         listed: its `Status` when it was listed, where that was noted.
 
     Raises:
-        Unreadable: absent, or of another kind.
+        error: one sentence that begins with the path and names the reason why it cannot be opened.
         Changed: another file than the one that was listed, before or after it was read.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
-    except (OSError, ValueError) as error:  # a ValueError: a name with a zero byte
-        raise Unreadable(f"{path}: cannot be read ({_reason(error)})") from None
+    descriptor = _descriptor(path, error)
     try:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise Unreadable(f"{path}: cannot be read ({_kind(status.st_mode)}, not a file)")
+        _refuse_special(path, status.st_mode, error)  # it may have become a pipe since
         _check_listed(path, status, listed)
         with open(descriptor, "rb", closefd=False) as file:
             yield file
         _check_listed(path, os.fstat(descriptor), listed)
     finally:
         os.close(descriptor)
+
+
+def _descriptor(path: Path | str, error: type[BackbenchError]) -> int:
+    try:
+        _refuse_special(path, os.stat(path).st_mode, error)  # noqa: PTH116 (pathlib has words of its own for odd names)
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError) as reason:
+        raise error(f"{printable(path, 300)}: {why_not(reason)}") from None
 
 
 def read_bytes(path: Path, *, limit: int, start: int | None = None, listed: Sequence[int] | None = None) -> bytes:
@@ -91,7 +100,7 @@ def read_bytes(path: Path, *, limit: int, start: int | None = None, listed: Sequ
         Unreadable: absent, of another kind, or larger than `limit`.
         Changed: another file than the one that was listed.
     """
-    with opened(path, listed) as file:
+    with opened(path, listed=listed) as file:
         size = os.fstat(file.fileno()).st_size
         if start is None and size > limit:
             raise Unreadable(f"{path}: cannot be read ({size / 2**20:,.0f} MiB: is it what its name says?)")
@@ -100,27 +109,6 @@ def read_bytes(path: Path, *, limit: int, start: int | None = None, listed: Sequ
             return file.read(min(limit, size))
         except (OSError, MemoryError) as error:
             raise Unreadable(f"{path}: cannot be read ({_reason(error)})") from None
-
-
-def open_regular(path: Path | str, error: type[BackbenchError] = DataError) -> BinaryIO:
-    """Open a regular file of any size, to read of it what is needed; links are followed.
-
-    A pipe, a device, a socket or a folder is not even opened: to open one may wait for ever, or do something to it.
-
-    Raises:
-        error: of the kind given; one sentence that begins with the path and says why it cannot be opened.
-    """
-    try:
-        _refuse_special(path, os.stat(path).st_mode, error)  # noqa: PTH116 (pathlib has words of its own for odd names)
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
-        file = open(descriptor, "rb")  # noqa: PTH123, SIM115 (the caller closes it)
-        with contextlib.ExitStack() as undo:
-            undo.callback(file.close)
-            _refuse_special(path, os.fstat(descriptor).st_mode, error)  # it may have become a pipe since
-            undo.pop_all()
-    except (OSError, ValueError) as reason:
-        raise error(f"{printable(path, 300)}: {why_not(reason)}") from None
-    return file
 
 
 def why_not(reason: Exception) -> str:
@@ -181,7 +169,7 @@ def _status(status: os.stat_result) -> Status:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _check_listed(path: Path, now: os.stat_result, listed: Sequence[int] | None) -> None:
+def _check_listed(path: Path | str, now: os.stat_result, listed: Sequence[int] | None) -> None:
     if listed is not None and _status(now) != tuple(listed):
         raise Changed(
             f"{path}: changed while the run was going (its size or its time is not what it was when the data set was "

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from backbench.errors import BackbenchError
-from backbench.files import open_regular
+from backbench.files import opened
 
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a regular file's bytes, hexadecimal; BackbenchError where it cannot be read."""
-    with open_regular(path, BackbenchError) as file:
+    with opened(path, BackbenchError) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

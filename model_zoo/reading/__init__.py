@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from torch import Tensor
 
 from backbench.errors import CheckpointError
-from backbench.files import open_regular, why_not
+from backbench.files import opened, why_not
 from backbench.printable import printable
 from model_zoo.reading import archive as archives
 from model_zoo.reading import foreign, npz, plain_pickle, safetensors, torch_legacy, torch_zip
@@ -50,7 +50,7 @@ def read(path: Path) -> Contents:
     Raises:
         CheckpointError: one sentence that begins with the path and says what is wrong with the file and what to do.
     """
-    with _sentences(path), open_regular(path, CheckpointError) as file:
+    with _sentences(path), opened(path, CheckpointError) as file:
         size = os.fstat(file.fileno()).st_size
         _refuse_what_memory_cannot_hold(size)
         names: dict[str, int] = {}
@@ -70,7 +70,7 @@ def load_torch(path: Path) -> Any:
 
 def first_bytes(path: Path) -> bytes:
     """A checkpoint's first bytes; CheckpointError when there is no file, nothing in it, or it is a web page or tar."""
-    with _sentences(path), open_regular(path, CheckpointError) as file:
+    with _sentences(path), opened(path, CheckpointError) as file:
         return _head(file, os.fstat(file.fileno()).st_size)
 
 

@@ -77,7 +77,7 @@ def test_half_a_data_set_is_broken(voc, capsys):
     assert code == 1
     assert reports["voc"]["state"] == "incomplete"
     assert [split["name"] for split in reports["voc"]["splits"]] == ["trainval"]
-    assert "test.txt: cannot be read" in reports["voc"]["problems"][0]
+    assert "test.txt: no such file" in reports["voc"]["problems"][0]
     assert main(["doctor", "--data", f"voc={voc}"]) == 1
     assert catalogue.known()["voc"].source in capsys.readouterr().out
 

@@ -108,13 +108,13 @@ def bound_socket(path):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (fifo, "a pipe, not a file"),
-        (bound_socket, "No such device"),
-        (lambda path: path.symlink_to("/dev/zero"), "a device, not a file"),
-        (lambda path: path.symlink_to(path), "symbolic links"),
-        (lambda path: path.mkdir(), "a folder, not a file"),
-        (lambda path: path.symlink_to("nowhere"), "No such file"),
-        (lambda path: None, "No such file"),
+        (fifo, "is a pipe; give a file"),
+        (bound_socket, "is a socket; give a file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a device; give a file"),
+        (lambda path: path.symlink_to(path), "its links lead in a circle"),
+        (lambda path: path.mkdir(), "is a folder; give a file"),
+        (lambda path: path.symlink_to("nowhere"), "no such file or folder"),
+        (lambda path: None, "no such file or folder"),
     ],
     ids=["fifo", "socket", "device", "loop of links", "folder", "broken link", "absent"],
 )
@@ -122,15 +122,15 @@ def test_what_is_no_file_is_a_sentence_at_once(tmp_path, make, words):
     path = tmp_path / "x"
     make(path)
     for read in (files.read_text, files.read_lines, files.read_json):
-        with pytest.raises(files.Unreadable, match=rf"x: cannot be read .*{words}"):
+        with pytest.raises(files.Unreadable, match=rf"x: {words}"):
             read(path)
 
 
 @pytest.mark.parametrize("name", ["a" * 5000, "a/" * 3000, "a\0b"], ids=["long", "deep", "zero byte"])
 def test_names_that_no_file_can_have(tmp_path, name):
-    with pytest.raises(files.Unreadable, match="cannot be read"):
+    with pytest.raises(files.Unreadable, match=r"too long|no file can have this name"):
         files.read_text(tmp_path / name)
-    with pytest.raises(files.Unreadable, match="cannot be read"):
+    with pytest.raises(files.Unreadable, match=r"too long|no file can have this name"):
         files.status_of(tmp_path / name)
 
 

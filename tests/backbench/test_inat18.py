@@ -138,7 +138,7 @@ def test_a_validation_class_that_training_does_not_have(write):
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_half_a_data_set(write, tmp_path, split):
     (tmp_path / f"{split}2018.json").unlink()
-    with pytest.raises(DataError, match=rf"{split}2018\.json: cannot be read"):
+    with pytest.raises(DataError, match=rf"{split}2018\.json: no such file"):
         inat18.read(tmp_path, "val")
 
 

@@ -83,7 +83,7 @@ def test_the_manifest_sees_every_label(root):
         ("trainval.txt", "a\nb\nc\nx\ny\n", r"names images that are not in .*JPEGImages: 2, e\.g\. x, y"),
         ("trainval.txt", "a\nb\nc\na\n", r"names images twice: 1, e\.g\. a"),
         ("trainval.txt", "\n", "names no image"),
-        ("trainval.txt", None, "cannot be read"),
+        ("trainval.txt", None, "no such file"),
         ("cat_trainval.txt", "a -1\nb 1\n", r"2 rows for 3 images, nothing of 1, e\.g\. c"),
         ("cat_trainval.txt", "a -1\nb 1\nc 0\nx 1\n", r"cat_trainval\.txt:4: image 'x' is not in the split's own list"),
         ("cat_trainval.txt", "a -1\nb 1\nc 0\nb 1\n", r"cat_trainval\.txt:4: image 'b' is there twice"),
