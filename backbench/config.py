@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from backbench.errors import ConfigError, nearest
 from backbench.files import opened
 from backbench.printable import printable
+from backbench.yaml_text import parse_yaml, write_yaml
 
 _LONGEST_FILE = 1 << 18  # bytes
-_MOST_VALUES = 50_000
 
 
 def configs_folder() -> Path:
@@ -55,86 +53,6 @@ class _ChangesNoNumber:
 # Marks a field, `Annotated[int, Field(gt=0), CHANGES_NO_NUMBER]`, that decides how fast or how often and never a number.
 # Identities are those of its default: two configurations that differ in it alone are one protocol.
 CHANGES_NO_NUMBER = _ChangesNoNumber()
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's floats and booleans (`1e-5` is a number, `no` is a word), no dates, no duplicate keys."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag.rpartition(":")[2] not in ("bool", "timestamp")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes the words that `_Loader` would read as numbers."""
-
-
-for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-    )
-
-
-def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
-    seen: set[str] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str):
-            raise ConfigError(f"a key must be a word, not {key!r} (line {key_node.start_mark.line + 1})")
-        if key in seen:
-            raise ConfigError(f"key '{key}' is given twice (line {key_node.start_mark.line + 1})")
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
-
-
-def parse_yaml(text: str, *, where: str = "configuration") -> Any:
-    """A YAML document as plain Python values: mappings, lists, words, numbers, truth values, null.
-
-    Raises:
-        ConfigError: the text is not YAML, a mapping has a key twice, or a value is a date, a set, bytes, a huge number,
-            or refers to its own parts without end.
-    """
-    try:
-        values = yaml.load(text, Loader=_Loader)
-        _refuse_odd(values)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {printable(' '.join(str(error).split()), 400)}") from error
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"{where}: nests deeper than any configuration") from None
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
-        # PyYAML's constructors say so of `!!int ""`, `!!bool x`, `!!timestamp x`, a number of 5,000 digits
-        raise ConfigError(f"{where}: not valid YAML: a value does not fit its tag ({printable(error)})") from None
-    return values
-
-
-def _refuse_odd(values: Any) -> None:
-    """ConfigError for what JSON does not hold, and for aliases that unfold to more than any configuration has."""
-    waiting, seen = [values], 0
-    while waiting:
-        value = waiting.pop()
-        seen += 1
-        if seen > _MOST_VALUES:
-            raise ConfigError(f"more than {_MOST_VALUES:,} values, counting those that aliases repeat")
-        if type(value) in (dict, list):
-            waiting += value.values() if isinstance(value, dict) else value
-            if len(waiting) > _MOST_VALUES:
-                raise ConfigError(f"more than {_MOST_VALUES:,} values, counting those that aliases repeat")
-        elif type(value) is int:
-            if value.bit_length() > 64:
-                raise ConfigError(f"{printable(value)} is too large")
-        elif type(value) not in (str, float, bool, type(None)):
-            kind = {"date": "a date", "datetime": "a date", "bytes": "binary data"}.get(
-                type(value).__name__, f"a {type(value).__name__}"
-            )
-            raise ConfigError(f"{printable(value, 80)} is {kind}; write words (in quotes), numbers, lists or mappings")
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -180,7 +98,7 @@ def build(model: type[C], values: dict[str, Any], overrides: Sequence[str] = (),
 
 def dump(config: Config) -> str:
     """The configuration as YAML that `build` reads back to an equal object."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=120)
+    return write_yaml(config.model_dump(mode="json"))
 
 
 def digest(values: Any) -> str:

@@ -103,13 +103,12 @@ def sidecars(path: Path) -> tuple[Path, Path]:
 
 def write_sidecars(backbone: Backbone, path: Path, settings: Mapping[str, Any]) -> None:
     """What weights cannot tell, for us and for the engine; written before the weights, which are nothing without."""
-    import yaml
-
     from backbench.files.atomic import atomic_write_text
+    from backbench.yaml_text import write_yaml
 
     fields = {"arch": backbone.arch.model_dump(mode="json"), "input": in_rgb(backbone).input.model_dump(mode="json")}
     for file, values in zip(sidecars(path), (fields, dict(settings)), strict=True):
-        atomic_write_text(file, yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120))
+        atomic_write_text(file, write_yaml(values, lists_in_line=True))
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import pytest
+import yaml
 from pydantic import Field, ValidationError
 
 from backbench.config import Config, build, digest, dotted_keys, dump, parse_yaml, read_mapping
 from backbench.errors import BackbenchError, ConfigError
+from backbench.yaml_text import write_yaml
 
 
 class Optim(Config):
@@ -93,6 +95,20 @@ def test_yaml_scalars(text, value):
     read = parse_yaml(f"key: {text}")["key"]
     assert read == value
     assert type(read) is type(value)
+
+
+@pytest.mark.parametrize(("text", "value"), [("%YAML 1.1\n---\na: no", "no"), ("a: 0o17", 15), ("a: 1_000", "1_000"),
+                                            ("a: 12:30:45", "12:30:45"), ("a: 017", 17)])  # fmt: skip
+def test_yaml_is_1_2_whatever_a_document_claims(text, value):
+    assert parse_yaml(text) == {"a": value}
+
+
+@pytest.mark.parametrize("value", ["no", "Yes", "on", "1_000", "12:30:45", "2024-01-31", "<<", 1e-5, 1e17, 0.1, -3, True, None,
+                                   "017", "0b1", "x: y", "α", "", [1, "no"], {"a": {"b": ["c"]}}])  # fmt: skip
+@pytest.mark.parametrize("lists_in_line", [False, True])
+def test_what_is_written_is_read_back_by_readers_of_1_1_too(value, lists_in_line):
+    text = write_yaml({"key": value}, lists_in_line=lists_in_line)
+    assert parse_yaml(text) == yaml.safe_load(text) == {"key": value}
 
 
 @pytest.mark.parametrize("text", ["a: [1", "a: b: c", "\tx: 1", "a: !!python/object/apply:os.system [true]"])
@@ -256,15 +272,15 @@ def bomb(levels=60):
         ("a: !!timestamp 2001-01-01 10:00:00", "is a date"),
         ("a: !!set {x, y}", "is a set"),
         ("a: !!binary aGVsbG8=", "is binary data"),
-        ("a: !!omap [x: 1]", "is a tuple"),
+        ("a: !!omap [x: 1]", "is an ordered mapping"),
         ("a: !!pairs [x: 1]", "is a tuple"),
         ("a: !!int ''", "does not fit its tag"),
         ("a: !!bool perhaps", "does not fit its tag"),
         ("a: !!float x", "does not fit its tag"),
         ("a: " + "9" * 5000, "does not fit its tag"),
         ("a: 0x" + "f" * 5000, "a whole number of 20000 bits is too large"),
-        ("a: &x [*x]", "recursive node"),
-        ("a: &x {y: *x}", "recursive node"),
+        ("a: &x [*x]", "aliases repeat"),
+        ("a: &x {y: *x}", "aliases repeat"),
         (bomb(), "counting those that aliases repeat"),
         ("a: " + "[" * 20_000, "nests deeper"),
         ("a: " + "{b: " * 20_000, "nests deeper"),
