@@ -50,7 +50,7 @@ class _ChangesNoNumber:
     """See `CHANGES_NO_NUMBER`."""
 
 
-# Marks a field, `Annotated[int, Field(gt=0), CHANGES_NO_NUMBER]`, that decides how fast or how often and never a number.
+# Marks a field, `Annotated[int, Field(gt=0), CHANGES_NO_NUMBER]`, that decides speed or frequency and never changes a number.
 # Identities are those of its default: two configurations that differ in it alone are one protocol.
 CHANGES_NO_NUMBER = _ChangesNoNumber()
 

@@ -133,7 +133,7 @@ def _lost() -> str:
     who = " and ".join(gone) or "another rank"
     has = "have" if len(gone) > 1 else "has"
     return (
-        f"{who} of {world_size()} {has} ended, so that rank {rank()} cannot go on; what it printed says why, and killed "
+        f"{who} of {world_size()} {has} ended, so that rank {rank()} cannot continue; see what it printed, and killed "
         "or out of memory it prints nothing; start the job again"
     )
 

@@ -104,7 +104,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def sentence(error: BaseException) -> str:
-    """What an error says, without the traceback that a worker process wrote before it."""
+    """An error's message, without the traceback that a worker process wrote before it."""
     return _own_words(str(error)) or type(error).__name__
 
 
@@ -173,7 +173,7 @@ def run_cli(main: Callable[[], int | None], *, single: bool = False) -> None:
     file), 130 after Ctrl-C, 141 when the reader of our output has gone (`| head`).
 
     Args:
-        single: this process is never a rank of a job: what the environment says of one is dropped.
+        single: this process is never a rank of a job: its variables in the environment are dropped.
     """
     processes.begin(single=single)
     _mend_streams()

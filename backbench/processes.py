@@ -40,7 +40,7 @@ def begin(*, single: bool = False) -> None:
     """At an entry point: signals end this process at once; it ends with its starter, and what it forks ends with it.
 
     Args:
-        single: drop what the environment says of a job.
+        single: drop the job's variables from the environment.
     """
     global _began
     for number in STOP_SIGNALS:
@@ -109,7 +109,7 @@ def _after_fork() -> None:
 
 
 def start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start an entry point of ours, in a session of its own; it ends when this process ends, however that ends.
+    """Start one of our entry points in a new session; it ends when this process ends, however that happens.
 
     To be called from the main thread.
     """

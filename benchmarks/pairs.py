@@ -61,7 +61,7 @@ def fields(name: str) -> dict[str, Any]:
 
 
 def why_not(name: str) -> str | None:
-    """Why a name is no cell though a part of it is known; None when nothing is known of it."""
+    """Why a name is not a cell although a part of it is known; None when no part is known."""
     own, parts = files(), protocols()
     if name in own.broken:
         return own.broken[name]

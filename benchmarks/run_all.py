@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None, *, prog: str = "benchmarks/run_all.py") 
     codes = launch(runs, overrides, repeats, places, options)
     record_without_number(subjects, cells, skipped, runs, codes, repeats, before, options)
     if interrupted := any(code == INTERRUPTED for code in codes):
-        say(f"stopped; finished results are kept in {options.out}: the same command goes on from there")
+        say(f"stopped; finished results are kept in {options.out}: the same command continues from there")
     planned = {
         (backbone.name, backbone.weights_sha256, cell.name, cell.config_sha256, cell.task.version, seed)
         for subject in subjects
@@ -119,7 +119,7 @@ def show(out: Path, suite: str, curves: Mapping[str, Path], planned: Planned) ->
         print(report.text(out, only=planned))
         print(f"report: {printable(path, 4000)}")
     except Exception:
-        say(f"what was measured is in {out}: `python -m benchmarks.report {out}` makes the report anew")
+        say(f"what was measured is in {out}: `python -m benchmarks.report {out}` makes the report")
         raise
 
 
@@ -195,7 +195,7 @@ def record_without_number(
     for (subject, cell), code in zip(runs, codes, strict=True):
         if code in (0, INTERRUPTED):
             continue
-        reason = f"its process ended with code {code}; what it printed says why, and out of memory it prints nothing"
+        reason = f"its process ended with code {code}; its output tells why; out of memory it prints nothing"
         blanks = [
             run_one.blank(backbone, cell, seed, options, status="failed", reason=reason)
             for seed, backbone in by_seed(subject.backbones, repeats[cell.name], cell)

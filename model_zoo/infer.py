@@ -26,7 +26,7 @@ _RELATIVES = (  # tensors that no ResNet of ours has, and whose they are; the fi
     (r"\.filt$", "an anti-aliased ResNet (BlurPool)"),
     (r"(^|\.)maxpool\.\d+\.", "a ResNet-RS (a convolution in place of the max-pool)"),
     (r"(^|\.)attnpool\.", "CLIP's ResNet (attention pooling, averages in place of strides)"),
-    (r"^(?!.*layer[1-4]\.)(.*\.)?conv[23]\.weight$", "a ResNet with a stem of three convolutions under names of its own"),
+    (r"^(?!.*layer[1-4]\.)(.*\.)?conv[23]\.weight$", "a ResNet with a stem of three convolutions under unknown names"),
     (r"conv2_offset|\.conv_offset", "a ResNet with deformable convolutions"),
     (r"\.(non_local|nl|gcb|context_block\w*|gen_attention_block)\.", "a ResNet with attention between its blocks"),
     (r"(^|\.)gn[123]\.", "a ResNet with GroupNorm"),

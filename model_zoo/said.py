@@ -23,7 +23,7 @@ _PIXELS = 64
 
 
 def words(obj: Any) -> list[str]:
-    """What a file's top says that the network is called."""
+    """The network's name as the top of a file states it."""
     found = [obj.get(key) for key in _KEYS] if isinstance(obj, Mapping) else []
     return [word for word in found if isinstance(word, str)]
 

@@ -25,7 +25,7 @@ _HARMLESS = {"num_classes", "in_chans", "drop_rate", "drop_path_rate", "global_p
 
 @dataclass(frozen=True)
 class Contents:
-    """What lies in a checkpoint file or folder, and what files beside the weights say of it."""
+    """The contents of a checkpoint file or folder, with the description in files beside the weights."""
 
     content: Any
     arch: Mapping[str, Any] = field(default_factory=dict)
@@ -86,7 +86,7 @@ def read(folder: Path, read_file: Callable[[Path], Any]) -> Contents:
 
 
 def _described(folder: Path, content: Any) -> Contents:
-    """The weights with what the files beside them say."""
+    """The weights, with the description in the files beside them."""
     config = _json(folder / "config.json")
     arch = _architecture(config)
     spec, notes = _input(folder, config)
@@ -125,7 +125,7 @@ def _sharded(index: Path, read_file: Callable[[Path], Any]) -> dict[str, Any]:
 
 
 def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers' configuration says and weights cannot tell.
+    """Fields of transformers' configuration that weights cannot tell.
 
     Raises:
         CheckpointError: another kind of network, or a ResNet that computes something else from such weights.

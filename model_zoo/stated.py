@@ -1,4 +1,4 @@
-"""What a file, or a `.yaml` beside it, states of its own architecture and input, before any of it is believed."""
+"""Architecture and input as a file, or a `.yaml` beside it, states them, checked before use."""
 
 from __future__ import annotations
 

@@ -25,14 +25,14 @@ from backbench.progress import say
 from pretrain.config import DataConfig, PretrainConfig
 from pretrain.views import make_views
 
-_GRACE = 20  # seconds that a worker goes on after SIGTERM
+_GRACE = 20  # seconds that a worker continues after SIGTERM
 
 
 def open_split(config: DataConfig) -> ImageSplit:
     """The split that a recipe trains on; what lies beside its images and is passed over is said.
 
     Raises:
-        DataError: no folder given, absent, half there or empty.
+        DataError: no folder given, absent, incomplete or empty.
     """
     split = _read_split(config)
     if split.passed_over:

@@ -1,4 +1,4 @@
-"""What a run says of itself: `metrics.jsonl`, TensorBoard, lines on the terminal."""
+"""A run's log: `metrics.jsonl`, TensorBoard, lines on the terminal."""
 
 from __future__ import annotations
 

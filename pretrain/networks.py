@@ -38,7 +38,7 @@ def _norm(name: NormName, width: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class HeadSizes:
-    """What a recipe's `model` fields say of the heads."""
+    """Sizes of the heads, from a recipe's `model` fields."""
 
     features: int  # numbers that the backbone gives per image
     hidden: int

@@ -32,7 +32,7 @@ def claim(out: Path, resume: bool) -> Iterator[None]:
             except BackbenchError as error:
                 refused = error
         if bool(distributed.any_rank(torch.tensor([refused is not None], device=distributed.device()))):
-            raise refused or SystemExit(2)  # the other ranks leave without a word: rank 0 has said it
+            raise refused or SystemExit(2)  # the other ranks end silently: rank 0 has printed the error
         yield
 
 

@@ -34,7 +34,7 @@ class Damaged(ValueError):
 def new_rows(file: Path, shape: tuple[int, int], label: str) -> Iterator[Callable[[np.ndarray], None]]:
     """Write a file of float32 rows piece by piece; every row once.
 
-    Written, not mapped: where the disk is full, a mapped page ends the process without a word.
+    Written, not mapped: where the disk is full, a mapped page kills the process silently.
 
     Raises:
         BackbenchError: the disk is full, not writable, or something else has the file's place.

@@ -83,7 +83,7 @@ S = TypeVar("S", bound=Split)
 
 @dataclass
 class RunContext(Generic[S]):
-    """Where a task finds its data and leaves what it has to say beside its metrics."""
+    """The data, seed and device that a task gets, and the place for its notes and scores per item."""
 
     splits: Mapping[str, S]
     seed: int
@@ -93,7 +93,7 @@ class RunContext(Generic[S]):
     workers: int = 0
     tuned: dict[str, Any] = field(default_factory=dict)  # what was chosen, and on which split
     notes: list[str] = field(default_factory=list)
-    resumed_at: list[int] = field(default_factory=list)  # iterations done, each time that a training was gone on with
+    resumed_at: list[int] = field(default_factory=list)  # iterations done, each time that a training was resumed
     items: dict[str, Any] = field(default_factory=dict)  # arrays, one row a test item: stored beside the record
 
     def resume_file(self, backbone: Backbone, config: TaskConfig, version: int) -> Path:
@@ -116,7 +116,7 @@ def labelled_splits(spec: DataSpec, places: DataPlaces) -> dict[str, ImageSplit]
     """Train and test split of a labelled data set.
 
     Raises:
-        DataError: half there, or not the published images while `expect` says so.
+        DataError: incomplete, or not the published images although `expect` asks for them.
     """
     found = {role: catalogue.load(spec.name, role, places) for role in ("train", "test")}
     if spec.expect == "published" and not catalogue.is_published(spec.name, found):

@@ -190,7 +190,7 @@ def _refuse(epoch: int, model: Classifier) -> NoReturn:
     raise Diverged(f"every head diverged by epoch {epoch}; {rates} are too high")
 
 
-# ---------------------------------------------------------------- going on after a kill
+# ---------------------------------------------------------------- resuming after a kill
 
 
 def _save(file: Path, model: Classifier, optimizer: torch.optim.Optimizer, step: int) -> None:

@@ -105,7 +105,7 @@ def decode_rgb(data: bytes, name: str) -> np.ndarray:
     """Decode into (H, W, 3) uint8 RGB, fast: what pretraining's views start from.
 
     A grey or colour JPEG that ends with its end-of-image marker goes through OpenCV; all else through Pillow, since
-    OpenCV decodes a truncated JPEG to grey without a word, and converts CMYK and 16-bit in its own ways.
+    OpenCV silently decodes a truncated JPEG to grey, and converts CMYK and 16-bit differently.
 
     Raises:
         CorruptImage: as `open_rgb`.

@@ -222,7 +222,7 @@ def _check_name(archive: Path, name: str) -> None:
 
 
 def route_of(name: str, val_labels: Path | None = None) -> Route:
-    """Where a data set's members go. Raises DataError for a data set without archives of its own."""
+    """Where a data set's members go. Raises DataError for a data set without archives."""
     routes = {
         "voc": _after("VOCdevkit/", keep="VOCdevkit/"),
         "coco": _coco,

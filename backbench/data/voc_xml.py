@@ -30,7 +30,7 @@ class Object:
 
 @dataclass(frozen=True)
 class Annotation:
-    """What an XML file says of an image."""
+    """An image as its XML file describes it."""
 
     width: int | None  # None where nothing is said of the size: it is the image's
     height: int | None
@@ -58,7 +58,7 @@ def annotation(path: Path) -> Annotation:
 
 
 def states(objects: tuple[Object, ...]) -> dict[str, int]:
-    """What the per-class lists should say of an image: 1 for a class with a plain object, 0 with difficult ones only."""
+    """The values that the per-class lists should have for an image: 1 for a class with a plain object, 0 with difficult ones only."""
     found: dict[str, int] = {}
     for item in objects:
         found[item.name] = max(found.get(item.name, 0), int(not item.difficult))

@@ -136,7 +136,7 @@ def scan(files: Iterable[Path]) -> Found:
             left_out.append(f"left out: {error}")
             continue
         if why := fault(result):
-            result = without_number(result, f"{why}: run the command again, it is measured anew")
+            result = without_number(result, f"{why}: run the command again to measure it again")
         sound = {name: metric for name, metric in result.metrics.items() if impossible(name, metric) is None}
         if len(sound) < len(result.metrics):  # beside a headline that is sound
             left_out.append(

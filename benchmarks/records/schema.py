@@ -73,7 +73,7 @@ class Provenance(_Strict):
     argv: list[str]
     threads: int
     processes: int = 1  # of torchrun's job; older records do not say
-    resumed_at: list[int] = []  # iterations (or steps) that were done each time when the training was gone on with
+    resumed_at: list[int] = []  # iterations (or steps) done, each time that the training was resumed
 
 
 class Result(_Strict):

@@ -23,7 +23,7 @@ _LONGEST = 200  # bytes of a folder's name that come from a backbone's; file sys
 
 
 def marks(*, is_demo: bool, profile: str) -> str:
-    """What follows a number that is no result, wherever it is shown."""
+    """The mark that follows a demo or rehearsal number wherever it is shown."""
     return (" DEMO" if is_demo else "") + (" REHEARSAL" if profile == "smoke" else "")
 
 
@@ -76,7 +76,7 @@ def write(out: Path, result: Result, items: Mapping[str, np.ndarray] | None = No
     """Write a record atomically to its place; returns the path.
 
     A number is never replaced by the lack of one: that goes beside it (`seed0.failed.json`) until there is a new number.
-    What is no record is moved aside (`seed0.json.unreadable`), and one that a newer program wrote is never touched.
+    A file that is not a record is moved aside (`seed0.json.unreadable`); a newer program's record is never touched.
 
     Args:
         items: arrays with a row a test item (scores, top five classes), for comparisons of two backbones on the same
@@ -86,7 +86,7 @@ def write(out: Path, result: Result, items: Mapping[str, np.ndarray] | None = No
         BackbenchError: `ok` without its headline, a file there that is not to be replaced, or a disk that refuses.
     """
     if result.status == "ok" and result.primary not in result.metrics:
-        raise BackbenchError(f"{result.cell}: a number without '{result.primary}', its headline, is no result")
+        raise BackbenchError(f"{result.cell}: a number without '{result.primary}', its headline, is not a result")
     path = record_path(out, result)
     beside = result.status != "ok" and _number(path) is not None
     path = path.with_suffix(f".{result.status}.json") if beside else path
@@ -106,10 +106,10 @@ def write(out: Path, result: Result, items: Mapping[str, np.ndarray] | None = No
 
 
 def make_way(path: Path) -> None:
-    """Move aside what is no record, with its items; nothing is lost, whatever it was.
+    """Move aside a file that is not a record, with its items; nothing is deleted.
 
     Raises:
-        BackbenchError: a newer program's record, or what is no file: not to be replaced.
+        BackbenchError: a newer program's record, or not a file: it must not be replaced.
     """
     try:
         if path.exists() or path.is_symlink():
@@ -133,7 +133,7 @@ def refuse_newer(out: Path, planned: Result) -> None:
     """Before anything is measured: whether what lies there may be replaced.
 
     Raises:
-        BackbenchError: a record of a newer program, or what is no file, has a place that this record may need.
+        BackbenchError: a newer program's record, or something other than a file, takes a place that this record may need.
     """
     for path in sorted(of_seed(out, planned)):
         with contextlib.suppress(Broken):

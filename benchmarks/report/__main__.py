@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None, *, prog: str = "python -m benchmarks.rep
                     f"--curves {name}={path}: expected NAME=FILE, the metrics.jsonl of a pretraining run"
                 )
             if name in curves:
-                raise BackbenchError(f"--curves {name}: given twice; give each run a name of its own")
+                raise BackbenchError(f"--curves {name}: given twice; give each run another name")
             curves[name] = path
         print(report.text(args.results))
         print(f"report: {visible(str(report.write(args.results, curves=curves)))}")

@@ -140,7 +140,7 @@ def _literature(table: Table, source: str) -> list[dict[str, Any]]:
 
 
 def _notes(results: Sequence[Result]) -> list[tuple[str, str]]:
-    """(cell, note), each once: what a protocol had to say beside its numbers."""
+    """(cell, note), each once: the notes that protocols left beside their numbers."""
     return sorted({(result.cell, note) for result in results for note in result.task.notes})
 
 

@@ -147,7 +147,7 @@ def _changed(name: str, preset: str, fields: tuple[tuple[str, str], ...]) -> tup
     mine = {
         **dict(flat(cell.config.later_fields())),
         **dict(fields),
-    }  # what its record does not say is as it was
+    }  # a field that its record lacks has the value it had then
     told = _TOLD_ELSEWHERE | set(indifferent_keys(type(cell.config)))
     return tuple(f"{k}={v}" for k, v in sorted(mine.items()) if k in fresh and fresh[k] != v and k not in told)
 

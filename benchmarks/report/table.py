@@ -119,8 +119,8 @@ def gather(results: Iterable[Result]) -> Table:
     )
     rows = []
     for name in sorted(by_row, key=lambda n: (n.startswith("random:"), n)):
-        anew = name.startswith("random:")  # a random baseline is initialised anew for every seed
-        values = {column: _value(column.metric, records, anew=anew) for column, records in by_row[name].items()}
+        per_seed = name.startswith("random:")  # a random baseline has new weights for every seed
+        values = {column: _value(column.metric, records, per_seed=per_seed) for column, records in by_row[name].items()}
         backbones = {sha for records in by_row[name].values() for sha in records}
         rows.append(Row(name, archs[name], len(backbones), values))
     absent = sorted(
@@ -239,11 +239,11 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield f"{prefix}{key}", json.dumps(value)
 
 
-def _value(metric: str, records: dict[str, list[Result]], *, anew: bool) -> Value:
+def _value(metric: str, records: dict[str, list[Result]], *, per_seed: bool) -> Value:
     """Over backbones where there are several (each by the mean of its seeds), else over the seeds of the one."""
     numbers = {sha: [result.metrics[metric].value for result in seeds] for sha, seeds in records.items()}
     if len(numbers) > 1:
-        each, over = [statistics.fmean(seeds) for seeds in numbers.values()], "seeds" if anew else "backbones"
+        each, over = [statistics.fmean(seeds) for seeds in numbers.values()], "seeds" if per_seed else "backbones"
     else:
         each = next(iter(numbers.values()))
         over = "seeds" if len(each) > 1 else ""

@@ -43,7 +43,7 @@ class PublishedNumber(Config):
 
 
 class Recipe(Config):
-    """What the source says of the pretraining."""
+    """The pretraining, as its source describes it."""
 
     epochs: Annotated[int, Field(gt=0)] | None = None
     batch: Annotated[int, Field(gt=0)] | None = None

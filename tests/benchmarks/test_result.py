@@ -107,7 +107,7 @@ def test_names_that_make_one_folder_keep_their_own_numbers(tmp_path, record):
 
 def test_a_number_without_its_headline_is_not_written(tmp_path, record):
     for update in ({"metrics": {}}, {"primary": None}, {"primary": "box_AP"}):
-        with pytest.raises(BackbenchError, match="its headline, is no result"):
+        with pytest.raises(BackbenchError, match="its headline, is not a result"):
             store.write(tmp_path, record.model_copy(update=update))
     assert list(tmp_path.iterdir()) == []
 

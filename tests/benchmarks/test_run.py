@@ -356,8 +356,8 @@ def test_what_breaks_down_unrecorded_is_recorded_and_no_failure_of_its_own_is_re
         return {r.seed: r.reason for r in records(out)}
 
     assert one(*LINEAR, cell="imagenet_linear", ckpt=str(ckpt)) == 1
-    assert settle({}) == {0: "division by zero", 1: "its process ended with code 1; what it printed says why, "
-                          "and out of memory it prints nothing"}  # fmt: skip
+    assert settle({}) == {0: "division by zero", 1: "its process ended with code 1; its output tells why; "
+                          "out of memory it prints nothing"}  # fmt: skip
     before = store.written(out)
     assert settle(before)[0].startswith("its process ended with code 1"), "an older failure is no news"
 

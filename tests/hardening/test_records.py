@@ -289,9 +289,9 @@ def test_ok_without_a_sound_headline_is_no_number(tmp_path, damage):
     assert store.stored(path, record) is None and not store.is_measured(tmp_path, record)
     report.write(tmp_path)
     for text in (report.text(tmp_path), (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()):
-        assert "measured anew" in text and "50.0" not in text
+        assert "to measure it again" in text and "50.0" not in text
     assert store.write(tmp_path, record) == path
-    assert "measured anew" not in report.text(tmp_path) and "51.0" in report.text(tmp_path)
+    assert "to measure it again" not in report.text(tmp_path) and "51.0" in report.text(tmp_path)
 
 
 def lines(*values: object) -> str:

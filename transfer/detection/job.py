@@ -1,4 +1,4 @@
-"""What a detection run is given beside its protocol: where it works, its seed, how often it saves."""
+"""The context of a detection run besides its protocol: its folder, its seed, iterations between checkpoints."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def check_names(train: str, test: str) -> None:
         raise ValueError(f"train and test are both '{test}': nothing is tested on the images it was trained on")
     for name in (train, test):
         if not name or "/" in name or "\\" in name:
-            raise ValueError(f"'{name}' is no split's name")
+            raise ValueError(f"'{name}' is not a split's name")
 
 
 def unscaled(config: DetectionConfig) -> str | None:
@@ -154,7 +154,7 @@ def limited(split: DetectionSplit, limit: int) -> DetectionSplit:
 
 def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext[DetectionSplit]) -> list[Detections]:
     """Train on the train split, detect in the test split; leaves pictures and losses in the run's folder."""
-    torch.backends.cudnn.benchmark = False  # nearly every batch has another shape: each would be timed anew
+    torch.backends.cudnn.benchmark = False  # nearly every batch has another shape: each would be timed again
     engine, spec = engines.get(config.engine), config.course()
     train, test = ctx.splits["train"], ctx.splits["test"]
     job = Job(

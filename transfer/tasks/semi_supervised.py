@@ -1,6 +1,6 @@
 """Fine-tuning on 1% or 10% of ImageNet's labels, by SimCLR's official lists (MSBReg section 8.2, Table 3).
 
-The encoder and the classifier have rates of their own; a rate of 0 freezes the encoder, and the record says so: the
+The encoder and the classifier each have a rate; a rate of 0 freezes the encoder, and the record says so: the
 paper's 1% row is a frozen encoder, which its rivals' rows are not. Evaluation is the last epoch's, on the whole test split.
 
 Presets: `msbreg` (rates, momentum and batch are the paper's; epochs, cosine and no weight decay are our reading),

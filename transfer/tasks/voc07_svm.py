@@ -105,7 +105,7 @@ def splits(config: FeatureConfig, places: DataPlaces) -> dict[str, ImageSplit]:
     """Train and test split, labels (N, classes).
 
     Raises:
-        DataError: half there, not the published images, or with one label per image.
+        DataError: incomplete, not the published images, or with one label per image.
     """
     found = labelled_splits(config.data, places)
     if any(split.labels is None or split.labels.ndim != 2 for split in found.values()):

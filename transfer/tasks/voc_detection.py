@@ -86,7 +86,7 @@ def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
     """Annotated images of both splits.
 
     Raises:
-        DataError: incomplete, or not the published images while `expect` says so.
+        DataError: incomplete, or not the published images although `expect` asks for them.
     """
     root = places.of(config.data.name)
     assert root is not None, "`missing` was asked"

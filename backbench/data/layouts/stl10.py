@@ -29,7 +29,7 @@ class _Part:
         return self.listed[0] // _BYTES
 
     def pixels(self, index: int) -> np.ndarray:
-        """(96, 96, 3) uint8; read, not mapped: a mapped file that is cut short ends the process without a word."""
+        """(96, 96, 3) uint8; read, not mapped: a mapped file that is cut short kills the process silently."""
         data = read_bytes(self.file, limit=_BYTES, start=index * _BYTES, listed=self.listed)
         planes = np.frombuffer(data, np.uint8).reshape(3, 96, 96)
         return np.ascontiguousarray(planes.transpose(2, 1, 0))  # stored column by column

@@ -292,7 +292,7 @@ def test_what_was_left_out_is_in_the_record_and_not_called_published(context, sh
     ("train", "test", "words"),
     [
         ("all", "all", "train and test are both 'all'"),
-        ("../x", "test", "'../x' is no split's name"),
+        ("../x", "test", "'../x' is not a split's name"),
         ("x", "", "'' is no"),
     ],
 )
