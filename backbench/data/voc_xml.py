@@ -58,7 +58,7 @@ def annotation(path: Path) -> Annotation:
 
 
 def states(objects: tuple[Object, ...]) -> dict[str, int]:
-    """The values that the per-class lists should have for an image: 1 for a class with a plain object, 0 with difficult ones only."""
+    """Values of the per-class lists for an image: 1 for a class with a plain object, 0 with difficult ones only."""
     found: dict[str, int] = {}
     for item in objects:
         found[item.name] = max(found.get(item.name, 0), int(not item.difficult))
