@@ -16,8 +16,20 @@ from backbench.data import catalogue
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# The files that take longest, longest first: begun first, two workers that take file after file end together.
+LONG = (
+    "hardening/test_kills", "transfer/detection/test_processes", "pretrain/test_train", "transfer/test_two_processes",
+    "transfer/detection/test_mmdet", "hardening/test_detection_kills", "benchmarks/test_suite", "contract/test_engines",
+    "transfer/detection/test_draws", "benchmarks/test_run", "test_real_data", "hardening/test_limits",
+    "transfer/detection/test_detectron2", "model_zoo/test_variants", "hardening/test_growth", "contract/test_tasks",
+    "transfer/detection/test_own_data", "transfer/detection/test_course", "model_zoo/test_external",
+    "transfer/detection/test_parity",
+)  # fmt: skip
+
 
 def pytest_collection_modifyitems(items):
+    order = {f"tests/{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
     for item in items:
         if "slow" not in item.keywords and "tests/hardening/" not in item.nodeid:
             item.add_marker(pytest.mark.quick)
@@ -60,6 +72,14 @@ def make_image_folder(root: Path, *, train: int = 8, val: int = 4, classes: int 
                 pixels = rng.integers(0, 120, (40, 48, 3)) + 60 * label
                 Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.jpg")
     return root
+
+
+@pytest.fixture
+def warm_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cells that `run_all` starts are forks of a process that has imported torch."""
+    import warm
+
+    monkeypatch.setattr("backbench.processes.start", warm.start)
 
 
 @pytest.fixture(autouse=True)

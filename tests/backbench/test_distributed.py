@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from torch import nn
 
 from backbench import distributed
@@ -93,9 +91,9 @@ def replaced(rank: int) -> dict[str, object]:
     }
 
 
-def worker(rank: int, port: int, folder: str) -> None:
+def worker(folder: str) -> None:
     """One of two ranks: joins by torchrun's environment and writes what it computed."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    rank = distributed.rank()
     torch.set_num_threads(1)
     distributed.init()
     try:
@@ -117,18 +115,8 @@ def worker(rank: int, port: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # The file itself as a script, not multiprocessing: a spawned child could not import it under every import mode.
-    command = [sys.executable, __file__, str(port), str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
-    try:
-        assert [process.wait(timeout=300) for process in ranks] == [0, 0]
-    finally:
-        for process in ranks:
-            process.kill()
+    with warm.ranks([__file__, str(folder)]) as ranks:
+        assert [process.wait(280) for process in ranks] == [0, 0]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -249,4 +237,4 @@ def test_ranks_know_each_other(two_ranks):
 
 
 if __name__ == "__main__":
-    worker(int(sys.argv[3]), int(sys.argv[1]), sys.argv[2])
+    worker(sys.argv[1])

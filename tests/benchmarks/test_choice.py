@@ -61,7 +61,7 @@ def test_what_run_all_passes_on_is_what_was_said():
 
 
 @pytest.mark.slow
-def test_run_all_measures_the_chosen_network(two, image_folder, tmp_path):
+def test_run_all_measures_the_chosen_network(two, image_folder, tmp_path, warm_cells):
     argv = [
         "--ckpt",
         str(two[0]),

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 from backbench.errors import BackbenchError
 from benchmarks import compare, plan
@@ -461,10 +462,9 @@ def test_help_loads_nothing_heavy():
     assert "--literature" in done.stdout and done.stdout.strip().endswith("[]")
 
 
+@pytest.mark.slow
 def test_runs_as_a_plain_script(folder):
-    done = subprocess.run([sys.executable, "benchmarks/compare.py", str(folder), "--no-literature"], cwd=ROOT,
-                          capture_output=True, text=True, check=True)  # fmt: skip
+    done = warm.run(["benchmarks/compare.py", str(folder), "--no-literature"], cwd=ROOT)
     assert "| mine (resnet50) |" in done.stdout
-    failed = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "compare.py"), "nowhere"], cwd=folder,
-                            capture_output=True, text=True, check=False)  # fmt: skip
+    failed = warm.run([str(ROOT / "benchmarks" / "compare.py"), "nowhere"], cwd=folder)
     assert (failed.returncode, failed.stderr) == (2, "error: nowhere: no such result file or folder\n")

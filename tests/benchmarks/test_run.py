@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm
 from PIL import Image
 
 from backbench.config import digest
@@ -330,9 +331,9 @@ def test_a_number_that_is_kept_says_no_longer_that_it_is_lacking(one, out, ran):
 
 @pytest.mark.parametrize("source", ["{ckpt}", "random:resnet18"])
 def test_a_kill_is_recorded_for_the_seed_without_a_number(one, out, ckpt, source):
-    source = source.format(ckpt=ckpt)
-    assert one(*LINEAR, cell="imagenet_linear", ckpt=source, seeds=2) == 0
-    cell = plan.load_cell("imagenet_linear", LINEAR)
+    source, small = source.format(ckpt=ckpt), [*LINEAR, "size=32", "resize=32"]
+    assert one(*small, cell="imagenet_linear", ckpt=source, seeds=2) == 0
+    cell = plan.load_cell("imagenet_linear", small)
     subjects = run_all.find_subjects([source], "", 3)
     args = CellOptions(ckpt=source, cell=cell.name, out=out)
     before = store.written(out)
@@ -340,7 +341,7 @@ def test_a_kill_is_recorded_for_the_seed_without_a_number(one, out, ckpt, source
         assert sorted((r.seed, r.status) for r in records(out)) == [(0, "ok"), (1, "ok")]
         run_all.record_without_number(subjects, [cell], {}, [(subjects[0], cell)], [code], {cell.name: 3}, before, args)
     assert sorted((r.seed, r.status) for r in records(out)) == [(0, "ok"), (1, "ok"), (2, "failed")]
-    assert one(*LINEAR, cell="imagenet_linear", ckpt=source, seeds=3) == 0
+    assert one(*small, cell="imagenet_linear", ckpt=source, seeds=3) == 0
     assert sorted((r.seed, r.status) for r in records(out)) == [(0, "ok"), (1, "ok"), (2, "ok")]
 
 
@@ -523,12 +524,11 @@ def test_a_random_backbone_can_have_a_name():
 
 
 @pytest.mark.slow
-def test_end_to_end(ckpt, out, image_folder):
-    argv = [sys.executable, "benchmarks/run_all.py", "--ckpt", f"mine={ckpt}", "--baselines", "random", "--jobs", "2"]
+def test_end_to_end(ckpt, out, image_folder, warm_cells, capfd):
+    argv = ["--ckpt", f"mine={ckpt}", "--baselines", "random", "--jobs", "2"]
     argv += ["--out", str(out), "--data", f"imagenet={image_folder}", "--tasks", "imagenet_knn,imagenet_linear"]
     argv += ["--seeds", "2", *(f"imagenet_knn.{o}" for o in KNN), *(f"imagenet_linear.{o}" for o in LINEAR)]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert run_all.main(argv) == 0
     found = records(out)
     assert all(r.status == "ok" and r.suite == "paper" for r in found)
     counted = {(r.backbone.name, r.cell, r.seed) for r in found}
@@ -545,9 +545,10 @@ def test_end_to_end(ckpt, out, image_folder):
     assert "ImageNet layout, 24/12 images" in markdown
     assert "mine" in (out / "report.csv").read_text()
     assert "<html" in (out / "report.html").read_text()
-    assert "| mine (resnet18, width 0.25) |" in done.stdout
+    assert "| mine (resnet18, width 0.25) |" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_cell_with_more_seeds_than_its_suite_is_reported_whole(out, image_folder, monkeypatch):
     """A random baseline is a network for each seed: those of the third seed are in the report as well."""
     suite = plan.Suite(cells=("imagenet_knn",), seeds=1, seeds_of={"imagenet_knn": 3})
@@ -559,6 +560,7 @@ def test_a_cell_with_more_seeds_than_its_suite_is_reported_whole(out, image_fold
     assert "(3 seeds)" in (out / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_report_shows_what_the_command_asked_for(out, image_folder, monkeypatch):
     """Of seeds and versions of a protocol that lie in the folder from before, nothing enters its means."""
     monkeypatch.setattr(local, "run", lambda commands, **_: [run_one.main(command[2:]) for command in commands])
@@ -591,7 +593,7 @@ def test_all_skipped_is_exit_code_1(ckpt, out, tmp_path, capfd):
 
 
 @pytest.mark.slow
-def test_a_failed_cell_is_exit_code_1_and_the_rest_is_measured(ckpt, out, image_folder):
+def test_a_failed_cell_is_exit_code_1_and_the_rest_is_measured(ckpt, out, image_folder, warm_cells):
     argv = ["--ckpt", str(ckpt), "--out", str(out), "--data", f"imagenet={image_folder}", "--seeds", "1"]
     argv += ["--tasks", "imagenet_knn,imagenet_linear", *(f"imagenet_knn.{o}" for o in KNN)]
     assert run_all.main(argv) == 1  # the linear probe's data are not the published ones
@@ -602,9 +604,9 @@ def test_a_failed_cell_is_exit_code_1_and_the_rest_is_measured(ckpt, out, image_
 @pytest.mark.slow
 def test_as_a_plain_script_a_mistake_is_one_line(tmp_path):
     for script in ("run_one.py", "run_all.py"):
-        argv = [sys.executable, str(ROOT / "benchmarks" / script), "--ckpt", "nothing.pth"]
+        argv = [str(ROOT / "benchmarks" / script), "--ckpt", "nothing.pth"]
         argv += ["--cell", "imagenet_knn"] if script == "run_one.py" else []
-        done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+        done = warm.run(argv, cwd=tmp_path)
         assert done.returncode == 2
         assert done.stderr.splitlines()[-1] == "checkpoint error: nothing.pth: no such file or folder"
         assert "Traceback" not in done.stderr
@@ -635,25 +637,27 @@ def test_records_are_plain_json(one, out):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_ctrl_c_keeps_what_is_finished_and_the_next_run_goes_on(ckpt, out, image_folder):
-    command = [sys.executable, str(ROOT / "benchmarks" / "run_all.py"), "--ckpt", str(ckpt), "--out", str(out)]
-    command += ["--tasks", "imagenet_knn,imagenet_linear", "--seeds", "1", "--data", f"imagenet={image_folder}"]
-    command += [f"imagenet_knn.{field}" for field in KNN] + [f"imagenet_linear.{field}" for field in LINEAR]
-    long_one = subprocess.Popen([*command, "imagenet_linear.epochs=1000000"], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 280  # a safety net, not a claim
-    while not any("imagenet_knn" in str(path) for path in files(out)):
-        assert time.monotonic() < deadline and long_one.poll() is None
-        time.sleep(0.2)
-    (finished,) = files(out)
-    before = finished.read_bytes()
-    long_one.send_signal(signal.SIGINT)
-    _, said = long_one.communicate(timeout=120)
+def test_ctrl_c_keeps_what_is_finished_and_the_next_run_goes_on(ckpt, out, image_folder, warm_cells, capfd):
+    """The first run and its cells are the scripts in their own interpreters."""
+    argv = ["--ckpt", str(ckpt), "--out", str(out), "--tasks", "imagenet_knn,imagenet_linear", "--seeds", "1"]
+    argv += ["--data", f"imagenet={image_folder}"]
+    argv += [f"imagenet_knn.{field}" for field in KNN] + [f"imagenet_linear.{field}" for field in LINEAR]
+    command = [sys.executable, str(ROOT / "benchmarks" / "run_all.py"), *argv, "imagenet_linear.epochs=1000000"]
+    long_one = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        while not any("imagenet_knn" in str(path) for path in files(out)):  # the test's timeout is the safety net
+            assert long_one.poll() is None
+            time.sleep(0.2)
+        (finished,) = files(out)
+        before = finished.read_bytes()
+        long_one.send_signal(signal.SIGINT)
+        _, said = long_one.communicate(timeout=120)
+    finally:
+        long_one.kill()
     assert long_one.returncode == 130
     assert "finished results are kept" in said and "Traceback" not in said
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0, again.stderr
-    assert "an identical result is there" in again.stderr
+    assert run_all.main(argv) == 0
+    assert "an identical result is there" in capfd.readouterr().err
     assert finished.read_bytes() == before
     assert {record.cell for record in records(out)} == {"imagenet_knn", "imagenet_linear"}
 

@@ -7,8 +7,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from commands import ROOT
+import warm
+from commands import ROOT, run
 from torch import nn
 
 from backbench.data import demo
@@ -45,19 +44,14 @@ def _lines(folder: Path) -> int:
 
 
 def command(name: str, out: Path) -> list[str]:
-    return [sys.executable, str(ROOT / "benchmarks/run_one.py"), "--ckpt", "random:resnet18", "--cell", "voc0712_detection",
+    return [str(ROOT / "benchmarks/run_one.py"), "--ckpt", "random:resnet18", "--cell", "voc0712_detection",
             "--profile", "smoke", "--workers", "0", "--data-root", str(demo.root()), "--out", str(out),
             "train=trainval", f"engine={name}", *COURSE]  # fmt: skip
 
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
 def finish(name: str, out: Path) -> str:
     """Run to the end; what was said."""
-    done = subprocess.run(
-        command(name, out), capture_output=True, text=True, check=False, timeout=WITHIN, env=ENVIRONMENT, cwd=ROOT
-    )
+    done = warm.run(command(name, out), modules=warm.ENGINES, timeout=WITHIN, cwd=ROOT)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-3000:]
     return done.stderr
 
@@ -97,9 +91,7 @@ def check_equal(name: str, out: Path, expected: Any, resumed_at: list[int]) -> N
 def killed(name: str, out: Path, place: str, how: signal.Signals) -> None:
     """Start, wait for the place, kill the process."""
     there, _ = PLACES[place]
-    process = subprocess.Popen(
-        command(name, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT, cwd=ROOT
-    )
+    process = warm.Process(command(name, out), modules=warm.ENGINES, cwd=ROOT)
     deadline = time.monotonic() + WITHIN
     try:
         while time.monotonic() < deadline and process.poll() is None:
@@ -264,15 +256,7 @@ def test_a_file_that_may_not_grow(limit, tmp_path):
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         "run_cli(lambda: c.save(folder / c.name(2), 2, {'seed': 1}, course) and None)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env=ENVIRONMENT,
-        cwd=ROOT,
-    )
+    done = run("-c", code, within=120)  # its output is a pipe: a file could not grow either
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert checkpoints.name(2) in done.stderr.strip().splitlines()[-1]
     assert checkpoints.resume(tmp_path, {"seed": 1}, a_course()) == (2, False)

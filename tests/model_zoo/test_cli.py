@@ -1,12 +1,11 @@
 """`python -m model_zoo`: verify, convert, list, show."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 
 from backbench.errors import BackbenchError, CheckpointError
 from backbench.files.hashes import file_sha256
@@ -162,14 +161,10 @@ def test_show(capsys):
 
 @pytest.mark.slow
 def test_as_a_process(moco):
-    done = subprocess.run(
-        [sys.executable, "-m", "model_zoo", "verify", str(moco), "--json"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = warm.run(["-m", "model_zoo", "verify", str(moco), "--json"], cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["weights_sha256"] == load(moco).weights_sha256
-    done = subprocess.run(
-        [sys.executable, "-m", "model_zoo", "verify", "nothing.pth"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = warm.run(["-m", "model_zoo", "verify", "nothing.pth"], cwd=ROOT)
     assert done.returncode == 2
     assert done.stderr == "checkpoint error: nothing.pth: no such file or folder\n"
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from pretraining import end, start_child, stderr_of
 from torch.utils.tensorboard import SummaryWriter
 
@@ -666,7 +667,7 @@ def test_a_single_dip_is_no_collapse_and_a_recovery_is_said(shared_photos, recip
 
 
 def run_script(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(SCRIPT), *arguments], cwd=cwd, capture_output=True, text=True)
+    return warm.run([str(SCRIPT), *arguments], cwd=cwd)
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm
 from PIL import Image
 from torch import nn
 
@@ -160,12 +160,11 @@ def everything(folder: Path) -> dict[str, object]:
     return out | {"extracted": extracted(folder), "measured": measured(folder)}
 
 
-def worker(rank: int, port: int, folder: str) -> None:
+def worker(folder: str) -> None:
     """One of two ranks: joins by torchrun's environment and writes what it computed."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     distributed.init()
     try:
-        torch.save(everything(Path(folder)), Path(folder) / f"{rank}.pt")
+        torch.save(everything(Path(folder)), Path(folder) / f"{distributed.rank()}.pt")
         distributed.barrier()
     finally:
         distributed.shutdown()
@@ -192,18 +191,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_ranks(folder):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # The file itself as a script, not multiprocessing: a spawned child could not import it under every import mode.
-    command = [sys.executable, __file__, str(port), str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
-    try:
-        assert [process.wait(timeout=300) for process in ranks] == [0, 0]
-    finally:
-        for process in ranks:
-            process.kill()
+    with warm.ranks([__file__, str(folder)]) as ranks:
+        assert [process.wait(280) for process in ranks] == [0, 0]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -285,12 +274,19 @@ def test_a_job_of_two_processes_writes_one_record(folder, tmp_path, cell, fields
     save(tmp_path / "tiny.pth", state, Architecture(name="resnet18", width=0.25), InputSpec(size=32))
     more = ["--ckpt", "tiny.pth", "--cell", cell, "--data", f"imagenet={folder / 'images'}", "--workers", "0"]
     more += ["data.expect=any", *fields]
-    launchers = {"one": [], "two": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]}
+    script = str(ROOT / "benchmarks" / "run_one.py")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     found = {}
-    for name, launcher in launchers.items():
-        command = [sys.executable, *launcher, str(ROOT / "benchmarks" / "run_one.py"), "--out", name, *more]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250)
+    for name in ("one", "two"):
+        arguments = ["--out", name, *more]
+        done = (
+            warm.run([script, *arguments], cwd=tmp_path)
+            if name == "one"
+            else subprocess.run(
+                [*torchrun, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250
+            )
+        )
         assert done.returncode == 0, done.stderr
         assert done.stderr.count(f"{cell} seed 0: top1") == 1, "one process speaks"
         found[name] = sorted((tmp_path / name).glob("*/*/seed*"))
@@ -310,4 +306,4 @@ def test_a_job_of_two_processes_writes_one_record(folder, tmp_path, cell, fields
 
 
 if __name__ == "__main__":
-    worker(int(sys.argv[3]), int(sys.argv[1]), sys.argv[2])
+    worker(sys.argv[1])

@@ -158,7 +158,7 @@ def stopped_after(patch: pytest.MonkeyPatch, batches: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("head", "workers"), [("c4", 0), ("fpn", 2)])
+@pytest.mark.parametrize(("name", "head", "workers"), [("detectron2", "c4", 0), ("mmdet", "fpn", 2)], indirect=["name"])
 def test_resumed_is_uninterrupted(name, head, workers, monkeypatch, trained_like, scenes, short, tmp_path):
     """Stopped in the course's third iteration, then in PreciseBN: weights and statistics are those of a whole course."""
     engine, backbone = engines.get(name), trained_like("resnet18")

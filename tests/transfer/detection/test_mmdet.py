@@ -6,16 +6,14 @@ import dataclasses
 import importlib.metadata
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import warm
 from PIL import Image
 
 from backbench import distributed
@@ -526,12 +524,7 @@ def own_tool(name: str, folder: Path, *arguments: str, prepared: tuple[str, ...]
     import mmdet
 
     tool = Path(mmdet.__file__).parent / ".mim/tools" / name
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
-        [sys.executable, *prepared, str(tool), str(folder / engine.NATIVE), *arguments],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        cwd=folder, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = warm.run([*prepared, str(tool), str(folder / engine.NATIVE), *arguments], cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr
 

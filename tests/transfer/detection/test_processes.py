@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -52,11 +53,19 @@ def command(name: str, out: Path, *overrides: str) -> list[str]:
 
 def test_a_killed_run_goes_on(name, tmp_path):
     """Iteration and rate go on exactly, each iteration stands once in the record of losses, no checkpoint is lost."""
-    course = ["spec.iterations=9", "spec.milestones=[6]", "spec.warmup=4", "spec.lr=0.004", "checkpoint_every=2"]
-    arguments = [sys.executable, *command(name, tmp_path, *course)]
-    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and process.poll() is None:
+    course = [
+        "spec.batch=2",
+        "spec.sides_train=[64]",
+        "spec.side_test=64",
+        "spec.iterations=9",
+        "spec.milestones=[6]",
+        "spec.warmup=4",
+        "spec.lr=0.004",
+        "checkpoint_every=2",
+    ]
+    arguments = command(name, tmp_path, *course)
+    process = warm.Process(arguments, modules=warm.ENGINES)
+    while process.poll() is None:  # the test's timeout is the safety net
         (folder,) = [file.parent for file in tmp_path.rglob("losses.jsonl")] or [None]
         if folder and checkpoints.under_way(folder) and (folder / "losses.jsonl").read_text().count("\n") >= 3:
             break
@@ -65,7 +74,7 @@ def test_a_killed_run_goes_on(name, tmp_path):
     assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
     kept = checkpoints.under_way(folder)[0]
     reached = load_torch(kept)["iteration"]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=240)
+    done = warm.run(arguments, modules=warm.ENGINES)
     assert done.returncode == 0, done.stderr
     assert f"resuming after {reached + 1} iterations: {kept}" in done.stderr
     record = lines(folder)
@@ -106,12 +115,10 @@ def spread(name: str, folder: Path) -> None:
     distributed.shutdown()
 
 
-def torchrun(*arguments: str, processes: int = 2) -> None:
-    many = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
-    start = [sys.executable, *many, *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(start, capture_output=True, text=True, check=False, timeout=280, env=environment, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
+def in_two(*arguments: str) -> None:
+    """A job of two processes."""
+    with warm.ranks(arguments, modules=warm.ENGINES) as ranks:
+        assert [process.wait(280) for process in ranks] == [0, 0]
 
 
 def built(name, backbone, split, job, spec) -> nn.Module:
@@ -122,7 +129,7 @@ def built(name, backbone, split, job, spec) -> nn.Module:
 
 
 def test_two_processes_are_one_detector(name, tmp_path, trained_like, scenes, short):
-    torchrun(__file__, "spread", name, str(tmp_path))
+    in_two(__file__, "spread", name, str(tmp_path))
     ranks = [load_torch(tmp_path / f"rank{rank}.pth") for rank in range(2)]
     assert [rank["norms"] for rank in ranks] == [["GlobalBatchNorm"]] * 2
     assert set(ranks[0]["decay"]) == {0.0}, "synchronised norms are norms to the weight decay"
@@ -213,8 +220,9 @@ def test_a_step_of_two_processes_is_that_of_one_on_both_images(name, tmp_path):
     for other in engines.names():
         if engines.get(other).missing():
             pytest.skip(engines.get(other).missing())
-    for processes in (1, 2):
-        torchrun(__file__, "halves", name, str(tmp_path), processes=processes)
+    done = warm.run([__file__, "halves", name, str(tmp_path)], modules=warm.ENGINES)
+    assert done.returncode == 0, done.stderr
+    in_two(__file__, "halves", name, str(tmp_path))
     ranks = [load_torch(tmp_path / f"rank{rank}.pth") for rank in range(2)]
     alone = load_torch(tmp_path / "alone.pth")
     assert set(alone) == set(ranks[0])
@@ -230,7 +238,14 @@ def test_a_step_of_two_processes_is_that_of_one_on_both_images(name, tmp_path):
 
 
 def test_two_processes_write_one_record(name, tmp_path):
-    torchrun(*command(name, tmp_path, "spec.iterations=2"))
+    """One engine as torchrun starts it, in processes that import everything."""
+    words = command(name, tmp_path, "spec.iterations=2", "spec.batch=2", "spec.sides_train=[64]", "spec.side_test=64")
+    if name == "mmdet":
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        subprocess.run([*start, *words], check=True, timeout=280, env=environment, cwd=ROOT)
+    else:
+        in_two(*words)
     (record,) = tmp_path.rglob("seed0.json")
     values = json.loads(record.read_text())
     assert values["status"] == "ok" and values["task"]["engine"] == engines.get(name).version()
