@@ -1,6 +1,8 @@
 """`python -m model_zoo`: verify, convert, list, show."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
