@@ -26,7 +26,7 @@ from pathlib import Path
 from backbench import processes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-CELLS = ("benchmarks.run_one", "benchmarks.run_all", "benchmarks.report.report", "model_zoo.__main__", "model_zoo.load",
+CELLS = ("benchmarks.run_one", "benchmarks.run_all", "benchmarks.report.render", "model_zoo.__main__", "model_zoo.load",
          "pretrain.train", "timm", "sklearn.svm", "scipy.stats", "torchvision.models", "transfer.supervised",
          "transfer.tasks.knn", "transfer.tasks.linear_probe", "transfer.tasks.semi_supervised", "torch.distributed",
          "torch._dynamo")  # fmt: skip
@@ -256,6 +256,7 @@ def _execute(argv: list[str]) -> int:
         exec(compile(argv[1], "<string>", "exec"), {"__name__": "__main__"})
     elif argv[0] == "-m":
         sys.argv = argv[1:]
+        sys.modules.pop(f"{argv[1]}.__main__", None)  # runpy warns of it
         runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = argv
