@@ -31,7 +31,7 @@ class BasicBlock(nn.Module):
         inplanes: int,
         planes: int,
         stride: int = 1,
-        downsample: nn.Module | None = None,
+        downsample: nn.Sequential | None = None,
         groups: int = 1,
         base_width: int = 64,
     ) -> None:
@@ -64,7 +64,7 @@ class Bottleneck(nn.Module):
         inplanes: int,
         planes: int,
         stride: int = 1,
-        downsample: nn.Module | None = None,
+        downsample: nn.Sequential | None = None,
         groups: int = 1,
         base_width: int = 64,
     ) -> None:
@@ -122,10 +122,9 @@ class ResNet(nn.Module):
         downsample = None
         if stride != 1 or self.inplanes != outputs:
             downsample = nn.Sequential(_conv1x1(self.inplanes, outputs, stride), nn.BatchNorm2d(outputs))
-        wide = {"groups": self.groups, "base_width": self.base_width}
-        made = [block(self.inplanes, planes, stride, downsample, **wide)]
+        made = [block(self.inplanes, planes, stride, downsample, self.groups, self.base_width)]
         self.inplanes = outputs
-        made += [block(outputs, planes, **wide) for _ in range(1, blocks)]
+        made += [block(outputs, planes, 1, None, self.groups, self.base_width) for _ in range(1, blocks)]
         return nn.Sequential(*made)
 
     def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -93,12 +93,18 @@ def timm_model(source: str) -> tuple[nn.Module, InputSpec, str]:
         what = "has no such weights at hand" if pretrained else "cannot make this model"
         hint = f"; untrained: timm:{name}?pretrained=false" if pretrained and timm.is_model(name) else ""
         raise CheckpointError(f"{source}: timm {what} ({_first(error)}){hint}") from None
-    config = model.pretrained_cfg
+    config = _published_config(model)
     channels, height, width = config["input_size"]
     if channels != 3 or height != width:
         raise CheckpointError(f"{source}: takes images of {channels} x {height} x {width}, not RGB squares")
     fields = {"size": height, "mean": list(config["mean"]), "std": list(config["std"])}
     return model, _input(source, fields), name if pretrained else f"{name} untrained"
+
+
+def _published_config(model: nn.Module) -> dict[str, Any]:
+    """What timm keeps beside a model: its input and where the weights come from."""
+    config: Any = model.pretrained_cfg
+    return dict(config)
 
 
 def _options(source: str, query: str) -> tuple[bool, int]:
@@ -120,7 +126,7 @@ def of_timm(source: str, model: nn.Module, spec: InputSpec, name: str) -> Extern
     """A timm model that is no ResNet known here; its features are timm's own, pooled as the model does."""
     import timm
 
-    config = model.pretrained_cfg
+    config = _published_config(model)
     arch = ExternalArchitecture(name=str(config.get("architecture") or name), library=f"timm {timm.__version__}")
     note = (
         f"no ResNet known here: timm's own features; timm evaluates it at crop_pct {config.get('crop_pct')}, "

@@ -43,7 +43,8 @@ def what_it_is(folder: Path) -> str:
 
 def _names(folder: Path) -> tuple[list[str], list[str]]:
     """Files and folders in it, sorted."""
-    files, folders = [], []
+    files: list[str] = []
+    folders: list[str] = []
     with os.scandir(folder) as entries:
         for entry in islice(entries, _MOST_FILES):
             try:

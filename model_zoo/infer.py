@@ -131,7 +131,7 @@ def _stem(state: Mapping[str, Tensor], stated: Mapping[str, Any], name: str) -> 
         fields["stem_width"] = wide[-1] / 64
     if any(deep) and plain is None:
         half, eighths = wide[-1] // 2, wide[-1] // 8
-        kinds = {(half, half): "deep", (3 * eighths, half): "deep-tiered"}
+        kinds: dict[tuple[int, ...], str] = {(half, half): "deep", (3 * eighths, half): "deep-tiered"}
         if all(deep) and tuple(wide[:2]) not in kinds:
             raise CheckpointError(
                 f"a stem of three convolutions with {', '.join(map(str, wide))} planes; known are those of ResNet-C and -D "

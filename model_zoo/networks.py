@@ -53,7 +53,8 @@ def walk(obj: Any) -> Iterator[tuple[Any, Any]]:
     Raises:
         CheckpointError: too many to look into.
     """
-    seen, waiting = {id(obj)}, deque([(None, obj)])
+    seen = {id(obj)}
+    waiting: deque[tuple[Any, Any]] = deque([(None, obj)])
     while waiting:
         path, value = waiting.popleft()
         yield path, value
@@ -102,6 +103,7 @@ def _in_dictionary(path: Any, value: Mapping[Any, Any]) -> Iterator[Network]:
         if len({found[1] for found in map(_STAGE.match, names) if found}) >= 2
     }
     keys = keys_of(path)
+    state: Mapping[str, Tensor]
     for prefix, names in groups.items():
         state = {name: tensors[prefix + name] for name in names}
         if not _of_an_optimizer(keys, state):

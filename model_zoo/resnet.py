@@ -33,9 +33,13 @@ class SameConv2d(nn.Conv2d):
 class SameMaxPool2d(nn.MaxPool2d):
     """A square max-pool with TensorFlow's SAME padding."""
 
+    def __init__(self, kernel: int, stride: int) -> None:
+        super().__init__(kernel, stride)
+        self.side, self.step = kernel, stride
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, ceil(H / stride), ceil(W / stride))."""
-        return F.max_pool2d(same_padding(x, self.kernel_size, self.stride, -torch.inf), self.kernel_size, self.stride)
+        return F.max_pool2d(same_padding(x, self.side, self.step, -torch.inf), self.side, self.step)
 
 
 class Trunk(ResNet):
@@ -91,6 +95,7 @@ def _deep_stem(first: int, second: int, last: int) -> nn.Sequential:
 def _averaging(shortcut: nn.Sequential) -> nn.Sequential:
     """ResNet-D's: where the convolution had a stride, an average over 2x2 before it has it (timm's and mmcls's padding)."""
     conv, norm = shortcut
+    assert isinstance(conv, nn.Conv2d)
     strided, conv.stride = conv.stride != (1, 1), (1, 1)
     pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if strided else nn.Identity()
     return nn.Sequential(pool, conv, norm)
@@ -101,7 +106,8 @@ def _pad_as_tensorflow(trunk: nn.Module) -> None:
     for parent in list(trunk.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Conv2d) and child.stride != (1, 1):
-                same = SameConv2d(child.in_channels, child.out_channels, child.kernel_size, child.stride, bias=False)
+                kernel, stride = child.kernel_size[0], child.stride[0]
+                same = SameConv2d(child.in_channels, child.out_channels, kernel, stride, bias=False)
                 same.weight = child.weight
                 setattr(parent, name, same)
 

@@ -156,8 +156,8 @@ def _input(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], lis
     if path.is_file():
         values = _json(path)
         spec = _of_transformers(values)
-    elif isinstance(values := config.get("pretrained_cfg"), dict):
-        spec = _of_timm(values)
+    elif isinstance(published := config.get("pretrained_cfg"), dict):
+        spec = _of_timm(published)
     else:
         return {}, ["no preprocessor_config.json: ImageNet's mean and std and 224 px are assumed"]
     if lacking := [key for key in ("mean", "std", "size") if key not in spec]:

@@ -180,8 +180,9 @@ def feature_difference(backbone: Backbone, stages_fn: Callable[[Tensor], Sequenc
     import torch
 
     x = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    trunk: Any = in_rgb(backbone).build().eval()
     with torch.no_grad():
-        expected = in_rgb(backbone).build().eval().stages(x)
+        expected = trunk.stages(x)
         found = tuple(stages_fn(x))
     shapes = [tuple(stage.shape) for stage in found], [tuple(stage.shape) for stage in expected]
     if shapes[0] != shapes[1]:

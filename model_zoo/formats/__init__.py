@@ -64,7 +64,7 @@ _COPIES = ("encoder_q.0.", "encoder_k.0.", "online_net.0.", "target_net.0.", "en
 
 def tensor_dicts(obj: Any, keys: Iterable[str] = WRAPPERS) -> list[tuple[str, Mapping[str, Tensor]]]:
     """Dictionaries of tensors: the object itself, then what lies under the usual keys, with the key."""
-    found = []
+    found: list[tuple[str, Mapping[str, Tensor]]] = []
     for key, value in (("", obj), *((k, obj.get(k)) for k in keys if isinstance(obj, Mapping))):
         if isinstance(value, Mapping) and len(value) <= MOST_TENSORS and (tensors := tensors_of(value)):
             found.append((key, tensors))

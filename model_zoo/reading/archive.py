@@ -84,7 +84,7 @@ class Archive:
         """
         member = self._member(name)
         buffer = torch.empty(member.file_size, dtype=torch.uint8)
-        view, at = memoryview(buffer.numpy()), 0
+        view, at = memoryview(buffer.numpy().data), 0
         for chunk in self._chunks(member):
             view[at : at + len(chunk)] = chunk
             at += len(chunk)

@@ -136,12 +136,12 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: Any = None
 
 def _tensor_v2(a: tuple[Any, ...]) -> Any:
     """(storage, offset, size, stride, requires_grad, hooks, metadata)."""
-    return _tensor(*a[:4], metadata=a[6] if len(a) > 6 else None) if len(a) >= 4 else NotImplemented
+    return _tensor(a[0], a[1], a[2], a[3], metadata=a[6] if len(a) > 6 else None) if len(a) >= 4 else NotImplemented
 
 
 def _tensor_v3(a: tuple[Any, ...]) -> Any:
     """(storage, offset, size, stride, requires_grad, hooks, dtype, metadata)."""
-    return _tensor(*a[:4], a[6], a[7] if len(a) > 7 else None) if len(a) >= 7 else NotImplemented
+    return _tensor(a[0], a[1], a[2], a[3], a[6], a[7] if len(a) > 7 else None) if len(a) >= 7 else NotImplemented
 
 
 def _the_tensor(a: tuple[Any, ...]) -> Any:

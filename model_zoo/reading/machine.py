@@ -175,7 +175,7 @@ class Machine:
         elif hasattr(type(target), "take_state"):
             target.take_state(state)
         elif type(target) is OrderedDict and isinstance(state, Mapping) and type(state.get("_metadata")) is OrderedDict:
-            target._metadata = state["_metadata"]  # versions of modules, for load_state_dict
+            vars(target)["_metadata"] = state["_metadata"]  # versions of modules, for load_state_dict
 
 
 def loads(data: bytes, names: dict[str, int], persistent: Callable[[Any], Any] | None = None) -> Any:

@@ -160,12 +160,16 @@ def _string(m: Machine) -> None:
     m.push(codecs.escape_decode(line[1:-1])[0].decode("latin-1"))
 
 
+def _pop_mark(m: Machine) -> None:
+    m.since_mark()
+
+
 def _buffers(_m: Machine) -> None:
     raise Malformed("its buffers are kept outside of it")
 
 
 TABLE: dict[bytes, Callable[[Machine], None]] = {
-    b"\x80": _protocol, b"\x95": _frame, b"(": lambda m: m.mark(), b"0": _pop, b"1": lambda m: m.since_mark() and None,
+    b"\x80": _protocol, b"\x95": _frame, b"(": lambda m: m.mark(), b"0": _pop, b"1": _pop_mark,
     b"2": lambda m: m.push(m.stack[-1]),
     b"N": lambda m: m.push(None), b"\x88": lambda m: m.push(True), b"\x89": lambda m: m.push(False),
     b"I": lambda m: m.push(_decimal(m.line())), b"L": lambda m: m.push(_decimal(m.line().rstrip(b"L"))),

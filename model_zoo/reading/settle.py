@@ -118,7 +118,8 @@ class _Settling:
                 settled[self._key(key)], more = self.value(item, level + 1)
             count += more
         if kind is OrderedDict and (metadata := getattr(raw, "_metadata", None)) is not None:
-            settled._metadata, more = self.value(metadata, level + 1)
+            value, more = self.value(metadata, level + 1)
+            vars(settled)["_metadata"] = value
             count += more
         return settled, count
 

@@ -92,7 +92,7 @@ def _numbers(file: BinaryIO, size: int, ref: StorageRef, swap: bool) -> Tensor:
             f"truncated in storage '{printable(ref.key)}': {needed} bytes are announced, {left} are left"
         )
     buffer = torch.empty(needed, dtype=torch.uint8)
-    view, at = memoryview(buffer.numpy()), 0
+    view, at = memoryview(buffer.numpy().data), 0
     while at < needed:
         if not (got := file.readinto(view[at:])):  # type: ignore[attr-defined]
             raise CheckpointError(f"truncated in storage '{printable(ref.key)}'")
