@@ -10,7 +10,7 @@ from pretrain.method import Method
 
 
 def names() -> list[str]:
-    """Every method: the modules of this folder, and plug-ins."""
+    """Every method: the modules of this folder, of included ones and of installed packages."""
     return plugins.module_names("methods", sys.modules[__name__])
 
 
@@ -18,7 +18,7 @@ def get(name: str) -> Method:
     """The method of a name.
 
     Raises:
-        ConfigError: unknown name, or a module without a `METHOD` of that name.
+        ConfigError: unknown name, a plug-in that cannot be imported, or a module without a `METHOD` of that name.
     """
     module = plugins.module("methods", sys.modules[__name__], name, "method")
     method = getattr(module, "METHOD", None)

@@ -15,8 +15,9 @@ import pytest
 import torch
 from pretraining import tiny_recipe, write_photos
 
+from backbench import plugins
 from backbench.errors import ConfigError
-from pretrain import methods
+from pretrain import methods, run
 from pretrain.config import PretrainConfig, load
 from pretrain.method import Ema, Method, NoTarget, StopGradient
 from pretrain.train import build_all, follow, train, train_step
@@ -28,7 +29,7 @@ K, B, D = 4, 12, 8
 
 @pytest.fixture(autouse=True)
 def _included(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(PLUGIN / "methods")])
+    monkeypatch.setenv(plugins.VARIABLE, str(PLUGIN))
 
 
 def randn(*shape: int, seed: int) -> torch.Tensor:
@@ -216,3 +217,21 @@ def test_a_method_outside_the_package_trains_and_resumes(name, tmp_path):
     assert load(str(tmp_path / "run" / "config.yaml"), []) == config
     before = model.read_bytes()
     assert train(config, tmp_path / "run", resume=True).read_bytes() == before
+
+
+def test_the_command_line_includes_a_folder_of_methods(monkeypatch, capsys):
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    with pytest.raises(ConfigError, match=r"unknown method 'vicreg'; known: byol, msbreg"):
+        run.main(["--dry-run", "method.name=vicreg"])
+    assert run.main(["--include", str(PLUGIN), "--dry-run", "method.name=vicreg"]) == 0
+    assert "invariance: 25.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["", "METHOD = 3", "from pretrain.methods.byol import METHOD"])
+def test_a_module_that_states_no_method_of_its_name_is_refused(text, tmp_path, monkeypatch):
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "methods" / f"odd{len(text)}.py").write_text(text)
+    monkeypatch.setenv(plugins.VARIABLE, str(tmp_path))
+    name = f"odd{len(text)}"
+    with pytest.raises(ConfigError, match=rf"{name}\.py must hold METHOD = Method\(name='{name}', ...\)"):
+        methods.get(name)
