@@ -152,6 +152,18 @@ def indifferent_keys(model: type[Config], prefix: str = "") -> list[str]:
     return keys
 
 
+def without_indifferent(config: C) -> C:
+    """The configuration with all fields that are marked `CHANGES_NO_NUMBER` at their defaults."""
+    changed: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if CHANGES_NO_NUMBER in field.metadata:
+            changed[name] = field.get_default(call_default_factory=True)
+        elif isinstance(value, Config):
+            changed[name] = without_indifferent(value)
+    return config.model_copy(update=changed)
+
+
 def _is_model(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 

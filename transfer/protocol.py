@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 import torch
 from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
-from backbench.config import Config, digest, indifferent_keys
+from backbench.config import Config, digest, without_indifferent
 from backbench.data import catalogue
 from backbench.data.catalogue import DataPlaces
 from backbench.data.splits import ImageSplit, Split
@@ -65,17 +65,12 @@ class TaskConfig(Config):
         """All fields as plain values, also those that are not stored."""
         return self.model_dump(mode="json", context="every field")
 
-    @classmethod
-    def indifferent_fields(cls) -> dict[str, Any]:
-        """The fields marked `CHANGES_NO_NUMBER`, each with the default that stands for it in every identity."""
-        return {name: cls.model_fields[name].default for name in indifferent_keys(cls)}
-
     def identity(self) -> dict[str, Any]:
         """What tells this protocol from every other: the stored fields, under the names that they had first.
 
         Fields that change no number are at their defaults, whatever this configuration says.
         """
-        return self.model_copy(update=self.indifferent_fields()).model_dump(mode="json")
+        return without_indifferent(self).model_dump(mode="json")
 
 
 S = TypeVar("S", bound=Split)

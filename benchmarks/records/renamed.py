@@ -12,9 +12,17 @@ from backbench.config import digest
 # (task, name in the record, a field that tells the two apart, its value) -> name today. `obow` of voc07_svm cropped its images
 # until it became what OBoW runs, which squashes them; both names share the identity (`voc07_svm.Config.identity`).
 _RENAMED = {("voc07_svm", "obow", "transform", "crop"): "gap_crop"}
-# The fields that the tasks mark `CHANGES_NO_NUMBER`, known here without loading the tasks, with the defaults that stand for
+# The fields that each task marks `CHANGES_NO_NUMBER`, known here without loading the tasks, with the defaults that stand for
 # them in every identity. The first records were hashed with whatever values they had.
-INDIFFERENT = {"jobs": None, "chunk": 65536, "checkpoint_every": 5000, "log_every": 20}
+_JOBS: dict[str, Any] = {"jobs": None}
+_COURSE: dict[str, Any] = {"checkpoint_every": 5000, "log_every": 20}
+INDIFFERENT: dict[str, dict[str, Any]] = {
+    "knn": {"chunk": 65536},
+    "voc07_svm": _JOBS,
+    "voc07_lowshot": _JOBS,
+    "voc_detection": _COURSE,
+    "coco_instance_segmentation": _COURSE,
+}
 
 
 def as_called_now(record: dict[str, Any]) -> dict[str, Any]:
@@ -28,8 +36,9 @@ def as_called_now(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rehashed(task: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """With the identity of the defaults, where the record's is of other values of `INDIFFERENT`."""
-    defaults = {name: value for name, value in INDIFFERENT.items() if name in config}
+    """With the identity of the defaults, where the record's is of other values of fields that change no number."""
+    known = INDIFFERENT.get(str(task.get("name")), {})
+    defaults = {name: value for name, value in known.items() if name in config}
     if all(config[name] == value for name, value in defaults.items()):
         return task
     for (name, first, field, value), today in _RENAMED.items():  # hashed under the preset's first name

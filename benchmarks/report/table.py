@@ -198,6 +198,7 @@ def _column(result: Result, metric: str, unit: str, higher: bool) -> Column:
         label = f"{what}, {data.counts['train']}/{data.counts['test']} images"
     primary = metric == result.primary
     sha = result.task.config_sha256[:8]
+    indifferent = INDIFFERENT.get(result.task.name, {})
     return Column(
         cell=result.cell,
         config8=sha,
@@ -210,7 +211,7 @@ def _column(result: Result, metric: str, unit: str, higher: bool) -> Column:
         is_demo=data.is_demo,
         profile=result.profile,
         manifest=data.manifest_sha256[:8],
-        fields=tuple(flat({k: v for k, v in result.task.config.items() if k not in INDIFFERENT})),
+        fields=tuple(flat({k: v for k, v in result.task.config.items() if k not in indifferent})),
         dataset=data.name,
         engine=result.task.engine or "",
         version=result.task.version,

@@ -8,7 +8,18 @@ import pytest
 import yaml
 from pydantic import Field, ValidationError
 
-from backbench.config import Config, build, digest, dotted_keys, dump, parse_yaml, read_mapping
+from backbench.config import (
+    CHANGES_NO_NUMBER,
+    Config,
+    build,
+    digest,
+    dotted_keys,
+    dump,
+    indifferent_keys,
+    parse_yaml,
+    read_mapping,
+    without_indifferent,
+)
 from backbench.errors import BackbenchError, ConfigError
 from backbench.yaml_text import write_yaml
 
@@ -320,3 +331,23 @@ def test_a_pipe_or_an_endless_file_is_no_configuration(tmp_path):
     (tmp_path / "long.yaml").write_bytes(b"#" * (1 << 20))
     with pytest.raises(ConfigError, match="more than 262,144 bytes"):
         read_mapping(tmp_path / "long.yaml")
+
+
+class Inner(Config):
+    """A part of a configuration."""
+
+    steps: int = 3
+    log_every: Annotated[int, CHANGES_NO_NUMBER] = 20
+
+
+class Outer(Config):
+    """With a marked field at the top, one below, and an optional one."""
+
+    inner: Inner = Inner()
+    jobs: Annotated[int | None, CHANGES_NO_NUMBER] = None
+
+
+def test_fields_that_change_no_number():
+    assert indifferent_keys(Outer) == ["inner.log_every", "jobs"]
+    config = build(Outer, {}, ["inner.log_every=5", "inner.steps=4", "jobs=2"])
+    assert without_indifferent(config) == Outer(inner=Inner(steps=4))

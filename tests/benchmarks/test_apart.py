@@ -74,7 +74,7 @@ def test_an_average_is_of_results_or_of_rehearsals(tmp_path, capsys, make):
         (["nowhere"], "nowhere: no such folder of results"),
         (["{file}"], "no such folder of results"),
         (["--readme", "nowhere.md"], "nowhere.md"),
-        (["--readme", "{tmp}"], "cannot be read"),
+        (["--readme", "{tmp}"], "is a folder; give a file"),
         (["{tmp}", "--curves", "a={file}", "--curves", "a={file}"], "--curves a: given twice"),
     ],
 )
