@@ -113,7 +113,7 @@ def write_yaml(values: Any, *, lists_in_line: bool = False) -> str:
     Args:
         lists_in_line: mappings and lists that hold plain values only stand in one line, `{a: 1}`.
     """
-    writer = YAML(typ="safe", pure=True)
+    writer: Any = YAML(typ="safe", pure=True)  # its attributes are not typed
     writer.Resolver, writer.Representer = _Careful, _Representer
     writer.default_flow_style = None if lists_in_line else False
     writer.sort_base_mapping_type_on_output = False

@@ -1,0 +1,79 @@
+"""Splits that lie in numbered files: `train-00000-of-00005.parquet`, `imagenet-val-000001.tar`, `train/0000.parquet`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from backbench.errors import DataError
+from backbench.printable import some
+
+SPLITS = ("train", "test", "validation", "valid", "val")
+_DEEPEST = 3  # folders below the root
+
+
+def shards(root: Path, ending: str) -> dict[str, list[Path]]:
+    """The files of each split, in the order of their names; empty where there are none.
+
+    Raises:
+        DataError: several configurations side by side, or parts of a numbered series that are missing.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in sorted(_below(Path(root), ending, _DEEPEST)):
+        split = split_of(path, Path(root))
+        if split is not None:
+            found.setdefault(split, []).append(path)
+    for split, files in found.items():
+        folders = sorted({str(file.parent.relative_to(root)) for file in files})
+        if len(folders) > 1:
+            raise DataError(f"{root}: the files of '{split}' lie in several folders ({some(folders)}); give one of them, "
+                            "with the other splits beside it")  # fmt: skip
+        _check_series(split, files)
+    return found
+
+
+def test_split(found: dict[str, list[Path]]) -> str | None:
+    """The split to test on: the first of test, validation, valid and val that is there."""
+    return next((split for split in SPLITS[1:] if split in found), None)
+
+
+def split_of(path: Path, root: Path) -> str | None:
+    """The split that a file's name says, else the folder that it lies in."""
+    words = re.split(r"[-_.]", path.name)
+    parents = [] if path.parent == Path(root) else [path.parent.name]
+    return next((word for word in (*words, *parents) if word in SPLITS), None)
+
+
+def _below(folder: Path, ending: str, depth: int) -> list[Path]:
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
+    found = []
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.name.endswith(ending) and entry.is_file():
+            found.append(entry)
+        elif depth and entry.is_dir():
+            found += _below(entry, ending, depth - 1)
+    return found
+
+
+def _check_series(split: str, files: list[Path]) -> None:
+    """DataError where `-of-00005` or gaps between the numbers say that parts are missing."""
+    numbers = [re.findall(r"\d+", file.stem) for file in files]
+    stated = {int(found[1]) for file in files if (found := re.search(r"-(\d+)-of-(\d+)", file.name)) and int(found[2])}
+    whole = {int(found[1]) for file in files if (found := re.search(r"-of-(\d+)", file.name))}
+    if whole:
+        (count, *others) = sorted(whole)
+        missing = sorted(set(range(count)) - stated)
+        if others or missing:
+            why = f"missing: {some([str(n) for n in missing])}" if missing else "series of several lengths are mixed"
+            raise DataError(f"{files[0].parent}: of '{split}' {len(files)} of {count} parts are there; {why}")
+    elif len(files) > 1 and all(numbers):
+        last = sorted({int(found[-1]) for found in numbers})
+        gaps = sorted(set(range(last[0], last[-1] + 1)) - set(last))
+        if gaps and last[0] in (0, 1) and len(last) == len(files):
+            raise DataError(f"{files[0].parent}: of '{split}' parts are missing: {some([str(n) for n in gaps])}; is the "
+                            "data set whole?")  # fmt: skip
