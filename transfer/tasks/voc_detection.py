@@ -34,20 +34,21 @@ _MOCO = DetectionSpec(
     warmup=100,
     sides_train=tuple(range(480, 801, 32)),
 )
-# Under two minutes on two idle CPU cores for a ResNet-18: few and small pictures, few proposals. Chosen on scenes that were
+# Under two minutes on two idle CPU cores for a ResNet-18: few and small pictures, few
+# proposals. Chosen on scenes that were
 # rendered from other seeds than the demo's, so that the demo's test images decided nothing.
 _DEMO = DetectionSpec(
     head="c4",
-    iterations=200,
+    iterations=400,
     batch=2,
     lr=0.01,
-    milestones=(150,),
-    warmup=10,
+    milestones=(300,),
+    warmup=20,
     precise_bn=10,
     sides_train=(96,),
     side_test=96,
     side_max=192,
-    rois=32,
+    rois=16,
     proposals_train=(200, 50),
     proposals_test=(200, 30),
 )
