@@ -34,9 +34,8 @@ _MOCO = DetectionSpec(
     warmup=100,
     sides_train=tuple(range(480, 801, 32)),
 )
-# Under two minutes on two idle CPU cores for a ResNet-18: few and small pictures, few
-# proposals. Chosen on scenes that were
-# rendered from other seeds than the demo's, so that the demo's test images decided nothing.
+# Under two minutes on two idle CPU cores for a ResNet-18: few and small pictures, few proposals. Its rate and length were
+# chosen on scenes that were rendered from other seeds than the demo's: the demo's test images decided nothing.
 _DEMO = DetectionSpec(
     head="c4",
     iterations=400,
