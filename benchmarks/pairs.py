@@ -106,7 +106,7 @@ def _standing_for(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 def _pairs() -> dict[str, tuple[str, str]]:
     """Every pair of a data set and a protocol that its labels allow, by the cell's name."""
-    found = {}
+    found: dict[str, tuple[str, str]] = {}
     for data, info in catalogue.known().items():
         try:
             labels = layouts.labels(info.layout)

@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -91,7 +91,7 @@ def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, opti
     if done.status == "failed":
         say(f"FAILED {label}: {done.reason}")
         return done
-    if is_main():
+    if is_main() and done.data:
         headline = done.metrics[done.primary or ""]
         kind = store.marks(is_demo=done.data.is_demo, profile=done.profile)
         say(f"{label}: {done.primary} {headline.value:.2f}{headline.unit}{kind}  ({path})")
@@ -184,7 +184,8 @@ def checked(metrics: Mapping[str, Metric], primary: str, notes: list[str]) -> di
     from benchmarks.records.reading import impossible
     from benchmarks.records.store import MetricRecord
 
-    records, wrong = {}, {}
+    records: dict[str, MetricRecord] = {}
+    wrong: dict[str, str] = {}
     for name, metric in metrics.items():
         if isinstance(metric.value, bool) or not isinstance(metric.value, numbers.Real):
             wrong[name] = f"{name} is a {type(metric.value).__name__}, not a number"
@@ -216,7 +217,7 @@ def blank(
     seed: int,
     options: Options,
     *,
-    status: str,
+    status: Literal["ok", "failed", "skipped"],
     reason: str | None = None,
     data: DataRecord | None = None,
 ) -> Result:
@@ -232,7 +233,7 @@ def blank(
         engine=cell.task.engine_version(cell.config) if status != "skipped" else None,
     )
     return Result(
-        status=status,  # type: ignore[arg-type]
+        status=status,
         reason=reason,
         profile=options.profile,
         suite=options.suite or "none",

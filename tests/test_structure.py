@@ -131,6 +131,19 @@ def test_ruff_passes(command):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+TYPED = ("pretrain", "benchmarks")  # packages that the type checker passes
+
+
+@pytest.mark.slow
+def test_types_agree():
+    """mypy with the settings of pyproject.toml; of other packages, only what these use."""
+    words = ["--config-file", "pyproject.toml", "--no-error-summary", *PARTS]
+    done = subprocess.run([sys.executable, "-m", "mypy", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    wrong = [line for line in done.stdout.splitlines() if line.startswith(tuple(f"{part}/" for part in TYPED))]
+    assert not done.stderr
+    assert wrong == []
+
+
 def test_only_one_file_sets_up_the_process_group():
     users = {
         path.relative_to(ROOT).as_posix()

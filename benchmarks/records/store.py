@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -92,7 +93,7 @@ def write(out: Path, result: Result, items: Mapping[str, np.ndarray] | None = No
     path = path.with_suffix(f".{result.status}.json") if beside else path
     make_way(path)
     if items:
-        atomic_write(items_path(path), lambda file: np.savez_compressed(file, **items))
+        atomic_write(items_path(path), lambda file: np.savez_compressed(file, **dict[str, Any](items)))
     atomic_write_text(path, json.dumps(result.model_dump(mode="json", by_alias=True), indent=1) + "\n")
     if not beside:  # only now, so that a full disk or a kill before it loses nothing
         if not items:

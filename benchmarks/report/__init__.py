@@ -45,8 +45,16 @@ def write(out: Path, *, suite: str = "", curves: Mapping[str, Path] | None = Non
     atomic_write_text(out / "report.md", text + render.literature_markdown(table))
     atomic_write_text(out / "report.csv", render.csv_text(table))
     page = out / "report.html"
-    beside = {"curves": curves, "out": out, "left_out": found.left_out}
-    text = html.page(table, results, suite=suite, comparisons=comparisons, baseline=to, **beside)
+    text = html.page(
+        table,
+        results,
+        suite=suite,
+        curves=curves,
+        out=out,
+        comparisons=comparisons,
+        baseline=to,
+        left_out=found.left_out,
+    )
     atomic_write_text(page, text)
     return page
 

@@ -166,7 +166,7 @@ def _marks(column: Column, rows: Sequence[Row | Published], beside: Sequence[Pub
     """One ranking where all were measured on the published data; else ours and the literature's apart."""
     same = [row for row in beside if column.is_published and column.profile == "full" and not row.number.data]
     other = [row for row in beside if row not in same]
-    marked = {}
+    marked: dict[int, str] = {}
     for group in ([*rows, *same], other):
         values = [_value(row, column).mean for row in group]
         names = literature.marks(values, higher=column.higher_is_better)
@@ -193,7 +193,8 @@ class _Baseline:
     """The baseline's number in a column, or why there is none."""
 
     def __init__(self, to: str, table: Table, column: Column, beside: Sequence[Published]) -> None:
-        self.column, self.row, self.why = column, None, ""
+        self.column, self.why = column, ""
+        self.row: Row | Published | None = None
         own = next((row for row in table.rows if to in (row.name, row.label)), None)
         called = [row for row in beside if row.is_called(to)]
         if own is not None:
@@ -204,7 +205,7 @@ class _Baseline:
         elif not called:
             self.why = f"{to} has no published number here"
         else:
-            self.row: Row | Published | None = called[0]
+            self.row = called[0]
             if not column.is_published or column.profile != "full" or called[0].number.data:
                 self.why = f"{to} was published for other data"
 

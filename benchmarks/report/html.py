@@ -77,7 +77,7 @@ def page(
         results=measured,
         marks=marks,
         packages=_packages(measured),
-        commands=sorted({shlex.join(r.provenance.argv) for r in measured}),
+        commands=sorted({shlex.join(r.provenance.argv) for r in measured if r.provenance}),
     )
 
 
@@ -115,7 +115,7 @@ def _tuned(columns: Sequence[Column], rows: Sequence[Row]) -> list[tuple[str, st
 
 def _packages(results: Sequence[Result]) -> list[str]:
     """Every set of versions that numbers were made with, and of how many where there are several."""
-    sets = Counter(", ".join(f"{k} {v}" for k, v in r.provenance.packages.items()) for r in results)
+    sets = Counter(", ".join(f"{k} {v}" for k, v in r.provenance.packages.items()) for r in results if r.provenance)
     return [line if len(sets) == 1 else f"{line} ({count} records)" for line, count in sets.most_common()]
 
 

@@ -107,7 +107,7 @@ def flags(row: Published, columns: Sequence[Column], archs: set[str]) -> tuple[s
         found.append(f"on {measured} (here {_names(here)})")
     unstated = []
     for name, places in _FIELDS.items():
-        mine = {_field(column, places) for column in columns} - {None}
+        mine = {own for column in columns if (own := _field(column, places)) is not None}
         stated = getattr(number, name)
         if not mine:
             continue
@@ -115,15 +115,15 @@ def flags(row: Published, columns: Sequence[Column], archs: set[str]) -> tuple[s
             unstated.append(name)
         elif mine != {str(stated)}:
             found.append(f"{name} {stated} (here {_names(mine)})")
-    mine = {_frozen(column) for column in columns} - {None}
-    if mine and number.frozen is None:
+    frozen = {_frozen(column) for column in columns} - {None}
+    if frozen and number.frozen is None:
         unstated.append("whether the encoder was frozen")
-    elif mine and mine != {number.frozen}:
+    elif frozen and frozen != {number.frozen}:
         words = {True: "frozen", False: "fine-tuned"}
-        found.append(f"encoder {words[bool(number.frozen)]} (here {_names({words[bool(m)] for m in mine})})")
-    own = sorted({text for column in columns if column.is_published for text in changed(column)})
-    if own:
-        found.append(f"here other than the preset: {', '.join(own[:6])}{', ...' if len(own) > 6 else ''}")
+        found.append(f"encoder {words[bool(number.frozen)]} (here {_names({words[bool(m)] for m in frozen})})")
+    other = sorted({text for column in columns if column.is_published for text in changed(column)})
+    if other:
+        found.append(f"here other than the preset: {', '.join(other[:6])}{', ...' if len(other) > 6 else ''}")
     return (*found, f"not stated: {', '.join(unstated)}") if unstated else tuple(found)
 
 

@@ -218,10 +218,8 @@ def comparison_rows(comparison: Comparison, *, to: str | None, beside: bool) -> 
         if to:
             words.append(difference(line.difference, comparison.column) if line.difference else "baseline")
         if beside:
-            own = isinstance(line.row, Published)
-            words += (
-                [line.row.number.setting, "; ".join(line.flags), line.row.number.source] if own else ["", "", "here"]
-            )
+            own = line.row.number if isinstance(line.row, Published) else None
+            words += [own.setting, "; ".join(line.flags), own.source] if own else ["", "", "here"]
         rows.append([*cells, *(escape.markdown(word) for word in words)])
     return rows
 

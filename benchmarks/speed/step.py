@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
         if target is not None:
             target.follow(online, 0.99)
 
-    bare(), whole()  # warm-up
+    bare()  # warm-up
+    whole()
     rows = [(_seconds(whole, device), _seconds(bare, device)) for _ in range(args.rounds)]
     setting = f"{config.model.backbone}, {config.optim.batch} x {views} views of {size} px, {device.type}"
     speed.report(
