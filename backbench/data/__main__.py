@@ -38,7 +38,8 @@ def parser(prog: str = "python -m backbench.data") -> argparse.ArgumentParser:
         "--val-labels",
         type=Path,
         metavar="FILE",
-        help="imagenet: 50,000 WordNet ids, one per validation image, in order",
+        help="imagenet, without its devkit (--from ILSVRC2012_devkit_t12.tar.gz): 50,000 WordNet ids, one per validation "
+        "image, in order",
     )
     prepare.add_argument("--dry-run", action="store_true", help="only say what would be done")
     commands.add_parser("lists", help="fetch and verify ImageNet's 1%% and 10%% lists")

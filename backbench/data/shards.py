@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from backbench.errors import DataError
 from backbench.printable import some
 
 SPLITS = ("train", "test", "validation", "valid", "val")
-_DEEPEST = 3  # folders below the root
+_DEEPEST = 2  # folders below the root: `<configuration>/<split>/0000.parquet`
+_MOST_FOLDERS = 20
 
 
 def shards(root: Path, ending: str) -> dict[str, list[Path]]:
@@ -45,18 +47,18 @@ def split_of(path: Path, root: Path) -> str | None:
 
 
 def _below(folder: Path, ending: str, depth: int) -> list[Path]:
+    """Files of an ending in a folder and in those below it; folders beside many others are classes, and not entered."""
     try:
-        entries = sorted(folder.iterdir())
+        with os.scandir(folder) as entries:
+            seen = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
+        if depth < _DEEPEST:  # what cannot be read is not of this layout
+            return []
         raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
-    found = []
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.name.endswith(ending) and entry.is_file():
-            found.append(entry)
-        elif depth and entry.is_dir():
-            found += _below(entry, ending, depth - 1)
+    found = [folder / name for name, is_folder in seen if name.endswith(ending) and not is_folder]
+    below = [name for name, is_folder in seen if is_folder]
+    if depth and len(below) <= _MOST_FOLDERS:
+        found += [file for name in below for file in _below(folder / name, ending, depth - 1)]
     return found
 
 

@@ -6,6 +6,7 @@ Only regular files with paths inside the archive's own folder are accepted; no p
 
 from __future__ import annotations
 
+import hashlib
 import lzma
 import os
 import re
@@ -18,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from backbench.data import catalogue, imagenet_labels
 from backbench.errors import DataError, nearest, writing
-from backbench.files import read_text
+from backbench.files import opened
 from backbench.files.atomic import make_folder
 from backbench.printable import some
 from backbench.progress import say, track
@@ -58,16 +60,43 @@ def prepare(
 ) -> dict[Path, Tally]:
     """Unpack each archive into the data set's folder; with `dry_run` only count.
 
+    ImageNet's validation images go to the folders of their classes by its devkit, given as an archive or beside one.
+
     Raises:
-        DataError: an unknown data set; an archive that is missing, cut short, unsafe or holds nothing of the data set.
+        DataError: an unknown data set; an archive that is missing, cut short, unsafe or holds nothing of the data set, or
+            one with a published name and other bytes.
     """
-    route = route_of(name, val_labels)
+    archives, devkit = [Path(archive) for archive in archives], None
+    if name == "imagenet":
+        archives, devkit = imagenet_labels.without_devkit(archives)
+    for archive in archives:
+        check_md5(archive, name)
+    route = route_of(name, val_labels, devkit)
     tallies = {}
     for archive in archives:
         tallies[archive] = unpack(Path(archive), Path(folder), route, dry_run=dry_run)
         verb = "would be unpacked" if dry_run else "unpacked"
         say(f"{archive}: {verb} into {folder}: {tallies[archive]}")
     return tallies
+
+
+def check_md5(archive: Path, name: str) -> None:
+    """DataError where an archive has a published file's name and other bytes than were published."""
+    published = {known.file: known.md5 for known in catalogue.info(name).archives if known.md5}
+    expected = published.get(archive.name)
+    if expected is None:
+        return
+    found = hashlib.md5(usedforsecurity=False)
+    with opened(archive, DataError) as file:
+        size = os.fstat(file.fileno()).st_size
+        chunks = iter(lambda: file.read(_MEGABYTE), b"")
+        for chunk in track(chunks, total=size // _MEGABYTE, label=f"checking {archive.name}, MB"):
+            found.update(chunk)
+    if found.hexdigest() != expected:
+        raise DataError(
+            f"{archive}: its md5 is {found.hexdigest()}; published: {expected}. Was the download cut short? Download it "
+            "again; if it is another file on purpose, rename it"
+        )
 
 
 def unpack(archive: Path, folder: Path, route: Route, *, dry_run: bool = False) -> Tally:
@@ -221,15 +250,15 @@ def _check_name(archive: Path, name: str) -> None:
 # ---------------------------------------------------------------- layouts
 
 
-def route_of(name: str, val_labels: Path | None = None) -> Route:
-    """Where a data set's members go. Raises DataError for a data set without archives."""
+def route_of(name: str, val_labels: Path | None = None, devkit: Path | None = None) -> Route:
+    """Where a data set's members go. Raises DataError for a data set without archives of its own."""
     routes = {
         "voc": _after("VOCdevkit/", keep="VOCdevkit/"),
         "coco": _coco,
         "inat18": _inat18,
         "places205": _places205,
         "stl10": _after("stl10_binary/", keep="stl10_binary/"),
-        "imagenet": _imagenet(val_labels),
+        "imagenet": imagenet_labels.route(val_labels, devkit),
     }
     if name not in routes:
         raise DataError(f"no archives are known for data set '{name}'{nearest(name, routes)}")
@@ -261,35 +290,3 @@ def _places205(member: str) -> str | None:
     if found:
         return found[1]
     return _after("images256/", keep="images/")(member) or _after("images/", keep="images/")(member)
-
-
-def _imagenet(val_labels: Path | None) -> Route:
-    wnids = _wnids(val_labels) if val_labels is not None else None
-
-    def route(member: str) -> str | None:
-        train = re.search(r"(?:^|/)(n\d{8}/n\d{8}_\d+\.JPEG)$", member)
-        if train:
-            return f"train/{train[1]}"
-        val = re.search(r"(?:^|/)(ILSVRC2012_val_(\d{8})\.JPEG)$", member)
-        if not val:
-            return None
-        number = int(val[2])
-        if wnids is None:
-            raise DataError("the validation images are not sorted by class: give --val-labels FILE, 50,000 WordNet ids")
-        if not 1 <= number <= len(wnids):
-            raise DataError(f"{val_labels}: has {len(wnids)} lines, none for {val[1]}")
-        return f"val/{wnids[number - 1]}/{val[1]}"
-
-    return route
-
-
-def _wnids(file: Path) -> list[str]:
-    """WordNet ids, one per validation image in the order of file names (imagenet_2012_validation_synset_labels.txt)."""
-    names = read_text(Path(file)).split()
-    for number, name in enumerate(names, start=1):
-        if not re.fullmatch(r"n\d{8}", name):
-            raise DataError(
-                f"{file}:{number}: '{name}' is not a WordNet id such as n01440764; the devkit's ground truth holds "
-                "class numbers instead: map them through its meta.mat"
-            )
-    return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import shutil
 import stat
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backbench.data import catalogue, demo, unpack
+from backbench.data import catalogue, demo, imagenet_labels, unpack
 from backbench.data.__main__ import main
 from backbench.data.catalogue import DataPlaces
 from backbench.errors import DataError
@@ -44,6 +45,13 @@ def archive(tmp_path):
         return tmp_path / name
 
     return of
+
+
+@pytest.fixture(autouse=True)
+def any_bytes(monkeypatch):
+    """The archives made here have published names, and not the published bytes."""
+    for name, known in catalogue.described().found.items():
+        monkeypatch.setitem(catalogue.OWN, name, known.model_copy(update={"archives": ()}))
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -142,7 +150,7 @@ def test_imagenet(archive, tmp_path):
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        (None, "give --val-labels FILE"),
+        (None, r"give the devkit too, --from ILSVRC2012_devkit_t12\.tar\.gz"),
         (b"n00000002\nn00000001\n", r"labels\.txt: has 2 lines, none for ILSVRC2012_val_00000003\.JPEG"),
         (b"n00000002\n490\n361\n", r"labels\.txt:2: '490' is not a WordNet id .* the devkit's ground truth"),
     ],
@@ -151,6 +159,51 @@ def test_imagenet_validation_labels(archive, tmp_path, labels, words):
     file = archive("labels.txt", labels) if labels else None
     with pytest.raises(DataError, match=words):
         unpack.prepare("imagenet", [archive("val.tar", tar_of(VAL))], tmp_path / "imagenet", val_labels=file)
+
+
+def devkit(archive, monkeypatch):
+    """An archive as ImageNet's devkit: class numbers 1 and 2, a third one that is no leaf; labels of three images."""
+    from scipy.io import savemat
+    from torchvision.datasets import imagenet
+
+    fields = [(name, object) for name in ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children")]
+    rows = [(1, "n00000001", "a, b", "x", 0), (2, "n00000002", "c", "x", 0), (3, "n00000003", "d", "x", 2)]
+    meta = io.BytesIO()
+    savemat(meta, {"synsets": np.array(rows, fields)})
+    data = {"data/meta.mat": meta.getvalue(), "data/ILSVRC2012_validation_ground_truth.txt": b"2\n1\n2\n"}
+    file = archive(imagenet_labels.DEVKIT, tar_of({f"ILSVRC2012_devkit_t12/{k}": v for k, v in data.items()}, "w:gz"))
+    md5 = hashlib.md5(file.read_bytes()).hexdigest()
+    monkeypatch.setitem(imagenet.ARCHIVE_META, "devkit", (imagenet_labels.DEVKIT, md5))
+    return file
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_devkit_states_the_classes_of_the_validation_images(archive, tmp_path, monkeypatch, beside):
+    file = devkit(archive, monkeypatch)
+    given = [archive("val.tar", tar_of(VAL)), *([] if beside else [file])]
+    unpack.prepare("imagenet", given, tmp_path / "imagenet")
+    assert tree(tmp_path / "imagenet") == {
+        "val/n00000002/ILSVRC2012_val_00000001.JPEG": b"v1",
+        "val/n00000001/ILSVRC2012_val_00000002.JPEG": b"v2",
+        "val/n00000002/ILSVRC2012_val_00000003.JPEG": b"v3",
+    }
+    assert not (file.parent / "meta.bin").exists(), "nothing is left beside the archive"
+    file.write_bytes(b"another file")
+    with pytest.raises(DataError, match=r"devkit_t12\.tar\.gz: not ImageNet's devkit"):
+        unpack.prepare("imagenet", given, tmp_path / "again")
+
+
+def test_a_published_name_needs_the_published_bytes(archive, tmp_path, monkeypatch):
+    data = tar_of({"VOCdevkit/VOC2007/JPEGImages/1.jpg": b"a"})
+    file = archive("VOCtest_06-Nov-2007.tar", data)
+    catalogue.OWN.clear()
+    with pytest.raises(DataError, match=r"its md5 is \w+; published: b6e924de25625d8de591ea690078ad9f.*rename it"):
+        unpack.prepare("voc", [file], tmp_path / "voc")
+    assert not (tmp_path / "voc").exists(), "checked before anything is written"
+    known = catalogue.Archive(file=file.name, md5=hashlib.md5(data).hexdigest())
+    monkeypatch.setitem(catalogue.OWN, "voc", catalogue.info("voc").model_copy(update={"archives": (known,)}))
+    unpack.prepare("voc", [file], tmp_path / "voc")
+    unpack.prepare("voc", [file.rename(tmp_path / "mine.tar")], tmp_path / "voc")
 
 
 def test_unknown_data_set_and_wrong_archives(archive, tmp_path):
