@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 import torchvision
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import nn
 from torchvision import transforms
 
+from backbench.config import digest
 from backbench.data.catalogue import DataPlaces, load
 from backbench.data.decode import CorruptImage
 from backbench.data.splits import ImageSplit, Subset
@@ -132,6 +134,31 @@ def test_name_and_source_do_not_change_the_key(split, ctx, computed):
     features.extract(backbone, split, ctx)
     features.extract(dataclasses.replace(backbone, name="other", source="elsewhere"), split, ctx)
     assert len(computed) == 1
+
+
+def test_the_key_is_the_stated_digest(split, ctx):
+    """Cached features of earlier versions are found: another key is a decision, `_VERSION`."""
+    backbone = make_backbone()
+    stated = {
+        "version": 2,
+        "weights": backbone.weights_sha256,
+        "arch": backbone.arch.model_dump(mode="json"),
+        "input": backbone.input.model_dump(mode="json"),
+        "manifest": split.manifest_sha256(),
+        "state": split.state_sha256(),
+        "order": digest(list(split.source.paths)),
+        "split": "train",
+        "size": 32,
+        "resize": 37,
+        "pooling": "gap",
+        "squash": False,
+        "interpolation": "bilinear",
+        "packages": [torch.__version__, torchvision.__version__, PIL.__version__],
+        "device": "cpu",
+    }
+    features.extract(backbone, split, ctx, FeatureSpec(size=32))
+    features.extract(backbone, split, ctx)
+    assert [path.stem for path in ctx.cache.glob("*.npy")] == [digest(stated)]
 
 
 def first_rows(split):
