@@ -77,7 +77,7 @@ def init() -> torch.device:
 
 
 def _join(described: job.Job, backend: str) -> None:
-    """Meet the others and set up the process group; says for whom it waits."""
+    """Meet the other processes and set up the process group; a message names the processes it waits for."""
     size, place = described.size, f"{described.address}:{described.port}"
     others = f"{size - 1} other process{'es' if size > 2 else ''}"
     patience = job.patience(os.environ)
@@ -118,7 +118,7 @@ def joined() -> Iterator[torch.device]:
 
 
 def _is_loss(error: BaseException) -> bool:
-    """Whether an error says that another process of the job has gone."""
+    """Whether an error means that another process of the job has ended."""
     words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout")
     return type(error).__name__.startswith("Dist") or any(word in str(error) for word in words)
 
@@ -145,7 +145,7 @@ def _lives(pid: int) -> bool:
 
 
 def shutdown() -> None:
-    """Leave the job, if there is one."""
+    """Leave the job, if this process is in one."""
     _peers.clear()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -118,7 +118,7 @@ def _own_words(text: str) -> str:
 
 
 def worker_death(error: BaseException) -> str | None:
-    """What is to be said of torch's error when a process that reads images has died; None of any other error."""
+    """The message for torch's error when a process that reads images has died; None for any other error."""
     if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
         return None
     return f"a process that reads images died ({_first_line(error)}): out of memory, or /dev/shm full?"

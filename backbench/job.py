@@ -118,7 +118,7 @@ def patience(environment: Mapping[str, str]) -> int:
 
 @contextlib.contextmanager
 def waiting(message: str) -> Iterator[None]:
-    """Say a message on stderr while the body waits: after some seconds, then now and again. Every rank says it."""
+    """Print a message on stderr while the body waits: after some seconds, then repeatedly. Every rank prints it."""
     done = threading.Event()
 
     def speak() -> None:

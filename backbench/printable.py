@@ -12,7 +12,7 @@ _ITEMS = 3  # of a container
 
 
 def printable(text: object, limit: int = 200) -> str:
-    r"""`text` in one line of at most `limit` visible characters; what a terminal would obey is spelled out (`\x1b`, `\n`).
+    r"""`text` in one line of at most `limit` visible characters; control characters are spelled out (`\x1b`, `\n`).
 
     Anything may be given: containers are shown by their first few items, whatever their size or depth. Letters of all
     scripts stay as they are; Markdown, HTML and CSV need their own escapes on top of this.

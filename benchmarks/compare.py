@@ -1,4 +1,4 @@
-"""Result files beside each other and beside the literature: differences, intervals, and what is not the same."""
+"""Compare result files with each other and with the literature: differences, intervals, differing conditions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What rows are called: a NAME that the user gives joins backbones in one row, names taken from files never do."""
+"""Names of rows: a NAME that the user gives joins backbones in one row; names taken from files never do."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Who:
 
 
 def labels(everyone: Iterable[Who]) -> dict[Key, str]:
-    """What each row is called: its name, and where several rows have one, what tells them apart.
+    """The label of each row: its name, and where several rows share one, the part that tells them apart.
 
     First the shortest end of their paths that does (`moco/resnet18`, `version_0/checkpoints/last`), of those whose name is
     from a file; then architecture and input; then the weights' hash.

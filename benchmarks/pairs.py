@@ -1,4 +1,4 @@
-"""What a cell's name stands for: a file, or a pair of a data set and a protocol that no file stands for."""
+"""The meaning of a cell's name: a file, or else a pair of a data set and a protocol."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def protocols() -> plugins.Parts[Protocol]:
 
 
 def names() -> list[str]:
-    """Every cell: those that a file describes, and the pairs that none of them stands for."""
+    """Every cell: those that a file describes, and the pairs without a file."""
     own = files().found
     return sorted({*own, *(pair for pair in _pairs() if pair not in _standing_for(own))})
 
@@ -96,7 +96,7 @@ def files() -> plugins.Parts[dict[str, Any]]:
 
 
 def _standing_for(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Pair -> the cell file that says it is this pair."""
+    """Pair -> the cell file that states this pair."""
     return {
         f"{values['data']}_{values['protocol']}": name
         for name, values in sorted(cells.items(), reverse=True)

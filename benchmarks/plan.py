@@ -59,7 +59,7 @@ class Cell:
 
 
 def cell_names() -> list[str]:
-    """Every cell there is: files, then pairs that no file stands for; each on its usual engine."""
+    """Every cell: files, then pairs without a file; each on its usual engine."""
     return pairs.names()
 
 
@@ -75,7 +75,7 @@ def suites() -> plugins.Parts[Suite]:
 
 
 def suite_names() -> list[str]:
-    """Every suite there is."""
+    """The names of all suites."""
     return sorted(suites().found)
 
 

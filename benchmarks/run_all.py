@@ -1,4 +1,4 @@
-"""Every transfer protocol for a checkpoint, beside baselines: plan, one process per cell, report."""
+"""Measure a checkpoint by every transfer protocol, beside baselines: plan, one process per cell, report."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, opti
 def prepare(
     backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, options: Options
 ) -> tuple[dict[str, Split], Result]:
-    """The data, and the record as it will be but for the numbers; or one that says why there will be none."""
+    """The data, and the record without its numbers; or a record with the reason why there will be no number."""
 
     reason = cell.task.missing(cell.config, places) or cell.task.unfit(backbone, cell.config)
     if reason:

@@ -29,7 +29,7 @@ _LONGEST_FILE = 255  # bytes
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A backbone to measure, as `run_one` is told of it; a random baseline is one backbone per seed."""
+    """A backbone to measure, as `run_one` gets it; a random baseline is one backbone per seed."""
 
     ckpt: str  # [NAME=]FILE, zoo:<entry>, timm:<model>, <module>:<function> or random:<architecture>
     like: str | None
@@ -136,7 +136,7 @@ def _from_zoo(name: str) -> Subject:
 
 
 def _refuse_trained_with_random(subjects: Sequence[Subject]) -> None:
-    """One row is one kind of thing: a mean of trained and untrained networks says nothing."""
+    """Refuse a row that mixes trained and untrained networks: their mean is meaningless."""
     random = {s.backbones[0].name for s in subjects if s.backbones[0].format == "random"}
     for subject in subjects:
         if subject.backbones[0].format != "random" and subject.backbones[0].name in random:
@@ -164,7 +164,7 @@ def who(backbone: Backbone) -> Who:
 
 
 def told_apart(subjects: Sequence[Subject]) -> list[Subject]:
-    """Each with the name of its row; what would be measured twice once, and a word where two rows hold the same weights."""
+    """Each with the name of its row, without repeats; a message where two rows hold the same weights."""
     from backbench.progress import say
     from benchmarks.naming import labels
 

@@ -1,1 +1,1 @@
-"""What a backbone is, how a file becomes one, how one leaves."""
+"""Backbones: what defines one, how a file becomes one, how one is exported."""

@@ -1,4 +1,4 @@
-"""What an architecture consists of: its convolutions with their norms, names and shapes; nothing is built for it."""
+"""The parts of an architecture: convolutions with their norms, names and shapes, without building a network."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ _SUFFIXES: dict[str, dict[str, Any]] = {  # timm's; those of He et al. 2019 (Bag
 
 
 class Architecture(Config):
-    """What weights alone do not fix is a field here, and part of a record's identity."""
+    """An architecture. Fields that weights alone do not fix are part of a record's identity."""
 
     name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet26", "resnet200"]
     width: Annotated[float, Field(gt=0, le=8)] = 1.0  # multiplies the planes of all four stages, not the stem
@@ -81,7 +81,7 @@ def _whole(width: float, field: str) -> int:
 
 
 class InputSpec(Config):
-    """What the backbone wants to see: RGB or BGR in [0, 1], then mean and std, at this size."""
+    """The input that a backbone expects: RGB or BGR in [0, 1], then mean and std, at this size."""
 
     size: Annotated[int, Field(ge=16, le=1024)] = 224
     mean: tuple[_Mean, _Mean, _Mean] = (0.485, 0.456, 0.406)

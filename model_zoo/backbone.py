@@ -43,7 +43,7 @@ class Backbone:
 
     @property
     def is_resnet(self) -> bool:
-        """Whether it is one of ours, with stages; `model_zoo.external` has the others."""
+        """Whether it is a ResNet with stages; `model_zoo.external` has the others."""
         return True
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Choice:
-    """Where the dictionary of tensors lies, and what stands before the backbone's names in it; None for unsaid."""
+    """The dictionary of tensors to read, and the prefix of the backbone's names in it; None where not given."""
 
     key: str | None = None
     prefix: str | None = None
@@ -44,5 +44,5 @@ def spelled(choice: Choice) -> list[str]:
 
 
 def of_arguments(args: argparse.Namespace) -> Choice:
-    """What was said on a command line."""
+    """The choice made on a command line."""
     return Choice(args.key, args.prefix)

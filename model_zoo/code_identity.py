@@ -1,4 +1,4 @@
-"""What decides what a network of foreign code computes, beside its weights: files by hash, installed libraries by version."""
+"""Identity of a user's network besides its weights: its code files by hash, installed libraries by version."""
 
 from __future__ import annotations
 

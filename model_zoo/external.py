@@ -1,4 +1,4 @@
-"""Backbones that are no ResNets of ours: any timm model, any importable function that returns an nn.Module.
+"""Backbones other than our ResNets: any timm model, any importable function that returns an nn.Module.
 
 They serve the frozen and the fine-tuning protocols by their features (N, C); what needs a ResNet's stages (the detection
 engines, C5 maps, export, conversion) says so. Their code is not ours, so a record names it: timm's version, or the
@@ -139,7 +139,7 @@ def of_timm(source: str, model: nn.Module, spec: InputSpec, name: str) -> Extern
 
 
 def of_function(source: str, name: str | None = None) -> ExternalBackbone:
-    """What an importable function without arguments returns; the working folder can be imported from.
+    """The module that an importable function without arguments returns; the working folder is importable.
 
     It is called under a fixed seed of torch's generator: what it initialises is the same network in every process.
 
@@ -235,7 +235,7 @@ def _checked(
     kind: str,
     notes: tuple[str, ...],
 ) -> ExternalBackbone:
-    """The backbone, once its features are (N, C), finite, the same each time and of each image alone.
+    """The backbone, after checking that its features are (N, C), finite, repeatable and of each image alone.
 
     Raises:
         CheckpointError: one sentence that says which of these they are not.

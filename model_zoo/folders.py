@@ -1,4 +1,4 @@
-"""A folder that was given for a checkpoint: the file in it that is meant, or the command that makes one of its parts."""
+"""A folder given as a checkpoint: find the file that is meant, or the command that joins its parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A backbone from a network that the caller holds: a ResNet where its tensors and features are one, else as it is."""
+"""A backbone from a network in memory: as a ResNet if its tensors and features are a ResNet's, else unchanged."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ _RELATIVES = (  # tensors that no ResNet of ours has, and whose they are; the fi
 def infer_architecture(
     state: Mapping[str, Tensor], stated: Mapping[str, Any], leftover: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """The fields that the tensors' names and shapes tell; what is stated beside them goes before it.
+    """The fields that the tensors' names and shapes imply; fields stated beside them take precedence.
 
     Args:
         state: tensors by our names.
@@ -176,7 +176,7 @@ def _is_preactivation(state: Mapping[str, Tensor]) -> bool:
 
 
 def _cifar(state: Mapping[str, Tensor], kind: str, blocks: list[int]) -> str:
-    """Why CIFAR's ResNets (He et al. 2016, section 4.2) are none of ours."""
+    """Why CIFAR's ResNets (He et al. 2016, section 4.2) are refused."""
     stem = _shape(state, "conv1.weight")
     planes = f", {stem[0]} planes after conv1" if stem is not None else ""
     option_a = not any(".downsample." in name or ".shortcut." in name for name in state)

@@ -97,7 +97,7 @@ def is_file(source: str | Path) -> bool:
 
 
 def default_name(path: Path) -> str:
-    """The file's stem, or its folder's name where the stem says nothing (`runs/photos/model.pth` -> `photos`).
+    """The file's stem, or its folder's name where the stem is generic (`runs/photos/model.pth` -> `photos`).
 
     HuggingFace's cache calls a folder `models--microsoft--resnet-50/snapshots/<commit>`: `resnet-50`.
     """
@@ -139,7 +139,7 @@ def _from_zoo(source: str, name: str | None) -> Backbone:
 
 
 def _from_url(source: str, name: str | None, choice: Choice) -> Backbone:
-    """The file at an address; nobody says what it is but its tensors."""
+    """The backbone of a file at an address, recognised from its tensors alone."""
     from model_zoo import fetch
 
     path, stem = fetch.fetch_url(source)
@@ -151,7 +151,7 @@ def _from_url(source: str, name: str | None, choice: Choice) -> Backbone:
 
 
 def _from_timm(source: str, name: str | None) -> Backbone:
-    """With the weights and the input that timm has for it: a ResNet of ours where it is one, else timm's own network."""
+    """A timm model with timm's weights and input: as our ResNet where it is one, else as timm's own network."""
     from model_zoo import external
 
     model, spec, default = external.timm_model(source)

@@ -1,4 +1,4 @@
-"""Every network in a file, at any depth: a second one beside the backbone is named, never passed over in silence."""
+"""Every network in a file, at any depth: a second one beside the backbone is named, never ignored."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def is_plain(value: Any) -> bool:
 
 
 def kind_of(value: Any) -> str:
-    """`a sparse tensor`, `a str`: what stands where a dense tensor belongs."""
+    """`a sparse tensor`, `a str`: a description of a value that is not a dense tensor."""
     if not isinstance(value, Tensor):
         return value.kind if isinstance(value, Inert) else f"a {type(value).__name__}"
     kinds = {"quantised": value.is_quantized, "nested": value.is_nested, "without values (meta)": value.is_meta}

@@ -1,4 +1,4 @@
-"""Places in a file as they are typed (`--key a.b --prefix trunk.`): found, and spelled so that typing them finds them."""
+"""Places in a file as a user types them (`--key a.b --prefix trunk.`): find them, and spell them for messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHOWN = 5
 
 
 def spelled(keys: Keys) -> str:
-    """A path as it is typed: keys joined by dots, what a terminal would obey spelled out; `.` for the whole file."""
+    """A path as a user types it: keys joined by dots, control characters spelled out; `.` for the whole file."""
     return ".".join(printable(word(key)) for key in keys) if keys else TOP
 
 

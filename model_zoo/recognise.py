@@ -55,7 +55,7 @@ class _Scope:
     prefix: str | None = None
 
     def options(self, network: Network, by_prefix: bool) -> str | None:
-        """What to type for a network found in this part."""
+        """The words to type for a network found in this part."""
         inner = network.prefix if by_prefix else None
         if self.prefix is not None:
             inner = self.prefix + (inner or "")

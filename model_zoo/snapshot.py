@@ -35,7 +35,7 @@ class Contents:
 
 
 def contents(path: Path) -> Contents:
-    """What a checkpoint file holds, or a folder as HuggingFace's hub has them; such a folder's file is read with it.
+    """The contents of a checkpoint file or of a folder as HuggingFace's hub has them.
 
     Raises:
         CheckpointError: as `model_zoo.reading.read` and `read`.
@@ -107,7 +107,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _sharded(index: Path, read_file: Callable[[Path], Any]) -> dict[str, Any]:
-    """The tensors of all shards, once they are those that the index names."""
+    """The tensors of all shards, after comparing them with the index."""
     table = _json(index).get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
         raise CheckpointError(f"{index.name}: has no 'weight_map' from names of tensors to files")

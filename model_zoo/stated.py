@@ -15,7 +15,7 @@ _LONGEST = 16  # items of a value, characters of a number
 
 
 def plain(fields: Mapping[Any, Any], where: str) -> dict[str, Any]:
-    """The fields, once each is a word, a number, a truth value or a short list of numbers.
+    """The fields, after checking that each is a word, a number, a truth value or a short list of numbers.
 
     Raises:
         CheckpointError: names the field that holds something else.

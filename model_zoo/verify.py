@@ -1,4 +1,4 @@
-"""What a checkpoint is, and whether anything about it looks wrong."""
+"""Describe a checkpoint, and report whatever looks wrong about it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def card(source: str | Path, choice: Choice = NO_CHOICE) -> dict[str, Any]:
 
 
 def conventions(backbone: Backbone) -> list[str]:
-    """What differs from torchvision's conventions, each of which changes numbers when it is forgotten."""
+    """Differences from torchvision's conventions; forgetting one changes numbers."""
     usual, arch, spec = InputSpec(), backbone.arch, backbone.input
     plain = Architecture(name=arch.name)
     found = []
@@ -90,7 +90,7 @@ def _input(spec: InputSpec) -> str:
 
 
 def _external_card(backbone: Backbone) -> dict[str, Any]:
-    """What can be said of a network that is not ours: how BatchNorm and weights should look is known of ResNets only."""
+    """The rows for a network that is not our ResNet, for which no statistics of BatchNorm and weights are known."""
     warnings: list[str] = []
     arch, module = backbone.arch.model_dump(mode="json", exclude_none=True), backbone.build()
     rows = {
@@ -140,12 +140,12 @@ def _features(module: torch.nn.Module, x: Tensor) -> Tensor:
 
 
 def _spread(features: Tensor, fresh: Tensor, warnings: list[str]) -> str:
-    """Whether the rendered scenes are told apart, beside a fresh network."""
+    """Whether the features tell the rendered scenes apart, compared with a fresh network."""
     return _rank(features, warnings, f" (fresh network: {effective_rank(fresh):.1f})")
 
 
 def _rank(features: Tensor, warnings: list[str], beside: str = "") -> str:
-    """Whether the rendered scenes are told apart."""
+    """Whether the features tell the rendered scenes apart."""
     if not bool(torch.isfinite(features).all()):
         warnings.append("features of ordinary images are NaN or infinite")
         return f"{features.shape[1]} dimensions, not finite"

@@ -25,7 +25,7 @@ _CURE = "restore the file from a copy, or start again in another --out"
 
 
 class Trained(NamedTuple):
-    """What a run trains, and what it trains with."""
+    """The networks that a run trains, with optimizer and scaler."""
 
     online: Online
     target: Target | None
@@ -104,7 +104,7 @@ def _refuse_odd(saved: dict[str, Any], path: Path) -> None:
 
 
 def data_identity(split: ImageSplit) -> dict[str, Any]:
-    """What the order of the images depends on: how many, and their names."""
+    """The number and names of the images, on which their order depends."""
     names = "\n".join(split.source.name(i) for i in range(len(split)))
     return {"images": len(split), "names_sha256": hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()}
 

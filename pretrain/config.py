@@ -41,7 +41,7 @@ class ModelConfig(Config):
 
 
 class DataConfig(Config):
-    """What is trained on."""
+    """The training images."""
 
     name: Literal["demo", "imagenet", "imagenet100", "stl10", "imagefolder"] = "imagenet"
     root: Annotated[str | None, CHANGES_NO_NUMBER] = None  # the data set's own folder; the demo needs none

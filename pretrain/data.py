@@ -29,7 +29,7 @@ _GRACE = 20  # seconds that a worker continues after SIGTERM
 
 
 def open_split(config: DataConfig) -> ImageSplit:
-    """The split that a recipe trains on; what lies beside its images and is passed over is said.
+    """The split that a recipe trains on; a message counts the files passed over.
 
     Raises:
         DataError: no folder given, absent, incomplete or empty.
@@ -146,7 +146,7 @@ def make_loader(split: ImageSplit, config: PretrainConfig, *, start: int, stop: 
 
 
 def batches(loader: DataLoader) -> Iterator[tuple[Tensor, list[str]]]:
-    """The loader's batches; what a worker could not do is one sentence again, not the worker's traceback."""
+    """The loader's batches; a worker's error becomes one sentence instead of its traceback."""
     try:
         yield from loader
         return

@@ -1,4 +1,4 @@
-"""What a pretraining method states: its fields, heads, target and losses, in one `Method` value.
+"""A pretraining method: its fields, heads, target and losses, in one `Method` value.
 
 A module of `pretrain/methods` (or of a plug-in folder) holds one, named `METHOD`.
 """

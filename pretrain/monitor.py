@@ -1,4 +1,4 @@
-"""What is watched while a network trains: its online 20-NN, and the spread and rank of its predictions (collapse)."""
+"""Monitors during training: online 20-NN, and the spread and rank of the predictions (collapse)."""
 
 from __future__ import annotations
 

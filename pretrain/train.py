@@ -1,4 +1,4 @@
-"""The pretraining loop, from configuration to `model.pth`. Read `train`; what it calls is below it."""
+"""The pretraining loop, from configuration to `model.pth`. Read `train` first; the functions it calls follow."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +25,8 @@ from transfer.protocol import RunContext
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    before = set(sys.modules)
     monkeypatch.setenv(plugins.VARIABLE, str(worked_examples.write(tmp_path)))
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
+    return tmp_path
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A file of float32 rows that says of itself whether it is whole: NumPy's format, then a mark and a SHA-256.
+"""A file of float32 rows that carries its own checksum: NumPy's format, then a mark and a SHA-256.
 
 The hash is over a label (what the rows are of) and every byte before the mark: cut, flipped, exchanged or permuted, a file
 is told from the one that was written, and one that took the place of another from that other. Hashing takes a second for
@@ -27,7 +27,7 @@ _CHUNK = 1 << 22
 
 
 class Damaged(ValueError):
-    """A file that is not the one that was written; the text says why, and does not name it."""
+    """A file that differs from what was written; the text gives the reason without the file's name."""
 
 
 @contextlib.contextmanager
@@ -96,7 +96,7 @@ def check(file: Path, shape: tuple[int, int], label: str) -> None:
 
 
 def mapped(file: Path, shape: tuple[int, int]) -> np.ndarray:
-    """The rows, mapped from the file; what is written to them stays in memory."""
+    """The rows, mapped from the file; writes to them stay in memory."""
     if not math.prod(shape):
         return np.zeros(shape, np.float32)
     return np.memmap(file, np.float32, "c", offset=len(_header(shape)), shape=shape)

@@ -1,4 +1,4 @@
-"""What an image's features are: how it is resized and cropped, and what is taken of the backbone's maps."""
+"""The definition of an image's features: how it is resized and cropped, and how the backbone's maps are pooled."""
 
 from __future__ import annotations
 

@@ -247,7 +247,7 @@ def _agreed(answer: bool) -> bool:
 
 
 def _is_sound(file: Path, shape: tuple[int, int], key: str) -> bool:
-    """Whether the file is there and as it was written; what is there and is not, is named."""
+    """Whether the file exists and is as it was written; a damaged one is named in a message."""
     if not os.path.lexists(file):
         return False
     try:

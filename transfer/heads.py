@@ -116,7 +116,7 @@ class Classifier(nn.Module):
 
 @torch.no_grad()
 def best_classes(heads: Heads, features_NC: Tensor, *, device: torch.device) -> list[Tensor]:
-    """Of every head, the (N, 5) classes of highest score, best first (all classes where there are fewer)."""
+    """The (N, 5) classes of highest score of every head, best first (all classes if fewer than 5)."""
     heads.to(device).eval()
     parts: list[list[Tensor]] = [[] for _ in heads.rates]
     for x in features_NC.split(4096):
@@ -138,7 +138,7 @@ def hits(best_N5: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def items_of(best_NR: Tensor, labels: Tensor, classes: int) -> dict[str, Any]:
-    """What is stored per test item (its best classes, its label), and every class's top-1 in percent (NaN without items)."""
+    """The arrays stored per test item (best classes, label), and every class's top-1 in percent (NaN without items)."""
     right = (best_NR[:, 0] == labels).double()
     count = torch.bincount(labels, minlength=classes)
     per_class = torch.bincount(labels, weights=right, minlength=classes) / count

@@ -1,4 +1,4 @@
-"""What is taken of a backbone's maps as an image's features."""
+"""Pooling of a backbone's maps to an image's features."""
 
 from __future__ import annotations
 

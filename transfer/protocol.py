@@ -1,4 +1,4 @@
-"""What a task is, what it is given, what it returns."""
+"""A task: its definition, its inputs, its result."""
 
 from __future__ import annotations
 

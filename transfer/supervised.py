@@ -62,7 +62,7 @@ class SgdConfig(TaskConfig):
         return self
 
     def factor(self, step: int, steps_per_epoch: int) -> float:
-        """What the learning rates are multiplied by at optimiser step `step` (0-based)."""
+        """The factor on the learning rates at optimiser step `step` (0-based)."""
         total = self.epochs * steps_per_epoch
         step -= step % steps_per_epoch if self.per_epoch else 0
         if self.schedule == "cosine":

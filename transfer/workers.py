@@ -1,4 +1,4 @@
-"""Batches that other processes make: what goes wrong there is said here in the sentence that it was."""
+"""Batches made by other processes; their errors are raised here with the original sentence."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def described() -> plugins.Parts[DatasetInfo]:
 
 
 def known() -> dict[str, DatasetInfo]:
-    """Every data set there is: those that a file describes, then the run's own."""
+    """Every data set: those that a file describes, then the run's own."""
     return {**described().found, **OWN}
 
 
@@ -82,7 +82,7 @@ class DataPlaces:
 
 
 def info(name: str) -> DatasetInfo:
-    """What is known of a data set; DataError with the nearest name, or with what is wrong in its file."""
+    """The description of a data set; DataError with the nearest name, or with the fault in its file."""
     if name in OWN:
         return OWN[name]
     parts = described()
@@ -188,7 +188,7 @@ def _split_layout(text: str) -> tuple[str | None, str]:
 
 
 def _describe(name: str, folder: Path, layout: str | None) -> DatasetInfo:
-    """What a user's own folder holds. Raises DataError: absent, or of no layout that is known."""
+    """The description of a user's folder. Raises DataError: absent, or of an unknown layout."""
     like = nearest(name, described().found)
     if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name):
         raise DataError(f"unknown data set '{printable(name)}'{like}; a name of your own has lower-case letters, digits "

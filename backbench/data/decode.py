@@ -1,4 +1,4 @@
-"""Bytes of an image file into RGB pixels, or a sentence that says what is wrong with the file.
+"""Decode the bytes of an image file to RGB pixels, or raise an error that names the fault.
 
 What white is must be known. It is 255 of 8-bit channels and 65535 of 16-bit ones: PNG, PNM, JPEG 2000 and TIFF say so.
 Cameras and microscopes store 10, 12 or 14 bits in such files all the same, and their pictures would turn black: one that
@@ -36,7 +36,7 @@ _CONVERT = "convert it to 8 bits a channel, to the same white in all images of t
 
 
 class CorruptImage(DataError):
-    """An image file that cannot be decoded whole, or whose values cannot be told to be light or dark; the text names it."""
+    """An image file that cannot be decoded completely, or whose value range is unknown; the text names the file."""
 
 
 def read_bytes(path: Path, listed: Sequence[int] | None = None) -> bytes:

@@ -1,4 +1,4 @@
-"""Which data sets are there, whole, readable and the published ones; what is missing and where it comes from."""
+"""Report for each data set: present, complete, readable, published; what is missing and where to get it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CHUNK = 256
 
 @dataclass
 class SplitReport:
-    """What was found in one split."""
+    """The findings for one split."""
 
     name: str
     images: int
@@ -41,7 +41,7 @@ class SplitReport:
 
 @dataclass
 class Report:
-    """What was found of one data set. `problems` make it broken; `warnings` are for a person to judge."""
+    """The findings for one data set. `problems` make it broken; a person judges `warnings`."""
 
     name: str
     state: str  # present, incomplete or absent
@@ -54,7 +54,7 @@ class Report:
 
 
 def run(places: DataPlaces, *, full: bool = False, as_json: bool = False) -> int:
-    """Examine every data set that has a place and print the findings; 1 when one that is there is broken, else 0.
+    """Examine every data set that has a place and print the findings; returns 1 when a present one is broken, else 0.
 
     Raises:
         ConfigError: no place was given at all.
@@ -149,7 +149,7 @@ def _examine_split(split: ImageSplit, published: int, *, full: bool) -> SplitRep
 
 
 def _errors(split: ImageSplit, rows: np.ndarray) -> Iterator[str | None]:
-    """What is wrong with each image, None for a good one; decoded by several threads."""
+    """The fault of each image, None for a good one; decoded by several threads."""
 
     def error(row: int) -> str | None:
         try:

@@ -1,4 +1,4 @@
-"""Which files below a folder are images of the user, and what else lies there: counted and named by reason."""
+"""List the images below a folder; count and name other files by reason."""
 
 from __future__ import annotations
 

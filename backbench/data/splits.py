@@ -159,7 +159,7 @@ class ImageSplit:
         return len(self.source)
 
     def part(self, rows: np.ndarray) -> ImageSplit:
-        """Some of its images, (N,) rows in the given order; what was passed over in the whole split stays said."""
+        """Some of its images, (N,) rows in the given order; `passed_over` still describes the whole split."""
         labels = None if self.labels is None else self.labels[rows]
         return replace(self, source=Subset(self.source, rows), labels=labels, official_part=False)
 

@@ -42,7 +42,7 @@ class Member:
 
 @dataclass
 class Tally:
-    """What became of an archive's files."""
+    """The result of unpacking an archive."""
 
     written: int = 0
     kept: int = 0  # there already

@@ -37,7 +37,7 @@ class Changed(DataError):
 
 
 def expanded(path: str) -> Path:
-    """A path that may begin with `~`. Raises DataError for a user that there is not."""
+    """A path that may begin with `~`. Raises DataError for an unknown user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -124,7 +124,7 @@ def _refuse_special(path: Path | str, mode: int, error: type[BackbenchError]) ->
 
 
 def read_text(path: Path) -> str:
-    """A text file: UTF-8, or UTF-16 and UTF-32 where a byte order mark says so; the mark is dropped.
+    """A text file: UTF-8, or UTF-16 and UTF-32 with a byte order mark; the mark is dropped.
 
     Bytes that are not UTF-8 become what `os.listdir` makes of them, so that a list of such file names finds its files.
 
@@ -152,7 +152,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """The contents of a JSON file.
 
     Raises:
         DataError: it cannot be read, is not JSON, or is nested deeper or holds larger whole numbers than Python takes.

@@ -1,4 +1,4 @@
-"""Locks between processes: who waits says for whom."""
+"""Locks between processes; a waiting process names the holder."""
 
 from __future__ import annotations
 

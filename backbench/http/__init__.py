@@ -47,7 +47,7 @@ class _Passing(Exception):
 
 @dataclass(frozen=True)
 class Request:
-    """What is fetched, and what its bytes may be."""
+    """A file to fetch, and the checks on its bytes."""
 
     url: str
     part: Path  # where the bytes arrive; a `.json` beside it notes whose they are
@@ -176,7 +176,7 @@ def _deadline(seconds: float) -> Iterator[_Guard]:
 
 
 def _bounded(chunks: Iterator[bytes], request: Request, done: int, total: int | None) -> Iterator[bytes]:
-    """The chunks of a body, as long as it is neither longer than allowed nor slower than 5 kB/s."""
+    """The chunks of a body; an error when it is longer than allowed or slower than 5 kB/s."""
     since, brought = time.monotonic(), 0
     for chunk in chunks:
         done += len(chunk)
@@ -262,7 +262,7 @@ def _refuse_answer(response: httpx2.Response, request: Request) -> None:
 
 
 def _refuse_size(total: int | None, have: int, request: Request) -> None:
-    """Before a byte is written: too large to be it, or for the disk."""
+    """Refuse, before a byte is written, a file that is too large to be the wanted one, or for the disk."""
     if total is None:
         return
     if total > request.largest:

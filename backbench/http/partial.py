@@ -44,7 +44,7 @@ def begin(part: Path, url: str, headers: Mapping[str, str], total: int | None) -
 
 
 def noted(part: Path, url: str) -> Note | None:
-    """What to show the server so that it goes on only with the same bytes; None: begin at 0."""
+    """The validator that lets the server resume only the same bytes; None: begin at 0."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         found = json.loads(_beside(part).read_text(encoding="utf-8"))
         if found["url"] == url and isinstance(found["validator"], str) and found["validator"]:

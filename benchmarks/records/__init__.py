@@ -1,1 +1,1 @@
-"""Records: what one holds, where it lies, how it is read, what was known when it was made."""
+"""Records: contents, places, reading and provenance."""

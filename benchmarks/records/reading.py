@@ -118,7 +118,7 @@ def impossible(name: str, metric: MetricRecord) -> str | None:
 
 @dataclass(frozen=True)
 class Found:
-    """What lies in some files."""
+    """The contents of several files."""
 
     records: dict[Path, Result]
     left_out: tuple[str, ...]  # files that hold no record, or one again, each with the reason
@@ -155,7 +155,7 @@ def scan(files: Iterable[Path]) -> Found:
 
 
 def without_number(result: Result, reason: str) -> Result:
-    """A record that says `ok` and is not sound, as one that failed."""
+    """A record marked `ok` that is not sound, as a failed one."""
     return result.model_copy(update={"status": "failed", "reason": reason, "metrics": {}, "primary": None})
 
 

@@ -1,4 +1,4 @@
-"""What a record holds: one JSON per (backbone, cell, seed). `benchmarks.records.store` keeps, finds and reads them."""
+"""The contents of a record: one JSON per (backbone, cell, seed). `benchmarks.records.store` keeps, finds and reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records as files: one JSON per (backbone, cell, seed); where each lies, writing, finding, reading."""
+"""Records as files, one JSON per (backbone, cell, seed): places, writing, finding, reading."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def place_of(out: Path, result: Result) -> Path:
 
 
 def record_path(out: Path, result: Result) -> Path:
-    """Where a record lies or will lie: `seed<k>.json` in its folder.
+    """The place of a record: `seed<k>.json` in its folder.
 
     Where another number has that place (of other data, of the same weights otherwise built or fed, or under another name
     that makes the same folder): `seed<k>-<digest8>.json`.
@@ -131,7 +131,7 @@ def _free(path: Path) -> Path:
 
 
 def refuse_newer(out: Path, planned: Result) -> None:
-    """Before anything is measured: whether what lies there may be replaced.
+    """Check, before anything is measured, that an existing record may be replaced.
 
     Raises:
         BackbenchError: a newer program's record, or something other than a file, takes a place that this record may need.
@@ -150,7 +150,7 @@ def rename(path: Path, stored: Result, planned: Result) -> None:
 
 
 def clear_absent(path: Path, result: Result) -> None:
-    """Remove the records beside a number that say it is lacking: of its seed, and of its data where they name any."""
+    """Delete stale "failed" and "skipped" records once the result exists: of its seed, and of its data if they name any."""
     for beside in path.parent.glob(f"seed{result.seed}[.-]*json"):
         try:
             other = read(beside)
@@ -199,7 +199,7 @@ def scan_folder(out: Path) -> Found:
 
 
 def read_all(out: Path) -> Iterator[Result]:
-    """Every record below a folder, in path order; what cannot be read is named and left out."""
+    """Every record below a folder, in path order; unreadable files are named and left out."""
     found = scan_folder(out)
     for words in found.left_out:
         say(words)

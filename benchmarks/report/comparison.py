@@ -190,7 +190,7 @@ def _refuse_unknown(to: str, table: Table, beside: Sequence[Published]) -> None:
 
 
 class _Baseline:
-    """The baseline's number in a column, or why there is none."""
+    """The baseline's number in a column, or the reason why it has none."""
 
     def __init__(self, to: str, table: Table, column: Column, beside: Sequence[Published]) -> None:
         self.column, self.why = column, ""

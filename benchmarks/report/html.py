@@ -130,7 +130,7 @@ def _cell(line: Line | None, column: Column) -> dict[str, str]:
 
 
 def _literature(table: Table, source: str) -> list[dict[str, Any]]:
-    """Published rows by cell and metric; what is not the same in all of them is said once."""
+    """Published rows by cell and metric; conditions that differ are listed once."""
     made = []
     for name, rows in literature(table, source=source):
         common = [flag for flag in rows[0][1] if all(flag in flags for _, flags, _ in rows)]

@@ -1,4 +1,4 @@
-"""Published numbers beside measured ones: which belong to a column, and what is not the same in their protocol."""
+"""Published numbers beside measured ones: which belong to a column, and how their protocol differs."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def archs_of(table: Table, columns: Sequence[Column]) -> set[str]:
 
 
 def flags(row: Published, columns: Sequence[Column], archs: set[str]) -> tuple[str, ...]:
-    """What differs from the measured columns, and what cannot be compared since the source does not say it."""
+    """Differences from the measured columns, and conditions that the source does not state."""
     number = row.number
     found = [] if archs == {row.arch} else [f"{row.arch} (here {_names(archs)})"]
     measured = number.data or f"the published {columns[0].dataset}"

@@ -80,7 +80,7 @@ class Entry(Config):
 
     @property
     def has_weights(self) -> bool:
-        """Whether there is a file, be it one that is made by hand from what the source names."""
+        """Whether a weights file exists, possibly one that is made by hand."""
         return self.no_weights is None
 
     @property

@@ -33,7 +33,7 @@ class ExportError(BackbenchError):
 
 
 def names() -> list[str]:
-    """Every target there is."""
+    """The names of all targets."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
@@ -45,7 +45,7 @@ def get(name: str) -> ModuleType:
 
 
 def refuse_trunk(arch: Architecture, engine: str) -> None:
-    """What neither engine's ResNet has a field for.
+    """Refuse an architecture that neither engine can build.
 
     Raises:
         ExportError: no ResNet, or another stem, max-pool or padding than torchvision's.

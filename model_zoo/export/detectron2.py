@@ -51,7 +51,7 @@ def _target(unit: Unit) -> str:
 
 
 def refuse(backbone: Backbone) -> None:
-    """What `build_resnet_backbone` cannot build (detectron2/modeling/backbone/resnet.py).
+    """Refuse a backbone that `build_resnet_backbone` cannot build (detectron2/modeling/backbone/resnet.py).
 
     Raises:
         ExportError: another stem, max-pool or width than it has a field for.
@@ -79,7 +79,7 @@ def refuse(backbone: Backbone) -> None:
 
 
 def export(backbone: Backbone) -> dict[str, Any]:
-    """What the file holds: {"model": {name: float32 array}, "__author__", "matching_heuristics"}."""
+    """The file's contents: {"model": {name: float32 array}, "__author__", "matching_heuristics"}."""
     return {
         "model": {name: tensor.numpy() for name, tensor in _tensors(backbone).items()},
         "__author__": "backbench",
@@ -96,7 +96,7 @@ def _tensors(backbone: Backbone) -> dict[str, Tensor]:
 
 
 def write(backbone: Backbone, path: Path) -> None:
-    """Write the pickle, and beside it what it cannot tell: FILE.yaml for us, FILE.settings.yaml for Detectron2.
+    """Write the pickle and two files beside it: FILE.yaml for backbench, FILE.settings.yaml for Detectron2.
 
     Raises:
         ExportError: Detectron2 cannot build the backbone, or would not take the file for a pickle.

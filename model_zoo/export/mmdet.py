@@ -48,7 +48,7 @@ def key_table(arch: Architecture) -> dict[str, str]:
 
 
 def refuse(backbone: Backbone) -> None:
-    """What mmdet's ResNet cannot be built as.
+    """Refuse a backbone that mmdet's ResNet cannot build.
 
     Raises:
         ExportError: another stem, max-pool or width than it has a field for.
@@ -69,7 +69,7 @@ def refuse(backbone: Backbone) -> None:
 
 
 def export(backbone: Backbone) -> dict[str, Any]:
-    """What the file holds: mmengine's {"state_dict", "meta"}."""
+    """The file's contents: mmengine's {"state_dict", "meta"}."""
     meta = {"author": "backbench", "backbone": backbone.name}
     return {"state_dict": _tensors(backbone), "meta": meta}
 
@@ -81,14 +81,14 @@ def _tensors(backbone: Backbone) -> dict[str, Tensor]:
 
 
 def write(backbone: Backbone, path: Path) -> None:
-    """Write the file, and beside it what it cannot tell: FILE.yaml for us, FILE.settings.yaml for MMDetection."""
+    """Write the file and two beside it: FILE.yaml for backbench, FILE.settings.yaml for MMDetection."""
     payload = export(backbone)
     write_sidecars(backbone, path, settings(backbone))
     atomic_save(path, payload)
 
 
 def settings(backbone: Backbone) -> dict[str, Any]:
-    """What these weights imply: `model.backbone`, `model.data_preprocessor` and the `init_cfg`'s `prefix`.
+    """The settings that the weights imply: `model.backbone`, `model.data_preprocessor` and the `init_cfg`'s `prefix`.
 
     `bgr_to_rgb` is true because mmdet decodes images as BGR; mean and std are then RGB's, in 0-255.
     """

@@ -116,7 +116,7 @@ def fetch_all(
 
 
 def check(entry: Entry | UrlFile, path: Path) -> str:
-    """The file's SHA-256, once it agrees with everything known of it.
+    """The file's SHA-256, after comparing it with every known checksum.
 
     Raises:
         CheckpointError: other bytes than published, or than pinned at the first download.
@@ -143,7 +143,7 @@ def check(entry: Entry | UrlFile, path: Path) -> str:
 
 
 def _check_shape(entry: Entry | UrlFile, path: Path) -> None:
-    """What can be told of a file that has no published checksum."""
+    """Refuse a file whose size or container cannot be right."""
     from model_zoo.reading import first_bytes
 
     size = path.stat().st_size

@@ -23,7 +23,7 @@ def file() -> Path:
 
 
 def read() -> dict[str, dict[str, Any]]:
-    """What was downloaded first under each name (an entry's, or a URL): {"sha256", "size", "url"}.
+    """The first download under each name (an entry's, or a URL): {"sha256", "size", "url"}.
 
     Raises:
         BackbenchError: the file is not a readable list of pins.

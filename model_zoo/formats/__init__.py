@@ -39,7 +39,7 @@ _DEEP_STEM = re.compile(
 
 @dataclass(frozen=True)
 class Extracted:
-    """What a layout found in a file."""
+    """The tensors that a layout found in a file."""
 
     state: Mapping[str, Tensor]  # torchvision names
     dropped: tuple[str, ...] = ()  # by the layout's explicit list
@@ -49,7 +49,7 @@ class Extracted:
 
 
 def modules() -> dict[str, ModuleType]:
-    """Every layout there is, by name."""
+    """Every layout, by name."""
     return dict(plugins.modules("formats", sys.modules[__name__]).found)
 
 
@@ -63,7 +63,7 @@ _COPIES = ("encoder_q.0.", "encoder_k.0.", "online_net.0.", "target_net.0.", "en
 
 
 def tensor_dicts(obj: Any, keys: Iterable[str] = WRAPPERS) -> list[tuple[str, Mapping[str, Tensor]]]:
-    """Dictionaries of tensors: the object itself, then what lies under the usual keys, with the key."""
+    """Dictionaries of tensors: the object itself, then those under the usual keys, with the key."""
     found: list[tuple[str, Mapping[str, Tensor]]] = []
     for key, value in (("", obj), *((k, obj.get(k)) for k in keys if isinstance(obj, Mapping))):
         if isinstance(value, Mapping) and len(value) <= MOST_TENSORS and (tensors := tensors_of(value)):
@@ -72,7 +72,7 @@ def tensor_dicts(obj: Any, keys: Iterable[str] = WRAPPERS) -> list[tuple[str, Ma
 
 
 def prefixes(keys: Iterable[str]) -> dict[str, list[str]]:
-    """Canonical ResNet names found, by what stands before them."""
+    """Canonical ResNet names found, by prefix."""
     found: dict[str, list[str]] = {}
     for key in keys:
         match = _CANONICAL.match(key)
@@ -133,7 +133,7 @@ def _shape_of(key: str) -> str:
 
 
 class SeveralNetworks(CheckpointError):
-    """A file holds more than one network of a layout; `model_zoo.recognise` says which, and how to choose."""
+    """A file holds more than one network of a layout; `model_zoo.recognise` names them, and how to choose."""
 
 
 def the_one(

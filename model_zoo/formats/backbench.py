@@ -15,7 +15,7 @@ from model_zoo.wrappers import word
 
 
 def matches(obj: Any) -> bool:
-    """Whether the file says it is ours, whatever the version."""
+    """Whether the file states our format, in any version."""
     return isinstance(obj, Mapping) and isinstance(obj.get("format"), str) and obj["format"].startswith("backbench-")
 
 

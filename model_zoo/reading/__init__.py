@@ -38,7 +38,7 @@ _ARMED = ("os.", "posix.", "nt.", "subprocess.", "pty.", "runpy.", "socket.", "c
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds: plain values, tensors and `Inert` stubs, and what a reader of the numbers should know."""
+    """A file's contents: plain values, tensors and `Inert` stubs, with notes for whoever reads the numbers."""
 
     value: Any
     notes: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ def read(path: Path) -> Contents:
 
 
 def load_torch(path: Path) -> Any:
-    """What `torch.save` wrote, on the CPU, without running code from the file: `read(path).value` of our own files.
+    """The value that `torch.save` wrote, on the CPU, without running code from the file; for our own files.
 
     Raises:
         CheckpointError: missing, empty, truncated, damaged, a web page, or no container of weights.
@@ -69,7 +69,7 @@ def load_torch(path: Path) -> Any:
 
 
 def first_bytes(path: Path) -> bytes:
-    """A checkpoint's first bytes; CheckpointError when there is no file, nothing in it, or it is a web page or tar."""
+    """A checkpoint's first bytes; CheckpointError when the file is missing, empty, a web page or a tar."""
     with _sentences(path), opened(path, CheckpointError) as file:
         return _head(file, os.fstat(file.fileno()).st_size)
 

@@ -38,7 +38,7 @@ _OTHERS = tuple(
 
 
 def refuse(head: bytes) -> None:
-    """CheckpointError for the first bytes of what can be told to be no checkpoint."""
+    """CheckpointError when the first bytes show that the file is not a checkpoint."""
     if head.lstrip().startswith(b"<"):
         raise CheckpointError("is a web page, not a checkpoint (a download that ended at a login or error page?)")
     if head.startswith(b"version https://git-lfs.github.com"):

@@ -34,7 +34,7 @@ def __getattr__(name: str):
 
 
 def missing_requirements() -> list[str]:
-    """What the extra `detection` states and is not installed; nothing where backbench itself is not."""
+    """Requirements of the extra `detection` that are not installed; none where backbench itself is not."""
     try:
         stated = importlib.metadata.requires("backbench") or []
     except importlib.metadata.PackageNotFoundError:

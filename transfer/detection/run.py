@@ -1,4 +1,4 @@
-"""What both detection tasks share: train on an engine, detect, keep the pictures and the configuration."""
+"""Shared by both detection tasks: train on an engine, detect, keep the pictures and the configuration."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def check_names(train: str, test: str) -> None:
 
 
 def unscaled(config: DetectionConfig) -> str | None:
-    """What to say of a spec whose batch was set and whose rate and course are still those of the preset's batch."""
+    """A note for a spec whose batch was set while its rate and schedule are those of the preset's batch."""
     if config.preset not in config.PRESETS:
         return None
     preset: DetectionSpec = config.PRESETS[config.preset].fields["spec"]
@@ -74,7 +74,7 @@ def missing(config: DetectionConfig, places: DataPlaces) -> str | None:
 
 
 def unfit(backbone: Backbone, config: DetectionConfig) -> str | None:
-    """What the engine's ResNet cannot be built as."""
+    """Why the engine's ResNet cannot be built as this backbone, or None."""
     try:
         export.get(config.engine).refuse(backbone)
     except export.ExportError as error:
@@ -111,7 +111,7 @@ def _leaves_out(config: DetectionConfig) -> bool:
 
 
 def check_splits(splits: dict[str, DetectionSplit], config: DetectionConfig, counts: dict[str, int]) -> None:
-    """DataError when the splits' classes differ, or the images are not the published ones and `expect` says they must be."""
+    """DataError when the splits' classes differ, or the images are not the published ones although `expect` asks for them."""
     train, test = splits["train"], splits["test"]
     if train.classes != test.classes:  # a detector knows its classes by their place in the list
         pairs = enumerate(zip_longest(train.classes, test.classes), start=1)

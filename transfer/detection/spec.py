@@ -1,4 +1,4 @@
-"""What a detection protocol fixes, whichever engine runs it. Fields are the protocol's; engines translate them."""
+"""The specification of a detection protocol, independent of the engine; engines translate its fields."""
 
 from __future__ import annotations
 

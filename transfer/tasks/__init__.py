@@ -13,7 +13,7 @@ from transfer.protocol import Task
 
 
 def names() -> list[str]:
-    """Every task there is: the modules of this folder, and plug-ins."""
+    """The names of all tasks: the modules of this folder, and plug-ins."""
     return plugins.module_names("tasks", sys.modules[__name__])
 
 

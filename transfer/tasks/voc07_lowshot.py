@@ -90,7 +90,7 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
 
 
 def possible(train: ImageSplit, config: Config, ctx: RunContext[ImageSplit]) -> list[int]:
-    """The k for which every class has enough positives; what is left out, or short of negatives, becomes a note.
+    """The k for which every class has enough positives; a note names those left out or short of negatives.
 
     Raises:
         DataError: the headline's k is not among them, or a class has no negative.

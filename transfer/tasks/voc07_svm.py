@@ -168,7 +168,7 @@ def refuse_unmeasurable(test: ImageSplit, truth: np.ndarray) -> None:
 
 
 def embed(backbone: Backbone, split: ImageSplit, config: FeatureConfig, ctx: RunContext[ImageSplit]) -> np.ndarray:
-    """Features (N, C) float32, with rows of length 1 where `normalize` says so."""
+    """Features (N, C) float32, with rows of length 1 if `normalize` is set."""
     squash = config.transform == "squash"
     spec = FeatureSpec(size=config.size, resize=config.resize, pooling=config.feature, squash=squash)
     x = extract(backbone, split, ctx, spec=spec).numpy()

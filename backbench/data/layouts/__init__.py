@@ -16,7 +16,7 @@ from backbench.errors import DataError
 
 
 def names() -> list[str]:
-    """Every layout there is."""
+    """The names of all layouts."""
     return plugins.module_names("layouts", sys.modules[__name__])
 
 
@@ -26,7 +26,7 @@ def get(name: str) -> ModuleType:
 
 
 def labels(name: str) -> frozenset[str]:
-    """What a layout's images are labelled with: one class each, unless its module says otherwise."""
+    """The kinds of labels that a layout's images have: one class each, unless its module states others."""
     return frozenset(getattr(get(name), "LABELS", {"class"}))
 
 

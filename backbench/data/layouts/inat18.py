@@ -25,7 +25,7 @@ def recognise(root: Path) -> tuple[str, str] | None:
 
 
 def read(root: Path, split: str, *, dataset: str = "inat18") -> ImageSplit:
-    """List a split; the train file says which classes there are, numbered in the order of their ids.
+    """List a split; the train file defines the classes, numbered in the order of their ids.
 
     Files are not looked at: that is left to the doctor.
 

@@ -27,7 +27,7 @@ def recognise(root: Path) -> tuple[str, str] | None:
 
 
 def read(root: Path, split: str, *, dataset: str = "places205") -> ImageSplit:
-    """List a split; the train file says which classes there are, each named by the folder of its first image.
+    """List a split; the train file defines the classes, each named by the folder of its first image.
 
     Files are not looked at: 2.4 million would take minutes.
 

@@ -185,7 +185,7 @@ def _parts(file: str) -> tuple[str, str]:
 
 
 def _known(name: str, known: Collection[str]) -> str:
-    """The image that a name stands for, with its ending or without."""
+    """The image of a name, with or without its ending."""
     return name if name in known else _parts(name)[0]
 
 

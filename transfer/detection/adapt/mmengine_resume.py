@@ -23,7 +23,7 @@ def apply() -> None:
 
 
 def statistic(owner: Any, name: str) -> Any:
-    """What stands for `getattr` while a checkpoint is read: one of HistoryBuffer's statistics, nothing else.
+    """Replaces `getattr` while a checkpoint is read: returns HistoryBuffer's statistics, nothing else.
 
     Raises:
         AttributeError: anything else.

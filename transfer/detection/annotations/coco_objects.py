@@ -1,4 +1,4 @@
-"""COCO's annotations into objects: every number is checked for type and range, and what was put right is told."""
+"""Turn COCO's annotations into objects; check every number for type and range, and report repairs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def pixels_of(image: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def instance(annotation: dict[str, Any], image: Sized, label: int, faults: Faults, *, masks: bool) -> Instance | None:
-    """The object, or None where no engine and no metric can use it; what is wrong, or was put right, is told to `faults`.
+    """The object, or None where no engine and no metric can use it; `faults` collects faults and repairs.
 
     Args:
         label: row of its category.
@@ -99,7 +99,7 @@ def _area(
 
 
 def _area_fault(area: Any, image: Sized) -> str | None:
-    """What is wrong with a stated area, or None. As boxes, masks may reach a pixel over the edge."""
+    """The fault of a stated area, or None. Like boxes, masks may reach a pixel over the edge."""
     if area is None:
         return "areas that are missing"
     if not is_number(area):

@@ -1,4 +1,4 @@
-"""What is wrong with annotations and images: counted and named before anything is trained on them, then left out or refused."""
+"""Faults of annotations and images: counted and named before training, then left out or refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Faults:
         self.mended.setdefault(kind, []).append(printable(name))
 
     def settle(self) -> list[str]:
-        """Say everything; what is left out, a sentence for each kind. Raises DataError for faults with `bad="error"`."""
+        """Print a sentence for each kind of fault and object left out. Raises DataError for faults with `bad="error"`."""
         for kind, names in self.mended.items():
             say(f"{self.where}: {kind}: {some(names)}")
         if not self.names:
@@ -69,7 +69,7 @@ class Faults:
 
 
 def box_fault(box: Box, width: int, height: int) -> str | None:
-    """What is wrong with a box, or None."""
+    """The fault of a box, or None."""
     x0, y0, x1, y1 = box
     if not all(math.isfinite(value) for value in box) or x1 <= x0 or y1 <= y0:
         return NO_AREA
@@ -79,7 +79,7 @@ def box_fault(box: Box, width: int, height: int) -> str | None:
 
 
 def clipped(box: Box, width: int, height: int, name: str, faults: Faults) -> Box:
-    """The box within its image; what reached further than rounding does is said."""
+    """The box clipped to its image; a fault is noted when it reached further than rounding does."""
     x0, y0, x1, y1 = inside = (max(box[0], 0), max(box[1], 0), min(box[2], width), min(box[3], height))
     if max(abs(a - b) for a, b in zip(box, inside, strict=True)) > 1:
         faults.mend("boxes that reached over the image's edge, clipped", name)

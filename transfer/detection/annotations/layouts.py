@@ -119,7 +119,7 @@ def read_coco(
 
 
 def _file_fault(name: str, folder: Path, there: set[str]) -> str | None:
-    """What is wrong with a file's name in a folder whose listing is given; nothing outside the folder is looked at."""
+    """The fault of a file's name in a folder whose listing is given; never looks outside the folder."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         return LEADS_OUT

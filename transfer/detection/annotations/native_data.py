@@ -11,7 +11,7 @@ from transfer.detection.job import Job
 
 
 def write(train: DetectionSplit, job: Job) -> None:
-    """Both files into the job's folder, `test.json` where the job knows its test split; what is there already stays."""
+    """Write both files to the job's folder, `test.json` where the job knows its test split; existing files stay."""
     for name, split in (("train.json", train), ("test.json", job.test)):
         if split is not None:
             file, text = job.folder / name, json.dumps(in_coco_format(split, difficult=name == "train.json"))

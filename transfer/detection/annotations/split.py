@@ -104,7 +104,7 @@ class DetectionSplit:
 
 @dataclass(frozen=True)
 class Detections:
-    """What a detector found in one image, best score first."""
+    """The detections in one image, best score first."""
 
     boxes: Any  # (D, 4) float32 numpy, x0 y0 x1 y1 in the original image's pixels
     scores: Any  # (D,) float32

@@ -15,7 +15,7 @@ from transfer.detection.spec import DetectionSpec
 
 
 class Engine(Protocol):
-    """What a module `transfer/detection/engines/<name>.py` offers."""
+    """The functions that a module `transfer/detection/engines/<name>.py` offers."""
 
     def prepare(self) -> None: ...  # applies the engine's adaptations; nothing else does
     def missing(self) -> str | None: ...  # why it cannot be used, or None
@@ -33,7 +33,7 @@ def absent(modules: tuple[str, ...]) -> str | None:
 
 
 def names() -> list[str]:
-    """Every engine there is."""
+    """The names of all engines."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 

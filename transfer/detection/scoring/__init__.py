@@ -1,1 +1,1 @@
-"""What a detector found, scored and drawn."""
+"""Detections, scored and drawn."""

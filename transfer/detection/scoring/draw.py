@@ -1,4 +1,4 @@
-"""Test images with what is in them beside what was found, for a look at a detector."""
+"""Draw test images with their true objects beside the detections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a training course, for both engines: written whole or not at all, the last two kept, the newest taken."""
+"""Checkpoints of a training, for both engines: written atomically, the last two kept, the newest resumed."""
 
 from __future__ import annotations
 

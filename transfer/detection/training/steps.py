@@ -1,4 +1,4 @@
-"""What both engines' training loops share: the record of losses, the refusal of a loss that is not finite, PreciseBN."""
+"""Shared by both engines' training: the log of losses, the error for a loss that is not finite, PreciseBN."""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ def trunk_stages(model: Any, x: Tensor) -> list[Tensor]:
 
 
 def train_loader(cfg: Any, split: DetectionSplit, start: int, job: Job) -> Iterable[Any]:
-    """Endless batches from iteration `start` on; what the iterations before it draw is drawn, their images are not read.
+    """Endless batches from iteration `start` on; draws the random numbers of earlier iterations without reading images.
 
     PreciseBN's (`ESTIMATE`) have an order of their own.
     """
@@ -255,7 +255,7 @@ def _mapper(cfg: Any) -> Any:
 
 @torch.no_grad()
 def detect(model: nn.Module, spec: DetectionSpec, test: DetectionSplit, job: Job) -> list[Detections]:
-    """What the detector finds in every image of the split, in its order, boxes in the image's own pixels.
+    """The detections in every image of the split, in order, boxes in the image's own pixels.
 
     Raises:
         DataError: an image cannot be decoded, or is of another size than its annotation says.

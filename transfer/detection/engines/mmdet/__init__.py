@@ -193,7 +193,7 @@ def _schedulers(cfg: Any, optimizer: torch.optim.Optimizer) -> _Schedulers:
 
 
 def train_loader(cfg: Any, start: int, job: Job) -> Iterator[Any]:
-    """Endless batches from iteration `start` on; what the iterations before it draw is drawn, their images are not read.
+    """Endless batches from iteration `start` on; draws the random numbers of earlier iterations without reading images.
 
     PreciseBN's (`ESTIMATE`) have an order of their own.
     """
@@ -232,7 +232,7 @@ class _Schedulers(list[Any]):
 
 @torch.no_grad()
 def detect(model: Any, spec: DetectionSpec, test: DetectionSplit, job: Job) -> list[Detections]:
-    """What the detector finds in every image of the split, in its order, boxes in the image's own pixels.
+    """The detections in every image of the split, in order, boxes in the image's own pixels.
 
     Raises:
         DataError: an image cannot be decoded, or is of another size than its annotation says.

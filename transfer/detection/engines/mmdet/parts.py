@@ -1,4 +1,4 @@
-"""What the protocols need and MMDetection lacks, in its registries. Importing this module needs mmdet to be importable:
+"""Parts that the protocols need and MMDetection lacks, in its registries. Importing this module needs mmdet to be importable:
 `engines.mmdet.prepare()` sees to it, in native configurations through `transfer.detection.engines.mmdet.native`.
 """
 

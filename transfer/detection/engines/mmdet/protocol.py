@@ -254,7 +254,7 @@ def test_pipeline(spec: DetectionSpec) -> list[dict[str, Any]]:
 
 
 def _test(spec: DetectionSpec, test: DetectionSplit, job: Job, file: Path) -> dict[str, Any]:
-    """What tools/test.py does: COCO's metric, or VOC's at the protocol's overlaps where there is no file of COCO's.
+    """The evaluator for tools/test.py: COCO's metric, or VOC's at the protocol's overlaps without a COCO file.
 
     Its numbers may differ from ours: sizes of objects (APs, APm, APl) are those of boxes, VOC's boxes a pixel wider.
     """
