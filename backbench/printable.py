@@ -31,9 +31,13 @@ def visible(text: object) -> str:
     return words if words.isprintable() else "".join(_visible(c) for c in words)
 
 
-def some(names: Sequence[object], *, first: int = 3) -> str:
-    """`5, e.g. a, b, c`: how many, and the first ones."""
-    return f"{len(names)}, e.g. {', '.join(printable(name) for name in names[:first])}"
+def some(names: Sequence[object], *, first: int = 3, counted: bool = True) -> str:
+    """`5, e.g. a, b, c`: how many, and the first ones; uncounted `a, b, c, d, e and 2 more`, of short names."""
+    if counted:
+        return f"{len(names)}, e.g. {', '.join(printable(name) for name in names[:first])}"
+    first = max(first, 5)
+    shown = ", ".join(printable(name, 80) for name in names[:first])
+    return f"{shown} and {len(names) - first} more" if len(names) > first else shown
 
 
 def _words(value: object) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from backbench.config import build as build_config
 from backbench.errors import CheckpointError, ConfigError, nearest
-from backbench.printable import printable
+from backbench.printable import printable, some
 from model_zoo import said, snapshot
 from model_zoo.anatomy import expected_shapes
 from model_zoo.architecture import Architecture, InputSpec, family, named
@@ -22,7 +22,7 @@ from model_zoo.fetch.url_file import is_url
 from model_zoo.formats import Extracted
 from model_zoo.infer import infer_architecture
 from model_zoo.networks import is_plain, kind_of
-from model_zoo.recognise import recognise, some
+from model_zoo.recognise import recognise
 from model_zoo.resnet import LAYERS, build
 from model_zoo.said import refuse_another_function
 from model_zoo.snapshot import Contents
@@ -201,7 +201,7 @@ def _from_contents(path: Path, read: Contents, name: str | None, entry: Entry | 
         refuse_another_function([*said.words(obj), *read.said], arch, state)
     notes = [*read.notes, *recognised.notes, *dead_channels(state)]
     if found.dropped:
-        notes.append(f"dropped {len(found.dropped)} tensors by the layout's list: {some(found.dropped)}")
+        notes.append(f"dropped {len(found.dropped)} tensors by the layout's list: {some(found.dropped, counted=False)}")
     if layout != "backbench" and not side and not read.input:
         notes.append(UNKNOWABLE)
     notes += entry.notes if entry else ()
@@ -230,7 +230,7 @@ def dead_channels(state: Mapping[str, Tensor]) -> list[str]:
     if not found:
         return []
     why = "channels without life, or a copy in half precision"
-    return [f"{sum(found.values())} running variances are 0 ({why}): {some(list(found))}"]
+    return [f"{sum(found.values())} running variances are 0 ({why}): {some(list(found), counted=False)}"]
 
 
 def check(found: Extracted, arch: Architecture, advice: str = "") -> dict[str, Tensor]:
@@ -246,10 +246,14 @@ def check(found: Extracted, arch: Architecture, advice: str = "") -> dict[str, T
     counters = {name for name in expected if name.endswith("num_batches_tracked")}
     missing = [name for name in expected if name not in found.state and name not in counters]
     if missing:
-        raise CheckpointError(f"{len(missing)} of {len(expected) - len(counters)} tensors missing: {some(missing)}")
+        raise CheckpointError(
+            f"{len(missing)} of {len(expected) - len(counters)} tensors missing: {some(missing, counted=False)}"
+        )
     surplus = [name for name in found.state if name not in expected] + list(found.leftover)
     if surplus:
-        raise CheckpointError(f"{len(surplus)} tensors left over that {known} does not have: {some(surplus)}{advice}")
+        raise CheckpointError(
+            f"{len(surplus)} tensors left over that {known} does not have: {some(surplus, counted=False)}{advice}"
+        )
     state: dict[str, Tensor] = {}
     for name, shape in expected.items():
         if name in counters:
@@ -281,7 +285,8 @@ def _refuse_shards(state: Mapping[str, Tensor]) -> None:
     empty = [name for name, tensor in state.items() if isinstance(tensor, Tensor) and not tensor.numel()]
     if len(empty) > len(state) // 2:
         raise CheckpointError(
-            f"{len(empty)} of {len(state)} tensors are empty: {some(empty)}; their numbers lie in other files (ZeRO-3, FSDP): "
+            f"{len(empty)} of {len(state)} tensors are empty: {some(empty, counted=False)}; "
+            "their numbers lie in other files (ZeRO-3, FSDP): "
             "gather them first, with DeepSpeed by `python zero_to_fp32.py . weights.pth` in the checkpoint's folder"
         )
 

@@ -115,7 +115,7 @@ def _in_dictionary(path: Any, value: Mapping[Any, Any]) -> Iterator[Network]:
 def _by_another_scheme(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The state that the one layout of other names finds, nothing where none does."""
     for obj in (tensors, {"network": tensors}):  # OBoW's names are known by that key
-        fitting = [module for module in formats.modules().values() if module.matches(obj)]
+        fitting = list(formats.matching(obj).values())
         if len(fitting) == 1:
             try:
                 return fitting[0].extract(obj).state

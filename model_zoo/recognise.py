@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from backbench.errors import CheckpointError
-from backbench.printable import printable
+from backbench.printable import printable, some
 from model_zoo import formats
 from model_zoo.choice import NO_CHOICE, Choice
 from model_zoo.formats import Extracted, obow
@@ -29,7 +29,6 @@ from model_zoo.networks import (
 from model_zoo.places import below, descend, options, spelled
 from model_zoo.wrappers import MOST_TENSORS, is_counter, tensors_of, unwrapped, word
 
-_SHOWN = 5  # names in an error
 _NAMED = 4  # networks in an error
 _DEEPEST = 6  # parts of a prefix that is looked for
 _NUMBERS = {2: "two", 3: "three", 4: "four"}
@@ -90,7 +89,7 @@ def recognise(obj: Any, choice: Choice = NO_CHOICE) -> Recognised:
 
 def _by_layout(obj: Any, networks: list[Network], scope: _Scope) -> Recognised:
     known = formats.modules()
-    matching = [name for name, module in known.items() if module.matches(obj)]
+    matching = list(formats.matching(obj))
     kinds = distinct(networks)
     if len(matching) == 1:
         try:
@@ -106,12 +105,13 @@ def _by_layout(obj: Any, networks: list[Network], scope: _Scope) -> Recognised:
             return _accounted(plainly, obj, networks, scope)
     if matching and len(kinds) > 1:
         raise CheckpointError(_refusal(kinds, scope))
+    if len(matching) > 1:
+        raise CheckpointError(
+            f"fits more than one layout, {' and '.join(matching)}: none of them gives way to another "
+            "(MORE_SPECIFIC_THAN in its module); save the network's state_dict() alone"
+        )
     if len(kinds) == 1 and (alone := _alone(obj, kinds[0])):
         return _accounted(alone, obj, networks, scope)
-    if matching:
-        raise CheckpointError(
-            f"more than one layout matches ({', '.join(matching)}); state which by converting it first"
-        )
     near = formats.nearest(kinds[0].place if kinds else obj)
     like = f"; nearest: {', '.join(near)}" if near else ""
     seen = _refusal(kinds, scope) if len(kinds) > 1 else _describe(obj, kinds, scope)
@@ -126,8 +126,7 @@ def _alone(obj: Any, network: Network) -> Recognised | None:
     ways: list[Recognised] = []
     for tensors in unwrapped(tensors_of(network.place)):
         for part in _settings(obj, tensors):
-            fitting = {name: module for name, module in formats.modules().items() if module.matches(part)}
-            if len(fitting) == 1:
+            if len(fitting := formats.matching(part)) == 1:
                 ((name, module),) = fitting.items()
                 notes = (f"taken from '{spelled(network.path)}'",) if network.path else ()
                 ways.append(Recognised(name, module.extract(part), notes))
@@ -231,13 +230,13 @@ def _describe(obj: Any, networks: list[Network], scope: _Scope) -> str:
         stand = f"stand after the unknown prefix '{printable(network.prefix)}' ({len(network.state)} tensors)"
         if not network.prefix:
             others = sorted(prefix for prefix in formats.prefixes(tensors_of(network.place)) if prefix)
-            stand = f"stand beside names of another ResNet's kind, after '{some(others)}'"
+            stand = f"stand beside names of another ResNet's kind, after '{some(others, counted=False)}'"
         return f"ResNet tensors{_under(network.path)} {stand}: " + (f"add {way}" if way else _ALONE)
     keys, tensors = _largest(obj)
     if len(tensors) > MOST_TENSORS:
         return f"{len(tensors):,} tensors{_under(keys)}, more than any network here has"
     if not tensors:
-        return f"no tensors under its keys {some([word(key) for key in obj]) or '(it is empty)'}"
+        return f"no tensors under its keys {some([word(key) for key in obj], counted=False) or '(it is empty)'}"
     if found := formats.prefixes(tensors):
         counts = ", ".join(f"'{printable(p)}' ({len(names)} tensors)" for p, names in sorted(found.items()))
         return f"ResNet tensors{_under(keys)} stand after the unknown prefix {counts}"
@@ -246,7 +245,7 @@ def _describe(obj: Any, networks: list[Network], scope: _Scope) -> str:
         return f"names of a known layout{_under(keys)} stand after the unknown prefix '{printable(prefix)}': " + (
             f"add {way}" if way else _ALONE
         )
-    return f"{len(tensors)} tensors{_under(keys)}, none named as in a ResNet: {some(list(tensors))}"
+    return f"{len(tensors)} tensors{_under(keys)}, none named as in a ResNet: {some(list(tensors), counted=False)}"
 
 
 def _under(keys: Keys) -> str:
@@ -271,12 +270,6 @@ def _hidden(tensors: Mapping[str, Tensor]) -> str:
         if not all(name.startswith(prefix) for name in names):
             return ""
         inner = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        if sum(module.matches(inner) for module in formats.modules().values()) == 1:
+        if len(formats.matching(inner)) == 1:
             return prefix
     return ""
-
-
-def some(names: list[str] | tuple[str, ...]) -> str:
-    """The first few of many names, fit for a terminal."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(printable(name, 80) for name in names[:_SHOWN]) + more

@@ -3,7 +3,8 @@
 Each has `matches(obj) -> bool`, `extract(obj) -> Extracted` and `example(state) -> obj` (the documented layout built
 around a backbone's tensors, for the contract tests). A module says nothing of the method: several methods share a layout.
 `passed_over(obj) -> patterns of paths`, where a module has it, names the networks that the layout's published rule passes
-over; every other second network is refused.
+over; every other second network is refused. `MORE_SPECIFIC_THAN`, where a module has it, names the layouts that the same
+file also fits and that give way to this one; two layouts of which neither gives way are an error that names both.
 """
 
 from __future__ import annotations
@@ -53,6 +54,26 @@ def modules() -> dict[str, ModuleType]:
     return dict(plugins.modules("formats", sys.modules[__name__]).found)
 
 
+def matching(obj: Any) -> dict[str, ModuleType]:
+    """The layouts that a file fits, without those that give way to a more specific one among them.
+
+    A plug-in whose `matches` raises is named in a warning and fits nothing.
+    """
+    fitting = {name: module for name, module in modules().items() if _fits(module, obj)}
+    general = {name for module in fitting.values() for name in getattr(module, "MORE_SPECIFIC_THAN", ())}
+    return {name: module for name, module in fitting.items() if name not in general} or fitting
+
+
+def _fits(module: ModuleType, obj: Any) -> bool:
+    if module.__name__.startswith(f"{__name__}."):
+        return bool(module.matches(obj))
+    try:
+        return bool(module.matches(obj))
+    except Exception as error:  # of a stranger's code: may be anything
+        plugins.warn(f"{module.__file__}: matches() raised {type(error).__name__}: {error}; this layout is left out")
+        return False
+
+
 WRAPPERS = ("state_dict", "model")
 _LONGEST = 120  # characters of a name that are compared with a layout's
 # A copy of the network beside the one that transfers: averaged, of the keys, or of the teacher.
@@ -90,7 +111,7 @@ def is_openmmlab(obj: Any) -> bool:
 
 def is_lightning(obj: Any) -> bool:
     """Lightning's container, or its `state_dict` alone with a twin network, around `backbone.` or `encoder.`."""
-    if not isinstance(obj, Mapping) or is_openmmlab(obj):
+    if not isinstance(obj, Mapping):
         return False
     for where, tensors in tensor_dicts(obj):
         found = prefixes(tensors)

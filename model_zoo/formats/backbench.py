@@ -13,6 +13,8 @@ from model_zoo.backbone import FORMAT
 from model_zoo.formats import Extracted, take
 from model_zoo.wrappers import word
 
+MORE_SPECIFIC_THAN = ("torchvision", "prefixed", "mmdet", "lightning")  # the file says so itself
+
 
 def matches(obj: Any) -> bool:
     """Whether the file states our format, in any version."""

@@ -16,6 +16,7 @@ from model_zoo.architecture import Architecture
 from model_zoo.formats import TWINS, Extracted, SeveralNetworks, is_lightning, prefixes, take
 from model_zoo.wrappers import tensors_of
 
+MORE_SPECIFIC_THAN = ("prefixed",)
 HEADS = ("projector", "predictor", "classifier", "prototypes", "projection_head", "prediction_head", "online_classifier",
          "criterion", "projection", "momentum_projector", "momentum_predictor", "momentum_classifier", "queue",
          "student_projection_head", "teacher_projection_head", "student_head", "teacher_head", "head",

@@ -14,16 +14,17 @@ from torch import Tensor
 from backbench.errors import CheckpointError
 from model_zoo.architecture import Architecture
 from model_zoo.export.mmdet import PREFIX, key_table
-from model_zoo.formats import Extracted, is_openmmlab, mmselfsup_copies, take
+from model_zoo.formats import Extracted, is_openmmlab, take
 from model_zoo.wrappers import tensors_of
 
+MORE_SPECIFIC_THAN = ("prefixed", "lightning")  # mmengine's `meta` stands beside the tensors
 _DROP = ("neck.*", "head.*", "data_preprocessor.*", f"{PREFIX}fc.*")
 _DETECTOR = ("rpn_head.", "roi_head.", "bbox_head.", "mask_head.")
 
 
 def matches(obj: Any) -> bool:
     """Whether a ResNet stands under `backbone.` in mmengine's container."""
-    return is_openmmlab(obj) and "format" not in obj and not mmselfsup_copies(tensors_of(obj["state_dict"]))
+    return is_openmmlab(obj)
 
 
 def extract(obj: Any) -> Extracted:

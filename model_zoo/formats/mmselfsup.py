@@ -18,6 +18,7 @@ from model_zoo.architecture import Architecture
 from model_zoo.backbone import identity_tensors
 from model_zoo.formats import Extracted, mmselfsup_copies, take, tensor_dicts, the_one
 
+MORE_SPECIFIC_THAN = ("mmdet", "prefixed", "lightning")  # the network stands there twice
 _SAME = ("encoder_q.0.", "online_net.0.", "encoder.0.")  # the others are momentum twins
 _DROP = ("backbone.fc.*", "encoder_q.*", "encoder_k.*", "online_net.*", "target_net.*", "encoder.*", "momentum_encoder.*",
          "neck.*", "head.*", "queue*", "data_preprocessor.*")  # fmt: skip

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from model_zoo.architecture import Architecture
-from model_zoo.formats import Extracted, is_lightning, is_openmmlab, prefixes, take, tensor_dicts, the_one
+from model_zoo.formats import Extracted, prefixes, take, tensor_dicts, the_one
 
 PREFIXES = ("module.", "backbone.", "encoder.", "module.backbone.", "module.encoder.", "model.module.")
 _HEADS = ("fc", "head", "heads", "neck", "projector", "projection_head", "predictor", "prototypes", "classifier", "bn",
@@ -30,8 +30,6 @@ def _only_prefix(tensors: Mapping[str, Tensor]) -> str | None:
 
 def matches(obj: Any) -> bool:
     """Whether all ResNet names stand under one known prefix."""
-    if isinstance(obj, Mapping) and ("format" in obj or is_openmmlab(obj) or is_lightning(obj)):
-        return False
     return any(_only_prefix(tensors) for _, tensors in tensor_dicts(obj))
 
 

@@ -20,8 +20,6 @@ def _bare(tensors: Mapping[str, Tensor]) -> bool:
 
 def matches(obj: Any) -> bool:
     """Whether bare ResNet names are the only ones."""
-    if isinstance(obj, Mapping) and "format" in obj:
-        return False
     return any(_bare(tensors) for _, tensors in tensor_dicts(obj))
 
 

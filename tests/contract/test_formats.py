@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from backbench import plugins
+from backbench.errors import CheckpointError
 from backbench.files.hashes import tensors_sha256
 from model_zoo import formats
 from model_zoo.architecture import Architecture
@@ -61,7 +63,63 @@ def test_nothing_that_is_no_checkpoint_is_matched(layout):
 def test_example_is_matched_by_its_own_layout_alone(layout, reference):
     name, state = reference
     example = formats.modules()[layout].example(state, narrow(name))
-    assert [other for other, module in formats.modules().items() if module.matches(example)] == [layout]
+    assert list(formats.matching(example)) == [layout]
+    rivals = {other for other, module in formats.modules().items() if module.matches(example)} - {layout}
+    assert rivals <= set(getattr(formats.modules()[layout], "MORE_SPECIFIC_THAN", ())), "each gives way by name"
+
+
+def test_layouts_give_way_to_layouts_that_exist_and_never_in_a_circle():
+    over = {name: set(getattr(module, "MORE_SPECIFIC_THAN", ())) for name, module in formats.modules().items()}
+    assert set().union(*over.values()) <= set(over)
+    assert any(over.values())
+    assert not [(one, other) for one, below in over.items() for other in below if one in over[other] or one == other]
+
+
+PLUG_IN = """
+from collections.abc import Mapping
+from model_zoo.formats import take
+{over}
+
+def matches(obj):
+    \"\"\"Ours.\"\"\"
+    if isinstance(obj, Mapping) and "raise" in obj:
+        raise KeyError("a fault of the plug-in")
+    return isinstance(obj, Mapping) and "trained_by_us" in obj
+
+def extract(obj):
+    \"\"\"The tensors.\"\"\"
+    return take(obj["state_dict"], "", ())
+
+def example(state, arch):
+    \"\"\"A file.\"\"\"
+    return {{"trained_by_us": 1, "state_dict": dict(state)}}
+"""
+
+
+@pytest.mark.parametrize(
+    "over", ["", "MORE_SPECIFIC_THAN = ('torchvision',)", "MORE_SPECIFIC_THAN = ('moco', 'torchvision')"]
+)
+def test_the_most_specific_layout_wins_and_a_tie_names_both(over, tmp_path, monkeypatch):
+    (tmp_path / "formats").mkdir()
+    (tmp_path / "formats" / f"ours{len(over)}.py").write_text(PLUG_IN.format(over=over))
+    monkeypatch.setenv(plugins.VARIABLE, str(tmp_path))
+    torch.save({"trained_by_us": 1, "state_dict": trained_state("resnet18")}, tmp_path / "a.pth")
+    if over:
+        assert load(tmp_path / "a.pth").format == f"ours{len(over)}"
+        return
+    with pytest.raises(
+        CheckpointError, match=r"more than one layout, (ours0 and torchvision|torchvision and ours0): none"
+    ):
+        load(tmp_path / "a.pth")
+
+
+def test_a_layout_outside_the_package_whose_check_raises_takes_nothing_down(tmp_path, monkeypatch, capsys):
+    (tmp_path / "formats").mkdir()
+    (tmp_path / "formats" / "faulty.py").write_text(PLUG_IN.format(over=""))
+    monkeypatch.setenv(plugins.VARIABLE, str(tmp_path))
+    torch.save({"raise": 1, "state_dict": trained_state("resnet18")}, tmp_path / "a.pth")
+    assert load(tmp_path / "a.pth").format == "torchvision"
+    assert "faulty.py: matches() raised KeyError" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
