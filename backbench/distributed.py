@@ -86,8 +86,13 @@ def _join(described: job.Job, backend: str) -> None:
             store, _, _ = next(dist.rendezvous("env://", described.rank, size, timeout=timedelta(seconds=patience)))
             store.set_timeout(timedelta(seconds=patience))
             # An hour: rank 0 alone measures the online kNN while the others wait.
-            group = {"store": dist.PrefixStore("backbench", store), "rank": described.rank, "world_size": size}
-            dist.init_process_group(backend, **group, timeout=timedelta(hours=1))
+            dist.init_process_group(
+                backend,
+                store=dist.PrefixStore("backbench", store),
+                rank=described.rank,
+                world_size=size,
+                timeout=timedelta(hours=1),
+            )
             _peers[:] = gather((socket.gethostname(), os.getpid()))
     except (RuntimeError, ValueError, OSError) as error:  # torch's errors of networks are RuntimeErrors
         shutdown()
@@ -241,6 +246,8 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         centred = x - mean.view(shape)
         variance = all_reduce_sum(centred.pow(2).sum(axes)) / count
         with torch.no_grad():
+            assert self.num_batches_tracked is not None and self.momentum is not None, "these are kept, by `__init__`"
+            assert self.running_mean is not None and self.running_var is not None
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
             unbiased = variance * (count / (count - 1))

@@ -49,7 +49,7 @@ def _words(value: object) -> str:
             return repr(bytes(value[:80]))
         if isinstance(value, int):
             return str(value) if value.bit_length() < 200 else f"a whole number of {value.bit_length()} bits"
-        if type(value) in (list, tuple, dict, set, frozenset):
+        if isinstance(value, list | tuple | dict | set | frozenset) and type(value).__module__ == "builtins":
             first = ", ".join(_item(item) for item in itertools.islice(value, _ITEMS))
             return f"a {type(value).__name__} of {len(value)} ({first}{', ...' if len(value) > _ITEMS else ''})"
     except Exception:  # a stranger's __str__ may do anything

@@ -82,6 +82,7 @@ def end_with_parent(parent: int) -> None:
 
 
 def _prctl(option: int, value: int) -> None:
+    assert _LIBC is not None, "of Linux alone"
     _LIBC.prctl(option, value, 0, 0, 0)
 
 
@@ -164,5 +165,5 @@ def stop_on_signal(message: str = "") -> Iterator[list[int]]:
     try:
         yield asked
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        for noted, handler in before.items():
+            signal.signal(noted, handler)  # type: ignore[arg-type]

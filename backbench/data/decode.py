@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from backbench import files
 from backbench.errors import DataError
@@ -76,7 +77,7 @@ def open_rgb(data: bytes, name: str) -> Image.Image:
         CorruptImage: truncated, not an image, or of values whose white is not known.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=_formats())
+        image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
         image.load()
         bits = _bits(image, data)
         if image.mode.startswith("I") or image.mode == "F" or _sample_format(image) not in (1, 4):
@@ -145,7 +146,7 @@ def _formats() -> tuple[str, ...]:
 
 def _bits(image: Image.Image, data: bytes) -> int:
     """Bits of a channel as the file states them; Pillow makes 8 of a colour picture's 16."""
-    if image.format == "TIFF":
+    if isinstance(image, TiffImageFile):
         return max(image.tag_v2.get(258, (1,)))
     if image.format == "PNG":
         return data[24]
@@ -156,7 +157,7 @@ def _bits(image: Image.Image, data: bytes) -> int:
 
 def _sample_format(image: Image.Image) -> int:
     """TIFF's: 1 unsigned, 2 signed, 3 floating point, 4 not said; 1 of every other format."""
-    return max(image.tag_v2.get(339, (1,))) if image.format == "TIFF" else 1
+    return max(image.tag_v2.get(339, (1,))) if isinstance(image, TiffImageFile) else 1
 
 
 def _eight_bits(image: Image.Image, bits: int, name: str) -> np.ndarray:
@@ -164,7 +165,9 @@ def _eight_bits(image: Image.Image, bits: int, name: str) -> np.ndarray:
     pixels = np.asarray(image)
     pixels = (pixels.view(np.int8) if image.mode == "L" else pixels).astype(np.float64)  # signed: Pillow does not say
     stated = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-    if image.format == "TIFF" and image.tag_v2.get(262) == 0:  # white is zero: Pillow inverts only 8-bit pixels
+    if (
+        isinstance(image, TiffImageFile) and image.tag_v2.get(262) == 0
+    ):  # white is zero: Pillow inverts only 8-bit pixels
         if not stated:
             raise CorruptImage(f"{name}: {image.mode} pixels whose white is zero; {_CONVERT}")
         pixels = 65535 - pixels
@@ -191,7 +194,7 @@ def _refuse_dim(image: Image.Image, data: bytes, name: str) -> None:
     Pillow keeps a channel's upper 8 bits. Where these are nought the lower ones say whether it is black.
     """
     colours = [band for band in image.getbands() if band not in ("A", "X")]
-    brightest = max(image.getchannel(band).getextrema()[1] for band in colours)
+    brightest = max(int(np.asarray(image.getchannel(band)).max()) for band in colours)
     if brightest >= _DIM >> 8:
         return
     import cv2

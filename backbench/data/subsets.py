@@ -74,7 +74,7 @@ def subset(split: ImageSplit, where: str, *, expected: str | None = None) -> Ima
             f"{file}: a list of images needs a split with one class per image; '{split.dataset}' is not one"
         )
     part = split.part(chosen)
-    empty = np.setdiff1d(np.arange(len(split.classes)), part.labels)
+    empty = np.setdiff1d(np.arange(len(split.classes)), split.labels[chosen])
     if len(empty):
         raise DataError(f"{file}: leaves classes without any image: {some([split.classes[i] for i in empty])}")
     official = expected is not None and (len(names), file_sha256(file)) == (

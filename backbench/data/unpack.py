@@ -6,6 +6,7 @@ Only regular files with paths inside the archive's own folder are accepted; no p
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import lzma
 import os
@@ -17,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Self
 
 from backbench.data import catalogue, imagenet_labels
 from backbench.errors import DataError, nearest, writing
@@ -192,21 +193,26 @@ def members(archive: Path, raw: IO[bytes]) -> Iterator[Member]:
         yield from _tar_members(archive, raw, "")
 
 
-class _Header(tarfile.TarInfo):
+class _Tar(tarfile.TarFile):
     """Notes the end marker: a tar that was cut between two members looks whole to `tarfile`."""
 
+    met_end = False
+    members: list[tarfile.TarInfo]  # those that were met, which typeshed leaves out
+
+
+class _Header(tarfile.TarInfo):
     @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:
-            tar.met_end = True
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # typeshed leaves it out
+            if isinstance(tar, _Tar):
+                tar.met_end = True
             raise
 
 
 def _tar_members(archive: Path, raw: IO[bytes], prefix: str) -> Iterator[Member]:
-    with tarfile.open(fileobj=raw, mode="r:*", tarinfo=_Header) as tar:
-        tar.met_end = False
+    with _Tar.open(fileobj=raw, mode="r:*", tarinfo=_Header) as tar:
         while (item := tar.next()) is not None:
             tar.members.clear()  # else a million headers stay in memory
             _check_name(archive, item.name)
@@ -216,13 +222,19 @@ def _tar_members(archive: Path, raw: IO[bytes], prefix: str) -> Iterator[Member]
                 raise DataError(f"{archive}: '{item.name}' is a link or a device; refused, nothing of it was written")
             if item.name.endswith(".tar"):
                 inner = f"{prefix}{PurePosixPath(item.name).stem}/"
-                yield from _tar_members(archive, tar.extractfile(item), inner)
+                yield from _tar_members(archive, _content(tar, item), inner)
             else:
-                yield Member(prefix + item.name, item.size, lambda item=item: tar.extractfile(item))
+                yield Member(prefix + item.name, item.size, functools.partial(_content, tar, item))
         if not tar.met_end:
             raise EOFError("no end marker")
-        while tar.fileobj.read(_MEGABYTE):  # to the end: a compressed archive's checksum stands there
+        while tar.fileobj is not None and tar.fileobj.read(_MEGABYTE):  # a compressed archive's checksum ends it
             pass
+
+
+def _content(tar: tarfile.TarFile, item: tarfile.TarInfo) -> IO[bytes]:
+    content = tar.extractfile(item)
+    assert content is not None, "a regular file"
+    return content
 
 
 def _zip_members(archive: Path, raw: IO[bytes]) -> Iterator[Member]:
@@ -238,7 +250,7 @@ def _zip_members(archive: Path, raw: IO[bytes]) -> Iterator[Member]:
                 )
             if item.flag_bits & 1:
                 raise DataError(f"{archive}: '{item.filename}' is encrypted; download the official archive")
-            yield Member(item.filename, item.file_size, lambda item=item: file.open(item))
+            yield Member(item.filename, item.file_size, functools.partial(file.open, item))
 
 
 def _check_name(archive: Path, name: str) -> None:

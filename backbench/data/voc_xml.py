@@ -47,10 +47,10 @@ def annotation(path: Path) -> Annotation:
     objects = []
     for number, node in enumerate(tree.findall("object"), start=1):
         where = f"{path}: object {number}"
-        corners = (_value(node, f"bndbox/{key}", float, where) for key in ("xmin", "ymin", "xmax", "ymax"))
+        x0, y0, x1, y1 = (_value(node, f"bndbox/{key}", float, where) for key in ("xmin", "ymin", "xmax", "ymax"))
         truncated = node.findtext("truncated", "").strip() == "1"  # nothing depends on it
         difficult = _flag(node, "difficult", where)
-        objects.append(Object(_value(node, "name", str, where), tuple(corners), difficult, truncated))
+        objects.append(Object(_value(node, "name", str, where), (x0, y0, x1, y1), difficult, truncated))
     if tree.find("size") is None:
         return Annotation(None, None, tuple(objects))
     width, height = (_value(tree, f"size/{key}", _whole, str(path)) for key in ("width", "height"))

@@ -16,7 +16,7 @@ from backbench.files import opened
 def file_sha256(path: Path) -> str:
     """SHA-256 of a regular file's bytes, hexadecimal; BackbenchError where it cannot be read."""
     with opened(path, BackbenchError) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # typeshed: a BinaryIO fits too
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:

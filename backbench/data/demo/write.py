@@ -6,6 +6,7 @@ import json
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -90,8 +91,8 @@ def _voc_xml(name: str, placed: list[Placed]) -> ET.Element:
         ET.SubElement(node, "difficult").text = str(int(item.difficult))
         box = ET.SubElement(node, "bndbox")
         x0, y0, x1, y1 = item.box  # VOC counts pixels from 1 and includes the last one
-        for key, value in zip(("xmin", "ymin", "xmax", "ymax"), (x0 + 1, y0 + 1, x1, y1), strict=True):
-            ET.SubElement(box, key).text = str(max(1, round(value)))
+        for key, corner in zip(("xmin", "ymin", "xmax", "ymax"), (x0 + 1, y0 + 1, x1, y1), strict=True):
+            ET.SubElement(box, key).text = str(max(1, round(corner)))
     return root_node
 
 
@@ -99,7 +100,8 @@ def _make_coco(folder: Path) -> None:
     categories = [{"id": 3 * i + 1, "name": name, "supercategory": "shape"} for i, name in enumerate(CLASSES)]
     for split, count in (("train2017", 100), ("val2017", 60)):
         pictures = make_folder(folder / split)
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for i in range(count):
             number = i + (1 if split == "train2017" else 100_001)
             pixels, placed = render_scene(seeded("coco", split, i))
@@ -137,7 +139,8 @@ def _make_places205(folder: Path) -> None:
 
 def _make_inat18(folder: Path) -> None:
     for split, count in (("train", 20), ("val", 10)):
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for label in range(len(CLASSES)):
             make_folder(folder / "train_val2018" / "Shapes" / str(label))
             for i in range(count):

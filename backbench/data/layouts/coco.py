@@ -64,7 +64,7 @@ def instances(file: Path, *, strict: bool = True) -> Instances:
     """
     record = read_json(file, tuple(_FIELDS))
     ids = {kind: _checked_ids(record[kind], kind, file) for kind in _FIELDS}
-    stray = {}
+    stray: dict[int, str] = {}
     for key, kind in (("image_id", "images"), ("category_id", "categories")):
         unknown = [a["id"] for a in record["annotations"] if a[key] not in ids[kind]]
         if unknown and strict:

@@ -56,7 +56,7 @@ def read(root: Path, split: str, *, dataset: str = "inat18") -> ImageSplit:
     return ImageSplit(dataset, split, Files(root, paths), labels, names)
 
 
-def _categories(train: dict[str, list[dict[str, Any]]], file: Path) -> tuple[list[int], tuple[str, ...]]:
+def _categories(train: dict[str, list[dict[str, Any]]], file: Path) -> tuple[list[int | str], tuple[str, ...]]:
     """Sorted category ids and their names: of `categories`, else of the annotations."""
     if not train.get("categories"):
         ids = _ordered({_field(a, "category_id", file) for a in train["annotations"]})

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -94,24 +94,27 @@ def read(root: Path, split: str, *, dataset: str = "stl10") -> ImageSplit:
         DataError: a file is missing or its size is not a whole number of images; a fold that is not one.
     """
     if split.startswith("fold"):
-        train = read(root, "train", dataset=dataset)
-        rows = _fold(Path(root), split, len(train))
-        return ImageSplit(dataset, split, replace(train.source, rows=rows), train.labels[rows], train.classes)
+        part, labels = _part(Path(root), "train"), _labels(Path(root), "train")
+        rows = _fold(Path(root), split, len(part))
+        return ImageSplit(dataset, split, _Pixels((part,), "train", rows), labels[rows], _classes(Path(root)))
     if split == "train+unlabeled":
         parts = tuple(_part(Path(root), part) for part in ("train", "unlabeled"))
         labels = np.full(sum(map(len, parts)), -1, np.int64)
-        labels[: len(parts[0])] = read(root, "train", dataset=dataset).labels
+        labels[: len(parts[0])] = _labels(Path(root), "train")
         return ImageSplit(dataset, split, _Pixels(parts, split), labels, _classes(Path(root)))
-    part = _part(Path(root), split)
-    labels = None
-    if split != "unlabeled":
-        file = _binary(Path(root)) / f"{split}_y.bin"
-        if not file.exists() or file.stat().st_size != len(part):
-            raise DataError(f"{file}: expected {len(part)} labels, one byte each")
-        labels = np.frombuffer(read_bytes(file, limit=len(part)), np.uint8).astype(np.int64) - 1
-        if labels.min() < 0 or labels.max() > 9:
-            raise DataError(f"{file}: labels outside 1 to 10")
-    return ImageSplit(dataset, split, _Pixels((part,), split), labels, _classes(Path(root)))
+    labelled = None if split == "unlabeled" else _labels(Path(root), split)
+    return ImageSplit(dataset, split, _Pixels((_part(Path(root), split),), split), labelled, _classes(Path(root)))
+
+
+def _labels(root: Path, split: str) -> np.ndarray:
+    """(N,) int64 from 0, one for each picture."""
+    part, file = _part(root, split), _binary(root) / f"{split}_y.bin"
+    if not file.exists() or file.stat().st_size != len(part):
+        raise DataError(f"{file}: expected {len(part)} labels, one byte each")
+    labels = np.frombuffer(read_bytes(file, limit=len(part)), np.uint8).astype(np.int64) - 1
+    if labels.min() < 0 or labels.max() > 9:
+        raise DataError(f"{file}: labels outside 1 to 10")
+    return labels
 
 
 def _binary(root: Path) -> Path:

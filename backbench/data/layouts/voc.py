@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -109,9 +110,8 @@ def image_ids(file: Path, known: Collection[str]) -> list[str]:
     if not ids:
         raise DataError(f"{file}: names no image")
     if len(set(ids)) != len(ids):
-        seen: set[str] = set()
-        twice = dict.fromkeys(name for name in ids if name in seen or seen.add(name))
-        raise DataError(f"{file}: names images twice: {some(list(twice))}")
+        twice = [name for name, count in Counter(ids).items() if count > 1]
+        raise DataError(f"{file}: names images twice: {some(twice)}")
     return ids
 
 
