@@ -229,7 +229,7 @@ def _append(body: Iterator[bytes], part: Path, start: int, have: int) -> int:
     return done
 
 
-# ---------------------------------------------------------------- what an answer says
+# ---------------------------------------------------------------- reading an answer
 
 
 def _refuse_answer(response: httpx2.Response, request: Request) -> None:

@@ -193,7 +193,7 @@ def _walked(path: Path, listed: Status) -> Index:
         raise DataError(f"{path}: {why}; expected KEY.jpg (or .png, ...) beside KEY.cls")
     odd = [key for key, label in labels.items() if not label or len(label) > _LONGEST_LABEL or not label.isprintable()]
     if odd:
-        raise DataError(f"{path}: labels that are no word or number: {some([printable(key) for key in odd])}")
+        raise DataError(f"{path}: labels that are neither word nor number: {some([printable(key) for key in odd])}")
     names, starts, sizes = zip(*images.values(), strict=True)
     found = tuple(labels[key] for key in images)
     places = (np.asarray(starts, np.int64), np.asarray(sizes, np.int64))
