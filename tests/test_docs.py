@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import inspect
 import io
 import re
 import shlex
@@ -17,6 +18,7 @@ import pytest
 import worked_examples
 import yaml
 
+import backbench
 from backbench import plugins
 from backbench.data import catalogue
 from backbench.errors import BackbenchError
@@ -33,18 +35,17 @@ OF_A_SHELL = {"git", "pip", ".", "cd", "sbatch", "export", "mkdir", "pre-commit"
 
 
 class Block(NamedTuple):
-    """A fenced block: its language, its text, and whether `<!-- run -->` stands above it."""
+    """A fenced block."""
 
     line: int
     language: str
     text: str
-    is_run: bool
 
 
 def blocks(page: Path, *languages: str) -> list[Block]:
     text = page.read_text(encoding="utf-8")
-    fences = re.finditer(r"(<!-- run -->\n)?^```(\w*)[^\n]*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    found = [Block(text.count("\n", 0, f.start()) + 1, f[2], f[3], bool(f[1])) for f in fences]
+    fences = re.finditer(r"^```(\w*)[^\n]*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    found = [Block(text.count("\n", 0, f.start()) + 1, f[1], f[2]) for f in fences]
     return [block for block in found if block.language in languages]
 
 
@@ -180,6 +181,11 @@ def test_python_blocks_compile_and_import_what_exists(page):
                 module = importlib.import_module(node.module)
                 missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
                 assert missing == [], f"{page.name}:{block.line}: {node.module} has no {missing}"
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                owner = node.func.value
+                if isinstance(owner, ast.Name) and owner.id == "backbench":
+                    function = getattr(backbench, node.func.attr)
+                    inspect.signature(function).bind(*node.args, **{k.arg: k.value for k in node.keywords if k.arg})
 
 
 @each_page
