@@ -246,14 +246,12 @@ def check(found: Extracted, arch: Architecture, advice: str = "") -> dict[str, T
     counters = {name for name in expected if name.endswith("num_batches_tracked")}
     missing = [name for name in expected if name not in found.state and name not in counters]
     if missing:
-        raise CheckpointError(
-            f"{len(missing)} of {len(expected) - len(counters)} tensors missing: {some(missing, counted=False)}"
-        )
+        whole, named = len(expected) - len(counters), some(missing, counted=False)
+        raise CheckpointError(f"{len(missing)} of {whole} tensors missing: {named}")
     surplus = [name for name in found.state if name not in expected] + list(found.leftover)
     if surplus:
-        raise CheckpointError(
-            f"{len(surplus)} tensors left over that {known} does not have: {some(surplus, counted=False)}{advice}"
-        )
+        named = some(surplus, counted=False)
+        raise CheckpointError(f"{len(surplus)} tensors left over that {known} does not have: {named}{advice}")
     state: dict[str, Tensor] = {}
     for name, shape in expected.items():
         if name in counters:
