@@ -329,6 +329,7 @@ def test_a_number_that_is_kept_says_no_longer_that_it_is_lacking(one, out, ran):
     assert [path.name for path in files(out)] == ["seed0.json"] and len(ran) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["{ckpt}", "random:resnet18"])
 def test_a_kill_is_recorded_for_the_seed_without_a_number(one, out, ckpt, source):
     source, small = source.format(ckpt=ckpt), [*LINEAR, "size=32", "resize=32"]

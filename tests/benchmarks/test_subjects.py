@@ -149,6 +149,7 @@ def handled(monkeypatch, tmp_path, image_folder):
     return run
 
 
+@pytest.mark.slow
 def test_methods_of_one_file_name_are_not_averaged(tmp_path, handled, capsys):
     """In one call, over two calls into one folder, and never unless the user names them alike."""
     moco, swav = checkpoint(tmp_path / "moco/resnet18.pth"), checkpoint(tmp_path / "swav/resnet18.pth", 1)

@@ -49,6 +49,7 @@ def test_absence_is_a_reason_that_says_what_to_do(name):
     assert reason is None or "python -m transfer.detection install" in reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", engines.names())
 def test_a_present_engine_names_its_version_and_works(name):
     engine = engines.get(name)

@@ -125,6 +125,7 @@ def test_pretrained_weights_are_timms(tmp_path, monkeypatch):
     assert any("crop_pct" in note for note in backbone.notes), "its evaluation differs from ours, which is said"
 
 
+@pytest.mark.slow
 def test_a_timm_resnet_of_ours_is_a_resnet_and_its_relatives_are_not():
     assert load("timm:resnet18?pretrained=false").is_resnet
     assert load("timm:resnet18?pretrained=false").format == "torchvision"
@@ -284,6 +285,7 @@ def test_what_needs_a_resnet_says_so(functions, tmp_path):
         assert task.unfit(load("random:resnet18"), config) is None
 
 
+@pytest.mark.slow
 def test_verify(functions, capsys):
     assert main(["verify", f"{functions}:build", "--json"]) == 0
     card = json.loads(capsys.readouterr().out)

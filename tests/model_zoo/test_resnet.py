@@ -101,6 +101,7 @@ def test_trains_as_torchvision_to_the_bit(name):
         assert torch.equal(one.grad, other.grad), key
 
 
+@pytest.mark.slow
 def test_timm_weights_give_timms_features(tmp_path):
     theirs = shake(timm.create_model("resnet50", pretrained=False)).eval()
     torch.save(theirs.state_dict(), tmp_path / "timm.pth")
@@ -269,6 +270,7 @@ def test_a_trunk_with_tensorflows_padding(name, x):
         torch.testing.assert_close(b[0], usual.layer1(y))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_a_wide_stem(name, tmp_path, x):
     """SwAV's w2 and SimCLR's 2x widen the stem too; both widths can be told from the tensors."""

@@ -31,7 +31,7 @@ from transfer.detection.job import Job
 from transfer.detection.training import checkpoints
 
 ROOT = Path(__file__).resolve().parents[3]
-pytestmark = pytest.mark.skipif(engine.missing() is not None, reason="Detectron2 is not installed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(engine.missing() is not None, reason="Detectron2 is not installed")]
 
 
 @pytest.fixture(autouse=True)

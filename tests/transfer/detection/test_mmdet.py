@@ -40,6 +40,7 @@ from transfer.detection.training import checkpoints
 from transfer.detection.training.steps import rle
 
 ROOT = Path(__file__).resolve().parents[3]
+pytestmark = pytest.mark.slow  # to import it takes as long as a hundred quick tests
 
 
 @pytest.fixture(scope="module", autouse=True)
