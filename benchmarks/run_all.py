@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None, *, prog: str = "benchmarks/run_all.py") 
 
     from backbench.data import catalogue
     from backbench.progress import say
-    from benchmarks import plan
+    from benchmarks import forecast, plan
     from benchmarks.records import store
 
     suite_name = options.suite or ("paper" if options.data or options.data_root else "demo")
@@ -79,16 +79,20 @@ def main(argv: list[str] | None = None, *, prog: str = "benchmarks/run_all.py") 
     if options.suite is None and suite_name == "demo":
         say("no data given: running the demo suite on rendered scenes; use --data-root DIR for the real protocols")
     repeats = {cell.name: options.seeds or suite.seeds_of.get(cell.name, suite.seeds) for cell in cells}
+    if options.dry_run:
+        options, absent = forecast.without_absent(options)
     subjects = find_subjects(options.ckpt, options.baselines, max(repeats.values()), options.choice)
     places = plan.places_of(suite, options.data_root, named)
     skipped = gaps(subjects, cells, places)
     refuse_place(options.out, cells, places)
+    if options.dry_run:
+        for line in forecast.lines(subjects, absent, cells, skipped, repeats, places, options):
+            say(line)
+        return 0
     for subject in subjects:
         for cell in cells:
             reason = skipped.get((subject, cell.name))
             say(f"{'skip' if reason else 'run '}  {subject.name:<28} {cell.name}" + (f": {reason}" if reason else ""))
-    if options.dry_run:
-        return 0
     options = replace(options, suite=suite_name)
     make_ready(subjects, cells, repeats, options)
     runs = [(subject, cell) for subject in subjects for cell in cells if (subject, cell.name) not in skipped]

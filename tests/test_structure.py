@@ -131,7 +131,7 @@ def test_ruff_passes(command):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-TYPED = ("pretrain", "benchmarks")  # packages that the type checker passes
+TYPED = ("model_zoo", "pretrain", "transfer", "benchmarks")  # packages that the type checker passes
 
 
 @pytest.mark.slow

@@ -458,7 +458,9 @@ def test_dry_run_writes_nothing(ckpt, out, image_folder, capsys, monkeypatch):
     said = capsys.readouterr().err.splitlines()
     here = [cell for cell in plan.load_suite("paper").cells if plan.load_cell(cell).config.data.name == "imagenet"]
     assert {"imagenet_knn", "imagenet_linear"} <= set(here)
-    assert sum(line.startswith("run ") and "imagenet_" in line for line in said) == 2 * len(here)
+    refused = [line for line in said if line.startswith(("fails ", "run ")) and "imagenet_" in line]
+    assert len(refused) == 2 * len(here)
+    assert all("published" in line or "list (`backbench data lists`" in line for line in refused)
     skipped = [line for line in said if line.startswith("skip")]
     assert skipped and all("no place given" in line for line in skipped)
     assert any("random:resnet18" in line for line in said) and any("photos" in line for line in said)

@@ -1,0 +1,162 @@
+"""`run --dry-run`: says of every cell whether it is kept, runs, fails or is skipped, and why. Downloads nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backbench.data import subsets
+from backbench.errors import BackbenchError
+from backbench.files.cache import cache_folder
+from backbench.progress import say
+from benchmarks import run_one
+from benchmarks.records import store
+from benchmarks.subjects import Subject, by_seed, split_name
+from model_zoo.choice import NO_CHOICE
+
+if TYPE_CHECKING:
+    from backbench.data.catalogue import DataPlaces
+    from benchmarks.options import RunOptions
+    from benchmarks.plan import Cell
+
+_ON_DISK = ("knn", "linear_probe", "voc07_svm", "voc07_lowshot")  # tasks that keep features of whole splits
+
+
+def without_absent(options: RunOptions) -> tuple[RunOptions, list[str]]:
+    """The options without checkpoints that a run would download, and these checkpoints; the downloads are announced."""
+    absent = [ckpt for ckpt in options.ckpt if _announced(ckpt, split_name(ckpt)[1])]
+    kept = [ckpt for ckpt in options.ckpt if ckpt not in absent]
+    named = [name for name in (word.strip() for word in options.baselines.split(",")) if name]
+    far = [name for name in named if _announced(name, name if ":" in name else f"zoo:{name}")]
+    near = [name for name in named if name not in far and (kept or name != "random")]  # `random` follows checkpoints
+    choice = NO_CHOICE if absent else options.choice
+    return replace(options, ckpt=tuple(kept), baselines=",".join(near), choice=choice), [*absent, *far]
+
+
+def _announced(word: str, source: str) -> bool:
+    """Whether a source's file is not on this machine; if so, that is said."""
+    what = None if source == "zoo:random" else _download(source)
+    if what:
+        say(f"fetch {word}: a download {what}")
+    return bool(what)
+
+
+def _download(source: str) -> str | None:
+    """What reading a source would fetch, in words; None where it is on this machine."""
+    from model_zoo import entries
+    from model_zoo.fetch import pins, url_file
+
+    if source.startswith("zoo:"):
+        known = {entry.name: entry for entry in entries.all_entries()}
+        entry = known.get(source.removeprefix("zoo:"))
+        if entry is None or not entry.has_weights or _is_here(entry.file):
+            return None
+        return f"of {entry.size_mb:g} MB" if entry.size_mb else "of unknown size"
+    if url_file.is_url(source):
+        return None if (pins.folder() / "urls" / url_file.parse(source).file).exists() else "of unknown size"
+    if source.startswith(("timm:", "hf-hub:")) and "pretrained=false" not in source:
+        return "unless timm has it in its cache"
+    return None
+
+
+def _is_here(file: str) -> bool:
+    """Whether the cache or the user's own folder holds a zoo entry's file."""
+    from model_zoo.fetch import pins
+
+    own = os.environ.get("BACKBENCH_ZOO")
+    return (pins.folder() / file).exists() or bool(own and any(Path(own).rglob(file)))
+
+
+def lines(
+    subjects: Sequence[Subject],
+    absent: Sequence[str],
+    cells: Sequence[Cell],
+    skipped: Mapping[tuple[Subject, str], str],
+    repeats: Mapping[str, int],
+    places: DataPlaces,
+    options: RunOptions,
+) -> Iterator[str]:
+    """A line for each backbone and cell, then what the features need of the disk."""
+    why = {cell.name: refusal(cell, places) for cell in cells}
+    for name in absent:
+        for cell in cells:
+            gap, where = cell.task.missing(cell.config, places), f"{name:<28} {cell.name}"
+            yield (f"skip  {where}: {gap}" if gap else f"fails {where}: {why[cell.name]}" if why[cell.name]
+                   else f"run   {where}: after the download")  # fmt: skip
+    features: dict[tuple[str, str, int], int] = {}
+    for subject in subjects:
+        for cell in cells:
+            where = f"{subject.name:<28} {cell.name}"
+            if reason := skipped.get((subject, cell.name)):
+                yield f"skip  {where}: {reason}"
+            elif reason := why[cell.name]:
+                yield f"fails {where}: {reason}"
+            elif need := needed_list(cell):
+                yield f"run   {where}: fetches {need}"
+            else:
+                kept, size = _state(subject, cell, repeats[cell.name], places, options)
+                yield f"{'kept' if kept == 'all' else 'run':<5} {where}" + (
+                    f": {kept}" if kept not in ("", "all") else ""
+                )
+                if size and kept != "all":
+                    key = (subject.backbones[0].weights_sha256, cell.config.data.name, cell.config.data.limit)
+                    features[key] = max(size, features.get(key, 0))
+    if total := sum(features.values()):
+        yield _disk(total, options.out)
+
+
+def refusal(cell: Cell, places: DataPlaces) -> str | None:
+    """Why a cell's data are refused when they are read; None where they are absent, or a list must be fetched first."""
+    if needed_list(cell) or cell.task.missing(cell.config, places):
+        return None
+    try:
+        cell.task.splits(cell.config, places)
+    except BackbenchError as error:
+        return str(error)
+    return None
+
+
+def needed_list(cell: Cell) -> str | None:
+    """The official list of images that a cell would fetch, with the command that fetches it now."""
+    share = getattr(cell.config, "share", None)
+    if share not in subsets.OFFICIAL or getattr(cell.config, "list", None):
+        return None
+    if (cache_folder() / "lists" / subsets.OFFICIAL[share].file).exists():
+        return None
+    return f"the {share} list (`backbench data lists` fetches it now)"
+
+
+def _state(subject: Subject, cell: Cell, seeds: int, places: DataPlaces, options: RunOptions) -> tuple[str, int]:
+    """(`all` where every seed has an identical result, else how many have one; bytes of the features of both splits)."""
+    kept = size = 0
+    pairs = by_seed(subject.backbones, seeds, cell)
+    splits = cell.task.splits(cell.config, places)
+    data = run_one.describe_data(cell, splits, places)
+    for seed, backbone in pairs:
+        planned = run_one.blank(backbone, cell, seed, options, status="ok", data=data)
+        kept += store.stored(store.record_path(options.out, planned), planned) is not None
+    if cell.task_name in _ON_DISK:
+        images = sum(len(split) for split in {id(split): split for split in splits.values()}.values())
+        size = images * subject.backbones[0].feature_dim * 4 * len({b.weights_sha256 for _, b in pairs})
+    return ("all" if kept == len(pairs) else f"{kept} of {len(pairs)} seeds reused" if kept else ""), size
+
+
+def _disk(need: int, out: Path) -> str:
+    """What the features take below `out`, and whether that fits."""
+    there = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    text = f"features: about {_size(need)} in {out / '.features'}, {_size(free)} free"
+    return f"{text}: too little; give --out a folder on a larger disk" if need > free else text
+
+
+def _size(count: float) -> str:
+    unit = "bytes"
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            break
+        count /= 1000
+    return f"{count:.3g} {unit}"

@@ -1,0 +1,86 @@
+"""`run --dry-run`: it foretells what a run would do, and downloads nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+
+import pytest
+
+from backbench.data import subsets
+from benchmarks import run_all, run_one
+from model_zoo import fetch
+
+FIELDS = ["data.expect=any", "k=[1,3]", "headline_k=3", "size=32"]
+
+
+@pytest.fixture
+def foresee(image_folder, tmp_path, capsys, monkeypatch):
+    """The lines of a dry run of random:resnet18 on a few images."""
+    monkeypatch.setattr(run_all, "launch", None)
+    monkeypatch.setattr(fetch, "_download", lambda *_: pytest.fail("something was downloaded"))
+    monkeypatch.setattr(subsets, "_download", lambda *_: pytest.fail("a list was fetched"))
+    monkeypatch.setenv("BACKBENCH_CACHE", str(tmp_path / "cache"))
+
+    def run(*words, ckpt="random:resnet18", tasks="imagenet_knn", data=None):
+        argv = ["--ckpt", ckpt, "--tasks", tasks, "--out", str(tmp_path / "out"), "--seeds", "1", "--dry-run"]
+        assert run_all.main([*argv, "--data", f"imagenet={data or image_folder}", *words]) == 0
+        verbs = ("run ", "kept ", "fails ", "skip ", "fetch ", "features: ")
+        return [line for line in capsys.readouterr().err.splitlines() if line.startswith(verbs)]
+
+    return run
+
+
+def overrides(cell="imagenet_knn"):
+    return [f"{cell}.{field}" for field in FIELDS]
+
+
+def test_a_cell_runs_with_its_features_on_the_disk(foresee):
+    line, disk = foresee(*overrides())
+    assert line.split() == ["run", "random:resnet18", "imagenet_knn"]
+    assert disk.startswith("features: about ") and disk.endswith(" free")
+
+
+def test_a_full_disk_is_foretold(foresee, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 0))
+    assert "too little; give --out a folder on a larger disk" in foresee(*overrides())[-1]
+
+
+def test_an_identical_result_is_kept(foresee, image_folder, tmp_path):
+    argv = ["--ckpt", "random:resnet18", "--cell", "imagenet_knn", "--out", str(tmp_path / "out"), "--workers", "0"]
+    assert run_one.main([*argv, "--data", f"imagenet={image_folder}", *FIELDS]) == 0
+    assert foresee(*overrides())[-1].split()[0] == "kept"
+
+
+def test_data_that_are_not_the_published_ones_fail(foresee):
+    (line,) = foresee()
+    assert line.startswith("fails random:resnet18")
+    assert "published: " in line and "set <cell>.data.expect=any" in line
+
+
+def test_a_list_that_is_absent_is_named_with_its_command(foresee):
+    (line,) = foresee("imagenet_semi1.data.expect=any", tasks="imagenet_semi1")
+    assert line.endswith("fetches the 1% list (`backbench data lists` fetches it now)")
+
+
+def test_absent_data_are_skipped(foresee, tmp_path):
+    (line,) = foresee(data=tmp_path / "nowhere")
+    assert line.startswith("skip  random:resnet18") and "no folder" in line
+
+
+def test_a_checkpoint_to_download_is_named_with_its_size(foresee):
+    lines = foresee("--baselines", "random,moco_v2_800ep", *overrides(), ckpt="zoo:swav_800ep")
+    assert [line.split()[:2] for line in lines] == [
+        ["fetch", "zoo:swav_800ep:"],
+        ["fetch", "moco_v2_800ep:"],
+        ["run", "zoo:swav_800ep"],
+        ["run", "moco_v2_800ep"],
+    ]
+    assert all("a download of " in line for line in lines[:2])
+    assert all(line.endswith("imagenet_knn: after the download") for line in lines[2:])
+
+
+def test_what_an_absent_checkpoint_would_fail_on_is_said_too(foresee):
+    *_, line = foresee(ckpt="zoo:swav_800ep")
+    assert line.startswith("fails zoo:swav_800ep") and "published: " in line
