@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
@@ -36,13 +37,30 @@ class _Console(Console):
 
 
 _LINE_EVERY_S = 15.0
+_prefix = ""
+_log: Path | None = None
 
 
 def say(message: str) -> None:
     """One line of information on stderr, from rank 0 only: stdout is for results."""
     if is_main():
         with contextlib.suppress(OSError):  # a full disk or a lost terminal under stderr: the work goes on
-            print(visible(message), file=sys.stderr, flush=True)
+            print(visible(_prefix + message), file=sys.stderr, flush=True)
+        if _log is not None:
+            with contextlib.suppress(OSError), _log.open("a", encoding="utf-8", errors="replace") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {visible(_prefix + message)}\n")
+
+
+@contextlib.contextmanager
+def logged(prefix: str, log: Path) -> Iterator[None]:
+    """Put `prefix` before every line that `say` prints, and keep these lines in a file too, with the time."""
+    global _prefix, _log
+    before = _prefix, _log
+    _prefix, _log = prefix, log
+    try:
+        yield
+    finally:
+        _prefix, _log = before
 
 
 def duration(seconds: float) -> str:

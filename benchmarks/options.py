@@ -73,6 +73,7 @@ class CellOptions(Options):
     like: str | None = None
     seeds: int = 1
     workers: int | None = None
+    place: str | None = None
 
     @classmethod
     def parse(cls, argv: Sequence[str] | None = None, *, prog: str = "benchmarks/run_one.py") -> CellOptions:
@@ -131,6 +132,7 @@ def cell_parser(prog: str = "benchmarks/run_one.py") -> argparse.ArgumentParser:
     p.add_argument("--suite", help="the suite's name in the record")
     _add_shared(p)
     p.add_argument("--seeds", type=int, default=1, metavar="N")
+    p.add_argument("--place", metavar="I/N", help="its place among the cells of a run, shown before its lines")
     p.add_argument("--workers", type=int, default=None, help="processes that decode images")
     p.add_argument("override", nargs="*", metavar="field=value", help="fields of the cell")
     return p

@@ -224,12 +224,13 @@ def launch(
     from benchmarks.launchers import local
 
     commands = []
-    for subject, cell in runs:
+    for number, (subject, cell) in enumerate(runs, start=1):
         command = [sys.executable, *([job.__file__, str(options.nproc)] if options.nproc > 1 else [])]
         one = CellOptions(
             ckpt=subject.ckpt,
             like=subject.like,
             cell=cell.name,
+            place=f"{number}/{len(runs)}",
             suite=options.suite,
             profile=options.profile,
             seeds=repeats[cell.name],

@@ -55,7 +55,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, options: CellOptions) -> Result:
-    """Make one record unless an identical one is there; under a lock. Returns it, or the identical one.
+    """Make one record unless an identical one is there; what is said meanwhile is kept in `log.txt` beside it."""
+    from backbench.progress import logged
+    from benchmarks.records import store
+
+    place = store.folder(options.out, backbone.name, backbone.weights_sha256, cell.name, cell.config_sha256)
+    with logged(f"[{options.place}] " if options.place else "", place / "log.txt"):
+        return _run_seed(backbone, cell, seed, places, options)
+
+
+def _run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, options: CellOptions) -> Result:
+    """The record of a seed, made under a lock, or the identical one.
 
     In a job of several processes all of them measure, and rank 0 locks, decides, writes and speaks.
     """

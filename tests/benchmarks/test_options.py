@@ -23,7 +23,7 @@ RUN = RunOptions(
     **SHARED, ckpt=("a=x.pth", "-weird.pth"), tasks="", baselines="random", seeds=3, jobs=2, nproc=4, dry_run=True,
     list=True, show="imagenet_knn"
 )  # fmt: skip
-CELL = CellOptions(**SHARED, ckpt="-odd=x.pth", cell="imagenet_knn", like="", seeds=2, workers=0)
+CELL = CellOptions(**SHARED, ckpt="-odd=x.pth", cell="imagenet_knn", like="", seeds=2, workers=0, place="3/17")
 
 
 @pytest.mark.parametrize("options", [RUN, RunOptions(), RunOptions(out=Path("x"), seeds=1)])

@@ -330,6 +330,15 @@ def test_a_number_that_is_kept_says_no_longer_that_it_is_lacking(one, out, ran):
 
 
 @pytest.mark.slow
+def test_what_a_cell_says_has_its_place_and_is_kept_beside_its_record(one, out, ckpt, capsys):
+    assert one("--place", "3/17", *LINEAR, cell="imagenet_linear", ckpt=str(ckpt)) == 0
+    line = next(line for line in capsys.readouterr().err.splitlines() if "seed 0: " in line)
+    assert line.startswith("[3/17] ")
+    (log,) = out.rglob("log.txt")
+    assert line in log.read_text()
+    assert list(log.parent.glob("seed0.json"))
+
+
 @pytest.mark.parametrize("source", ["{ckpt}", "random:resnet18"])
 def test_a_kill_is_recorded_for_the_seed_without_a_number(one, out, ckpt, source):
     source, small = source.format(ckpt=ckpt), [*LINEAR, "size=32", "resize=32"]
