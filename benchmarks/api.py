@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import nn
 
 from backbench.data import demo
-from backbench.data.catalogue import DataPlaces
+from backbench.data.catalogue import DataPlaces, parse_places
 from backbench.errors import BackbenchError
 from benchmarks import plan, run_one
 from benchmarks.options import CellOptions
@@ -72,7 +72,8 @@ def measure(
     Args:
         backbone: what `load` returns or takes.
         cell: for example "imagenet_knn"; `backbench run --list` lists them.
-        data: the folder of the cell's data set, a mapping of data set names to folders, or "demo" for rendered scenes.
+        data: the folder of the cell's data set, a mapping of data set names to folders, or "demo" for rendered scenes. A
+            name of your own in the mapping makes cells: {"flowers": DIR} makes "flowers_knn".
         out: a folder of results, where an identical record is reused; nothing is kept unless it is given.
         seed: of the evaluation.
         workers: processes that decode images; half the cores unless given.
@@ -86,8 +87,11 @@ def measure(
     """
     if not isinstance(backbone, Backbone):
         backbone = load(backbone)
-    places, is_demo = _places(data, plan.load_cell(cell).config.data.name)
-    data_fields = {"expect": expect or ("any" if is_demo else "published"), "limit": limit}
+    named = {} if not isinstance(data, Mapping) else parse_places([f"{name}={path}" for name, path in data.items()])
+    places, is_demo = _places(named or data, plan.load_cell(cell).config.data.name)
+    data_fields: dict[str, Any] = {"limit": limit}
+    if expect or is_demo:
+        data_fields["expect"] = expect or "any"
     chosen = plan.load_cell(cell, _overrides({**fields, "data": {**data_fields, **fields.get("data", {})}}), profile)
     options = CellOptions(ckpt=backbone.source, cell=cell, profile=profile, workers=workers)
     if out is None:

@@ -195,7 +195,7 @@ def _describe(name: str, folder: Path, layout: str | None) -> DatasetInfo:
                         "and _ only")  # fmt: skip
     if not _is_folder(folder):
         raise DataError(
-            f"unknown data set '{name}'{like}; as a data set of your own it needs a folder, and {folder} is none"
+            f"unknown data set '{name}'{like}; as a data set of your own it needs a folder, and {folder} is not one"
         )
     found = layouts.recognise(folder, layout)
     if found is None:

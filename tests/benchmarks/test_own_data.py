@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import backbench
 from backbench import plugins
 from backbench.data import catalogue
 from backbench.data.catalogue import DataPlaces
@@ -79,6 +80,12 @@ def test_one_cell_measures_it_and_tables_name_it(image_folder, checkpoint, tmp_p
     found = table.gather([record])
     assert {column.data for column in found.columns} == {"flowers, 24/12 images"}
     assert "flowers, 24/12 images" in render.markdown(found)
+
+
+def test_the_python_interface_takes_a_name_of_ones_own(image_folder, checkpoint):
+    fields = {"k": [1, 3], "headline_k": 3, "size": 32, "resize": 32}
+    result = backbench.measure(checkpoint, "flowers_knn", data={"flowers": image_folder}, workers=0, **fields)
+    assert (result.cell, result.data.name) == ("flowers_knn", "flowers")
 
 
 def test_all_cells_are_planned_from_the_command_line(image_folder, checkpoint, tmp_path, capsys):
