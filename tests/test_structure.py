@@ -131,17 +131,12 @@ def test_ruff_passes(command):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-TYPED = ("model_zoo", "pretrain", "transfer", "benchmarks")  # packages that the type checker passes
-
-
 @pytest.mark.slow
 def test_types_agree():
-    """mypy with the settings of pyproject.toml; of other packages, only what these use."""
-    words = ["--config-file", "pyproject.toml", "--no-error-summary", *PARTS]
+    """mypy with the settings of pyproject.toml passes every package."""
+    words = ["--config-file", "pyproject.toml", *PARTS]
     done = subprocess.run([sys.executable, "-m", "mypy", *words], cwd=ROOT, capture_output=True, text=True, check=False)
-    wrong = [line for line in done.stdout.splitlines() if line.startswith(tuple(f"{part}/" for part in TYPED))]
-    assert not done.stderr
-    assert wrong == []
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_only_one_file_sets_up_the_process_group():
