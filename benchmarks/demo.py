@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from backbench.files import folder_option
+
 
 def parser(prog: str = "backbench demo") -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(prog=prog, description=__doc__)
     p.add_argument(
-        "--out", type=Path, default=Path(), metavar="DIR", help="holds runs/demo and results/demo (default: here)"
+        "--out",
+        type=folder_option,
+        default=Path(),
+        metavar="DIR",
+        help="holds runs/demo and results/demo (default: here)",
     )
     p.add_argument("--all", action="store_true", help="also the second detection engine, and a Mask R-CNN on both")
     return p

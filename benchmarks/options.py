@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from backbench import plugins
+from backbench.files import folder_option
 from model_zoo.choice import NO_CHOICE, Choice, add_options, of_arguments, spelled
 
 
@@ -144,4 +145,4 @@ def _add_shared(p: argparse.ArgumentParser) -> None:
     p.add_argument("--data-root", type=Path, metavar="DIR", help="folder that holds the data sets by name")
     p.add_argument("--data", action="append", default=[], metavar="name=PATH", help="a data set elsewhere, or your own: "
                    "NAME=DIR or NAME=LAYOUT:DIR makes the cells NAME_knn, NAME_linear, ...")  # fmt: skip
-    p.add_argument("--out", type=Path, default=Path("results"), metavar="DIR")
+    p.add_argument("--out", type=folder_option, default=Path("results"), metavar="DIR")

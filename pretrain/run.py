@@ -19,6 +19,7 @@ if __name__ == "__main__":  # as a plain script: the repository's root in place 
 from backbench import plugins
 from backbench.config import configs_folder
 from backbench.errors import BackbenchError, run_cli
+from backbench.files import folder_option
 
 
 def parser(prog: str = "pretrain/run.py") -> argparse.ArgumentParser:
@@ -31,7 +32,7 @@ def parser(prog: str = "pretrain/run.py") -> argparse.ArgumentParser:
     )
     plugins.add_option(parser)
     parser.add_argument("--config", metavar="RECIPE", help="a recipe's name or a YAML file (default: demo)")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="the run's folder (default: runs/<recipe>)")
+    parser.add_argument("--out", metavar="DIR", type=folder_option, help="the run's folder (default: runs/<recipe>)")
     parser.add_argument("--resume", action="store_true", help="continue the run in the folder from its last checkpoint")
     parser.add_argument(
         "--nproc", type=int, default=1, metavar="N", help="processes (GPUs) of this machine, as torchrun"

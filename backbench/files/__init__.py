@@ -3,6 +3,7 @@ that says which it is."""
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import contextlib
 import json
@@ -42,6 +43,13 @@ def expanded(path: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise DataError(f"{path}: {error}; write the whole path") from None
+
+
+def folder_option(text: str) -> Path:
+    """The type of a command line's `--out DIR`; an empty one, of an unset variable, would mean the working folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the folder's name is empty; name one, or . for this folder")
+    return Path(text)
 
 
 def status_of(path: Path) -> Status:

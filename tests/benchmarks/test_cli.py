@@ -37,6 +37,14 @@ def test_a_command_runs_its_tool(capsys):
     assert "barlow_twins_r50_imagenet" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["run", "pretrain", "demo"])
+def test_a_folder_without_a_name_is_refused(command, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.dispatch([command, "--out", ""])
+    assert left.value.code == 2
+    assert "--out: the folder's name is empty" in capsys.readouterr().err
+
+
 def test_version(capsys):
     assert cli.dispatch(["--version"]) == 0
     assert capsys.readouterr().out.startswith("backbench ")
