@@ -24,19 +24,6 @@ from backbench.yaml_text import parse_yaml, write_yaml
 _LONGEST_FILE = 1 << 18  # bytes
 
 
-def configs_folder() -> Path:
-    """The folder of recipes, cells and suites: a checkout's `configs/`, or `backbench/configs` of an installed wheel.
-
-    Raises:
-        ConfigError: neither is there, so the installation is incomplete.
-    """
-    package = Path(__file__).resolve().parent
-    for folder in (package / "configs", package.parent / "configs"):
-        if (folder / "suites").is_dir():
-            return folder
-    raise ConfigError(f"{package}: the installation lacks its configurations; install backbench again")
-
-
 class Config(BaseModel):
     """Base of every configuration: frozen, no unknown keys, no silent coercion of types."""
 

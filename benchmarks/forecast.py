@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from backbench.data import subsets
 from backbench.errors import BackbenchError
-from backbench.files.cache import cache_folder
+from backbench.files.folders import cache_folder
 from backbench.progress import say
 from benchmarks import run_one
 from benchmarks.records import store

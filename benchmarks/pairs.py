@@ -9,9 +9,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from backbench import plugins
-from backbench.config import Config, build, configs_folder, read_mapping
+from backbench.config import Config, build, read_mapping
 from backbench.data import catalogue, layouts
 from backbench.errors import BackbenchError, ConfigError
+from backbench.files.folders import configs_folder
 from transfer import tasks
 
 Needs = Literal["class", "classes", "boxes", "masks"]

@@ -16,10 +16,11 @@ from typing import Literal
 from pydantic import Field
 
 from backbench import plugins
-from backbench.config import Config, build, configs_folder, digest, read_mapping
+from backbench.config import Config, build, digest, read_mapping
 from backbench.data import demo
 from backbench.data.catalogue import DataPlaces
 from backbench.errors import ConfigError, nearest
+from backbench.files.folders import configs_folder
 from backbench.printable import printable
 from benchmarks import pairs
 from benchmarks.records.renamed import base_and_engine, with_engine

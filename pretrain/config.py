@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model, model_validator
 
-from backbench.config import CHANGES_NO_NUMBER, Config, build, configs_folder, read_mapping
+from backbench.config import CHANGES_NO_NUMBER, Config, build, read_mapping
 from backbench.errors import ConfigError, nearest
+from backbench.files.folders import configs_folder
 from pretrain import methods
 from pretrain.method import Ema, Method, MethodConfig
 from pretrain.networks import GROUPS

@@ -17,9 +17,9 @@ if __name__ == "__main__":  # as a plain script: the repository's root in place 
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from backbench import plugins
-from backbench.config import configs_folder
 from backbench.errors import BackbenchError, run_cli
 from backbench.files import folder_option
+from backbench.files.folders import configs_folder
 
 
 def parser(prog: str = "pretrain/run.py") -> argparse.ArgumentParser:

@@ -80,7 +80,7 @@ def test_a_report_is_rendered_from_a_record(backbench, tmp_path):
 
 
 def test_the_package_that_runs_is_the_installed_one(installed, tmp_path):
-    code = "import backbench.config; print(backbench.config.configs_folder())"
+    code = "from backbench.files.folders import configs_folder; print(configs_folder())"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,

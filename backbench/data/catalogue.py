@@ -12,10 +12,11 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from backbench import files, plugins
-from backbench.config import Config, build, configs_folder, read_mapping
+from backbench.config import Config, build, read_mapping
 from backbench.data import layouts
 from backbench.data.splits import ImageSplit, Split, Subset
 from backbench.errors import ConfigError, DataError, nearest
+from backbench.files.folders import configs_folder
 from backbench.printable import printable
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from backbench import distributed
-from backbench.config import configs_folder
+from backbench.files.folders import configs_folder
 from benchmarks.records.store import Provenance
 
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "opencv-python-headless")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from backbench.errors import BackbenchError
-from backbench.files.cache import cache_folder
+from backbench.files.folders import cache_folder
 
 _LARGEST = 64 << 20  # bytes: some 300,000 pins
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from backbench.config import build, configs_folder
+from backbench.config import build
 from backbench.data import catalogue, demo
 from backbench.data.catalogue import DataPlaces
 from backbench.errors import ConfigError
+from backbench.files.folders import configs_folder
 from benchmarks import plan
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from backbench.errors import writing
 from backbench.files.atomic import make_folder
-from backbench.files.cache import cache_folder
+from backbench.files.folders import cache_folder
 from backbench.progress import say
 
 VERSION = 6

@@ -25,7 +25,7 @@ from backbench.data.splits import ImageSplit
 from backbench.errors import DataError
 from backbench.files import Status, Unreadable, opened, read_bytes, read_lines, status_of
 from backbench.files.atomic import atomic_write, make_folder
-from backbench.files.cache import cache_folder
+from backbench.files.folders import cache_folder
 from backbench.printable import printable, some
 
 LABELS = frozenset({"class"})
