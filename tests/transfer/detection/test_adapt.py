@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import sys
 import types
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
 from transfer.detection import engines
-from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume
+from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume, notices
 
 
 @pytest.fixture
@@ -322,3 +323,12 @@ def test_old_names_come_back_and_present_ones_stay(monkeypatch):
     assert np.object is object
     assert np.bool is kept
     del np.str, np.object  # or the other tests would see them
+
+
+def test_notices_of_the_engines_are_silent_and_other_warnings_are_not():
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.resetwarnings()
+        notices.apply()
+        torch.functional.meshgrid(torch.arange(2), torch.arange(3))  # as the anchor generators call it
+        warnings.warn("torch.meshgrid: something else", UserWarning, stacklevel=1)
+    assert [str(warning.message) for warning in seen] == ["torch.meshgrid: something else"]

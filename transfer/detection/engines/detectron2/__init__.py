@@ -23,7 +23,7 @@ from backbench.progress import track
 from model_zoo.backbone import Backbone
 from model_zoo.export import FEATURE_TOLERANCE, ExportError, feature_difference
 from model_zoo.export import detectron2 as exporter
-from transfer.detection.adapt import detectron2_v06
+from transfer.detection.adapt import detectron2_v06, notices
 from transfer.detection.annotations import native_data
 from transfer.detection.annotations.pixels import read_image
 from transfer.detection.annotations.split import BITMAPS, Detections, DetectionSplit, mask_format, trainable
@@ -58,6 +58,7 @@ _NATIVE_DATA = """\
 
 def prepare() -> None:
     """Apply the adaptations, and register the C4 head with its extra norm."""
+    notices.apply()
     detectron2_v06.apply()
     from detectron2.modeling import ROI_HEADS_REGISTRY
 

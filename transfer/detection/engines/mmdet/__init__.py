@@ -28,7 +28,7 @@ from backbench.progress import track
 from model_zoo.backbone import Backbone
 from model_zoo.export import FEATURE_TOLERANCE, ExportError, feature_difference
 from model_zoo.export import mmdet as exporter
-from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume
+from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume, notices
 from transfer.detection.annotations import native_data
 from transfer.detection.annotations.split import BITMAPS, Detections, DetectionSplit, mask_format, trainable
 from transfer.detection.engines import absent
@@ -47,6 +47,7 @@ PACKAGES = ("mmengine", "mmcv", "mmdet", "addict", "yapf", "terminaltables", "sh
 
 def prepare() -> None:
     """Apply the adaptations, register what MMDetection lacks and make its registries the ones that are searched."""
+    notices.apply()
     if importlib.util.find_spec("detectron2") is not None:
         detectron2_v06.apply()  # mmdet imports Detectron2 where there is one
     mmcv_lite.apply()
