@@ -73,21 +73,31 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
 
 
-def track(items: Iterable[T], *, total: int, label: str) -> Iterator[T]:
-    """Iterate with a bar and an estimate of the time left; without a terminal, a plain line every 15 s."""
+def track(items: Iterable[T], *, total: int, label: str, size: Callable[[T], int] | None = None) -> Iterator[T]:
+    """Iterate with a bar and an estimate of the time left; without a terminal, a plain line every 15 s.
+
+    Args:
+        total: what `done of total` ends at.
+        size: how much of `total` an item is (the images of a batch); one unless given.
+    """
     if not is_main():
         yield from items
         return
     if sys.stderr.isatty():
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, TimeRemainingColumn(), console=_Console(stderr=True), transient=True) as bar:
-            yield from bar.track(items, total=total, description=label)
+            task = bar.add_task(label, total=total)
+            for item in items:
+                yield item
+                bar.advance(task, size(item) if size else 1)
         return
     start = last = time.monotonic()
-    for done, item in enumerate(items, start=1):
+    done = 0
+    for item in items:
         yield item
+        done += size(item) if size else 1
         now = time.monotonic()
-        if now - last >= _LINE_EVERY_S:
+        if now - last >= _LINE_EVERY_S and done:
             last = now
             say(f"{label}: {done} of {total}, {duration((now - start) / done * (total - done))} left")
 

@@ -183,7 +183,8 @@ def _batches(
         pin_memory=ctx.device.type == "cuda",
     )
     with torch.no_grad():
-        for images in track(Told(loader), total=len(loader), label=f"features of {split.dataset} {split.split}"):
+        label = f"features of {split.dataset} {split.split}, images"
+        for images in track(Told(loader), total=len(rows), label=label, size=len):
             part = pooled(module, normalise(images, given, ctx.device), views.spec.pooling).float().cpu()
             refuse_not_finite(part, split)
             yield part.numpy()

@@ -47,3 +47,25 @@ def test_after_stop_nothing_goes_on():
         bars.stop()
         with pytest.raises(KeyboardInterrupt):
             tell(2, 2)
+
+
+def test_a_line_counts_what_items_hold(monkeypatch, capsys):
+    """Batches of images are counted in images; the time left is that of the images to come."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    for _ in progress.track([[1] * 256, [1] * 256, [1] * 88], total=600, label="features, images", size=len):
+        now[0] += 20
+    assert capsys.readouterr().err.splitlines() == [
+        "features, images: 256 of 600, 27s left",
+        "features, images: 512 of 600, 7s left",
+        "features, images: 600 of 600, 0s left",
+    ]
+
+
+def test_a_bar_reaches_its_end(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    assert list(progress.track([[1] * 4, [1] * 3], total=7, label="images", size=len)) == [[1] * 4, [1] * 3]
+    assert "7/7" in terminal.getvalue()

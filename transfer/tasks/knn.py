@@ -87,7 +87,7 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
     correct = {(k, name): 0 for k in config.k for name in votes}
     headline = []
     parts = torch.arange(len(query)).split(2048)
-    for rows in track(parts, total=len(parts), label="neighbours"):
+    for rows in track(parts, total=len(query), label="neighbours of images", size=len):
         similarity, index = neighbours(
             query[rows].to(ctx.device), bank, max(config.k), metric=config.metric, chunk=config.chunk
         )
