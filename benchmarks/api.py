@@ -15,7 +15,7 @@ from torch import nn
 from backbench.data import demo
 from backbench.data.catalogue import DataPlaces, parse_places
 from backbench.errors import BackbenchError
-from benchmarks import plan, run_one
+from benchmarks import measuring, plan
 from benchmarks.options import CellOptions
 from benchmarks.records import store
 from benchmarks.records.schema import Result
@@ -102,7 +102,7 @@ def measure(
 
 
 def _measured(backbone: Backbone, cell: plan.Cell, seed: int, places: DataPlaces, options: CellOptions) -> Result:
-    result = run_one.run_seed(backbone, cell, seed, places, options)
+    result = measuring.run_seed(backbone, cell, seed, places, options)
     if result.status != "ok":
         raise BackbenchError(f"{backbone.name} {cell.name} {result.status}: {result.reason}")
     return result

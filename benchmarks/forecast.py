@@ -13,7 +13,7 @@ from backbench.data import subsets
 from backbench.errors import BackbenchError
 from backbench.files.folders import cache_folder
 from backbench.progress import say
-from benchmarks import run_one
+from benchmarks import measuring
 from benchmarks.records import store
 from benchmarks.subjects import Subject, by_seed, split_name
 from model_zoo.choice import NO_CHOICE
@@ -135,9 +135,9 @@ def _state(subject: Subject, cell: Cell, seeds: int, places: DataPlaces, options
     kept = size = 0
     pairs = by_seed(subject.backbones, seeds, cell)
     splits = cell.task.splits(cell.config, places)
-    data = run_one.describe_data(cell, splits, places)
+    data = measuring.describe_data(cell, splits, places)
     for seed, backbone in pairs:
-        planned = run_one.blank(backbone, cell, seed, options, status="ok", data=data)
+        planned = measuring.blank(backbone, cell, seed, options, status="ok", data=data)
         kept += store.stored(store.record_path(options.out, planned), planned) is not None
     if cell.task_name in _ON_DISK:
         images = sum(len(split) for split in {id(split): split for split in splits.values()}.values())

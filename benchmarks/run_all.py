@@ -10,7 +10,7 @@ if __name__ == "__main__":  # before the imports: a signal ends them without a t
 
 import fnmatch
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,16 +36,58 @@ parser = run_parser
 _RUN_ONE = Path(__file__).resolve().parent / "run_one.py"
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What a command line asks for, resolved: nothing of it is measured yet."""
+
+    options: RunOptions
+    suite: str
+    cells: list[Cell]
+    overrides: dict[str, list[str]]  # by cell
+    repeats: dict[str, int]  # seeds by cell
+    places: DataPlaces
+    subjects: list[Subject]
+    skipped: dict[tuple[Subject, str], str]  # reasons
+    absent: list[str]  # sources that a dry run does not download
+
+    def wanted(self) -> list[tuple[Subject, Cell]]:
+        """The pairs that can run, in their order."""
+        pairs = [(subject, cell) for subject in self.subjects for cell in self.cells]
+        return [(subject, cell) for subject, cell in pairs if (subject, cell.name) not in self.skipped]
+
+    def planned(self) -> Planned:
+        """The identities of the records that this run is about: its report shows these alone."""
+        return {
+            (backbone.name, backbone.weights_sha256, cell.name, cell.config_sha256, cell.task.version, seed)
+            for subject in self.subjects
+            for cell in self.cells
+            for seed, backbone in by_seed(subject.backbones, self.repeats[cell.name], cell)
+        }
+
+
 def main(argv: list[str] | None = None, *, prog: str = "benchmarks/run_all.py") -> int:
     """Exit code 1 when a cell failed or every cell was skipped."""
     options = RunOptions.parse(argv, prog=prog)
     if options.list or options.show:
-        from backbench.data.catalogue import parse_places
-        from benchmarks import listing
+        return _list(options)
+    refuse_mistakes(options)
 
-        parse_places(options.data)
-        print(listing.cell_text(options.show, options.override) if options.show else listing.everything())
-        return 0
+    run = _resolved(options)
+    return _foretell(run) if options.dry_run else _measure(run)
+
+
+def _list(options: RunOptions) -> int:
+    """`--list` and `--show CELL`."""
+    from backbench.data.catalogue import parse_places
+    from benchmarks import listing
+
+    parse_places(options.data)  # the user's own data sets make cells
+    print(listing.cell_text(options.show, options.override) if options.show else listing.everything())
+    return 0
+
+
+def refuse_mistakes(options: RunOptions) -> None:
+    """Raises ConfigError or BackbenchError for a command line that cannot be meant."""
     if processes.is_under_torchrun():
         raise ConfigError(
             "start benchmarks/run_all.py by itself, not by torchrun: --nproc N shares a cell among N GPUs"
@@ -56,16 +98,17 @@ def main(argv: list[str] | None = None, *, prog: str = "benchmarks/run_all.py") 
         raise BackbenchError("--seeds and --nproc must be at least 1, --jobs at least 0")
     if options.seeds is not None and options.seeds > MOST_SEEDS:
         raise BackbenchError(f"--seeds {options.seeds}: more than {MOST_SEEDS} are not meant, are they?")
-
     if options.nproc > job.MOST:
         raise ConfigError(
             f"--nproc {options.nproc}: more than {job.MOST} processes are not meant for one machine, are they?"
         )
 
+
+def _resolved(options: RunOptions) -> _Run:
+    """The suite's or the named cells, and the backbones. Raises BackbenchError: a name or a file that cannot be used."""
     from backbench.data import catalogue
     from backbench.progress import say
     from benchmarks import forecast, plan
-    from benchmarks.records import store
 
     suite_name = options.suite or ("paper" if options.data or options.data_root else "demo")
     suite = plan.load_suite(suite_name)
@@ -79,35 +122,46 @@ def main(argv: list[str] | None = None, *, prog: str = "benchmarks/run_all.py") 
     if options.suite is None and suite_name == "demo":
         say("no data given: running the demo suite on rendered scenes; use --data-root DIR for the real protocols")
     repeats = {cell.name: options.seeds or suite.seeds_of.get(cell.name, suite.seeds) for cell in cells}
+    absent: list[str] = []
     if options.dry_run:
         options, absent = forecast.without_absent(options)
     subjects = find_subjects(options.ckpt, options.baselines, max(repeats.values()), options.choice)
     places = plan.places_of(suite, options.data_root, named)
     skipped = gaps(subjects, cells, places)
     refuse_place(options.out, cells, places)
-    if options.dry_run:
-        for line in forecast.lines(subjects, absent, cells, skipped, repeats, places, options):
-            say(line)
-        return 0
-    for subject in subjects:
-        for cell in cells:
-            reason = skipped.get((subject, cell.name))
-            say(f"{'skip' if reason else 'run '}  {subject.name:<28} {cell.name}" + (f": {reason}" if reason else ""))
     options = replace(options, suite=suite_name)
-    make_ready(subjects, cells, repeats, options)
-    runs = [(subject, cell) for subject in subjects for cell in cells if (subject, cell.name) not in skipped]
+    return _Run(options, suite_name, cells, overrides, repeats, places, subjects, skipped, absent)
+
+
+def _foretell(run: _Run) -> int:
+    """`--dry-run`: say what each cell would do."""
+    from backbench.progress import say
+    from benchmarks import forecast
+
+    parts = (run.subjects, run.absent, run.cells, run.skipped, run.repeats, run.places, run.options)
+    for line in forecast.lines(*parts):
+        say(line)
+    return 0
+
+
+def _measure(run: _Run) -> int:
+    """Start what can run, leave a record of what cannot, and show the report; returns the exit code."""
+    from backbench.progress import say
+    from benchmarks.records import store
+
+    options = run.options
+    for subject in run.subjects:
+        for cell in run.cells:
+            reason = run.skipped.get((subject, cell.name))
+            say(f"{'skip' if reason else 'run '}  {subject.name:<28} {cell.name}" + (f": {reason}" if reason else ""))
+    make_ready(run.subjects, run.cells, run.repeats, options)
+    runs = run.wanted()
     before = store.written(options.out)
-    codes = launch(runs, overrides, repeats, places, options)
-    record_without_number(subjects, cells, skipped, runs, codes, repeats, before, options)
+    codes = launch(runs, run.overrides, run.repeats, run.places, options)
+    record_without_number(run.subjects, run.cells, run.skipped, runs, codes, run.repeats, before, options)
     if interrupted := any(code == INTERRUPTED for code in codes):
         say(f"stopped; finished results are kept in {options.out}: the same command continues from there")
-    planned = {
-        (backbone.name, backbone.weights_sha256, cell.name, cell.config_sha256, cell.task.version, seed)
-        for subject in subjects
-        for cell in cells
-        for seed, backbone in by_seed(subject.backbones, repeats[cell.name], cell)
-    }
-    show(options.out, suite_name, curves_of(subjects), planned)
+    show(options.out, run.suite, curves_of(run.subjects), run.planned())
     if not runs:
         say("every cell was skipped, for the reasons above")
     return INTERRUPTED if interrupted else int(any(codes) or not runs)
@@ -146,7 +200,7 @@ def make_ready(subjects: list[Subject], cells: list[Cell], repeats: dict[str, in
         BackbenchError: nothing can be written there, or what lies there must not be replaced.
     """
     from backbench.files.atomic import atomic_write_text
-    from benchmarks import run_one
+    from benchmarks import measuring
     from benchmarks.records import store
 
     probe = options.out / ".writable"
@@ -155,7 +209,7 @@ def make_ready(subjects: list[Subject], cells: list[Cell], repeats: dict[str, in
     for subject in subjects:
         for cell in cells:
             for seed, backbone in by_seed(subject.backbones, repeats[cell.name], cell):
-                store.refuse_newer(options.out, run_one.blank(backbone, cell, seed, options, status="skipped"))
+                store.refuse_newer(options.out, measuring.blank(backbone, cell, seed, options, status="skipped"))
 
 
 def gaps(subjects: list[Subject], cells: list[Cell], places: DataPlaces) -> dict[tuple[Subject, str], str]:
@@ -187,13 +241,13 @@ def record_without_number(
     Args:
         before: `store.written` when the processes were started.
     """
-    from benchmarks import run_one
+    from benchmarks import measuring
     from benchmarks.records import store
 
     for subject in subjects:
         for cell in cells:
             if reason := skipped.get((subject, cell.name)):
-                blank = run_one.blank(subject.backbones[0], cell, 0, options, status="skipped", reason=reason)
+                blank = measuring.blank(subject.backbones[0], cell, 0, options, status="skipped", reason=reason)
                 store.write(options.out, blank)
     new = {path for path, time in store.written(options.out).items() if before.get(path) != time}
     for (subject, cell), code in zip(runs, codes, strict=True):
@@ -201,7 +255,7 @@ def record_without_number(
             continue
         reason = f"its process ended with code {code}; its output tells why; out of memory it prints nothing"
         blanks = [
-            run_one.blank(backbone, cell, seed, options, status="failed", reason=reason)
+            measuring.blank(backbone, cell, seed, options, status="failed", reason=reason)
             for seed, backbone in by_seed(subject.backbones, repeats[cell.name], cell)
         ]
         silent = [b for b in blanks if not new & store.of_seed(options.out, b)]

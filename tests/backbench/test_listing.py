@@ -12,8 +12,8 @@ from backbench.data import doctor, listing
 from backbench.data.catalogue import DataPlaces
 from backbench.data.layouts import imagefolder
 from backbench.errors import DataError
+from benchmarks.measuring import describe_data
 from benchmarks.records.schema import DataRecord
-from benchmarks.run_one import describe_data
 
 
 def picture(path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from backbench.errors import BackbenchError
-from benchmarks import run_one
+from benchmarks import measuring
 from transfer.protocol import Metric
 
 GOOD = Metric(50.0)
@@ -35,17 +35,17 @@ GOOD = Metric(50.0)
 )
 def test_without_a_possible_headline_there_is_no_result(metrics, words):
     if words is None:
-        assert list(run_one.checked(metrics, "top1", [])) == ["top1"]
+        assert list(measuring.checked(metrics, "top1", [])) == ["top1"]
         return
     with pytest.raises(BackbenchError, match="the protocol gave no 'top1', its headline") as caught:
-        run_one.checked(metrics, "top1", [])
+        measuring.checked(metrics, "top1", [])
     assert words in str(caught.value)
 
 
 def test_another_metric_that_cannot_be_is_left_out_and_said():
     """COCO's evaluator gives -1 for a size of which there are no objects."""
     notes = []
-    kept = run_one.checked({"box_AP": GOOD, "box_APs": Metric(-100.0)}, "box_AP", notes)
+    kept = measuring.checked({"box_AP": GOOD, "box_APs": Metric(-100.0)}, "box_AP", notes)
     assert list(kept) == ["box_AP"] and kept["box_AP"].value == 50.0
     assert notes == ["left out: box_APs is -100%, which no measurement can give"]
 
@@ -53,4 +53,4 @@ def test_another_metric_that_cannot_be_is_left_out_and_said():
 @pytest.mark.parametrize(("name", "value"), [("alignment", -0.1), ("uniformity", 0.1)])
 def test_raw_metrics_have_bounds_too(name, value):
     with pytest.raises(BackbenchError, match=f"{name} is {value}"):
-        run_one.checked({name: Metric(value, unit="", higher_is_better=False)}, name, [])
+        measuring.checked({name: Metric(value, unit="", higher_is_better=False)}, name, [])

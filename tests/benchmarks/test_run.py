@@ -22,7 +22,7 @@ from backbench.config import digest
 from backbench.data import catalogue
 from backbench.data import demo as scenes
 from backbench.errors import BackbenchError, CheckpointError, ConfigError
-from benchmarks import plan, run_all, run_one
+from benchmarks import measuring, plan, run_all, run_one, subjects
 from benchmarks.launchers import local
 from benchmarks.options import CellOptions
 from benchmarks.records import store
@@ -526,7 +526,7 @@ def test_a_random_baseline_like_a_name_with_equals_signs(tmp_path):
     *_, first, second = run_all.find_subjects([str(path) for path in paths], "random", 1)
     assert (first.name, second.name) == ("random:resnet18 like epoch=99-step=5", "random:resnet18 like b")
     cell = plan.load_cell("imagenet_knn", KNN)
-    ((_, again),) = run_one.backbones(first.ckpt, first.like, 1, cell)
+    ((_, again),) = subjects.backbones(first.ckpt, first.like, 1, cell)
     assert (again.name, again.weights_sha256) == (first.name, first.backbones[0].weights_sha256)
 
 
@@ -627,17 +627,17 @@ def test_as_a_plain_script_a_mistake_is_one_line(tmp_path):
 
 def test_checkpoint_argument(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run_one.split_name("a.pth") == (None, "a.pth")
-    assert run_one.split_name("mine=a=b.pth") == ("mine", "a=b.pth")
+    assert subjects.split_name("a.pth") == (None, "a.pth")
+    assert subjects.split_name("mine=a=b.pth") == ("mine", "a=b.pth")
     torch.save({}, "lr=0.1.pth")
-    assert run_one.split_name("lr=0.1.pth") == (None, "lr=0.1.pth")
-    assert run_one.split_name("r=random:resnet18") == ("r", "random:resnet18")
-    assert run_one.split_name("best=lr=0.1.pth") == ("best", "lr=0.1.pth")
-    assert run_one.split_name("lr=0.1=a=b:c") == ("lr=0.1=a", "b:c")
-    assert run_one.split_name("lr=0.1=hf-hub:a/b") == ("lr=0.1", "hf-hub:a/b")
+    assert subjects.split_name("lr=0.1.pth") == (None, "lr=0.1.pth")
+    assert subjects.split_name("r=random:resnet18") == ("r", "random:resnet18")
+    assert subjects.split_name("best=lr=0.1.pth") == ("best", "lr=0.1.pth")
+    assert subjects.split_name("lr=0.1=a=b:c") == ("lr=0.1=a", "b:c")
+    assert subjects.split_name("lr=0.1=hf-hub:a/b") == ("lr=0.1", "hf-hub:a/b")
     torch.save({}, "a.pth")
-    assert run_one.split_name("lr=0.1=a.pth") == ("lr=0.1", "a.pth")
-    assert run_one.split_name("r=timm:x?a=b:c") == ("r", "timm:x?a=b:c")
+    assert subjects.split_name("lr=0.1=a.pth") == ("lr=0.1", "a.pth")
+    assert subjects.split_name("r=timm:x?a=b:c") == ("r", "timm:x?a=b:c")
 
 
 def test_records_are_plain_json(one, out):
@@ -680,4 +680,4 @@ def test_ranks_share_a_machines_cores(cores, ranks, workers, monkeypatch):
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     if ranks:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
-    assert run_one.default_workers() == workers
+    assert measuring.default_workers() == workers

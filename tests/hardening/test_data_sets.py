@@ -17,9 +17,9 @@ from backbench.data.catalogue import DataPlaces
 from backbench.data.layouts import coco
 from backbench.data.overlap import in_both
 from backbench.errors import DataError
+from benchmarks.measuring import measure, prepare
 from benchmarks.options import CellOptions
 from benchmarks.plan import load_cell
-from benchmarks.run_one import measure, prepare
 from model_zoo.load import load
 from transfer.detection.annotations.layouts import read_coco
 from transfer.protocol import RunContext

@@ -12,7 +12,7 @@ from servers import DATA, OTHER, SHA, answer, cut, good, plain, serving, status
 
 from backbench import http
 from backbench.errors import BackbenchError, CheckpointError
-from benchmarks.run_one import split_name
+from benchmarks.subjects import split_name
 from model_zoo import entries, fetch
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import save

@@ -14,7 +14,7 @@ import warm
 
 from backbench.config import build as build_config
 from backbench.errors import CheckpointError, ConfigError
-from benchmarks import run_all, run_one
+from benchmarks import run_all, subjects
 from benchmarks.records.store import read_all
 from model_zoo import export
 from model_zoo.__main__ import main
@@ -258,9 +258,9 @@ def test_no_such_module(functions):
 
 
 def test_names_on_the_command_line():
-    assert run_one.split_name(VIT) == (None, VIT)
-    assert run_one.split_name(f"mine={VIT}") == ("mine", VIT)
-    assert run_one.split_name("mine=package.models:build") == ("mine", "package.models:build")
+    assert subjects.split_name(VIT) == (None, VIT)
+    assert subjects.split_name(f"mine={VIT}") == ("mine", VIT)
+    assert subjects.split_name("mine=package.models:build") == ("mine", "package.models:build")
 
 
 def test_what_needs_a_resnet_says_so(functions, tmp_path):
