@@ -214,7 +214,6 @@ def make_ready(subjects: list[Subject], cells: list[Cell], repeats: dict[str, in
 
 def gaps(subjects: list[Subject], cells: list[Cell], places: DataPlaces) -> dict[tuple[Subject, str], str]:
     """Why a cell cannot run for a subject: no data, no engine, or a protocol that does not take such a backbone."""
-
     absent = {cell.name: cell.task.missing(cell.config, places) for cell in cells}
     found = {
         (subject, cell.name): absent[cell.name] or cell.task.unfit(subject.backbones[0], cell.config)

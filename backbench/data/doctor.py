@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backbench.data import catalogue
+from backbench.data import catalogue, demo
 from backbench.data.catalogue import DataPlaces
 from backbench.data.decode import CorruptImage
 from backbench.data.layouts import voc
@@ -205,8 +205,6 @@ def _compare(train: ImageSplit, test: ImageSplit, report: Report, *, full: bool)
 
 def _say_what_it_is(report: Report, folder: Path) -> None:
     """Whether its numbers may carry the data set's name."""
-    from backbench.data import demo
-
     if demo.is_demo(folder):
         report.warnings.append("rendered demo scenes: numbers will be labelled 'demo scenes'")
     elif report.state == "present" and not report.is_published:

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from backbench.data.splits import Files, ImageSource, ImageSplit, Split, Subset
+from backbench.progress import track
 
 
 def in_both(train: Split, test: Split) -> list[str]:
@@ -32,8 +33,6 @@ def duplicates(train: ImageSplit, test: ImageSplit) -> list[tuple[str, str]]:
     Raises:
         DataError: an image cannot be read.
     """
-    from backbench.progress import track
-
     by_size: dict[int, list[int]] = {}
     for index in range(len(test)):
         by_size.setdefault(test.source.size(index), []).append(index)

@@ -10,13 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
+from backbench import http
 from backbench.data.catalogue import info
 from backbench.data.names import spelled_otherwise
 from backbench.data.splits import ImageSplit
-from backbench.errors import BackbenchError, DataError
+from backbench.errors import BackbenchError, DataError, writing
 from backbench.files import expanded, read_lines
+from backbench.files.atomic import make_folder
+from backbench.files.folders import cache_folder
 from backbench.files.hashes import file_sha256
+from backbench.http import partial
 from backbench.printable import some
+from backbench.progress import say
 
 
 @dataclass(frozen=True)
@@ -93,11 +98,6 @@ def fetch(name: str) -> Path:
     """
     from filelock import FileLock
 
-    from backbench.data.demo import cache_folder
-    from backbench.errors import writing
-    from backbench.files.atomic import make_folder
-    from backbench.progress import say
-
     official = OFFICIAL[name]
     file = make_folder(cache_folder() / "lists") / official.file
     with writing(file), FileLock(str(file) + ".lock"):
@@ -108,12 +108,9 @@ def fetch(name: str) -> Path:
 
 
 def _download(official: OfficialList, file: Path) -> None:
-    from backbench.http import Request, retrieve
-    from backbench.http.partial import forget
-
     arrived = file.with_name(f".{file.name}.part")
     try:
-        retrieve(Request(official.url, arrived, official.file, largest=_LARGEST_LIST))
+        http.retrieve(http.Request(official.url, arrived, official.file, largest=_LARGEST_LIST))
         if file_sha256(arrived) != official.sha256:
             raise BackbenchError("other bytes arrived than were published")
         arrived.replace(file)
@@ -124,7 +121,7 @@ def _download(official: OfficialList, file: Path) -> None:
             "or give the list by its path"
         ) from None
     finally:
-        forget(arrived)
+        partial.forget(arrived)
 
 
 def _names(file: Path) -> list[str]:
