@@ -59,6 +59,7 @@ _STUBBORN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_wish_to_stop_ends_the_cells_and_keeps_the_codes(name, number, monkeypatch):

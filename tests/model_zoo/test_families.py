@@ -17,6 +17,8 @@ from model_zoo.architecture import Architecture
 from model_zoo.load import load
 from model_zoo.resnet import build
 
+pytestmark = pytest.mark.slow  # the libraries it reads take seconds to import
+
 ARCH = Architecture(name="resnet18", width=0.25)
 X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 

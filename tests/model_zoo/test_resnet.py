@@ -65,6 +65,7 @@ def test_equals_torchvision(name, x):
     assert [tuple(stage.shape[-2:]) for stage in found] == [(16, 16), (8, 8), (4, 4), (2, 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
@@ -86,6 +87,7 @@ def test_initialised_as_torchvision_under_the_same_seed(name, fields):
     assert all(torch.equal(unseeded[key], theirs[key]) for key in theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_trains_as_torchvision_to_the_bit(name):
     """Statistics and gradients too: pretrained weights must not depend on whose blocks these are."""

@@ -26,6 +26,8 @@ from transfer import feature_file, features
 from transfer.feature_spec import FeatureSpec
 from transfer.pooling import pooled
 
+pytestmark = pytest.mark.slow  # twenty seconds of small extractions
+
 pytest_plugins = ["feature_runs"]
 
 
