@@ -22,6 +22,8 @@ from pretrain.config import PretrainConfig, load
 from pretrain.method import Ema, Method, NoTarget, StopGradient
 from pretrain.train import build_all, follow, train, train_step
 
+pytestmark = pytest.mark.slow  # trains every method
+
 PLUGIN = Path(__file__).resolve().parents[1] / "builders" / "plugin"
 ALL = [*methods.names(), "simsiam", "vicreg"]
 K, B, D = 4, 12, 8

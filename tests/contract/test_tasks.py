@@ -19,6 +19,8 @@ from model_zoo.resnet import build as build_trunk
 from transfer import tasks
 from transfer.protocol import Metric, RunContext, Task, TaskConfig
 
+pytestmark = pytest.mark.slow  # runs every cell and preset
+
 # Fields that a tiny data set, which has no official list, needs otherwise.
 SMALL = {"k": "[1,3]", "headline_k": "3", "epochs": "1", "batch": "8", "list": "drawn", "size": "32", "resize": "32",
          "costs": "[0.1,1]", "samples": "2", "jobs": "1"}  # fmt: skip

@@ -13,6 +13,8 @@ from model_zoo.load import load
 from model_zoo.recognise import recognise
 from tests.builders.backbones import make_backbone
 
+pytestmark = pytest.mark.slow  # writes and reads some hundred checkpoints
+
 TINY = make_backbone("resnet18")
 MINE = TINY.state
 OTHER = make_backbone("resnet18", seed=1).state

@@ -24,6 +24,8 @@ from transfer.detection.annotations.split import Detections
 from transfer.detection.spec import DetectionSpec, scaled
 from transfer.protocol import RunContext
 
+pytestmark = pytest.mark.slow  # trains and detects
+
 DETECTION = [
     name
     for base in plan.cell_names()
