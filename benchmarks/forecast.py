@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,8 +19,10 @@ from model_zoo.choice import NO_CHOICE
 
 if TYPE_CHECKING:
     from backbench.data.catalogue import DataPlaces
+    from backbench.data.splits import Split
     from benchmarks.options import RunOptions
     from benchmarks.plan import Cell
+    from benchmarks.records.schema import DataRecord
 
 _ON_DISK = ("knn", "linear_probe", "voc07_svm", "voc07_lowshot")  # tasks that keep features of whole splits
 
@@ -47,28 +48,20 @@ def _announced(word: str, source: str) -> bool:
 
 def _download(source: str) -> str | None:
     """What reading a source would fetch, in words; None where it is on this machine."""
-    from model_zoo import entries
-    from model_zoo.fetch import pins, url_file
+    from model_zoo import entries, fetch
+    from model_zoo.fetch import url_file
 
     if source.startswith("zoo:"):
         known = {entry.name: entry for entry in entries.all_entries()}
         entry = known.get(source.removeprefix("zoo:"))
-        if entry is None or not entry.has_weights or _is_here(entry.file):
+        if entry is None or not entry.has_weights or fetch.is_here(entry):
             return None
         return f"of {entry.size_mb:g} MB" if entry.size_mb else "of unknown size"
     if url_file.is_url(source):
-        return None if (pins.folder() / "urls" / url_file.parse(source).file).exists() else "of unknown size"
+        return None if fetch.is_here(url_file.parse(source)) else "of unknown size"
     if source.startswith(("timm:", "hf-hub:")) and "pretrained=false" not in source:
         return "unless timm has it in its cache"
     return None
-
-
-def _is_here(file: str) -> bool:
-    """Whether the cache or the user's own folder holds a zoo entry's file."""
-    from model_zoo.fetch import pins
-
-    own = os.environ.get("BACKBENCH_ZOO")
-    return (pins.folder() / file).exists() or bool(own and any(Path(own).rglob(file)))
 
 
 def lines(
@@ -81,7 +74,14 @@ def lines(
     options: RunOptions,
 ) -> Iterator[str]:
     """A line for each backbone and cell, then what the features need of the disk."""
-    why = {cell.name: refusal(cell, places) for cell in cells}
+    why: dict[str, str | None] = {}
+    states: dict[tuple[Subject, str], tuple[str, int]] = {}
+    for cell in cells:  # its data are read once, for every backbone
+        splits, why[cell.name] = _read(cell, places)
+        if splits:
+            data = measuring.describe_data(cell, splits, places)
+            going = [subject for subject in subjects if (subject, cell.name) not in skipped]
+            states |= {(s, cell.name): _state(s, cell, repeats[cell.name], splits, data, options) for s in going}
     for name in absent:
         for cell in cells:
             gap, where = cell.task.missing(cell.config, places), f"{name:<28} {cell.name}"
@@ -98,7 +98,7 @@ def lines(
             elif need := needed_list(cell):
                 yield f"run   {where}: fetches {need}"
             else:
-                kept, size = _state(subject, cell, repeats[cell.name], places, options)
+                kept, size = states[subject, cell.name]
                 yield f"{'kept' if kept == 'all' else 'run':<5} {where}" + (
                     f": {kept}" if kept not in ("", "all") else ""
                 )
@@ -109,15 +109,14 @@ def lines(
         yield _disk(total, options.out)
 
 
-def refusal(cell: Cell, places: DataPlaces) -> str | None:
-    """Why a cell's data are refused when they are read; None where they are absent, or a list must be fetched first."""
+def _read(cell: Cell, places: DataPlaces) -> tuple[dict[str, Split], str | None]:
+    """A cell's data, or why they are refused; neither where they are absent or a list must be fetched first."""
     if needed_list(cell) or cell.task.missing(cell.config, places):
-        return None
+        return {}, None
     try:
-        cell.task.splits(cell.config, places)
+        return cell.task.splits(cell.config, places), None
     except BackbenchError as error:
-        return str(error)
-    return None
+        return {}, str(error)
 
 
 def needed_list(cell: Cell) -> str | None:
@@ -130,12 +129,12 @@ def needed_list(cell: Cell) -> str | None:
     return f"the {share} list (`backbench data lists` fetches it now)"
 
 
-def _state(subject: Subject, cell: Cell, seeds: int, places: DataPlaces, options: RunOptions) -> tuple[str, int]:
+def _state(
+    subject: Subject, cell: Cell, seeds: int, splits: Mapping[str, Split], data: DataRecord, options: RunOptions
+) -> tuple[str, int]:
     """(`all` where every seed has an identical result, else how many have one; bytes of the features of both splits)."""
     kept = size = 0
     pairs = by_seed(subject.backbones, seeds, cell)
-    splits = cell.task.splits(cell.config, places)
-    data = measuring.describe_data(cell, splits, places)
     for seed, backbone in pairs:
         planned = measuring.blank(backbone, cell, seed, options, status="ok", data=data)
         kept += store.stored(store.record_path(options.out, planned), planned) is not None

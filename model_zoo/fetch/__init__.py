@@ -61,6 +61,17 @@ def fetch(entry: Entry, folder: Path | None = None, bars: Transfers | None = Non
     return _fetch(entry, make_folder(folder or pins.folder()), own, bars)
 
 
+def is_here(wanted: Entry | UrlFile) -> bool:
+    """Whether the file is found without a download, in `BACKBENCH_ZOO` or the cache.
+
+    Raises:
+        BackbenchError, CheckpointError: as `fetch`, of `BACKBENCH_ZOO`.
+    """
+    if isinstance(wanted, UrlFile):
+        return (pins.folder() / "urls" / wanted.file).exists()
+    return _from_own_folder(wanted) is not None or (pins.folder() / wanted.file).exists()
+
+
 def _fetch(wanted: Entry | UrlFile, folder: Path, own: Path | None = None, bars: Transfers | None = None) -> Path:
     """The file in `folder`: checked where it is there already, else a copy of `own`, else downloaded."""
     from backbench.files.atomic import atomic_write

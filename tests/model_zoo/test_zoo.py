@@ -175,3 +175,17 @@ def test_words_need_no_torch(command):
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stderr == "False\n"
+
+
+def test_a_file_of_the_user_is_found_without_a_download(tmp_path, monkeypatch):
+    """Under the published name too: a dry run does not announce its download."""
+    monkeypatch.setenv("BACKBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("BACKBENCH_ZOO", str(tmp_path))
+    fields = {"method": "Some", "arch": Architecture(name="resnet50"), "pretrained_on": "ImageNet"}
+    entry, other = (
+        Entry(name=name, url=f"https://x.org/{file}", **fields)
+        for name, file in (("some_r50", "published.pth"), ("other_r50", "another.pth"))
+    )
+    torch.save({"w": torch.zeros(9)}, tmp_path / "published.pth")
+    assert fetch.is_here(entry)
+    assert not fetch.is_here(other)
