@@ -88,6 +88,13 @@ def dump(config: Config) -> str:
     return write_yaml(config.model_dump(mode="json"))
 
 
+def as_override(value: Any) -> str:
+    """A field's value as the right side of `a.b=c`: `none`, a word, or JSON."""
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
 def digest(values: Any) -> str:
     """SHA-256 of the canonical JSON of plain values or of a configuration: identity, independent of key order."""
     if isinstance(values, BaseModel):

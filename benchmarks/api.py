@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from backbench.config import as_override
 from backbench.data import demo
 from backbench.data.catalogue import DataPlaces, parse_places
 from backbench.errors import BackbenchError
@@ -124,8 +124,7 @@ def _overrides(fields: Mapping[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, Mapping):
             words += _overrides(value, f"{prefix}{key}.")
         else:
-            text = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
-            words.append(f"{prefix}{key}={text}")
+            words.append(f"{prefix}{key}={as_override(value)}")
     return words
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import ast
 import inspect
 import io
-import json
 import textwrap
 import tokenize
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from pydantic import BaseModel
 
+from backbench.config import as_override
 from benchmarks import plan
 from transfer import tasks
 
@@ -60,14 +59,7 @@ def _fields(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, str, str
         if isinstance(value, BaseModel):
             yield from _fields(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", _shown(value), comments.get(key, "")
-
-
-def _shown(value: Any) -> str:
-    """A value as it is written in an override."""
-    if value is None:
-        return "none"
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+            yield f"{prefix}{key}", as_override(value), comments.get(key, "")
 
 
 def field_comments(model: type[BaseModel]) -> dict[str, str]:
