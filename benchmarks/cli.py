@@ -1,4 +1,4 @@
-"""The command `backbench`: one word per tool, each with the options of the tool's own script."""
+"""The command `backbench`: one subcommand per tool, with the same options as the tool's script."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from backbench.errors import ConfigError, nearest, run_cli
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: the module with `parser(prog)` and `main(argv, prog=...)`, and a line for the help."""
+    """A subcommand: the module that has `parser(prog)` and `main(argv, prog=...)`, and its line in the help."""
 
     module: str
     help: str
@@ -21,9 +21,9 @@ class Command:
 
 COMMANDS = {
     "pretrain": Command("pretrain.run", "pretrain a backbone"),
-    "run": Command("benchmarks.run_all", "measure what checkpoints transfer to"),
+    "run": Command("benchmarks.run_all", "measure how well checkpoints transfer"),
     "compare": Command("benchmarks.compare", "compare results with each other and with published numbers"),
-    "report": Command("benchmarks.report.__main__", "render the report of a folder of results again"),
+    "report": Command("benchmarks.report.__main__", "render the report of a results folder again"),
     "zoo": Command("model_zoo.__main__", "list, show, download, check and convert checkpoints"),
     "data": Command("backbench.data.__main__", "check, unpack and list data sets"),
     "engines": Command("transfer.detection.__main__", "check or install the detection engines"),
@@ -32,18 +32,18 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Entry of the console script; exits with the command's code."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # until the command begins: no traceback
+    """Entry point of the console script; exits with the command's code."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # Ctrl-C during the imports: no traceback
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     words = sys.argv[1:]
     run_cli(lambda: dispatch(words), single=words[:1] != ["pretrain"])
 
 
 def dispatch(words: list[str]) -> int:
-    """Run the subcommand that the first word names; returns its exit code.
+    """Run the subcommand named by the first word; returns its exit code.
 
     Raises:
-        ConfigError: an unknown subcommand, with the nearest name.
+        ConfigError: the subcommand is unknown; the message suggests the nearest name.
     """
     if words and words[0] in COMMANDS:
         module = importlib.import_module(COMMANDS[words[0]].module)
@@ -66,13 +66,13 @@ def dispatch(words: list[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options before any subcommand; imports no subcommand."""
+    """Return the parser of the options before any subcommand; imports no subcommand."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
     p = argparse.ArgumentParser(
         prog="backbench",
         usage="backbench COMMAND ... | --version | --print-completion {bash,zsh,tcsh}",
-        description="Pretrain vision backbones and measure what any checkpoint transfers to.",
+        description="Pretrain vision backbones and measure how well any checkpoint transfers.",
         epilog="\n".join(["commands:", *lines, "", "`backbench COMMAND --help` shows the options of a command."]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def whole_parser() -> argparse.ArgumentParser:
-    """Every subcommand with its options in one parser, as completion needs it."""
+    """Return one parser with every subcommand and its options, as completion needs it."""
     whole = argparse.ArgumentParser(prog="backbench")
     for action in parser()._actions:
         if action.dest != "help":

@@ -1,4 +1,4 @@
-"""The options of `run_all` and `run_one`: parsed once into frozen values, and written back as words for a child process."""
+"""Options of `run_all` and `run_one`: parsed once into frozen values, and converted back to words for a child process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from model_zoo.choice import NO_CHOICE, Choice, add_options, of_arguments, spell
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options that both commands have."""
+    """Options that both commands share."""
 
     suite: str | None = None
     profile: Literal["full", "smoke"] = "full"
@@ -27,7 +27,7 @@ class Options:
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> Self:
-        """The values of a parsed command line."""
+        """Return the options of a parsed command line."""
         said: dict[str, Any] = {"choice": of_arguments(args)}
         for field in fields(cls):
             if field.name != "choice":
@@ -36,7 +36,7 @@ class Options:
         return cls(**said)
 
     def to_argv(self) -> list[str]:
-        """The words that parse to equal options; what is at its default is left out."""
+        """Return the words that parse to equal options; options at their default are left out."""
         words: list[str] = []
         for field in fields(self):
             value = getattr(self, field.name)
@@ -47,7 +47,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Options):
-    """`run_all`: several backbones, several cells."""
+    """Options of `run_all`: several backbones, several cells."""
 
     ckpt: tuple[str, ...] = ()
     tasks: str | None = None
@@ -61,13 +61,13 @@ class RunOptions(Options):
 
     @classmethod
     def parse(cls, argv: Sequence[str] | None = None, *, prog: str = "benchmarks/run_all.py") -> RunOptions:
-        """The options of a command line; argparse answers `--help` and wrong words."""
+        """Parse a command line; argparse answers `--help` and wrong words."""
         return cls.from_arguments(run_parser(prog).parse_intermixed_args(argv))
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellOptions(Options):
-    """`run_one`: one backbone, one cell."""
+    """Options of `run_one`: one backbone, one cell."""
 
     ckpt: str
     cell: str
@@ -78,7 +78,7 @@ class CellOptions(Options):
 
     @classmethod
     def parse(cls, argv: Sequence[str] | None = None, *, prog: str = "benchmarks/run_one.py") -> CellOptions:
-        """The options of a command line; argparse answers `--help` and wrong words."""
+        """Parse a command line; argparse answers `--help` and wrong words."""
         return cls.from_arguments(cell_parser(prog).parse_intermixed_args(argv))
 
 
@@ -92,15 +92,15 @@ def _spelled(option: str, value: object) -> Iterator[str]:
 
 
 def run_parser(prog: str = "benchmarks/run_all.py") -> argparse.ArgumentParser:
-    """The command line of `run_all`."""
+    """Return the parser of `run_all`."""
     p = argparse.ArgumentParser(
         prog=prog,
-        description="Measure what a checkpoint transfers to. Without data it runs the embedded demo suite, and says so.",
-        epilog="Results already there are reused only when weights, protocol, data and seed are identical. "
+        description="Measure how well checkpoints transfer. Without data it runs the built-in demo suite, and says so.",
+        epilog="Existing results are reused only when weights, protocol, data and seed are identical. "
         "--list shows every cell, preset and suite; --show CELL shows the fields of a cell.",
     )
     p.add_argument("--ckpt", action="append", default=[], metavar="[NAME=]FILE", help="or https://..., zoo:NAME, timm:NAME, "
-                   "module:function; may be given several times; checkpoints of one NAME are one row, with mean and "
+                   "module:function; can be repeated; checkpoints with the same NAME form one row, with mean and "
                    "spread")  # fmt: skip
     add_options(p, "every checkpoint file that --ckpt names")
     p.add_argument("--suite", help="demo or paper (default: paper when data are given, else demo)")
@@ -108,12 +108,14 @@ def run_parser(prog: str = "benchmarks/run_all.py") -> argparse.ArgumentParser:
     _add_shared(p)
     p.add_argument("--baselines", default="", metavar="a,b", help="random: the same architecture, with new weights for "
                    "each seed; or names of zoo entries")  # fmt: skip
-    p.add_argument("--seeds", type=int, metavar="N", help="of the evaluation (default: the suite's)")
-    p.add_argument("--jobs", type=int, default=0, metavar="N", help="cells at a time (default: one per GPU, or 1)")
+    p.add_argument("--seeds", type=int, metavar="N", help="seeds of the evaluation (default: the suite's)")
     p.add_argument(
-        "--nproc", type=int, default=1, metavar="N", help="processes (GPUs) of this machine that share a cell"
+        "--jobs", type=int, default=0, metavar="N", help="cells at the same time (default: one per GPU, or 1)"
     )
-    p.add_argument("--dry-run", action="store_true", help="say what would run, and why not the rest")
+    p.add_argument(
+        "--nproc", type=int, default=1, metavar="N", help="processes (GPUs) of this machine that share one cell"
+    )
+    p.add_argument("--dry-run", action="store_true", help="list what would run, and why the rest would not")
     p.add_argument("--list", action="store_true", help="list cells, presets and suites, then exit")
     p.add_argument("--show", metavar="CELL", help="list the fields of a cell with their values, then exit")
     p.add_argument("override", nargs="*", metavar="cell.field=value")
@@ -121,19 +123,19 @@ def run_parser(prog: str = "benchmarks/run_all.py") -> argparse.ArgumentParser:
 
 
 def cell_parser(prog: str = "benchmarks/run_one.py") -> argparse.ArgumentParser:
-    """The command line of `run_one`; `run_all` builds one of these for each cell."""
+    """Return the parser of `run_one`; `run_all` starts one such command for each cell."""
     p = argparse.ArgumentParser(
-        prog=prog, description="One (backbone, cell), all its seeds, one JSON each. The only path that makes a number."
+        prog=prog, description="Measure one (backbone, cell) for all its seeds. Every number comes from this command."
     )
     p.add_argument("--ckpt", required=True, metavar="[NAME=]FILE", help="a checkpoint, https://..., zoo:NAME, timm:NAME, "
                    "module:function or random:resnet50")  # fmt: skip
     add_options(p, "a checkpoint file that --ckpt or --like names")
     p.add_argument("--like", metavar="FILE", help="take a random backbone's architecture and input from here")
     p.add_argument("--cell", required=True)
-    p.add_argument("--suite", help="the suite's name in the record")
+    p.add_argument("--suite", help="name of the suite, for the record")
     _add_shared(p)
     p.add_argument("--seeds", type=int, default=1, metavar="N")
-    p.add_argument("--place", metavar="I/N", help="its place among the cells of a run, shown before its lines")
+    p.add_argument("--place", metavar="I/N", help="number of this cell in the run, shown before its lines")
     p.add_argument("--workers", type=int, default=None, help="processes that decode images")
     p.add_argument("override", nargs="*", metavar="field=value", help="fields of the cell")
     return p
@@ -142,7 +144,7 @@ def cell_parser(prog: str = "benchmarks/run_one.py") -> argparse.ArgumentParser:
 def _add_shared(p: argparse.ArgumentParser) -> None:
     plugins.add_option(p)
     p.add_argument("--profile", choices=["full", "smoke"], default="full", help="smoke: a few steps of every cell")
-    p.add_argument("--data-root", type=Path, metavar="DIR", help="folder that holds the data sets by name")
-    p.add_argument("--data", action="append", default=[], metavar="name=PATH", help="a data set elsewhere, or your own: "
+    p.add_argument("--data-root", type=Path, metavar="DIR", help="folder with one subfolder per data set, by name")
+    p.add_argument("--data", action="append", default=[], metavar="name=PATH", help="a data set in another place, or your own: "
                    "NAME=DIR or NAME=LAYOUT:DIR makes the cells NAME_knn, NAME_linear, ...")  # fmt: skip
     p.add_argument("--out", type=folder_option, default=Path("results"), metavar="DIR")

@@ -1,8 +1,8 @@
-"""Measure a checkpoint by every transfer protocol, beside baselines: plan, one process per cell, report."""
+"""Measure checkpoints and baselines by every transfer protocol: plan, run one process per cell, report."""
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports: a signal ends them without a traceback
+if __name__ == "__main__":  # before the imports, so that Ctrl-C ends them without a traceback
     import signal
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
+if __name__ == "__main__":  # as a plain script: import from the repository's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from backbench import job, processes
@@ -38,7 +38,7 @@ _RUN_ONE = Path(__file__).resolve().parent / "run_one.py"
 
 @dataclass(frozen=True)
 class _Run:
-    """What a command line asks for, resolved: nothing of it is measured yet."""
+    """The cells and backbones that a command line asks for, before anything is measured."""
 
     options: RunOptions
     suite: str
@@ -51,12 +51,12 @@ class _Run:
     absent: list[str]  # sources that a dry run does not download
 
     def wanted(self) -> list[tuple[Subject, Cell]]:
-        """The pairs that can run, in their order."""
+        """Return the (subject, cell) pairs that can run, in order."""
         pairs = [(subject, cell) for subject in self.subjects for cell in self.cells]
         return [(subject, cell) for subject, cell in pairs if (subject, cell.name) not in self.skipped]
 
     def planned(self) -> Planned:
-        """The identities of the records that this run is about: its report shows these alone."""
+        """Return the identities of this run's records; its report shows only these."""
         return {
             (backbone.name, backbone.weights_sha256, cell.name, cell.config_sha256, cell.task.version, seed)
             for subject in self.subjects
@@ -66,7 +66,7 @@ class _Run:
 
 
 def main(argv: list[str] | None = None, *, prog: str = "benchmarks/run_all.py") -> int:
-    """Exit code 1 when a cell failed or every cell was skipped."""
+    """Run the command; returns exit code 1 when a cell failed or every cell was skipped."""
     options = RunOptions.parse(argv, prog=prog)
     if options.list or options.show:
         return _list(options)
@@ -77,45 +77,43 @@ def main(argv: list[str] | None = None, *, prog: str = "benchmarks/run_all.py") 
 
 
 def _list(options: RunOptions) -> int:
-    """`--list` and `--show CELL`."""
+    """Print what `--list` or `--show CELL` asks for."""
     from backbench.data.catalogue import parse_places
     from benchmarks import listing
 
-    parse_places(options.data)  # the user's own data sets make cells
+    parse_places(options.data)  # the user's own data sets define cells
     print(listing.cell_text(options.show, options.override) if options.show else listing.everything())
     return 0
 
 
 def refuse_mistakes(options: RunOptions) -> None:
-    """Raises ConfigError or BackbenchError for a command line that cannot be meant."""
+    """Raise ConfigError or BackbenchError for options that contradict each other or make no sense."""
     if processes.is_under_torchrun():
         raise ConfigError(
-            "start benchmarks/run_all.py by itself, not by torchrun: --nproc N shares a cell among N GPUs"
+            "start benchmarks/run_all.py directly, not with torchrun: --nproc N shares a cell among N GPUs"
         )
     if not options.ckpt and not options.baselines:
         raise BackbenchError("nothing to measure: give --ckpt FILE (or --baselines random:resnet50)")
     if (options.seeds is not None and options.seeds < 1) or options.jobs < 0 or options.nproc < 1:
         raise BackbenchError("--seeds and --nproc must be at least 1, --jobs at least 0")
     if options.seeds is not None and options.seeds > MOST_SEEDS:
-        raise BackbenchError(f"--seeds {options.seeds}: more than {MOST_SEEDS} are not meant, are they?")
+        raise BackbenchError(f"--seeds {options.seeds}: at most {MOST_SEEDS} are allowed")
     if options.nproc > job.MOST:
-        raise ConfigError(
-            f"--nproc {options.nproc}: more than {job.MOST} processes are not meant for one machine, are they?"
-        )
+        raise ConfigError(f"--nproc {options.nproc}: at most {job.MOST} processes are allowed on one machine")
 
 
 def _resolved(options: RunOptions) -> _Run:
-    """The suite's or the named cells, and the backbones. Raises BackbenchError: a name or a file that cannot be used."""
+    """Find the cells and the backbones. Raises BackbenchError: a name or a file cannot be used."""
     from backbench.data import catalogue
     from backbench.progress import say
     from benchmarks import forecast, plan
 
     suite_name = options.suite or ("paper" if options.data or options.data_root else "demo")
     suite = plan.load_suite(suite_name)
-    named = catalogue.parse_places(options.data)  # before the cells: the user's own data sets make some
+    named = catalogue.parse_places(options.data)  # before the cells: the user's own data sets define some
     wanted = list(suite.cells) if options.tasks is None else plan.named_cells(options.tasks)
     for name in wanted:
-        plan.load_cell(name)  # refuses unknown names before anything is read
+        plan.load_cell(name)  # refuse unknown names before reading anything
     own = [o for o in suite.overrides if fnmatch.filter(wanted, o.partition(".")[0])]
     overrides = plan.split_overrides([*own, *options.override], wanted)
     cells, overrides = plan.load_cells(wanted, overrides, options.profile)
@@ -134,7 +132,7 @@ def _resolved(options: RunOptions) -> _Run:
 
 
 def _foretell(run: _Run) -> int:
-    """`--dry-run`: say what each cell would do."""
+    """Say what each cell would do, for `--dry-run`."""
     from backbench.progress import say
     from benchmarks import forecast
 
@@ -145,7 +143,7 @@ def _foretell(run: _Run) -> int:
 
 
 def _measure(run: _Run) -> int:
-    """Start what can run, leave a record of what cannot, and show the report; returns the exit code."""
+    """Run the cells that can run, record why the others cannot, show the report; returns the exit code."""
     from backbench.progress import say
     from benchmarks.records import store
 
@@ -160,7 +158,7 @@ def _measure(run: _Run) -> int:
     codes = launch(runs, run.overrides, run.repeats, run.places, options)
     record_without_number(run.subjects, run.cells, run.skipped, runs, codes, run.repeats, before, options)
     if interrupted := any(code == INTERRUPTED for code in codes):
-        say(f"stopped; finished results are kept in {options.out}: the same command continues from there")
+        say(f"stopped; finished results are in {options.out}: run the same command to continue")
     show(options.out, run.suite, curves_of(run.subjects), run.planned())
     if not runs:
         say("every cell was skipped, for the reasons above")
@@ -168,7 +166,7 @@ def _measure(run: _Run) -> int:
 
 
 def show(out: Path, suite: str, curves: Mapping[str, Path], planned: Planned) -> None:
-    """Write the report and print its table; when that fails, the numbers are there all the same, and where is said."""
+    """Write the report and print its table; on failure, say where the measured numbers are."""
     from backbench.progress import say
     from benchmarks import report
 
@@ -177,27 +175,27 @@ def show(out: Path, suite: str, curves: Mapping[str, Path], planned: Planned) ->
         print(report.text(out, only=planned))
         print(f"report: {printable(path, 4000)}")
     except Exception:
-        say(f"what was measured is in {out}: `python -m benchmarks.report {out}` makes the report")
+        say(f"the measured numbers are in {out}: `backbench report {out}` renders the report again")
         raise
 
 
 def refuse_place(out: Path, cells: list[Cell], places: DataPlaces) -> None:
-    """ConfigError when results cannot lie there: a file is in the way, or they would become a part of a data set."""
+    """Raise ConfigError when `out` is a file, or lies in a data set that the results would change."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: is a file; give a folder")
     for name in sorted({cell.config.data.name for cell in cells}):
         data = places.of(name)
         if data is not None and out.resolve().is_relative_to(data.resolve()):
             raise ConfigError(
-                f"--out {out}: lies in the data of '{name}' ({data}), which results would change; give another"
+                f"--out {out}: lies in the data of '{name}' ({data}), which the results would change; give another folder"
             )
 
 
 def make_ready(subjects: list[Subject], cells: list[Cell], repeats: dict[str, int], options: RunOptions) -> None:
-    """Make the folder, before anything is measured for it.
+    """Make the results folder before anything is measured.
 
     Raises:
-        BackbenchError: nothing can be written there, or what lies there must not be replaced.
+        BackbenchError: the folder is not writable, or a record in it must not be replaced.
     """
     from backbench.files.atomic import atomic_write_text
     from benchmarks import measuring
@@ -213,7 +211,7 @@ def make_ready(subjects: list[Subject], cells: list[Cell], repeats: dict[str, in
 
 
 def gaps(subjects: list[Subject], cells: list[Cell], places: DataPlaces) -> dict[tuple[Subject, str], str]:
-    """Why a cell cannot run for a subject: no data, no engine, or a protocol that does not take such a backbone."""
+    """Return why cells cannot run, by (subject, cell): no data, no engine, or a backbone the protocol does not take."""
     absent = {cell.name: cell.task.missing(cell.config, places) for cell in cells}
     found = {
         (subject, cell.name): absent[cell.name] or cell.task.unfit(subject.backbones[0], cell.config)
@@ -233,9 +231,9 @@ def record_without_number(
     before: dict[Path, int],
     options: RunOptions,
 ) -> None:
-    """A record for every cell that has no data, or whose process was killed or broke down: the report reads only records.
+    """Write a record for every cell that was skipped, killed or crashed, because the report reads only records.
 
-    That is recorded for the first seed that has no number and whose failure the process did not record itself.
+    The record is for the first seed without a number whose failure the process did not record itself.
 
     Args:
         before: `store.written` when the processes were started.
@@ -252,14 +250,14 @@ def record_without_number(
     for (subject, cell), code in zip(runs, codes, strict=True):
         if code in (0, INTERRUPTED):
             continue
-        reason = f"its process ended with code {code}; its output tells why; out of memory it prints nothing"
+        reason = f"its process ended with code {code}; see its output; a process that ran out of memory prints nothing"
         blanks = [
             measuring.blank(backbone, cell, seed, options, status="failed", reason=reason)
             for seed, backbone in by_seed(subject.backbones, repeats[cell.name], cell)
         ]
         silent = [b for b in blanks if not new & store.of_seed(options.out, b)]
         lost = [b for b in silent if not store.is_measured(options.out, b)]
-        if lost or silent == blanks:  # numbers may be those of other data
+        if lost or silent == blanks:  # the numbers may come from other data
             store.write(options.out, [*lost, *blanks][0])
 
 
@@ -270,7 +268,7 @@ def launch(
     places: DataPlaces,
     options: RunOptions,
 ) -> list[int]:
-    """One process (or job of processes) per (backbone, cell)."""
+    """Start one process, or one group of processes, per (backbone, cell); returns their exit codes."""
     import torch
 
     from backbench.data import catalogue

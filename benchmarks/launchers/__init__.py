@@ -1,1 +1,1 @@
-"""One module per way to start the cells' processes: `run(commands, jobs) -> exit codes`."""
+"""Launchers: each module starts the processes of the cells with `run(commands, jobs) -> exit codes`."""

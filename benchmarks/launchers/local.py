@@ -1,4 +1,4 @@
-"""Cells as processes on this machine, a few at a time: one per GPU, or sharing the cores."""
+"""Run cells as processes of this machine, several at a time: one per GPU, or all on the CPU cores."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from backbench import processes
 def run(commands: Sequence[Sequence[str]], *, jobs: int, gpus: int, gpus_each: int = 1) -> list[int]:
     """Run every command, `jobs` at a time, with `gpus_each` GPUs each; returns their exit codes in order.
 
-    A signal that asks to stop ends the running ones; they and those not started yet have exit code 130. The processes
-    end with this one, however it ends. To be called from the main thread.
+    A stop signal ends the running commands; these and the ones not yet started get exit code 130. The child processes
+    end when this process ends, even if it is killed. Call it from the main thread.
     """
     jobs = min(jobs, max(1, len(commands)))
     waiting, free = deque(enumerate(commands)), deque(range(jobs))

@@ -367,8 +367,8 @@ def test_what_breaks_down_unrecorded_is_recorded_and_no_failure_of_its_own_is_re
         return {r.seed: r.reason for r in records(out)}
 
     assert one(*LINEAR, cell="imagenet_linear", ckpt=str(ckpt)) == 1
-    assert settle({}) == {0: "division by zero", 1: "its process ended with code 1; its output tells why; "
-                          "out of memory it prints nothing"}  # fmt: skip
+    assert settle({}) == {0: "division by zero", 1: "its process ended with code 1; see its output; "
+                          "a process that ran out of memory prints nothing"}  # fmt: skip
     before = store.written(out)
     assert settle(before)[0].startswith("its process ended with code 1"), "an older failure is no news"
 
@@ -667,7 +667,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_next_run_goes_on(ckpt, out, image
     finally:
         long_one.kill()
     assert long_one.returncode == 130
-    assert "finished results are kept" in said and "Traceback" not in said
+    assert "finished results are in" in said and "Traceback" not in said
     assert run_all.main(argv) == 0
     assert "an identical result is there" in capfd.readouterr().err
     assert finished.read_bytes() == before

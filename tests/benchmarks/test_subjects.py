@@ -187,7 +187,7 @@ def test_a_report_that_fails_says_where_the_numbers_are(tmp_path, handled, capsy
     monkeypatch.setattr(report, "write", fails)
     with pytest.raises(RuntimeError, match="no fonts"):
         handled(checkpoint(tmp_path / "net.pth"))
-    assert f"what was measured is in {tmp_path / 'out'}" in capsys.readouterr().err
+    assert f"the measured numbers are in {tmp_path / 'out'}" in capsys.readouterr().err
     assert [r.status for r in store.read_all(tmp_path / "out")] == ["ok"]
 
 
@@ -201,7 +201,7 @@ def test_a_report_that_fails_says_where_the_numbers_are(tmp_path, handled, capsy
         (["--out", "{tmp}/net.pth"], "is a file; give a folder"),
         (["--out", "{tmp}/images/train"], "lies in the data of 'imagenet'"),
         (["--out", "{tmp}/net.pth/results"], "cannot write"),
-        (["--seeds", "1000000"], "more than 1000"),
+        (["--seeds", "1000000"], "at most 1000"),
     ],
 )
 def test_options_that_contradict_are_refused_before_anything_is_measured(tmp_path, handled, monkeypatch, more, words):
