@@ -1,26 +1,20 @@
 """Archives that the user downloaded, unpacked into the layouts that the readers expect.
 
 Safe to repeat: a file that is there with the right size is kept, each one is written under a temporary name and renamed.
-Only regular files with paths inside the archive's own folder are accepted; no published archive holds anything else.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import lzma
 import os
 import re
-import stat
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import IO, Self
+from pathlib import Path
+from typing import IO
 
 from backbench.data import catalogue, imagenet_labels
+from backbench.data.archives import DAMAGED, Member, members
 from backbench.errors import DataError, nearest, writing
 from backbench.files import opened
 from backbench.files.atomic import make_folder
@@ -29,16 +23,6 @@ from backbench.progress import say, track
 
 Route = Callable[[str], str | None]  # a member's name -> its place below the data set's folder; None: not needed
 _MEGABYTE = 2**20
-_CUT = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError)
-
-
-@dataclass(frozen=True)
-class Member:
-    """A regular file of an archive."""
-
-    name: str
-    size: int  # bytes, as declared
-    open: Callable[[], IO[bytes]]
 
 
 @dataclass
@@ -115,7 +99,7 @@ def unpack(archive: Path, folder: Path, route: Route, *, dry_run: bool = False) 
             steps = _unpack(archive, raw, folder, route, tally, seen, dry_run=dry_run)
             for _ in track(steps, total=archive.stat().st_size // _MEGABYTE, label=f"{archive.name}, MB"):
                 pass
-    except _CUT as error:
+    except DAMAGED as error:
         if isinstance(error, OSError) and error.errno:  # gzip's and bz2's own complaints have none
             raise DataError(f"{archive}: cannot be unpacked into {folder}: {error}") from None
         raise DataError(
@@ -174,89 +158,6 @@ def _write(member: Member, target: Path, archive: Path) -> None:
             os.replace(temporary, target)  # noqa: PTH105 (the name of the operation matters here)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-# ---------------------------------------------------------------- archives
-
-
-def members(archive: Path, raw: IO[bytes]) -> Iterator[Member]:
-    """Regular files of an archive in its order; of a tar in a tar, `<its stem>/<member>`.
-
-    Raises:
-        DataError: a member with `..`, an absolute path, a link or a device.
-    """
-    if archive.suffix.lower() in (".json", ".csv"):
-        yield Member(archive.name, archive.stat().st_size, lambda: archive.open("rb"))
-    elif zipfile.is_zipfile(archive):
-        yield from _zip_members(archive, raw)
-    else:
-        yield from _tar_members(archive, raw, "")
-
-
-class _Tar(tarfile.TarFile):
-    """Notes the end marker: a tar that was cut between two members looks whole to `tarfile`."""
-
-    met_end = False
-    members: list[tarfile.TarInfo]  # those that were met, which typeshed leaves out
-
-
-class _Header(tarfile.TarInfo):
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
-        try:
-            return super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # typeshed leaves it out
-            if isinstance(tar, _Tar):
-                tar.met_end = True
-            raise
-
-
-def _tar_members(archive: Path, raw: IO[bytes], prefix: str) -> Iterator[Member]:
-    with _Tar.open(fileobj=raw, mode="r:*", tarinfo=_Header) as tar:
-        while (item := tar.next()) is not None:
-            tar.members.clear()  # else a million headers stay in memory
-            _check_name(archive, item.name)
-            if item.isdir():
-                continue
-            if not item.isreg():
-                raise DataError(f"{archive}: '{item.name}' is a link or a device; refused, nothing of it was written")
-            if item.name.endswith(".tar"):
-                inner = f"{prefix}{PurePosixPath(item.name).stem}/"
-                yield from _tar_members(archive, _content(tar, item), inner)
-            else:
-                yield Member(prefix + item.name, item.size, functools.partial(_content, tar, item))
-        if not tar.met_end:
-            raise EOFError("no end marker")
-        while tar.fileobj is not None and tar.fileobj.read(_MEGABYTE):  # a compressed archive's checksum ends it
-            pass
-
-
-def _content(tar: tarfile.TarFile, item: tarfile.TarInfo) -> IO[bytes]:
-    content = tar.extractfile(item)
-    assert content is not None, "a regular file"
-    return content
-
-
-def _zip_members(archive: Path, raw: IO[bytes]) -> Iterator[Member]:
-    with zipfile.ZipFile(raw) as file:
-        for item in sorted(file.infolist(), key=lambda item: item.header_offset):
-            _check_name(archive, item.filename)
-            if item.is_dir():
-                continue
-            kind = stat.S_IFMT(item.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG):
-                raise DataError(
-                    f"{archive}: '{item.filename}' is a link or a device; refused, nothing of it was written"
-                )
-            if item.flag_bits & 1:
-                raise DataError(f"{archive}: '{item.filename}' is encrypted; download the official archive")
-            yield Member(item.filename, item.file_size, functools.partial(file.open, item))
-
-
-def _check_name(archive: Path, name: str) -> None:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
-        raise DataError(f"{archive}: '{name}' points out of the folder; refused, nothing of it was written")
 
 
 # ---------------------------------------------------------------- layouts

@@ -255,6 +255,23 @@ def test_a_tar_that_ends_between_two_members_is_cut(archive, tmp_path):
     assert len(tree(tmp_path / "voc")) == 5
 
 
+def test_a_tar_with_a_damaged_header_is_not_whole(archive, tmp_path):
+    whole = bytearray(tar_of(FILES))
+    whole[5 * MEMBER] ^= 1
+    with pytest.raises(DataError, match=r"not a whole archive.*\(a damaged header\).*unpacked so far: 5 files"):
+        unpack.prepare("voc", [archive("part.tar", whole)], tmp_path / "voc")
+
+
+@pytest.mark.parametrize("kind", ["w:gz", "w:bz2", "w:xz"])
+def test_a_flipped_bit_of_a_compressed_archive_is_found(archive, tmp_path, kind):
+    whole = tar_of(FILES, kind)
+    for place in range(20, len(whole), len(whole) // 10):  # past gzip's header, which no checksum covers
+        data = bytearray(whole)
+        data[place] ^= 4
+        with pytest.raises(DataError, match=r"part\.tar: not a whole archive"):
+            unpack.prepare("voc", [archive("part.tar", data)], tmp_path / str(place))
+
+
 def test_a_cut_tar_within_a_tar(archive, tmp_path):
     inner = {**TRAIN, "n00000003.tar": TRAIN["n00000002.tar"][:1537]}
     with pytest.raises(DataError, match=r"not a whole archive.*unpacked so far: 7 files"):

@@ -267,6 +267,35 @@ def test_a_tar_that_is_no_such_data_set_is_a_sentence(tmp_path, monkeypatch, mem
     assert words in str(error.value) and "\x1b" not in str(error.value)
 
 
+BLOCK = 512  # bytes; a sample of `samples` has three members of a header and a block each
+
+
+def ends_between_members(data):
+    return data[: 3 * 2 * BLOCK]
+
+
+def flips_a_bit_of_a_header(data):
+    return data[: 3 * 2 * BLOCK] + bytes([data[3 * 2 * BLOCK] ^ 1]) + data[3 * 2 * BLOCK + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (ends_between_members, "no end marker"),
+        (flips_a_bit_of_a_header, "a damaged header"),
+        (lambda data: data + data, "something follows its end marker; were tar files joined?"),
+    ],
+    ids=["cut", "flipped", "joined"],
+)
+def test_a_tar_that_would_lose_samples_is_refused(tars, damage, words):
+    file = tars / "flowers-train-000001.tar"
+    data = file.read_bytes()
+    assert data[4 * BLOCK : 5 * BLOCK].rstrip(b"\0").startswith(b"000006.json"), "the third member of the first sample"
+    file.write_bytes(damage(data))
+    with pytest.raises(DataError, match=rf"train-000001\.tar: not a whole tar file .*\({words}.*make it again"):
+        webdataset.read(tars, "train")
+
+
 def test_links_in_a_tar_lead_nowhere(tmp_path, monkeypatch):
     monkeypatch.setenv("BACKBENCH_CACHE", str(tmp_path / "cache"))
     Path(tmp_path / "secret.png").write_bytes(encoded(1)[0])

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from backbench.config import digest
+from backbench.data.archives import tar_headers
 from backbench.data.decode import EXTENSIONS, CorruptImage, decode_rgb, open_rgb
 from backbench.data.listing import OTHER
 from backbench.data.shards import shards, test_split
@@ -31,6 +32,7 @@ from backbench.printable import printable, some
 LABELS = frozenset({"class"})
 _LONGEST_LABEL = 200  # bytes of a .cls file
 _LARGEST_IMAGE = 2**30
+_MEGABYTE = 2**20
 
 
 def recognise(root: Path) -> tuple[str, str] | None:
@@ -165,9 +167,8 @@ def _walked(path: Path, listed: Status) -> Index:
     labels: dict[str, str] = {}
     others: list[str] = []
     try:
-        with opened(path, listed=listed) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                tar.members = []  # type: ignore[attr-defined]  # else a million headers stay in memory
+        with opened(path, listed=listed) as file:
+            for tar, member in tar_headers(file):
                 if member.isdir():
                     continue
                 key, ending = _key(member.name)
@@ -180,6 +181,8 @@ def _walked(path: Path, listed: Status) -> Index:
                     labels[key] = (content.read(_LONGEST_LABEL + 1) if content else b"").decode().strip()
                 else:
                     images[key] = (member.name, member.offset_data, member.size)
+            if any(any(chunk) for chunk in iter(functools.partial(file.read, _MEGABYTE), b"")):
+                raise EOFError("something follows its end marker; were tar files joined? Give them one by one")
     except Unreadable:
         raise
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
