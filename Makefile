@@ -22,8 +22,7 @@ hardening: $(INSTALLED)
 	BACKBENCH_HARDENING=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 1800 tests/hardening
 
 speed: $(INSTALLED)
-	$(BIN)/python benchmarks/speed/step.py
-	$(BIN)/python benchmarks/speed/views.py --images $(IMAGES)
+	$(BIN)/backbench speed $(if $(IMAGES),--images $(IMAGES))
 
 docs: $(INSTALLED)
 	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[docs]'

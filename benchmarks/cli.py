@@ -27,6 +27,7 @@ COMMANDS = {
     "zoo": Command("model_zoo.__main__", "list, show, download, check and convert checkpoints"),
     "data": Command("backbench.data.__main__", "check, unpack and list data sets"),
     "engines": Command("transfer.detection.__main__", "check or install the detection engines"),
+    "speed": Command("benchmarks.speed.__main__", "measure speed on this machine, beside peers and limits"),
     "demo": Command("benchmarks.demo", "pretrain on rendered scenes and measure the result; needs no data"),
 }
 

@@ -1,13 +1,29 @@
-"""Performance benchmarks, each against a peer or the bare limit in the same run: `python benchmarks/speed/<x>.py`."""
+"""Speed benchmarks: `backbench speed`. A row measures our code beside a peer, the bare limit or a goal, in the same run.
+
+A file of this folder with `ROWS = (Row(...), ...)` adds rows; nothing else lists them. Its imports must be light: torch
+and what imports it belong inside functions. `step.py` is an example.
+"""
 
 from __future__ import annotations
 
-import json
+import importlib
+import pkgutil
 import statistics
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the command line gives every row."""
+
+    device: str  # "cpu" or "cuda"
+    quick: bool = False  # sizes that end within seconds: the figures show that the row works, not how fast it is
+    images: Path | None = None  # a folder of photographs, searched through
+    rounds: int = 7
 
 
 @dataclass(frozen=True)
@@ -15,7 +31,7 @@ class Comparison:
     """Figures of two sides measured in turn: a pair per round."""
 
     quantity: str
-    setting: str
+    setting: str  # sizes, and "scaled down from ..." where the row is smaller than the one its goal is about
     ours: str
     other: str
     pairs: Sequence[tuple[float, float]]
@@ -35,22 +51,70 @@ class Comparison:
         }
 
 
+@dataclass(frozen=True)
+class Row:
+    """A benchmark. The goal is a bound on the median ratio of ours to the other side; a row may have none."""
+
+    name: str  # of the JSON file
+    what: str  # one line for `--list`
+    run: Callable[[Setup], Comparison]  # called in a process of its own
+    at_most: float | None = None
+    at_least: float | None = None
+    missing: Callable[[Setup], str | None] = lambda _setup: None  # why it cannot run here, or None
+
+    def goal(self) -> str:
+        """The goal in words; empty where there is none."""
+        bounds = (("<=", self.at_most), (">=", self.at_least))
+        return " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
+
+    def met(self, ratio: float) -> bool | None:
+        """Whether a ratio reaches the goal; None where there is none."""
+        if not self.goal():
+            return None
+        return (self.at_most is None or ratio <= self.at_most) and (self.at_least is None or ratio >= self.at_least)
+
+
+def rows() -> dict[str, Row]:
+    """Every row of this folder by name, in the order of the files."""
+    found: dict[str, Row] = {}
+    for module in pkgutil.iter_modules(__path__):
+        if not module.name.startswith("_"):
+            for row in getattr(importlib.import_module(f"{__name__}.{module.name}"), "ROWS", ()):
+                assert row.name not in found, f"two rows named {row.name}"
+                found[row.name] = row
+    return found
+
+
 def sentence(figures: Mapping[str, Any]) -> str:
-    """One line for people: both medians, the ratio and its range over the rounds."""
+    """One line for people: both medians, the ratio, its range over the rounds, and whether the goal is reached."""
     (ours, mine), (other, theirs) = figures["sides"].items()
-    ratio = figures["ratio"]
+    ratio, goal = figures["ratio"], figures.get("goal")
+    verdict = f"; goal {goal}: {'reached' if figures['met'] else 'MISSED'}" if goal else ""
     return (
         f"{figures['quantity']}, {figures['setting']}: {ours} {mine:.4g}, {other} {theirs:.4g}; "
         f"{ratio['median']:.2f} {figures['relation']} ({ratio['min']:.2f} to {ratio['max']:.2f} over "
-        f"{figures['rounds']} rounds in turn)"
+        f"{figures['rounds']} rounds in turn){verdict}"
     )
 
 
-def report(comparison: Comparison, file: Path | None) -> None:
-    """Print the figures; write them as JSON where a file is given."""
-    from backbench.files.atomic import atomic_write_text  # imports torch, which `--help` need not wait for
+def in_turn(setup: Setup, ours: Callable[[], float], other: Callable[[], float]) -> list[tuple[float, float]]:
+    """Figures of both sides, one pair a round, after a round that warms up and is not counted."""
+    ours(), other()
+    return [(ours(), other()) for _ in range(2 if setup.quick else setup.rounds)]
 
-    figures = comparison.figures()
-    print(sentence(figures))
-    if file is not None:
-        atomic_write_text(file, json.dumps(figures, indent=1) + "\n")
+
+def seconds(run: Callable[[], object], device: str) -> float:
+    """Wall seconds of a call, the GPU's work included."""
+    wait(device)
+    start = time.perf_counter()
+    run()
+    wait(device)
+    return time.perf_counter() - start
+
+
+def wait(device: str) -> None:
+    """Wait until the GPU has done what was asked of it."""
+    if device != "cpu":
+        import torch
+
+        torch.cuda.synchronize()

@@ -6,36 +6,35 @@ average. Reading and augmenting images is `views.py`'s matter.
 
 from __future__ import annotations
 
-import argparse
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
-    sys.path[0] = str(Path(__file__).resolve().parent.parent.parent)
-
-from backbench.errors import run_cli
-from benchmarks import speed
+from benchmarks.speed import Comparison, Row, Setup, in_turn, seconds
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print seconds of both sides and the overhead of each pair of rounds."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", default="photos_r18_cpu", help="recipe (its data are not read)")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("override", nargs="*", metavar="key=value")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
-    args = parser.parse_intermixed_args(argv)
+def small(setup: Setup) -> Comparison:
+    """ResNet-18 on views of 32 px, as `photos_r18_cpu` trains it."""
+    return beside_the_network(setup, "photos_r18_cpu", ["optim.batch=8"] if setup.quick else [])
 
+
+def beside_the_network(setup: Setup, recipe: str, overrides: Sequence[str], note: str = "") -> Comparison:
+    """Seconds of a recipe's step and of its networks alone; the recipe's data are not read."""
+    whole, bare, setting = sides(setup, recipe, overrides)
+    pairs = in_turn(setup, lambda: seconds(whole, setup.device), lambda: seconds(bare, setup.device))
+    return Comparison("seconds per step", setting + note, "whole step", "network alone", pairs, "times as long")
+
+
+def sides(
+    setup: Setup, recipe: str, overrides: Sequence[str]
+) -> tuple[Callable[[], object], Callable[[], object], str]:
+    """(the whole step, the networks alone, sizes in words)."""
     import torch
 
     from pretrain import precision, train
     from pretrain.config import load
     from pretrain.data import to_device
 
-    config = load(args.config, args.override)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = load(recipe, list(overrides))
+    device = torch.device(setup.device)
     online, target, optimizer, scaler = train.build_all(config, device)
     views, size = config.method.views, config.data.size
     pixels = torch.randint(0, 256, (config.optim.batch, views, size, size, 3), dtype=torch.uint8)
@@ -54,25 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         if target is not None:
             target.follow(online, 0.99)
 
-    bare()  # warm-up
-    whole()
-    rows = [(_seconds(whole, device), _seconds(bare, device)) for _ in range(args.rounds)]
-    setting = f"{config.model.backbone}, {config.optim.batch} x {views} views of {size} px, {device.type}"
-    speed.report(
-        speed.Comparison("seconds per step", setting, "whole step", "network alone", rows, "times as long"), args.json
-    )
-    return 0
+    return whole, bare, f"{config.model.backbone}, {config.optim.batch} x {views} views of {size} px, {device.type}"
 
 
-def _seconds(run: Callable[[], None], device: object) -> float:
-    import torch
-
-    start = time.perf_counter()
-    run()
-    if str(device).startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-if __name__ == "__main__":
-    run_cli(main, single=True)
+ROWS = (Row("step", "pretraining step, ResNet-18 at 32 px, against its networks alone", small, at_most=1.05),)

@@ -6,47 +6,28 @@ Both sides read the same files, one process, one thread, in turn; the CPU time o
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
-if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
-    sys.path[0] = str(Path(__file__).resolve().parent.parent.parent)
-
-from backbench.data.decode import EXTENSIONS
-from backbench.errors import BackbenchError, run_cli
-from benchmarks import speed
+from benchmarks.speed import Comparison, Row, Setup, in_turn
+from benchmarks.speed._photographs import described, photographs
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print views per core-second of both sides and the ratio of each pair of rounds."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=Path, required=True, help="a folder of photographs, searched through")
-    parser.add_argument("--count", type=int, default=60, help="images per round")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--views", type=int, default=4, metavar="K")
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
-    args = parser.parse_args(argv)
-    paths = sorted(p for p in args.images.rglob("*") if p.suffix.lower() in EXTENSIONS)[: args.count]
-    if not paths:
-        raise BackbenchError(f"{args.images}: no images in it")
-
+def views(setup: Setup) -> Comparison:
+    """K=4 views of 224 px of each of 60 images a round."""
     import cv2
     import torch
 
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    ours, theirs = our_side(paths, args.views, args.size), lightly_side(paths, args.views, args.size)
-    ours(0), theirs(0)  # warm-up: files into the page cache, code paths compiled
-    rows = [(_rate(ours, r, paths, args.views), _rate(theirs, r, paths, args.views)) for r in range(1, args.rounds + 1)]
-    setting = f"{len(paths)} images, K={args.views}, {args.size} px"
-    speed.report(
-        speed.Comparison("views per core-second", setting, "backbench", "lightly", rows, "times as many"), args.json
-    )
-    return 0
+    k, size = 4, 224
+    with photographs(setup, 4 if setup.quick else 60) as paths:
+        ours, theirs = our_side(paths, k, size), lightly_side(paths, k, size)
+        pairs = in_turn(setup, _rate(ours, paths, k), _rate(theirs, paths, k))
+        setting = f"{described(setup, paths)}, K={k}, {size} px"
+    return Comparison("views per core-second", setting, "backbench", "lightly", pairs, "times as many")
 
 
 def our_side(paths: list[Path], views: int, size: int) -> Callable[[int], object]:
@@ -90,11 +71,22 @@ def lightly_side(paths: list[Path], views: int, size: int) -> Callable[[int], ob
     return run
 
 
-def _rate(side: Callable[[int], object], epoch: int, paths: list[Path], views: int) -> float:
-    start = time.process_time()
-    side(epoch)
-    return len(paths) * views / (time.process_time() - start)
+def _rate(side: Callable[[int], object], paths: list[Path], views: int) -> Callable[[], float]:
+    epochs = count()
+
+    def rate() -> float:
+        start = time.process_time()
+        side(next(epochs))
+        return len(paths) * views / (time.process_time() - start)
+
+    return rate
 
 
-if __name__ == "__main__":
-    run_cli(main, single=True)
+def without_lightly(_setup: Setup) -> str | None:
+    """Why lightly cannot be compared with here, or None."""
+    from importlib.util import find_spec
+
+    return None if find_spec("lightly") else "lightly is absent; `pip install 'backbench[speed]'` installs it"
+
+
+ROWS = (Row("views", "K=4 views of 224 px a core-second, against lightly", views, at_least=4, missing=without_lightly),)

@@ -145,8 +145,7 @@ HELP = {
     "model_zoo": ("-m", "model_zoo"),
     "datasets": ("-m", "backbench.data"),
     "detection": ("-m", "transfer.detection"),
-    "step": ("benchmarks/speed/step.py",),
-    "views": ("benchmarks/speed/views.py",),
+    "speed": ("-m", "benchmarks.speed"),
 }
 
 
