@@ -1,4 +1,4 @@
-"""A recipe's numbers in steps, and what a run would do: `--dry-run`."""
+"""Count the steps of a recipe, and print for `--dry-run` what a run would do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """Optimiser steps, counted from 0."""
+    """Numbers of optimiser steps."""
 
     per_epoch: int
     total: int
@@ -23,23 +23,23 @@ class Plan:
 
 
 def plan_steps(config: PretrainConfig, images: int) -> Plan:
-    """Steps per epoch, in all, and of warm-up. The incomplete last batch of an epoch does not count."""
+    """Return the steps per epoch, in total and for warm-up. The incomplete last batch of an epoch does not count."""
     per_epoch = max(1, images // config.optim.batch)
     total = max(1, round(config.optim.epochs * per_epoch))
     return Plan(per_epoch, total, min(round(config.optim.warmup_epochs * per_epoch), total - 1))
 
 
 def forecast(config: PretrainConfig, out: Path) -> str:
-    """The resolved recipe and, as comments, its steps and what is not known without the data. Writes nothing.
+    """Return the resolved recipe with comments on its steps and on unchecked data. Writes nothing.
 
     Raises:
-        BackbenchError: the data are there and training would refuse them.
+        BackbenchError: the data exist and training would refuse them.
     """
     absent = _absent(config.data)
     images = _published(config.data) if absent else _counted(config)
     rate = f"peak rate {config.peak_lr():g} -> {out}"
     if images is None:
-        steps = f"# steps not known: each epoch has (number of images) // {config.optim.batch}, {rate}"
+        steps = f"# number of steps unknown: each epoch has (number of images) // {config.optim.batch}, {rate}"
     elif images < config.optim.batch:
         raise BackbenchError(f"only {images} images, fewer than one batch of {config.optim.batch}: lower optim.batch")
     else:
@@ -49,13 +49,11 @@ def forecast(config: PretrainConfig, out: Path) -> str:
         return dump(config) + steps
     if images is None:
         return f"{dump(config)}{steps}\n# data not checked: {absent}"
-    return (
-        f"{dump(config)}{steps}\n# data not checked: {absent}; the steps are those of {images:,} images, as published"
-    )
+    return f"{dump(config)}{steps}\n# data not checked: {absent}; steps for the {images:,} images of the published data set"
 
 
 def _absent(data: DataConfig) -> str | None:
-    """Why the data cannot be read now, or None."""
+    """Return why the data cannot be read now, or None."""
     if data.name == "demo":
         from backbench.data import demo
 
@@ -67,7 +65,7 @@ def _absent(data: DataConfig) -> str | None:
 
 
 def _published(data: DataConfig) -> int | None:
-    """How many images the split has by its publisher or by our own renderer; None where only the folder can tell."""
+    """Return the published (or rendered) number of images of the split; None if only the folder can answer."""
     from backbench.data import catalogue
 
     if data.name == "demo":
@@ -82,7 +80,7 @@ def _published(data: DataConfig) -> int | None:
 
 
 def _counted(config: PretrainConfig) -> int:
-    """How many images the data hold; raises what training would."""
+    """Return the number of images in the data. Raises the same errors as training."""
     from pretrain.data import make_loader, open_split
 
     split = open_split(config.data)

@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
+if __name__ == "__main__":  # as a plain script: put the repository's root in place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from backbench import plugins
@@ -23,7 +23,7 @@ from backbench.files.folders import configs_folder
 
 
 def parser(prog: str = "pretrain/run.py") -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     recipes = ", ".join(sorted(path.stem for path in (configs_folder() / "pretrain").glob("*.yaml")))
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -35,7 +35,7 @@ def parser(prog: str = "pretrain/run.py") -> argparse.ArgumentParser:
     parser.add_argument("--out", metavar="DIR", type=folder_option, help="the run's folder (default: runs/<recipe>)")
     parser.add_argument("--resume", action="store_true", help="continue the run in the folder from its last checkpoint")
     parser.add_argument(
-        "--nproc", type=int, default=1, metavar="N", help="processes (GPUs) of this machine, as torchrun"
+        "--nproc", type=int, default=1, metavar="N", help="processes (GPUs) on this machine, as with torchrun"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and its steps; needs no data")
     parser.add_argument("override", nargs="*", metavar="key=value", help="fields of the recipe, e.g. optim.epochs=100")
@@ -43,7 +43,7 @@ def parser(prog: str = "pretrain/run.py") -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None, *, prog: str = "pretrain/run.py") -> int:
-    """Parse, load the recipe, train. Returns the exit code."""
+    """Parse the command line, load the recipe and train. Return the exit code."""
     args = parser(prog).parse_intermixed_args(argv)
     if args.nproc < 1:
         raise BackbenchError("--nproc must be at least 1")

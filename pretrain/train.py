@@ -1,4 +1,4 @@
-"""The pretraining loop, from configuration to `model.pth`. Read `train` first; the functions it calls follow."""
+"""Pretraining loop, from configuration to `model.pth`. Read `train` first; the functions it calls follow."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
     """Pretrain and return the path of `model.pth`.
 
     Raises:
-        BackbenchError: the folder holds a run already, is in use, or cannot be written; the data are unusable; NaN.
+        BackbenchError: the folder has a run already, is in use or cannot be written; the data are unusable; NaN.
     """
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
@@ -63,7 +63,7 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
             say(f"{split.dataset} {split.split} has no labels: no online 20-NN")
         log = Log(out, config, plan, start=state["step"])
         forward = distributed.wrapped(online, device)
-        corrupt = list(state["corrupt"])  # distinct images that cannot be read, of all ranks
+        corrupt = list(state["corrupt"])  # distinct unreadable images, over all ranks
 
         def save(step: int) -> None:
             if not all(bool(torch.isfinite(p).all()) for p in online.parameters()):
@@ -71,7 +71,9 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
             if distributed.is_main():
                 checkpoint.save(out / "last.ckpt", trained, step=step, config=config, split=split, corrupt=corrupt)
 
-        stopping = "stopping after this step, with a checkpoint (again: at once)" if distributed.is_main() else ""
+        stopping = (
+            "stopping after this step, with a checkpoint (signal again to stop now)" if distributed.is_main() else ""
+        )
         stop_asked = training.enter_context(stop_on_signal(stopping))
         for step, (batch, unreadable) in enumerate(batches(loader), start=state["step"]):
             lr = schedules.lr_at(step, total=plan.total, warmup=plan.warmup, peak=config.peak_lr())
@@ -113,9 +115,9 @@ def train_step(
     step: int,
     lr: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """One optimiser step over (K, B, 3, S, S) views: the predictions (K, B, D), the losses' values.
+    """Take one optimiser step over (K, B, 3, S, S) views. Return the predictions (K, B, D) and the loss values.
 
-    The optimiser is not stepped when the loss is not finite on this rank: the weights are still those of the last step.
+    If the loss is not finite on this rank, the optimiser does not step and the weights stay as they are.
     """
     method = methods.get(config.method.name)
     group = config.run.views_per_pass or config.method.views
@@ -132,7 +134,7 @@ def train_step(
                 outputs: Outputs = forward(views[first : first + group])
             p, z = _full(outputs.p), _full(targets(method, outputs, averaged))
             loss, parts = method.losses(p, z, global_noise(config, step, outputs.p), config.method, first=first)
-            share = group / len(views)  # a loss that does not couple views is a mean over them: exact to accumulate
+            share = group / len(views)  # exact: a loss that does not couple views is a mean over them
             scaler.scale(loss * share).backward()
         for name, value in {"loss": loss, **parts}.items():
             sums[name] = sums.get(name, 0) + value.detach() * share
@@ -146,21 +148,21 @@ def train_step(
 
 
 def accumulating(forward: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
-    """Within it gradients stay on this rank, except those of the last group of views."""
+    """Return a context that keeps gradients on this rank, except for the last group of views."""
     if last or not isinstance(forward, nn.parallel.DistributedDataParallel):
         return contextlib.nullcontext()
     return forward.no_sync()
 
 
 def targets(method: Method, outputs: Outputs, averaged: Tensor | None) -> Tensor:
-    """The projections that the losses compare with, by the method's rule: (K, B, D), or (0, B, D) without a target."""
+    """Return the projections that the losses compare with: (K, B, D), or (0, B, D) for a method without a target."""
     if averaged is not None:
         return averaged
     return outputs.z if isinstance(method.target, StopGradient) else outputs.z[:0]
 
 
 def follow(target: Target | None, online: Online, config: PretrainConfig, step: int, total: int) -> dict[str, float]:
-    """Move a moving average towards the online network after a step; {"tau": ...} for the log, {} without one."""
+    """Update the moving average after a step. Return {"tau": ...} for the log, or {} without a moving average."""
     if target is None or config.optim.tau_base is None:
         return {}
     tau = schedules.tau_at(step, total=total, base=config.optim.tau_base)
@@ -169,9 +171,9 @@ def follow(target: Target | None, online: Online, config: PretrainConfig, step: 
 
 
 def global_noise(config: PretrainConfig, step: int, p: Tensor) -> Tensor:
-    """This rank's rows of the global batch's standard normal (B, D): seeded by (seed, step), whatever the ranks.
+    """Return this rank's rows of the global batch's standard normal noise (B, D), seeded by (seed, step).
 
-    B and D are those of the predictions `p` (V, B, D).
+    B and D are those of the predictions `p` (V, B, D). The noise does not depend on the number of ranks.
     """
     _, local, outputs = p.shape
     generator = torch.Generator().manual_seed(config.run.seed * 1_000_003 + step)
@@ -181,7 +183,7 @@ def global_noise(config: PretrainConfig, step: int, p: Tensor) -> Tensor:
 
 
 def build_all(config: PretrainConfig, device: torch.device) -> checkpoint.Trained:
-    """The online network, its moving average if the method keeps one, the optimiser and the loss scaler, by the seed."""
+    """Build the online network, its moving average if the method has one, the optimiser and the loss scaler."""
     method = methods.get(config.method.name)
     arch = architecture(config)
     hidden, outputs = config.model.head_sizes()
@@ -190,7 +192,7 @@ def build_all(config: PretrainConfig, device: torch.device) -> checkpoint.Traine
         backbone = build(arch)
         heads = method.heads(HeadSizes(feature_dim(arch), hidden, outputs, config.model.norm), config.method)
         online = Online(backbone, heads)
-    distributed.synchronise_batchnorm(online, device)  # replaces layers within
+    distributed.synchronise_batchnorm(online, device)  # replaces layers in place
     online = online.to(device, dtype(config))
     if config.run.channels_last:
         online = online.to(memory_format=torch.channels_last)
@@ -207,7 +209,7 @@ def build_all(config: PretrainConfig, device: torch.device) -> checkpoint.Traine
 
 
 def parameter_groups(online: Online, method: Method, weight_decay: float) -> list[dict[str, Any]]:
-    """LARS's groups; a predictor whose rate does not decay has two of its own, marked `fixed_rate`."""
+    """Return LARS's parameter groups. A predictor with a constant rate gets two more, marked `fixed_rate`."""
     if online.predictor is None or not method.fixed_predictor_rate:
         return schedules.parameter_groups(online, weight_decay)
     trunk = schedules.parameter_groups(nn.ModuleList([online.backbone, online.projector]), weight_decay)
@@ -216,12 +218,12 @@ def parameter_groups(online: Online, method: Method, weight_decay: float) -> lis
 
 
 def architecture(config: PretrainConfig) -> Architecture:
-    """The backbone of a recipe."""
+    """Return the backbone's architecture in a recipe."""
     return Architecture(name=config.model.backbone, stem=config.model.stem)
 
 
 def export(online: Online, config: PretrainConfig, out: Path) -> Path:
-    """Write `model.pth` from the online backbone."""
+    """Write the online backbone to `model.pth` and return its path."""
     path = out / "model.pth"
     if distributed.is_main():
         spec = InputSpec(size=config.data.size, mean=config.data.mean, std=config.data.std)
@@ -231,13 +233,13 @@ def export(online: Online, config: PretrainConfig, out: Path) -> Path:
 
 
 def newly_corrupt(unreadable: list[str], known: list[str], limit: int) -> list[str]:
-    """Images not known as unreadable so far, each announced once; an error above the limit, on all ranks alike."""
+    """Return and announce newly found unreadable images. Above the limit it raises BackbenchError on all ranks."""
     new = sorted(set(unreadable) - set(known))
     for message in new:
-        say(f"passed over: {message}")
+        say(f"skipped: {message}")
     if len(known) + len(new) > limit:
         raise BackbenchError(
-            f"{len(known) + len(new)} unreadable images, more than data.max_corrupt={limit}; the last: {new[-1]}"
+            f"{len(known) + len(new)} unreadable images, more than data.max_corrupt={limit}; the last one: {new[-1]}"
         )
     return new
 
@@ -250,11 +252,11 @@ def _nan_message(step: int, lr: float, out: Path) -> str:
 
 
 def _full(x: Tensor) -> Tensor:
-    """Losses in float32 at least, whatever autocast made of the network."""
+    """Return at least float32 for the losses, also under autocast."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def write_config(config: PretrainConfig, out: Path) -> None:
-    """The resolved `config.yaml`, from rank 0."""
+    """Write the resolved `config.yaml` on rank 0."""
     if distributed.is_main():
         atomic_write_text(out / "config.yaml", dump(config))

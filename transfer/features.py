@@ -1,6 +1,7 @@
-"""Frozen features of every image of a split, in the split's order, cached under all that changes a feature.
+"""Compute and cache frozen features of all images of a split, in the split's order.
 
-A cached file is used only when its checksum fits (`transfer.feature_file`); a damaged one is computed again, with a message.
+The cache key covers everything that changes a feature. A cached file is used only if its checksum is right
+(`transfer.feature_file`); a damaged one is computed again, with a message.
 """
 
 from __future__ import annotations
@@ -36,16 +37,16 @@ from transfer.pooling import pooled, width_of
 from transfer.protocol import RunContext
 from transfer.workers import Told
 
-_VERSION = 2  # raised whenever the same key would give other features, or another kind of file
+_VERSION = 2  # raise it when the same key would give other features or another kind of file
 _BATCH = 128
 
 
 class FrozenMoved(AssertionError):
-    """A backbone that should be frozen changed."""
+    """A frozen backbone changed."""
 
 
 class NotFinite(BackbenchError, FloatingPointError):
-    """Features that are not finite, or so large that distances overflow."""
+    """Features are not finite, or so large that distances overflow."""
 
 
 class _EvaluationViews(Dataset[np.ndarray]):
@@ -60,27 +61,27 @@ class _EvaluationViews(Dataset[np.ndarray]):
 
 
 def normalise(images_NSS3: Tensor, spec: InputSpec, device: torch.device) -> Tensor:
-    """(N, S, S, 3) uint8 RGB -> what the backbone wants: (N, 3, S, S) float32, channels last in memory."""
+    """Turn (N, S, S, 3) uint8 RGB into the backbone's input: (N, 3, S, S) float32, channels last in memory."""
     x = images_NSS3.to(device, non_blocking=True).float().div_(255)
     mean, std = (torch.tensor(v, device=device) for v in (spec.mean, spec.std))
-    if spec.order == "bgr":  # mean and std are given in the order the backbone sees
+    if spec.order == "bgr":  # mean and std have the channel order of the backbone
         x = x.flip(-1)
     return x.sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 
 def extract(backbone: Backbone, split: ImageSplit, ctx: RunContext[ImageSplit], spec: FeatureSpec = USUAL) -> Tensor:
-    """Pooled features (N, C), float32, mapped from the cache file; every image once, in order, by all ranks together.
+    """Return pooled features (N, C) float32, mapped from the cache file. All ranks share the work; each image counts once.
 
     Args:
         spec: the views and the pooling.
 
     Raises:
-        CorruptImage: an image cannot be read; evaluation never passes over one.
-        ConfigError: the crop is larger than what it is cut from.
+        CorruptImage: an image cannot be read; evaluation never skips one.
+        ConfigError: the crop is larger than the resized image.
         NotFinite: a feature is not finite.
     """
     spec = spec.of(backbone.input)
-    key = gather_words([_key(backbone, split, ctx, spec)])[0]  # rank 0's, whatever another rank was given to see
+    key = gather_words([_key(backbone, split, ctx, spec)])[0]  # rank 0's key, even if another rank computes another
     file = make_folder(ctx.cache) / f"{key}.npy"
     shape = (len(split), width_of(backbone, spec.pooling))
     with _lock(file):
@@ -90,8 +91,8 @@ def extract(backbone: Backbone, split: ImageSplit, ctx: RunContext[ImageSplit], 
 
 
 def _key(backbone: Backbone, split: ImageSplit, ctx: RunContext[ImageSplit], spec: FeatureSpec) -> str:
-    """All that changes a feature, the files' sizes and times of change among it, as one hash."""
-    import torchvision  # takes seconds; here before any worker starts
+    """Hash everything that changes a feature, including the files' sizes and modification times."""
+    import torchvision  # takes seconds to import; done here before any worker starts
 
     return digest(
         {
@@ -100,8 +101,8 @@ def _key(backbone: Backbone, split: ImageSplit, ctx: RunContext[ImageSplit], spe
             "arch": backbone.arch.model_dump(mode="json"),
             "input": backbone.input.model_dump(mode="json"),
             "manifest": split.manifest_sha256(),
-            "state": split.state_sha256(),  # exchanged images of the same size, which the manifest does not see
-            "order": digest([split.source.name(i) for i in range(len(split))]),  # nor this
+            "state": split.state_sha256(),  # detects replaced images of the same size; the manifest does not
+            "order": digest([split.source.name(i) for i in range(len(split))]),  # the manifest is sorted
             "split": split.split,
             **spec.key(),
             "packages": [str(p.__version__) for p in (torch, torchvision, PIL)],
@@ -119,14 +120,14 @@ def compute(
     *,
     file: Path | None = None,
 ) -> Tensor:
-    """Features (N, C) without looking for them first. The module is put into eval mode, and must not change.
+    """Compute features (N, C) without reading the cache. The module is set to eval mode and must not change.
 
-    Every rank computes a run of the images into a file of its own below `ctx.cache` (one folder for all ranks); rank 0
-    joins them. The answer is mapped from the file, not held in memory: 1.28 M x 2048 are 10 GB.
+    Each rank computes a contiguous range of the images into its own file below `ctx.cache` (one folder for all ranks), and
+    rank 0 joins the files. The result is mapped from the file, not loaded into memory: 1.28 M x 2048 take 10 GB.
 
     Args:
-        given: how the module wants its images.
-        file: where to keep them; nowhere unless given.
+        given: the input that the module expects.
+        file: where to keep the features; None keeps no file.
     """
     if not len(split):
         raise DataError(f"{split.dataset} {split.split} has no image")
@@ -156,14 +157,14 @@ def compute(
         barrier()
         return features
     finally:
-        with contextlib.suppress(OSError):  # what is in its way was said above
+        with contextlib.suppress(OSError):  # an error above has already named the obstacle
             parts[rank()].unlink(missing_ok=True)
         if once and is_main():
-            file.unlink(missing_ok=True)  # what is mapped stays readable
+            file.unlink(missing_ok=True)  # the mapping stays readable
 
 
 def _blank(spec: FeatureSpec) -> Tensor:
-    """One view (1, S, S, 3) uint8."""
+    """Return one view (1, S, S, 3) uint8 of a blank image."""
     return torch.from_numpy(spec.view(Image.new("RGB", (8, 8))))[None]
 
 
@@ -174,7 +175,7 @@ def _batches(
     rows: range,
     ctx: RunContext[ImageSplit],
 ) -> Iterator[np.ndarray]:
-    """Features (B, C) float32 of some images of the split, batch by batch."""
+    """Yield features (B, C) float32 of the given rows of the split, batch by batch."""
     split = views.split
     loader = DataLoader(
         TorchSubset(views, rows),
@@ -191,21 +192,21 @@ def _batches(
 
 
 def refuse_not_finite(features_NC: Tensor, split: ImageSplit) -> None:
-    """NotFinite unless all features, and the squares that distances are made of, are numbers."""
+    """Raise NotFinite unless all features and their squared norms (used for distances) are finite."""
     if not bool(torch.isfinite(features_NC).all()):
         raise NotFinite(
-            f"features of {split.dataset} {split.split} hold NaN or infinite values: is the checkpoint sound?"
+            f"features of {split.dataset} {split.split} contain NaN or infinite values: is the checkpoint sound?"
         )
     if not bool(torch.isfinite(features_NC.pow(2).sum(dim=1)).all()):
         largest = float(features_NC.abs().max())
         raise NotFinite(
-            f"features of {split.dataset} {split.split} are as large as {largest:.1g}, and their squares infinite in float32: "
-            "is the checkpoint sound?"
+            f"features of {split.dataset} {split.split} are as large as {largest:.1g}, so their squares are infinite in "
+            "float32: is the checkpoint sound?"
         )
 
 
 def note_degenerate(features_NC: Tensor, split: ImageSplit, ctx: RunContext[ImageSplit]) -> None:
-    """Say in the record where the features cannot tell images apart: all alike, or of no direction."""
+    """Note in the record if features cannot distinguish images: all the same, or some zero."""
     where = f"of {split.dataset} {split.split}"
     if all(bool((part == features_NC[0]).all()) for part in features_NC.split(65536)):
         ctx.notes.append(f"collapsed: the features {where} are the same for all {len(features_NC)} images")
@@ -216,7 +217,7 @@ def note_degenerate(features_NC: Tensor, split: ImageSplit, ctx: RunContext[Imag
 
 
 def _join(parts: Sequence[Path], file: Path, rows: Sequence[int], width: int) -> None:
-    """One file of several, moved into place whole."""
+    """Join the ranks' files into one and move it into place in one step."""
     if len(parts) == 1:
         feature_file.free_place(file)
         with writing(file):
@@ -235,7 +236,7 @@ def _join(parts: Sequence[Path], file: Path, rows: Sequence[int], width: int) ->
 
 @contextlib.contextmanager
 def _lock(file: Path) -> Iterator[None]:
-    """Rank 0 holds the lock for the job: two jobs compute the same features once."""
+    """Lock the file through rank 0, so that two jobs compute the same features only once."""
     lock = file.with_name(f"{file.name}.lock")
     feature_file.refuse_folder(lock)
     with held(lock) if is_main() else contextlib.nullcontext():
@@ -243,17 +244,17 @@ def _lock(file: Path) -> Iterator[None]:
 
 
 def _agreed(answer: bool) -> bool:
-    """Rank 0's answer, on every rank."""
+    """Return rank 0's answer on every rank."""
     return gather_words([str(answer)])[0] == "True"
 
 
 def _is_sound(file: Path, shape: tuple[int, int], key: str) -> bool:
-    """Whether the file exists and is as it was written; a damaged one is named in a message."""
+    """True if the file exists and is undamaged. A damaged one is named in a message."""
     if not os.path.lexists(file):
         return False
     try:
         feature_file.check(file, shape, key)
     except feature_file.Damaged as damage:
-        say(f"features are computed again, {file} is damaged: {damage}")
+        say(f"computing features again: {file} is damaged: {damage}")
         return False
     return True

@@ -1,4 +1,4 @@
-"""Linear classifiers, many at once, on features or on what an encoder makes of images; and what they answer."""
+"""Train and score many linear classifiers at once, on features or on images through an encoder."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ HeadInit = Literal["normal", "linear"]
 
 
 class Heads(nn.Module):
-    """One linear classifier per learning rate, all of the same initialisation.
+    """One linear classifier per learning rate, all with the same initialisation.
 
     Args:
-        norm: a BatchNorm before each: `affine` (VISSL's eval_mlp) or `plain`, without scale and shift (OBoW).
-        init: `normal`: N(0, 0.01), bias 0 (MoCo main_lincls); `linear`: PyTorch's own of a Linear, weight and bias uniform
-            within 1/sqrt(features) (VISSL, SwAV's eval_semisup, W-MSE).
-        cells: places of the map that each channel has, which one BatchNorm takes together (2 x 2 of VISSL: 4); a channel's
-            are next to each other.
+        norm: the BatchNorm before each head: `affine` (VISSL's eval_mlp) or `plain`, without scale and shift (OBoW).
+        init: `normal`: N(0, 0.01), bias 0 (MoCo main_lincls); `linear`: PyTorch's default for nn.Linear, weight and bias
+            uniform within 1/sqrt(features) (VISSL, SwAV's eval_semisup, W-MSE).
+        cells: positions per channel that one BatchNorm normalises together (VISSL's 2 x 2: 4). The positions of a channel
+            are adjacent.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Heads(nn.Module):
         )
 
     def forward(self, x_BC: Tensor) -> list[Tensor]:
-        """Logits (B, classes) of every head."""
+        """Return the logits (B, classes) of every head."""
         return [head(self._normed(norm, x_BC)) for head, norm in zip(self.linear, self.norms, strict=True)]
 
     def _normed(self, norm: nn.Module, x_BC: Tensor) -> Tensor:
@@ -62,15 +62,15 @@ class Heads(nn.Module):
 
     @property
     def sound(self) -> list[bool]:
-        """Of every head, whether all its numbers are finite."""
+        """For every head: True if all its parameters are finite."""
         pairs = zip(self.linear, self.norms, strict=True)
         return [all(bool(torch.isfinite(p).all()) for p in (*a.parameters(), *b.parameters())) for a, b in pairs]
 
 
 class Classifier(nn.Module):
-    """Heads on what an encoder makes of images; without an encoder, on features.
+    """Heads on an encoder's features of images, or without an encoder on given features.
 
-    An encoder of rate 0 is frozen: eval mode, no gradient.
+    An encoder with rate 0 is frozen: eval mode, no gradient.
     """
 
     def __init__(self, encoder: nn.Module | None, heads: Heads, *, rate_encoder: float = 0.0) -> None:
@@ -80,14 +80,14 @@ class Classifier(nn.Module):
             encoder.requires_grad_(rate_encoder > 0)
 
     def train(self, mode: bool = True) -> Classifier:
-        """Train mode for all but a frozen encoder."""
+        """Set train mode. A frozen encoder stays in eval mode."""
         super().train(mode)
         if self.encoder is not None and not self.rate_encoder:
             self.encoder.eval()
         return self
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Features (B, C) or normalised images (B, 3, S, S) -> logits of every head."""
+        """Return every head's logits for features (B, C) or normalised images (B, 3, S, S)."""
         if self.encoder is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.rate_encoder > 0):
                 x = self.encoder(x)
@@ -95,12 +95,12 @@ class Classifier(nn.Module):
 
     @property
     def has_norms(self) -> bool:
-        """Whether a BatchNorm uses the statistics of the batch."""
+        """True if a BatchNorm uses the statistics of the batch."""
         return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.modules())
 
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Parameter groups with their peak `rate`; norms are not decayed, and not adapted by LARS."""
-        decayed = {"weight_decay": weight_decay, "always_adapt": True}  # timm adapts where it decays or is told to
+        """Return parameter groups with their peak `rate`. Norms have no weight decay, and LARS does not adapt them."""
+        decayed = {"weight_decay": weight_decay, "always_adapt": True}  # timm adapts only with decay or this flag
         plain = {"weight_decay": 0.0, "always_adapt": False}
         groups = []
         for head, norm, rate in zip(self.heads.linear, self.heads.norms, self.heads.rates, strict=True):
@@ -116,7 +116,7 @@ class Classifier(nn.Module):
 
 @torch.no_grad()
 def best_classes(heads: Heads, features_NC: Tensor, *, device: torch.device) -> list[Tensor]:
-    """The (N, 5) classes of highest score of every head, best first (all classes if fewer than 5)."""
+    """Return each head's 5 highest-scoring classes, best first: (N, 5), or (N, classes) if there are fewer than 5."""
     heads.to(device).eval()
     parts: list[list[Tensor]] = [[] for _ in heads.rates]
     for x in features_NC.split(4096):
@@ -127,18 +127,18 @@ def best_classes(heads: Heads, features_NC: Tensor, *, device: torch.device) -> 
 
 
 def accuracies(heads: Heads, features_NC: Tensor, labels: Tensor, *, device: torch.device) -> list[dict[str, float]]:
-    """top1 and top5 in percent of every head; each row counted once."""
+    """Return top1 and top5 in percent for every head. Each row counts once."""
     return [hits(best, labels) for best in best_classes(heads, features_NC, device=device)]
 
 
 def hits(best_N5: Tensor, labels: Tensor) -> dict[str, float]:
-    """top1 and top5 in percent."""
+    """Return top1 and top5 in percent."""
     right = best_N5 == labels.cpu()[:, None]
     return {"top1": 100.0 * int(right[:, 0].sum()) / len(right), "top5": 100.0 * int(right.sum()) / len(right)}
 
 
 def items_of(best_NR: Tensor, labels: Tensor, classes: int) -> dict[str, Any]:
-    """The arrays stored per test item (best classes, label), and every class's top-1 in percent (NaN without items)."""
+    """Return the arrays stored per test item (best classes, label) and top-1 per class in percent (NaN without items)."""
     right = (best_NR[:, 0] == labels).double()
     count = torch.bincount(labels, minlength=classes)
     per_class = torch.bincount(labels, weights=right, minlength=classes) / count

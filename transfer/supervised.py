@@ -1,7 +1,7 @@
-"""The one SGD loop under every trained protocol: linear heads on features, on augmented images, on a trained encoder.
+"""SGD loop shared by all trained protocols: linear heads on features, on augmented images or on a trained encoder.
 
-Many heads (a sweep of learning rates) share each forward pass. Nothing depends on the number of processes: a step's
-images are a global batch, a rank takes its slice, and losses are sums over the global batch.
+Many heads (a sweep of learning rates) share each forward pass. No result depends on the number of processes: each step
+has a global batch, each rank takes a slice of it, and losses are sums over the global batch.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from transfer.feature_file import refuse_folder
 from transfer.heads import Classifier
 from transfer.protocol import TaskConfig
 
-Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # first step -> this rank's (inputs (B, ...), labels (B,))
+Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # first step -> (inputs (B, ...), labels (B,)) of this rank
 _SAVE_EVERY_S = 60.0
 
 
 class Diverged(BackbenchError, FloatingPointError):
-    """A training whose numbers are none any more."""
+    """The loss or the weights of every head became NaN or infinite."""
 
 
 class SgdConfig(TaskConfig):
-    """Fields of a task that trains: the optimiser's course, per iteration of a global batch."""
+    """Fields of a task that trains: optimiser and schedule. One iteration is one global batch."""
 
     batch: Annotated[int, Field(gt=0)] = 1024
     epochs: Annotated[int, Field(gt=0)] = 100
@@ -47,22 +47,22 @@ class SgdConfig(TaskConfig):
     nesterov: bool = True
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     schedule: Literal["cosine", "steps", "exponential"] = "cosine"
-    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()  # of `steps`: shares of the whole course
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()  # for `steps`: fractions of the whole training
     gamma: Annotated[float, Field(gt=0, le=1)] = (
-        0.1  # factor at each milestone; of `exponential`: over the whole course
+        0.1  # factor at each milestone; for `exponential`: over the whole training
     )
-    per_epoch: bool = False  # the rate changes between epochs only
+    per_epoch: bool = False  # the rate changes only between epochs
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0: set nesterov=false")
         if (self.schedule == "steps") != bool(self.milestones):
-            raise ValueError("schedule 'steps', and no other, needs milestones, e.g. milestones=[0.6,0.8]")
+            raise ValueError("schedule 'steps' needs milestones, e.g. milestones=[0.6,0.8]; other schedules take none")
         return self
 
     def factor(self, step: int, steps_per_epoch: int) -> float:
-        """The factor on the learning rates at optimiser step `step` (0-based)."""
+        """Return the factor on the learning rates at optimiser step `step` (0-based)."""
         total = self.epochs * steps_per_epoch
         step -= step % steps_per_epoch if self.per_epoch else 0
         if self.schedule == "cosine":
@@ -74,7 +74,7 @@ class SgdConfig(TaskConfig):
 
 @dataclass(frozen=True)
 class Order:
-    """Which rows every step takes: an epoch is a permutation seeded by (seed, epoch), its last batch may be smaller."""
+    """Rows of every step. An epoch is a permutation seeded by (seed, epoch); its last batch may be smaller."""
 
     images: int
     batch: int
@@ -83,11 +83,11 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps of one epoch."""
+        """Optimiser steps per epoch."""
         return -(-self.images // self.batch)
 
     def rows(self, start: int = 0) -> Iterator[tuple[int, Tensor]]:
-        """(epoch, this rank's rows) of every step from `start` on; a rank's share of a small batch may be empty."""
+        """Yield (epoch, this rank's rows) for every step from `start` on. A rank may get no row of a small batch."""
         first, skipped = divmod(start, self.steps_per_epoch)
         for epoch in range(first, self.epochs):
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
@@ -98,7 +98,7 @@ class Order:
 
 
 def batches_of(features_NC: Tensor, labels: Tensor, order: Order, rows: Tensor | None = None) -> Batches:
-    """Shuffled batches of cached features; of the given `rows` of them only, when there are some."""
+    """Return shuffled batches of cached features, of all rows or of the given `rows` only."""
 
     def from_step(start: int) -> Iterator[tuple[Tensor, Tensor]]:
         for _, chosen in order.rows(start):
@@ -117,16 +117,16 @@ def fit(
     device: torch.device,
     resume: Path | None = None,
 ) -> None:
-    """Train every head at its own rate, and the encoder where it has one. Heads do not influence each other.
+    """Train every head at its own rate, and the encoder if its rate is above 0. Heads do not influence each other.
 
     Args:
-        resume: a file that holds the state after an epoch (saved at most once a minute, removed at the end); a run that was
-            killed resumes from it.
+        resume: file for the state after an epoch (saved at most once a minute, removed at the end). A killed run resumes
+            from it.
 
     Raises:
-        ConfigError: no batch has two images, which a BatchNorm needs.
-        FloatingPointError: every head's loss or numbers became NaN or infinite; a single one may diverge, and is then not
-            chosen.
+        ConfigError: no batch has the two images that a BatchNorm needs.
+        FloatingPointError: the loss or the weights of every head became NaN or infinite. A single head may diverge; it is
+            then not chosen.
     """
     model = cast(Classifier, distributed.synchronise_batchnorm(model.to(device), device)).train()
     if model.has_norms:
@@ -137,10 +137,10 @@ def fit(
     saved = time.monotonic()
     total, steps = config.epochs * order.steps_per_epoch, order.steps_per_epoch
     for step, (x, y) in enumerate(track(batches(start), total=total - start, label="training"), start=start):
-        size = min(order.batch, order.images - step % steps * order.batch)  # of the global batch
+        size = min(order.batch, order.images - step % steps * order.batch)  # images in the global batch
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * config.factor(step, steps)
-        if size > 1 or not model.has_norms:  # one image has no statistics: an epoch's last one may be passed over
+        if size > 1 or not model.has_norms:  # one image has no batch statistics: skip a last batch of one
             losses = _step(forward, optimizer, x.to(device, non_blocking=True), y.to(device, non_blocking=True), size)
         if (step + 1) % steps == 0:
             _check(distributed.all_reduce_sum(losses), (step + 1) // steps, model)
@@ -154,7 +154,7 @@ def fit(
 
 
 def refuse_single(order: Order) -> None:
-    """ConfigError where no batch has two images, which a BatchNorm needs."""
+    """Raise ConfigError if no batch has the two images that a BatchNorm needs."""
     if min(order.batch, order.images) == 1:
         raise ConfigError(
             "a batch of one image has no statistics for BatchNorm: set batch above 1, or give more images"
@@ -162,7 +162,7 @@ def refuse_single(order: Order) -> None:
 
 
 def _step(forward: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, size: int) -> Tensor:
-    """One optimiser step on a global batch of `size` images; this rank's share of every head's mean loss."""
+    """Take one optimiser step on a global batch of `size` images. Return this rank's share of every head's mean loss."""
     losses = torch.stack([F.cross_entropy(each, y, reduction="sum") for each in forward(x)]) / size
     optimizer.zero_grad(set_to_none=True)
     (losses.sum() * distributed.world_size()).backward()  # DDP averages over ranks
@@ -199,13 +199,13 @@ def _save(file: Path, model: Classifier, optimizer: torch.optim.Optimizer, step:
 
 
 def _restore(file: Path | None, model: Classifier, optimizer: torch.optim.Optimizer) -> int:
-    """The step to resume from: 0 without a sound file. A damaged file is named and ignored."""
+    """Load the state and return the step to resume from, 0 without a valid file. A damaged file is named and ignored."""
     if file is None or not os.path.lexists(file):
         return 0
     refuse_folder(file)
     try:
         if not file.is_file():
-            raise CheckpointError("no plain file")
+            raise CheckpointError("not a plain file")
         state = load_torch(file)
         step = int(state["step"])
         fresh = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
@@ -217,7 +217,7 @@ def _restore(file: Path | None, model: Classifier, optimizer: torch.optim.Optimi
             optimizer.load_state_dict(fresh[1])
             raise
     except (CheckpointError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, OSError) as error:
-        say(f"starting from step 0, the state of an interrupted training is damaged: {file} ({_short(error)})")
+        say(f"starting from step 0: the saved state of the training is damaged: {file} ({_short(error)})")
         return 0
     say(f"resuming after step {step}: {file}")
     return step

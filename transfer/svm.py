@@ -1,7 +1,7 @@
-"""Many linear SVMs at once, one per class, cost and fold, spread over processes (VISSL vissl/utils/svm_utils/svm_trainer.py).
+"""Fit one linear SVM per class, cost and fold on several processes (VISSL vissl/utils/svm_utils/svm_trainer.py).
 
-Labels are 1 (positive), -1 (negative) and 0 (the image is left out). The numbers are those of a plain loop of scikit-learn's
-LinearSVC and cross_val_score, however many processes there are.
+Labels are 1 (positive), -1 (negative) and 0 (the image is left out). The numbers equal those of a plain loop over
+scikit-learn's LinearSVC and cross_val_score, for any number of processes.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
     from sklearn.svm import LinearSVC
 
 MAX_ITER = 2000
-_SEED = 0  # liblinear visits the images in a drawn order; the references leave it open
+_SEED = 0  # liblinear visits the images in random order; the references do not fix it
 
 
 @dataclass(frozen=True)
 class Fits:
-    """Fitted machines, in the order they were asked for."""
+    """Fitted machines, in the order of the request."""
 
     machines: list[LinearSVC]
     unfinished: int  # how many stopped at MAX_ITER
 
     def scores(self, x_NC: np.ndarray) -> np.ndarray:
-        """(N, machines) float64 signed distances."""
-        x = x_NC.astype(np.float64)  # once, not in every machine
+        """Return signed distances (N, machines), float64."""
+        x = x_NC.astype(np.float64)  # once for all machines
         return np.stack([machine.decision_function(x) for machine in self.machines], axis=1)
 
 
 def machine(cost: float) -> LinearSVC:
-    """The SVM of VISSL and FAIR (svm_trainer.py, train_svm_kfold.py); they fix no random state, here it is fixed."""
+    """Return the SVM of VISSL and FAIR (svm_trainer.py, train_svm_kfold.py), but with a fixed random state."""
     from sklearn.svm import LinearSVC
 
     return LinearSVC(
@@ -51,17 +51,17 @@ def machine(cost: float) -> LinearSVC:
 
 
 def unit_rows(x_NC: np.ndarray) -> np.ndarray:
-    """x / (||x|| + 1e-5) of every row (VISSL svm_trainer.py)."""
+    """Return x / (||x|| + 1e-5) for every row (VISSL svm_trainer.py)."""
     return x_NC / (np.linalg.norm(x_NC, axis=1, keepdims=True) + 1e-5)
 
 
 def cross_validate(
     x_NC: np.ndarray, labels_NK: np.ndarray, costs: Sequence[float], *, folds: int, jobs: int | None = None
 ) -> tuple[np.ndarray, int]:
-    """Average precision (scikit-learn's) of every class, cost and held-out fold; folds stratified, not shuffled.
+    """Compute scikit-learn's average precision for every class, cost and held-out fold (stratified, not shuffled).
 
     Returns:
-        (classes, costs, folds) float64, 0 to 1; how many fits stopped at MAX_ITER.
+        (classes, costs, folds) float64, 0 to 1; the number of fits that stopped at MAX_ITER.
     """
     found = np.full((labels_NK.shape[1], len(costs), folds), np.nan)
     places = list(np.ndindex(found.shape))
@@ -74,7 +74,7 @@ def cross_validate(
 
 
 def fit_all(x_NC: np.ndarray, labels: Sequence[np.ndarray], costs: Sequence[float], *, jobs: int | None = None) -> Fits:
-    """One machine for each (labels (N,), cost)."""
+    """Fit one machine for each pair of labels (N,) and cost."""
     calls = zip(labels, costs, strict=True)
     by_place = dict(_spread(_fit, x_NC, calls, len(labels), jobs))
     pairs = [by_place[i] for i in range(len(labels))]
@@ -84,13 +84,13 @@ def fit_all(x_NC: np.ndarray, labels: Sequence[np.ndarray], costs: Sequence[floa
 def _spread(
     function: Callable[..., Any], x_NC: np.ndarray, calls: Iterable[tuple], total: int, jobs: int | None
 ) -> Iterator[tuple[int, Any]]:
-    """(place, function(x, *call)) of every call, in the order they end.
+    """Yield (place, function(x, *call)) for every call as it ends.
 
-    Processes, not threads: liblinear's random generator belongs to the process. joblib maps the features into all of them.
+    It uses processes, not threads: liblinear has one random generator per process. joblib maps the features into each.
     """
     import joblib
 
-    from backbench.progress import track  # here: it brings torch, which the processes can do without
+    from backbench.progress import track  # here: it imports torch, which the worker processes do not need
 
     jobs = min(jobs or joblib.cpu_count(), total)
     numbered = enumerate(calls)
@@ -107,7 +107,7 @@ def _numbered(function: Callable[..., Any], place: int, *args: Any) -> tuple[int
 
 
 def _fit_fold(x_NC: np.ndarray, labels_N: np.ndarray, cost: float, folds: int, fold: int) -> tuple[float, bool]:
-    """Average precision on one held-out fold; whether the fit converged."""
+    """Return the average precision on one held-out fold, and True if the fit converged."""
     from sklearn.metrics import average_precision_score
     from sklearn.model_selection import StratifiedKFold
 
@@ -119,7 +119,7 @@ def _fit_fold(x_NC: np.ndarray, labels_N: np.ndarray, cost: float, folds: int, f
 
 
 def _fit(x_NC: np.ndarray, labels_N: np.ndarray, cost: float) -> tuple[LinearSVC, bool]:
-    """A machine fitted on the images whose label is not 0; whether it converged."""
+    """Fit a machine on the images with labels other than 0. Return it, and True if it converged."""
     rows = np.flatnonzero(labels_N)
     return _fit_rows(x_NC[rows], labels_N[rows], cost)
 
@@ -128,6 +128,6 @@ def _fit_rows(x_NC: np.ndarray, labels_N: np.ndarray, cost: float) -> tuple[Line
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # counted instead
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the caller counts it
         fitted = machine(cost).fit(x_NC, labels_N)
     return fitted, bool(fitted.n_iter_ < MAX_ITER)

@@ -150,7 +150,7 @@ def test_a_damaged_file_is_computed_anew_with_a_word(split, ctx, backbone, compu
     assert torch.equal(features.extract(backbone, split, ctx), first)
     assert len(computed) == 2
     said = capsys.readouterr()
-    assert "features are computed again" in " ".join((said.out + said.err).split())
+    assert "computing features again" in " ".join((said.out + said.err).split())
     assert torch.equal(features.extract(backbone, split, ctx), first)
     assert len(computed) == 2, "the file is whole again"
     assert sorted(p.suffix for p in ctx.cache.iterdir()) == [".lock", ".npy"]

@@ -158,8 +158,12 @@ def test_a_recipe_travels_to_a_process_of_its_own():
         ("imagenet_r50_100ep", [], ["# 250200 steps, 2502 an epoch", "data.root is not set", "1,281,167 images"]),
         ("imagenet100_r18", ["data.root=/nowhere"], ["247 an epoch", "no folder /nowhere", "126,689 images"]),
         ("stl10_r18", [], ["205 an epoch", "105,000 images"]),
-        ("stl10_r18", ["data.split=fold7"], ["steps not known", "data not checked"]),
-        ("photos_r18_cpu", [], ["steps not known: each epoch has (number of images) // 64", "folder of your images"]),
+        ("stl10_r18", ["data.split=fold7"], ["number of steps unknown", "data not checked"]),
+        (
+            "photos_r18_cpu",
+            [],
+            ["number of steps unknown: each epoch has (number of images) // 64", "folder of your images"],
+        ),
     ],
 )
 def test_a_forecast_needs_no_data(name, overrides, said):

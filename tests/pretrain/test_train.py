@@ -488,7 +488,7 @@ def test_corrupt_images_are_passed_over_counted_and_named(photos, recipe, tmp_pa
     broken = break_images(photos)
     train(recipe(photos, "optim.epochs=1.0"), tmp_path / "run")
     said = capsys.readouterr().err
-    assert all(f"passed over: {path}" in said for path in broken)
+    assert all(f"skipped: {path}" in said for path in broken)
     assert losses(tmp_path / "run")[-1]["corrupt"] == 2
     assert len(checkpoint(tmp_path / "run")["corrupt"]) == 2
     assert (tmp_path / "run/model.pth").exists()

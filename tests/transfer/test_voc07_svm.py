@@ -251,7 +251,7 @@ def test_dropped_at_test_leaves_no_positive_unsaid(classify, embedded):
 
 def test_data_with_one_label_per_image_are_refused(image_folder):
     config = config_of(data={"name": "imagenet", "expect": "any"})
-    with pytest.raises(DataError, match=r"'imagenet' has not several labels per image: set data\.name"):
+    with pytest.raises(DataError, match=r"'imagenet' has one label per image: set data\.name"):
         voc07_svm.splits(config, DataPlaces(None, {"imagenet": image_folder}))
 
 

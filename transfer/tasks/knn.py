@@ -1,10 +1,10 @@
 """k-nearest-neighbour classification of frozen features (MSBReg section 8.3, Tables 1 and 4).
 
 Preset `npid`: L2-normalised pooled features, weights exp(cosine / 0.07), k up to 200 (zhirongw/lemniscate.pytorch test.py,
-which takes the 128 numbers of its head instead, and k 200 alone).
-Preset `wmse`: Table 1's 5-NN, unnormalised features, Euclidean distance, majority vote, of classes with as many votes the
-first, and bicubic resizing of STL-10 (htdt/self-supervised eval/knn.py, datasets/stl10.py). It differs in ImageNet-100 alone:
-there the source resizes with ImageMagick, stores as JPEG, and leaves out the 689 random training images that fill no batch.
+which uses the 128 outputs of its head instead, and only k 200).
+Preset `wmse`: Table 1's 5-NN: unnormalised features, Euclidean distance, majority vote, the first class on a tie, and bicubic
+resizing of STL-10 (htdt/self-supervised eval/knn.py, datasets/stl10.py). It differs from the source only on ImageNet-100: the
+source resizes with ImageMagick, stores JPEG, and leaves out the 689 random training images of the incomplete last batch.
 """
 
 from __future__ import annotations
@@ -45,38 +45,38 @@ class Config(TaskConfig):
     k: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)] = (10, 20, 100, 200)
     headline_k: Annotated[int, Field(gt=0)] = 20
     metric: Literal["cosine", "euclidean"] = "cosine"
-    temperature: Annotated[float, Field(gt=0)] | None = 0.07  # none: one vote each
+    temperature: Annotated[float, Field(gt=0)] | None = 0.07  # none: each neighbour has one vote
     ties: Literal["nearest", "first"] = (
-        "nearest"  # of classes with as many votes: of the nearest neighbour, or the first class
+        "nearest"  # on equal votes: the class of the nearest neighbour, or the first class
     )
     extra_columns: bool = True  # also T = 0.1 and the unweighted majority
-    size: Annotated[int, Field(ge=16)] | None = None  # pixels of the centre crop; none: the backbone's
-    resize: Annotated[int, Field(ge=16)] | None = None  # of the shorter side; none: 256/224 of the size
+    size: Annotated[int, Field(ge=16)] | None = None  # side of the centre crop in pixels; none: the backbone's
+    resize: Annotated[int, Field(ge=16)] | None = None  # shorter side in pixels; none: 256/224 of the size
     interpolation: Interpolation = "bilinear"  # of the resizing
-    chunk: Annotated[int, Field(gt=0), CHANGES_NO_NUMBER] = 65536  # bank rows compared at a time: bounds the memory
+    chunk: Annotated[int, Field(gt=0), CHANGES_NO_NUMBER] = 65536  # bank rows compared at a time: limits the memory
 
 
 def primary(config: Config) -> str:
-    """Headline metric."""
+    """Return the name of the headline metric."""
     return f"top1_k{config.headline_k}"
 
 
 def smoke(config: Config) -> dict[str, Any]:
-    """A few images, and the neighbours that they allow."""
+    """Return fields for a few images and for values of k that fit them."""
     kept = [k for k in config.k if k <= _SMOKE_IMAGES // 8] or [min(config.k[0], _SMOKE_IMAGES // 8)]
     headline = config.headline_k if config.headline_k in kept else kept[0]
     return {"data": {"limit": _SMOKE_IMAGES}, "k": kept, "headline_k": headline}
 
 
 def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict[str, Metric]:
-    """`top1_k<k>` for every k; with extra columns `top1_k<k>_T0.1` and `top1_k<k>_majority`."""
+    """Return `top1_k<k>` for every k; with extra columns also `top1_k<k>_T0.1` and `top1_k<k>_majority`."""
     train, test = ctx.splits["train"], ctx.splits["test"]
     if config.headline_k not in config.k:
         raise DataError(f"headline_k {config.headline_k} is not among k {list(config.k)}")
     if max(config.k) > len(train):
         raise DataError(f"k={max(config.k)} is more than the {len(train)} training images: set k to less")
     spec = FeatureSpec(size=config.size, resize=config.resize, interpolation=config.interpolation)
-    bank = extract(backbone, train, ctx, spec=spec)  # stays on the CPU, goes over in chunks
+    bank = extract(backbone, train, ctx, spec=spec)  # stays on the CPU; chunks go to the device
     query = extract(backbone, test, ctx, spec=spec)
     note_degenerate(bank, train, ctx)
     assert train.labels is not None and test.labels is not None

@@ -1,18 +1,18 @@
-"""VOC07 classification: one linear SVM per class on frozen features (MSBReg section 8.4, Table 5, which prints no detail).
+"""VOC07 classification: one linear SVM per class on frozen features (MSBReg section 8.4, Table 5, without details).
 
-The cost of a class is the one with the best average precision in cross-validation on trainval; the machine is then refitted
-on all of trainval, and the test split chooses nothing. mAP is the mean area under the *interpolated* precision-recall curve
-(VISSL, FAIR); mAP_11pt is VOC 2007's own, not comparable with it.
+Cross-validation on trainval chooses the cost of each class by its average precision. The machine is then refitted on all of
+trainval. Nothing is chosen on the test split. mAP is the mean area under the *interpolated* precision-recall curve (VISSL,
+FAIR); mAP_11pt is the 11-point AP of VOC 2007 and not comparable with it.
 
 Preset `gap_crop`: globally pooled features, Resize 256, centre crop 224, VISSL's 11 costs. Preset `vissl`: C5 pooled to 2x2
-(8192 numbers of a ResNet-50), images squashed to 224x224. Preset `obow`: what OBoW runs, globally pooled features of squashed
-images (its yaml: scale, global_resize 224) and FAIR's costs: 0.05, 0.1, 0.3, 0.5, 1, 3, 5 and the powers of a half from the 4th
-to the 19th. It differs in two things: FAIR resizes with OpenCV, which does not smooth, and OBoW's README trains on the blob
-`pool5_bn`, which FAIR's extraction normalises by each batch on trainval and not at all at test; ours is `pool5`. Preset `pcl`:
-the single cost 0.5 without cross-validation, difficult objects are negatives at test too (PCL eval_svm_voc.py tries several
-costs and reports the best on the test split, which we refuse).
+(8192 numbers for a ResNet-50), images squashed to 224x224. Preset `obow`: globally pooled features of squashed images, as OBoW
+runs it (its yaml: scale, global_resize 224), and FAIR's costs: 0.05, 0.1, 0.3, 0.5, 1, 3, 5 and 0.5**4 to 0.5**19. `obow`
+differs from OBoW in two ways: FAIR resizes with OpenCV, which does not smooth; and OBoW's README trains on the blob `pool5_bn`,
+which FAIR's extraction normalises by each batch on trainval and not at all at test, while we use `pool5`. Preset `pcl`: the
+single cost 0.5 without cross-validation; difficult objects are negatives at test too (PCL eval_svm_voc.py tries several costs
+and reports the best on the test split; we do not).
 
-Images that hold a class only as difficult objects are negatives in training and dropped at test: so did the published numbers.
+Images with only difficult objects of a class are negatives in training and dropped at test, as in the published numbers.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ _OBOW_COSTS = [
     3.0,
     5.0,
     *(0.5**n for n in range(4, 20)),
-]  # FAIR's order: the first wins a tie
+]  # in FAIR's order: on a tie the first one is chosen
 
 Difficult = Literal["negative", "drop"]
 
 
 class FeatureConfig(TaskConfig):
-    """Fields of every protocol with SVMs on frozen features."""
+    """Fields of all protocols with SVMs on frozen features."""
 
     data: DataSpec = DataSpec(name="voc")
     feature: Pooling = "gap"
     transform: Literal["crop", "squash"] = "crop"  # squash: no crop, both sides resized to `size`
     normalize: bool = True  # x / (||x|| + 1e-5)
-    difficult_test: Difficult = "drop"  # images with difficult objects only, at test
-    size: Annotated[int, Field(ge=16)] | None = None  # pixels of the view; none: the backbone's
-    resize: Annotated[int, Field(ge=16)] | None = None  # of the shorter side; none: 256/224 of the size
+    difficult_test: Difficult = "drop"  # test images with difficult objects only
+    size: Annotated[int, Field(ge=16)] | None = None  # side of the view in pixels; none: the backbone's
+    resize: Annotated[int, Field(ge=16)] | None = None  # shorter side in pixels; none: 256/224 of the size
     jobs: Annotated[Annotated[int, Field(gt=0)] | None, CHANGES_NO_NUMBER] = (
-        None  # processes, about 1 GB each at 8192 numbers; none: one per core
+        None  # processes, about 1 GB each for 8192 features; none: one per core
     )
 
 
@@ -80,41 +80,41 @@ class Config(FeatureConfig):
     preset: str = "gap_crop"
     costs: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (
         *(0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0),
-    )  # a single one: no cross-validation
+    )  # with a single cost there is no cross-validation
     folds: Annotated[int, Field(ge=2)] = 3
-    difficult: Difficult = "negative"  # images with difficult objects only, in training and cross-validation
+    difficult: Difficult = "negative"  # training and cross-validation images with difficult objects only
 
     def identity(self) -> dict[str, Any]:
-        """Under the name of its first records: `gap_crop` was called `obow`, which OBoW does not run."""
+        """Return the identity of the first records: `gap_crop` was called `obow` then, but OBoW does not run it."""
         values = super().identity()
         return values | {"preset": "obow"} if self.preset == "gap_crop" else values
 
 
 def primary(config: Config) -> str:
-    """Headline metric."""
+    """Return the name of the headline metric."""
     return "mAP"
 
 
 def smoke(config: Config) -> dict[str, Any]:
-    """A few images, two folds and at most two costs."""
+    """Return fields for a few images, two folds and at most two costs."""
     costs = sorted({config.costs[0], config.costs[len(config.costs) // 2]})
     return {"data": {"limit": 512}, "costs": costs, "folds": 2}
 
 
 def splits(config: FeatureConfig, places: DataPlaces) -> dict[str, ImageSplit]:
-    """Train and test split, labels (N, classes).
+    """Return the train and test split, with labels (N, classes).
 
     Raises:
-        DataError: incomplete, not the published images, or with one label per image.
+        DataError: the data are incomplete, are not the published images, or have one label per image.
     """
     found = labelled_splits(config.data, places)
     if any(split.labels is None or split.labels.ndim != 2 for split in found.values()):
-        raise DataError(f"'{config.data.name}' has not several labels per image: set data.name to one that has (voc)")
+        raise DataError(f"'{config.data.name}' has one label per image: set data.name to a data set with several (voc)")
     return found
 
 
 def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict[str, Metric]:
-    """`mAP` (area) and `mAP_11pt` on the test split."""
+    """Return `mAP` (area) and `mAP_11pt` on the test split."""
     train, test = ctx.splits["train"], ctx.splits["test"]
     labels, truth = resolved(train, config.difficult), resolved(test, config.difficult_test)
     if len(config.costs) > 1:
@@ -135,7 +135,7 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
 
 
 def resolved(split: ImageSplit, difficult: Difficult) -> np.ndarray:
-    """(N, classes) int8: 1, -1, and 0 for images left out; `difficult` says what becomes of the data set's own 0."""
+    """Return (N, classes) int8: 1, -1, and 0 for images left out. `difficult` decides about the 0s of the data set."""
     assert split.labels is not None
     return np.where(split.labels == 0, np.int8(-1), split.labels) if difficult == "negative" else split.labels
 
@@ -143,7 +143,7 @@ def resolved(split: ImageSplit, difficult: Difficult) -> np.ndarray:
 def refuse_rare(
     split: ImageSplit, labels: np.ndarray, positives: int, advice: str, *, negatives: int | None = None
 ) -> None:
-    """Before anything is computed: DataError names the classes with fewer images, with or without them, than needed."""
+    """Raise DataError with the names of classes that have too few images with or without them. Runs before any fit."""
     negatives = positives if negatives is None else negatives
     counts = [(int((column == 1).sum()), int((column == -1).sum())) for column in labels.T]
     rare = [
@@ -156,19 +156,19 @@ def refuse_rare(
 
 
 def refuse_unmeasurable(test: ImageSplit, truth: np.ndarray) -> None:
-    """DataError where the AP of a class does not exist at test, or is 100 whatever is answered: its 0 are meant as -1."""
+    """Raise DataError if a class has no AP at test, or an AP of 100 for any scores because 0 was written for -1."""
     refuse_rare(test, truth, 1, "at test, so its AP does not exist: give more images", negatives=0)
     for name, column in zip(test.classes, truth.T, strict=True):
         if (column == 0).any() and not (column == -1).any():
             raise DataError(
-                f"{test.dataset} {test.split}: {int((column == 0).sum())} images are 0 in class '{printable(name)}', which is "
-                "'as difficult objects only' and counts neither way, and none is -1, absent: its AP would be 100 whatever "
-                "is answered. Write -1 where 0 means absent, or set difficult_test=negative"
+                f"{test.dataset} {test.split}: {int((column == 0).sum())} images are 0 in class '{printable(name)}', which "
+                "means 'difficult objects only' and does not count, and no image is -1, absent: the AP would be 100 for any "
+                "scores. Write -1 where 0 means absent, or set difficult_test=negative"
             )
 
 
 def embed(backbone: Backbone, split: ImageSplit, config: FeatureConfig, ctx: RunContext[ImageSplit]) -> np.ndarray:
-    """Features (N, C) float32, with rows of length 1 if `normalize` is set."""
+    """Return features (N, C) float32, with rows of length 1 if `normalize` is set."""
     squash = config.transform == "squash"
     spec = FeatureSpec(size=config.size, resize=config.resize, pooling=config.feature, squash=squash)
     x = extract(backbone, split, ctx, spec=spec).numpy()
@@ -176,7 +176,7 @@ def embed(backbone: Backbone, split: ImageSplit, config: FeatureConfig, ctx: Run
 
 
 def choose(x: np.ndarray, labels: np.ndarray, config: Config, ctx: RunContext[ImageSplit]) -> tuple[list[float], int]:
-    """The cost of every class (the first on a tie) and how many fits did not converge; says what was tuned, and on what."""
+    """Return every class's cost (the first on a tie) and the number of unconverged fits. Records the tuning in `ctx`."""
     train = ctx.splits["train"]
     if len(config.costs) == 1:
         return list(config.costs) * len(train.classes), 0
@@ -196,7 +196,7 @@ def choose(x: np.ndarray, labels: np.ndarray, config: Config, ctx: RunContext[Im
 
 
 def note_unfinished(count: int, ctx: RunContext[ImageSplit]) -> None:
-    """Say how many fits were cut short; the references cut them at the same number."""
+    """Note how many fits stopped at the iteration limit. The references have the same limit."""
     if count:
         ctx.notes.append(f"{count} SVM fits stopped at {svm.MAX_ITER} iterations before they converged")
 
