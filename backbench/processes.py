@@ -109,13 +109,23 @@ def _after_fork() -> None:
         end_with_parent(parent)
 
 
-def start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def start(
+    command: Sequence[str], environment: Mapping[str, str], *, ignored: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
     """Start one of our entry points in a new session; it ends when this process ends, however that happens.
 
     To be called from the main thread.
+
+    Args:
+        ignored: signals that the new process ignores.
     """
+
+    def ignore() -> None:
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+
     own = {**environment, _PARENT: str(os.getpid())}
-    return subprocess.Popen(command, env=own, start_new_session=True)
+    return subprocess.Popen(command, env=own, start_new_session=True, preexec_fn=ignore if ignored else None)
 
 
 def end(started: Iterable[subprocess.Popen[bytes]], *, grace: float | None = None) -> None:

@@ -1,0 +1,94 @@
+"""Jobs of a SLURM: the options, the file that sbatch reads, and what happens on a real small cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backbench import slurm
+from backbench.errors import BackbenchError, ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90", 90),
+        ("1:30", 2),
+        ("0:00:01", 1),
+        ("4:00:00", 240),
+        ("2-0", 2880),
+        ("1-12:30", 2190),
+        ("1-00:00:30", 1441),
+        ("", 0),
+        ("4h", 0),
+        ("1-", 0),
+        ("-5", 0),
+    ],
+)
+def test_times_are_read_as_sbatch_reads_them(text, expected):
+    assert slurm.minutes(text) == expected
+
+
+def test_words_may_come_at_once_or_one_by_one():
+    at_once = slurm.parse(["partition=gpu gpus=8 time=2-0 constraint='a100|h100' extra.reservation=mine"])
+    assert at_once == slurm.parse(
+        ["partition=gpu", "gpus=8", "time=2-0", "constraint=a100|h100", "extra.reservation=mine"]
+    )
+    assert (at_once.gpus, at_once.constraint, at_once.extra) == (8, "a100|h100", {"reservation": "mine"})
+    assert slurm.parse([]) == slurm.Slurm()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["partion=gpu"], "unknown key 'partion'; did you mean 'partition'"),
+        (["time=4h"], "'time': not a time of sbatch"),
+        (["gpus=-1"], "'gpus': Input should be greater than or equal to 0"),
+        (["gpus=two"], "'gpus'"),
+        (["extra.x"], "expected extra.NAME=VALUE"),
+        (["extra.a b=1"], "expected extra.NAME=VALUE"),
+        (["gpus"], "not of the form key=value"),
+        (["constraint='a"], "No closing quotation"),
+    ],
+)
+def test_a_word_that_cannot_be_meant_is_refused(words, sentence):
+    with pytest.raises(ConfigError) as refused:
+        slurm.parse(words)
+    assert sentence in str(refused.value)
+
+
+def test_the_preview_needs_no_slurm_and_shows_what_sbatch_would_read(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", "")
+    works = [slurm.Work(name="one", argv=("a.py", "--x", "b c")), slurm.Work(name="two", argv=("a.py",), processes=4)]
+    wanted = slurm.parse(["partition=gpu gpus=4 cpus=16 memory=64G time=90 nodes=1 notice=60 extra.reservation=mine"])
+    shown = slurm.preview(works, wanted, tmp_path / "jobs", at_once=1)
+    for line in (
+        "--partition=gpu", "--gpus-per-node=4", "--cpus-per-task=16", "--mem=64G", "--time=90", "--array=0-1%1",
+        "--signal=USR2@60", "--requeue", "--reservation=mine",
+    ):  # fmt: skip
+        assert f"#SBATCH {line}\n" in shown
+    assert "srun --unbuffered" in shown and "--cpus-per-task=16" in shown.partition("# command")[2]
+    assert "0: one: " in shown and "a.py --x 'b c'" in shown
+    assert "job.py 4 a.py" in shown
+    assert not (tmp_path / "jobs").exists()
+
+
+def test_several_nodes_start_torchrun_on_each():
+    shown = slurm.preview(
+        [slurm.Work(name="x", argv=("a.py",), processes=8, restarts=3)], slurm.parse(["nodes=2"]), Path("j")
+    )
+    assert "-m torch.distributed.run --nnodes=2 --nproc-per-node=8 --max-restarts=3 --rdzv-backend=c10d" in shown
+
+
+def test_a_machine_without_slurm_says_where_to_go(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(BackbenchError, match="sbatch is not on PATH; run this on a login node"):
+        slurm.submit([slurm.Work(name="x", argv=("a.py",))], slurm.parse([]), tmp_path)
+    assert slurm.queued(["1"]) is None
+
+
+def test_a_machine_without_submitit_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "submitit", None)
+    with pytest.raises(BackbenchError, match=r"pip install 'backbench\[slurm\]'"):
+        slurm.submit([slurm.Work(name="x", argv=("a.py",))], slurm.parse([]), tmp_path)
