@@ -19,6 +19,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import FrameType
 
+from backbench import elastic
+
 INTERRUPTED = 130  # the exit code after a signal that asked to stop
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 _PARENT = "BACKBENCH_PARENT"  # environment of a process of ours that is to end with the one of this number
@@ -33,7 +35,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _forking: tuple[int, bool] = (0, False)  # the process that forks, and whether its main thread does
 _began = False
-_under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ  # before `begin` may drop it
+_under_torchrun = elastic.RUN_ID in os.environ  # before `begin` may drop it
 
 
 def begin(*, single: bool = False) -> None:
@@ -49,8 +51,9 @@ def begin(*, single: bool = False) -> None:
     parent = os.environ.pop(_PARENT, "")  # not for what this process starts
     if parent.isascii() and parent.isdigit():
         end_with_parent(int(parent))
-    elif "TORCHELASTIC_RUN_ID" in os.environ:
+    elif elastic.RUN_ID in os.environ:
         end_with_parent(os.getppid())
+        elastic.begin()
     if single:
         for name in set(os.environ) - set(alone(os.environ)):
             del os.environ[name]

@@ -1,0 +1,68 @@
+"""The torchrun agent that started this process as a rank. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+RUN_ID = "TORCHELASTIC_RUN_ID"
+_POLL_S = 1.0
+
+_agent: str | None = None
+
+
+def begin() -> None:
+    """At an entry point, in a rank: end this process, by SIGKILL, soon after the agent has ended.
+
+    A shell that the agent started, and that started this process, would outlive the agent, and so would this process.
+    """
+    global _agent
+    number = _find()
+    start = _start(number)
+    _agent = f"{socket.gethostname()} {number} {start}"
+    if start and number not in (1, os.getppid()):  # its own children are told by the system
+        threading.Thread(target=_watch, args=(number, start), daemon=True).start()
+
+
+def agent() -> str | None:
+    """Host, number and start time of the agent, the same for all ranks that it starts; None without torchrun."""
+    return _agent
+
+
+def _find() -> int:
+    """The agent's process number: the first process above this one whose environment does not name this rank.
+
+    Where /proc cannot be read it is the parent.
+    """
+    own = {f"{name}={os.environ[name]}".encode() for name in ("RANK", RUN_ID) if name in os.environ}
+    number = os.getppid()
+    try:
+        while number > 1 and own <= set(Path(f"/proc/{number}/environ").read_bytes().split(b"\0")):
+            number = int(_status(number)[1])
+    except (OSError, IndexError):
+        return os.getppid()
+    return number
+
+
+def _status(number: int) -> list[str]:
+    """The fields of /proc/NUMBER/stat that follow the command: state, parent, ..."""
+    return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+
+
+def _start(number: int) -> str:
+    """When a process started, in clock ticks of its machine; empty when it has ended or /proc is absent."""
+    try:
+        fields = _status(number)
+        return "" if fields[0] == "Z" else fields[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _watch(number: int, start: str) -> None:
+    while _start(number) == start:
+        time.sleep(_POLL_S)
+    os.kill(os.getpid(), signal.SIGKILL)
