@@ -23,6 +23,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from backbench import logs
 from backbench.distributed import is_main
 from backbench.printable import visible
 
@@ -47,18 +48,18 @@ def say(message: str) -> None:
         with contextlib.suppress(OSError):  # a full disk or a lost terminal under stderr: the work goes on
             print(visible(_prefix + message), file=sys.stderr, flush=True)
         if _log is not None:
-            with contextlib.suppress(OSError), _log.open("a", encoding="utf-8", errors="replace") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {visible(_prefix + message)}\n")
+            logs.write_line(_log, _prefix + message)
 
 
 @contextlib.contextmanager
 def logged(prefix: str, log: Path) -> Iterator[None]:
-    """Put `prefix` before every line that `say` prints, and keep these lines in a file too, with the time."""
+    """Put `prefix` before every line that `say` prints; `log` gets these lines and what libraries log and warn about."""
     global _prefix, _log
     before = _prefix, _log
     _prefix, _log = prefix, log
     try:
-        yield
+        with logs.kept(log):
+            yield
     finally:
         _prefix, _log = before
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import logging
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -337,6 +339,23 @@ def test_what_a_cell_says_has_its_place_and_is_kept_beside_its_record(one, out, 
     (log,) = out.rglob("log.txt")
     assert line in log.read_text()
     assert list(log.parent.glob("seed0.json"))
+
+
+def test_what_libraries_log_and_warn_about_is_kept_beside_the_record(one, out, monkeypatch, capsys):
+    def speaks(*_):
+        logging.getLogger("detectron2.data").warning("no class names")
+        warnings.warn("numbers overflow", RuntimeWarning, stacklevel=1)
+        raise BackbenchError("stopped")
+
+    change(monkeypatch, knn, run=speaks)
+    with pytest.warns(RuntimeWarning, match="overflow"):
+        assert one(*KNN) == 1
+    (log,) = out.rglob("log.txt")
+    warned, overflow, failed = log.read_text().splitlines()
+    assert warned.endswith("WARNING detectron2.data: no class names")
+    assert "RuntimeWarning" in overflow and overflow.endswith("numbers overflow")
+    assert failed.endswith("FAILED photos imagenet_knn seed 0: stopped")
+    assert "no class names" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("source", ["{ckpt}", "random:resnet18"])

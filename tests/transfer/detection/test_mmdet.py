@@ -22,6 +22,7 @@ from backbench.data.decode import CorruptImage
 from backbench.data.demo import render
 from backbench.data.splits import Files
 from backbench.errors import BackbenchError, ConfigError, DataError
+from backbench.progress import logged
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone
 from model_zoo.export import ExportError
@@ -102,6 +103,18 @@ def detectron2_rate(spec: DetectionSpec, iteration: int) -> float:
 
 
 COURSES = [(0, ()), (1, (9,)), (5, (7, 11)), (100, ())]
+
+
+def test_warnings_of_mmengine_are_in_the_log_and_not_on_the_terminal(tmp_path, capfd):
+    engine._quiet()
+    logger = pytest.importorskip("mmengine.logging").MMLogger.get_current_instance()
+    with logged("", tmp_path / "log.txt"):
+        logger.info("layer1.0.conv1.weight: initialised")
+        logger.warning("unexpected key")
+        logger.error("broken")
+    lines = [line.split(" ", 2)[2] for line in (tmp_path / "log.txt").read_text().splitlines()]
+    assert lines == ["WARNING mmengine: unexpected key", "ERROR mmengine: broken"]
+    assert capfd.readouterr() == ("", "broken\n")
 
 
 @pytest.mark.parametrize(("warmup", "milestones"), COURSES)

@@ -14,6 +14,7 @@ import contextlib
 import copy
 import importlib.util
 import io
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -156,9 +157,8 @@ def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
         BackbenchError: a tensor is missing, over or another one, or the trunk computes something else.
     """
     from mmdet.registry import MODELS
-    from mmengine.logging import MMLogger
 
-    MMLogger.get_current_instance().setLevel("ERROR")  # or it prints how every tensor was initialised
+    _quiet()
     with contextlib.redirect_stdout(io.StringIO()):
         model = MODELS.build(cfg.model)
         try:
@@ -170,6 +170,22 @@ def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
     if not difference <= FEATURE_TOLERANCE:
         raise ExportError(f"MMDetection's C2..C5 differ from torchvision's by {difference:.1e} of their largest value")
     return distributed.synchronise_batchnorm(model.train(), device).to(device)
+
+
+class _Forward(logging.Handler):
+    """Passes records on to the logger `mmengine` of Python's logging, which MMEngine's own loggers bypass."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logging.getLogger("mmengine").handle(record)
+
+
+def _quiet() -> None:
+    """Forward MMEngine's warnings instead of printing them; its INFO has a line for every tensor."""
+    from mmengine.logging import MMLogger
+
+    logger = MMLogger.get_current_instance()
+    logger.setLevel(logging.WARNING)
+    logger.handlers[:] = [_Forward()]
 
 
 def trunk_stages(model: Any, x: Tensor) -> list[Tensor]:
