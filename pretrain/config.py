@@ -41,10 +41,14 @@ class ModelConfig(Config):
         return self.hidden or hidden, self.outputs or outputs
 
 
+OWN_LAYOUTS = ("imagefolder", "webdataset", "hf_parquet")
+
+
 class DataConfig(Config):
     """The training images."""
 
-    name: Literal["demo", "imagenet", "imagenet100", "stl10", "imagefolder"] = "imagenet"
+    # a published data set, or the layout of your own folder (OWN_LAYOUTS)
+    name: Literal["demo", "imagenet", "imagenet100", "stl10", "imagefolder", "webdataset", "hf_parquet"] = "imagenet"
     root: Annotated[str | None, CHANGES_NO_NUMBER] = None  # the data set's own folder; the demo needs none
     split: str = "train"  # all: every image below the root of an image folder, without labels
     size: Annotated[int, Field(ge=16, le=1024)] = 224  # pixels of a view

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from backbench.data import catalogue, demo
+from backbench.data import catalogue, demo, layouts
 from backbench.data.catalogue import DataPlaces
 from backbench.data.decode import CorruptImage
 from backbench.data.layouts import imagefolder
@@ -22,7 +22,7 @@ from backbench.distributed import rank, world_size
 from backbench.errors import DataError, sentence, worker_death
 from backbench.processes import STOP_SIGNALS
 from backbench.progress import say
-from pretrain.config import DataConfig, PretrainConfig
+from pretrain.config import OWN_LAYOUTS, DataConfig, PretrainConfig
 from pretrain.views import make_views
 
 _GRACE = 20  # seconds that a worker continues after SIGTERM
@@ -48,10 +48,10 @@ def _read_split(config: DataConfig) -> ImageSplit:
     root = Path(config.root)
     if not root.is_dir():
         raise DataError(f"data.root: no folder {root}")
-    if config.name == "imagefolder":
-        if config.split == "all":
-            return imagefolder.read_unlabelled(root, dataset=root.name)
-        return imagefolder.read(root, config.split, dataset=root.name)
+    if config.name == "imagefolder" and config.split == "all":
+        return imagefolder.read_unlabelled(root, dataset=root.name)
+    if config.name in OWN_LAYOUTS:
+        return layouts.get(config.name).read(root, config.split, dataset=root.name)
     return catalogue.load(config.name, config.split, DataPlaces(named={config.name: root}))
 
 
@@ -65,7 +65,9 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     def __init__(self, length: int, batch: int, seed: int, start: int, stop: int) -> None:
         self.length, self.batch, self.seed, self.start, self.stop = length, batch, seed, start, stop
         if batch % world_size():
-            raise DataError(f"optim.batch {batch} does not divide among {world_size()} processes")
+            raise DataError(
+                f"optim.batch {batch} does not divide among {world_size()} processes: set a multiple of {world_size()}"
+            )
         if length < batch:
             raise DataError(f"only {length} images, fewer than one batch of {batch}: lower optim.batch")
 

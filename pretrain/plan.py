@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from backbench.config import dump
 from backbench.errors import BackbenchError
-
-if TYPE_CHECKING:
-    from pretrain.config import DataConfig, PretrainConfig
+from pretrain.config import OWN_LAYOUTS, DataConfig, PretrainConfig
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ def _absent(data: DataConfig) -> str | None:
 
         return None if demo.is_made() else "the demo's images are made when training starts"
     if data.root is None:
-        owner = "your images" if data.name == "imagefolder" else data.name
+        owner = "your images" if data.name in OWN_LAYOUTS else data.name
         return f"data.root is not set; give data.root=DIR, the folder of {owner}"
     return None if Path(data.root).is_dir() else f"data.root: no folder {data.root}"
 
@@ -72,7 +69,7 @@ def _published(data: DataConfig) -> int | None:
         from backbench.data.demo import write
 
         return len(write.CLASSES) * write.PER_CLASS[data.split] if data.split in write.PER_CLASS else None
-    if data.name == "imagefolder":
+    if data.name in OWN_LAYOUTS:
         return None
     counts = catalogue.info(data.name).counts
     parts = data.split.split("+")

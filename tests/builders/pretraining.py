@@ -21,6 +21,18 @@ IMAGES = 30  # 20-NN wants four fifths of them to be 20 at least
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["pretrain.run", "pretrain.train", "torch.utils.tensorboard"])
 
+# Put before the run: the process kills itself, as kill -9 or the kernel would, where nothing can be tidied up.
+KILL_AT_STEP = """
+import signal
+import pretrain.train as t
+step_as_it_is = t.train_step
+def train_step(*args, step, **kwargs):
+    if step == {step}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step_as_it_is(*args, step=step, **kwargs)
+t.train_step = train_step
+"""
+
 _CHILD = """
 import os
 os.environ.update({environment!r})

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import torch
 import warm
-from pretraining import end, start_child, stderr_of
+from pretraining import KILL_AT_STEP, end, start_child, stderr_of
 from torch.utils.tensorboard import SummaryWriter
 
 from backbench.config import dump
@@ -40,17 +40,7 @@ from pretrain.train import NonFiniteLoss, build_all, train
 SCRIPT = Path(__file__).resolve().parents[2] / "pretrain" / "run.py"
 PROOF = ("run.float64=true", "optim.trust_coefficient=0.1")  # 5 steps that move every weight
 
-# Put before the run: the process kills itself, as kill -9 or the kernel would, where nothing can be tidied up.
-_KILL_AT_STEP = """
-import signal
-import pretrain.train as t
-step_as_it_is = t.train_step
-def train_step(*args, step, **kwargs):
-    if step == {step}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step_as_it_is(*args, step=step, **kwargs)
-t.train_step = train_step
-"""
+# Put before the run, as KILL_AT_STEP.
 _KILL_IN_CHECKPOINT = """
 import signal
 replace_as_it_is, seen = os.replace, []
@@ -241,7 +231,7 @@ def without_speed(out: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "before",
-    [_KILL_AT_STEP.format(step=1), _KILL_AT_STEP.format(step=5), _KILL_IN_CHECKPOINT.format(number=2)],
+    [KILL_AT_STEP.format(step=1), KILL_AT_STEP.format(step=5), _KILL_IN_CHECKPOINT.format(number=2)],
     ids=["before the first checkpoint", "after a step that no checkpoint has", "while a checkpoint is written"],
 )
 def test_a_killed_run_resumes_to_the_same_bits(whole, tmp_path, start, before):
@@ -266,7 +256,7 @@ def test_killed_at_any_step_with_a_worker_reading_ahead(whole, tmp_path, start):
     config, uninterrupted = whole
     step, out = secrets.randbelow(7), tmp_path / "run"
     config = config.model_copy(update={"data": config.data.model_copy(update={"workers": 1})})
-    killed = start(config, out, before=_KILL_AT_STEP.format(step=step))
+    killed = start(config, out, before=KILL_AT_STEP.format(step=step))
     killed.join(120)
     assert killed.exitcode == -signal.SIGKILL, stderr_of(killed, out)
     train(config, out, resume=True)
