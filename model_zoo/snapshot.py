@@ -14,7 +14,7 @@ from typing import Any
 
 from backbench.errors import CheckpointError
 from backbench.printable import printable
-from model_zoo import folders, reading
+from model_zoo import folders, formats, reading
 from model_zoo.stated import plain
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in this order, as transformers looks for them
@@ -43,7 +43,7 @@ def contents(path: Path) -> Contents:
     notes: list[str] = []
 
     def read_file(file: Path) -> Any:
-        found = reading.read(file)
+        found = reading.read(file, formats.pickled())
         notes.extend(found.notes)
         return found.value
 

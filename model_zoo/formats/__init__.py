@@ -1,10 +1,15 @@
 """One module per checkpoint layout: container, unwrapping and key scheme.
 
-Each has `matches(obj) -> bool`, `extract(obj) -> Extracted` and `example(state) -> obj` (the documented layout built
-around a backbone's tensors, for the contract tests). A module says nothing of the method: several methods share a layout.
-`passed_over(obj) -> patterns of paths`, where a module has it, names the networks that the layout's published rule passes
-over; every other second network is refused. `MORE_SPECIFIC_THAN`, where a module has it, names the layouts that the same
-file also fits and that give way to this one; two layouts of which neither gives way are an error that names both.
+Each has `matches(obj) -> bool`, `extract(obj) -> Extracted` and `example(state, arch) -> obj` (the documented layout with
+a backbone's tensors, for the contract tests). A layout is not tied to a method: several methods share one. Optional:
+
+`passed_over(obj)`: patterns of the paths of networks that the layout's published rule skips; any other second network is
+refused.
+`MORE_SPECIFIC_THAN`: layouts that also fit such a file and give way to this one. Two layouts that fit, of which neither
+gives way, are an error that names both.
+`PICKLED`: operations for the layout's own pickled classes, by (module, class). An operation gets the arguments with which
+the pickle calls the class: plain values, and references to tensors and arrays. It returns plain values and such
+references, or NotImplemented. The class is never imported.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from torch import Tensor
 from backbench import plugins
 from backbench.errors import CheckpointError
 from model_zoo.architecture import Architecture
+from model_zoo.reading.pickles.names import Pickled
 from model_zoo.wrappers import MOST_TENSORS, tensors_of
 
 _CANONICAL = re.compile(
@@ -52,6 +58,11 @@ class Extracted:
 def modules() -> dict[str, ModuleType]:
     """Every layout, by name."""
     return dict(plugins.modules("formats", sys.modules[__name__]).found)
+
+
+def pickled() -> dict[str, Pickled]:
+    """Return the `PICKLED` of every layout that has one, by layout."""
+    return {name: module.PICKLED for name, module in modules().items() if hasattr(module, "PICKLED")}
 
 
 def matching(obj: Any) -> dict[str, ModuleType]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from model_zoo.architecture import Architecture
 from model_zoo.formats import Extracted
+from model_zoo.reading.pickles.operations import mapping
 from model_zoo.wrappers import word
 
 _BLOCK = re.compile(
@@ -25,6 +26,19 @@ ARCH = {"pool_padding": "same", "conv_padding": "same"}  # byol/utils/networks.p
 _LEAVES = {"w": "weight", "scale": "weight", "offset": "bias"}
 _EMA = {"mean_ema": "running_mean", "var_ema": "running_var"}
 _HEADS = ("projector", "predictor", "classifier")
+
+
+def _byol_state(arguments: tuple[Any, ...]) -> dict[str, Any]:
+    """Return the fields of BYOL's NamedTuple (deepmind-research, byol/byol_experiment.py)."""
+    names = ("online_params", "target_params", "online_state", "target_state", "opt_state")
+    return dict(zip(names, arguments, strict=False))
+
+
+_MAPPING = mapping(dict)  # Haiku pickles its mappings as the class and a dictionary
+PICKLED = {
+    **{("haiku._src.data_structures", name): _MAPPING for name in ("FlatMapping", "FlatMap", "frozendict")},
+    ("byol.byol_experiment", "_ByolExperimentState"): _byol_state,
+}
 
 
 def _canonical(module: str) -> str | None:

@@ -1,16 +1,16 @@
-"""Files that may hold weights, read without running anything of theirs, within time and memory that their size bounds.
+"""Read files of weights without running code from them. Their size bounds the time and memory.
 
-`read(path)` tells a container by its content, never by its name: torch's zip and its older form, pickles of arrays, .npz,
-safetensors, or one of these in a plain zip archive. Everything is read by code of this package: nothing is handed to
-`torch.load`, `pickle` or `tarfile`, nothing is unpacked to the disk. What is neither tensor nor plain value becomes an
-`Inert` stub under its name; `Contents.notes` says which names were met, and goes into a backbone's `notes`.
+`read(path)` recognises a container by its content, never by its name: torch's zip and legacy files, pickles of arrays,
+.npz, safetensors, or one of these in a plain zip archive. This package reads them all itself: it gives nothing to
+`torch.load`, `pickle` or `tarfile`, and unpacks nothing to the disk. An object that is neither a tensor nor a plain value
+becomes an `Inert` stub; `Contents.notes` lists the names of such objects, and goes into a backbone's `notes`.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,60 +21,67 @@ from torch import Tensor
 from backbench.errors import CheckpointError
 from backbench.files import opened, why_not
 from backbench.printable import printable
-from model_zoo.reading import archive as archives
-from model_zoo.reading import foreign, npz, plain_pickle, safetensors, torch_legacy, torch_zip
-from model_zoo.reading.archive import Archive
-from model_zoo.reading.machine import Malformed
-from model_zoo.reading.objects import Inert
+from model_zoo.reading import archives, foreign, npz, safetensors
+from model_zoo.reading.archives import Archive
+from model_zoo.reading.pickles import plain
+from model_zoo.reading.pickles.machine import Malformed
+from model_zoo.reading.pickles.names import Names, Pickled, merged
+from model_zoo.reading.pickles.objects import Inert
+from model_zoo.reading.torch_files import legacy
+from model_zoo.reading.torch_files import zip as torch_zip
 
 __all__ = ["Contents", "Inert", "first_bytes", "load_torch", "read"]
 
 _HEAD = 512
-_NAMED = 5  # names in a note
-# Nothing but an attack calls these: whoever reads the file with torch.load(weights_only=False) would run them.
+_NAMED = 5  # most names in a note
+# Only an attack calls these: torch.load(weights_only=False) would run them.
 _ARMED = ("os.", "posix.", "nt.", "subprocess.", "pty.", "runpy.", "socket.", "ctypes.", "builtins.eval",
           "builtins.exec", "builtins.__import__", "builtins.compile", "builtins.open", "webbrowser.", "shutil.")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Contents:
-    """A file's contents: plain values, tensors and `Inert` stubs, with notes for whoever reads the numbers."""
+    """A file's contents: plain values, tensors and `Inert` stubs, with notes for the user."""
 
     value: Any
     notes: tuple[str, ...] = ()
 
 
-def read(path: Path) -> Contents:
-    """The contents of a file that may hold weights.
+def read(path: Path, pickled: Mapping[str, Pickled] | None = None) -> Contents:
+    """Return the contents of a file of weights.
+
+    Args:
+        pickled: operations of each layout for its own pickled classes, see `model_zoo.formats.pickled`.
 
     Raises:
-        CheckpointError: one sentence that begins with the path and says what is wrong with the file and what to do.
+        CheckpointError: one sentence: the path, what is wrong with the file, and what to do.
+        ConfigError: the operations of two layouts contradict each other or a built-in one.
     """
     with _sentences(path), opened(path, CheckpointError) as file:
         size = os.fstat(file.fileno()).st_size
         _refuse_what_memory_cannot_hold(size)
-        names: dict[str, int] = {}
+        names = Names(merged(pickled or {}))
         value, checked = _read(file, size, names, Path(path).suffix == ".safetensors")
         _refuse_networks(value)
-        return Contents(value, (*_notes(names), *([] if checked else [_UNCHECKED])))
+        return Contents(value, (*_notes(names.unknown), *([] if checked else [_UNCHECKED])))
 
 
 def load_torch(path: Path) -> Any:
-    """The value that `torch.save` wrote, on the CPU, without running code from the file; for our own files.
+    """Return the value in a file of `torch.save`, on the CPU, without running code from it. For our own files.
 
     Raises:
-        CheckpointError: missing, empty, truncated, damaged, a web page, or no container of weights.
+        CheckpointError: missing, empty, truncated, damaged, a web page, or not a container of weights.
     """
     return read(path).value
 
 
 def first_bytes(path: Path) -> bytes:
-    """A checkpoint's first bytes; CheckpointError when the file is missing, empty, a web page or a tar."""
+    """Return a checkpoint's first bytes. Raises CheckpointError: missing, empty, a web page or a tar archive."""
     with _sentences(path), opened(path, CheckpointError) as file:
         return _head(file, os.fstat(file.fileno()).st_size)
 
 
-_UNCHECKED = "its writer left the checksums out, so that damage to its numbers cannot be seen"
+_UNCHECKED = "has no checksums: damage to its numbers cannot be detected"
 
 
 def _head(file: BinaryIO, size: int) -> bytes:
@@ -87,8 +94,8 @@ def _head(file: BinaryIO, size: int) -> bytes:
     return head
 
 
-def _read(file: BinaryIO, size: int, names: dict[str, int], named_so: bool, nested: bool = False) -> tuple[Any, bool]:
-    """The value, and whether checksums, where the container has them, were compared."""
+def _read(file: BinaryIO, size: int, names: Names, named_so: bool, nested: bool = False) -> tuple[Any, bool]:
+    """Return the value, and False if the container should have checksums but does not."""
     if named_so and not size:
         raise CheckpointError("not a readable safetensors file: the file is empty")
     head = _head(file, size)
@@ -98,16 +105,16 @@ def _read(file: BinaryIO, size: int, names: dict[str, int], named_so: bool, nest
         with archives.opened(file, size) as archive:
             value = _of_archive(archive, names, nested)
             return value, not archive.without_checksums
-    if head.startswith(b"\x80") and torch_legacy.MAGIC in head[:32]:
-        return torch_legacy.read(file, size, names), True
+    if head.startswith(b"\x80") and legacy.MAGIC in head[:32]:
+        return legacy.read(file, size, names), True
     if head.startswith(npz.MAGIC):
         raise CheckpointError("is one array (.npy): save the tensors by name, with numpy.savez or torch.save")
     if head.startswith((b"\x80", b"(", b"c", b"}", b"]")):
-        return plain_pickle.read(file, size, names), True
-    raise Malformed("its first bytes are those of no container of weights")
+        return plain.read(file, size, names), True
+    raise Malformed("its first bytes are not those of a container of weights")
 
 
-def _of_archive(archive: Archive, names: dict[str, int], nested: bool) -> Any:
+def _of_archive(archive: Archive, names: Names, nested: bool) -> Any:
     if npz.is_npz(archive):
         return npz.read(archive, names)
     if torch_zip.is_torch(archive):
@@ -121,7 +128,7 @@ def _of_archive(archive: Archive, names: dict[str, int], nested: bool) -> Any:
 
 @contextmanager
 def _sentences(path: Path) -> Iterator[None]:
-    """Every way to fail as one sentence that begins with the path."""
+    """Turn every failure into one sentence that begins with the path."""
     shown = printable(path, 300)
     try:
         yield
@@ -129,7 +136,7 @@ def _sentences(path: Path) -> Iterator[None]:
         text = str(refused)
         raise CheckpointError(text if text.startswith(shown) else f"{shown}: {text}") from None
     except MemoryError:
-        raise CheckpointError(f"{shown}: this machine's memory does not hold what is in it") from None
+        raise CheckpointError(f"{shown}: its contents do not fit into this machine's memory") from None
     except (Malformed, struct.error, ValueError, RuntimeError, RecursionError, OverflowError) as error:
         reason = printable(" ".join(str(error).split()))
         raise CheckpointError(
@@ -140,7 +147,7 @@ def _sentences(path: Path) -> Iterator[None]:
 
 
 def _refuse_what_memory_cannot_hold(size: int) -> None:
-    """A sparse file takes no disk and any memory."""
+    """Refuse a file larger than the memory; a sparse one can be, on any disk."""
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
@@ -150,7 +157,7 @@ def _refuse_what_memory_cannot_hold(size: int) -> None:
 
 
 def _refuse_networks(value: Any) -> None:
-    """CheckpointError for `torch.save(model)`: what it holds are pickled networks and nothing that has tensors beside them."""
+    """Raise CheckpointError for `torch.save(model)`: pickled networks, and nothing with tensors beside them."""
     top = value.items() if isinstance(value, dict) else (("", value),)
     networks = [(key, item) for key, item in top if isinstance(item, Inert) and item.is_module]
     if networks and not _has_tensors(value):
@@ -170,7 +177,7 @@ def _has_tensors(value: Any, levels: int = 4) -> bool:
 
 
 def _notes(names: dict[str, int]) -> list[str]:
-    """Notes on the objects found beside tensors and plain values, as `verify` prints them."""
+    """Return the notes on objects that are neither tensors nor plain values; `verify` prints them."""
     if not names:
         return []
     shown = ", ".join(list(names)[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
@@ -182,6 +189,6 @@ def _notes(names: dict[str, int]) -> list[str]:
     notes = [f"holds {kinds} ({shown}): left unread, nothing was run"]
     if armed := [name for name in names if name.startswith(_ARMED)]:
         notes.append(
-            f"names what only an attack calls ({', '.join(armed[:_NAMED])}): do not load this file with other tools"
+            f"names functions that only an attack calls ({', '.join(armed[:_NAMED])}): do not load this file with other tools"
         )
     return notes

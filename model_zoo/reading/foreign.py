@@ -1,4 +1,4 @@
-"""Files often mistaken for checkpoints: each gets an error that helps."""
+"""Files often mistaken for checkpoints; each gets an error that helps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKED = {
     b"7z\xbc\xaf\x27\x1c": ("7z", "7z x"),
     b"Rar!\x1a\x07": ("rar", "unrar x"),
 }
-_SAVE = "which is not read here; save its arrays by name with numpy.savez"
+_SAVE = "which is not supported; save its arrays by name with numpy.savez"
 _OTHERS = tuple(
     (re.compile(pattern, re.DOTALL), what)
     for pattern, what in (
@@ -32,13 +32,13 @@ _OTHERS = tuple(
             "is JSON text, not a checkpoint (a server's answer, a configuration or an index?)",
         ),
         (rb"(\.\./)*/?(\.git/)?annex/objects/", "is a pointer of git-annex; fetch the file itself: `git annex get`"),
-        (rb"\0{512}", "begins with zeros only: a download or a copy that never got its contents; fetch it again"),
+        (rb"\0{512}", "begins with zeros only: an incomplete download or copy; fetch it again"),
     )
 )
 
 
 def refuse(head: bytes) -> None:
-    """CheckpointError when the first bytes show that the file is not a checkpoint."""
+    """Raise CheckpointError if the first bytes show that the file is not a checkpoint."""
     if head.lstrip().startswith(b"<"):
         raise CheckpointError("is a web page, not a checkpoint (a download that ended at a login or error page?)")
     if head.startswith(b"version https://git-lfs.github.com"):
@@ -48,7 +48,7 @@ def refuse(head: bytes) -> None:
     if is_tar(head):
         raise CheckpointError(
             "is a tar archive, which is never unpacked here: unpack it yourself (`tar -xf`) and give the checkpoint in it; "
-            "PyTorch wrote checkpoints as tar until 2017: load and save such a one with the PyTorch that wrote it"
+            "PyTorch wrote checkpoints as tar until 2017: load and save such a file with the PyTorch that wrote it"
         )
     for magic, (name, command) in _PACKED.items():
         if head.startswith(magic):
@@ -61,7 +61,7 @@ def refuse(head: bytes) -> None:
 
 
 def is_tar(head: bytes) -> bool:
-    """Whether the first 512 bytes are a tar header: POSIX's, GNU's, or an old one, which only its checksum tells."""
+    """Return whether the first 512 bytes are a tar header: POSIX, GNU, or an old one, recognised by its checksum."""
     if len(head) < 512:
         return False
     if head[257:262] == b"ustar":

@@ -1,4 +1,4 @@
-"""Safetensors: a header in JSON and the numbers behind it; it has no checksums."""
+"""Safetensors: a JSON header, then the numbers. No checksums."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch import Tensor
 
 from backbench.errors import CheckpointError
 
-_LONGEST = 100_000_000  # of a header, as the library has it
+_LONGEST = 100_000_000  # bytes of a header, the library's limit
 
 
 def is_safetensors(head: bytes, size: int) -> bool:
-    """Whether a file's first bytes are the length of a header that fits into it and its brace, whatever its name is."""
+    """Return whether the first bytes are a header length that fits into the file, and a brace."""
     length = int.from_bytes(head[:8], "little")
     return head[8:9] == b"{" and 2 <= length <= min(size - 8, _LONGEST)
 
 
 def read(file: BinaryIO, size: int) -> dict[str, Tensor]:
-    """Its tensors; copies, so that a file that changes later changes none.
+    """Return the tensors, copied: later changes of the file do not affect them.
 
     Raises:
         CheckpointError: damaged, or not a safetensors file.

@@ -17,7 +17,7 @@ import torch
 
 import model_zoo.load
 from backbench.errors import BackbenchError
-from model_zoo.reading.torch_legacy import MAGIC
+from model_zoo.reading.torch_files.legacy import MAGIC
 
 
 def glob(name):

@@ -1,10 +1,15 @@
 """Every checkpoint layout: documented, matched by itself alone, and lossless."""
 
+import re
+import sys
+import types
+from typing import NamedTuple
+
 import pytest
 import torch
 
 from backbench import plugins
-from backbench.errors import CheckpointError
+from backbench.errors import CheckpointError, ConfigError
 from backbench.files.hashes import tensors_sha256
 from model_zoo import formats
 from model_zoo.architecture import Architecture
@@ -120,6 +125,100 @@ def test_a_layout_outside_the_package_whose_check_raises_takes_nothing_down(tmp_
     torch.save({"raise": 1, "state_dict": trained_state("resnet18")}, tmp_path / "a.pth")
     assert load(tmp_path / "a.pth").format == "torchvision"
     assert "faulty.py: matches() raised KeyError" in capsys.readouterr().err
+
+
+PICKLES = """
+def matches(obj):
+    return False
+
+extract = example = matches
+
+def state(arguments):
+    if len(arguments) != 2:
+        return NotImplemented
+    return {answer}
+
+PICKLED = {pickled}
+"""
+FIELDS = 'dict(zip(("state_dict", "rng"), arguments))'
+
+
+class State(NamedTuple):
+    """A NamedTuple of a trainer, pickled as its class and its fields."""
+
+    weights: dict
+    rng: object
+
+
+def layout_with_pickled(folder, monkeypatch, name="ours", answer=FIELDS, pickled="{('mylab_train', 'State'): state}"):
+    """Write a plug-in layout and a checkpoint with a `mylab_train.State`; return the checkpoint."""
+    (folder / "formats").mkdir(exist_ok=True)
+    (folder / "formats" / f"{name}.py").write_text(PICKLES.format(answer=answer, pickled=pickled))
+    monkeypatch.setenv(plugins.VARIABLE, str(folder))
+    monkeypatch.setattr(State, "__module__", "mylab_train")
+    monkeypatch.setitem(sys.modules, "mylab_train", types.SimpleNamespace(State=State))
+    torch.save(State(trained_state("resnet18"), types.SimpleNamespace(a=1)), folder / "a.pth")
+    monkeypatch.delitem(sys.modules, "mylab_train")
+    return folder / "a.pth"
+
+
+def test_a_layout_outside_the_package_reads_its_own_pickled_class(tmp_path, monkeypatch):
+    file = layout_with_pickled(tmp_path, monkeypatch)
+    backbone = load(file)
+    assert backbone.format == "torchvision"
+    assert torch.equal(backbone.state["conv1.weight"], trained_state("resnet18")["conv1.weight"])
+    assert not any("mylab" in note for note in backbone.notes)
+    assert any("types.SimpleNamespace" in note for note in backbone.notes), "what PICKLED does not name stays inert"
+    monkeypatch.delenv(plugins.VARIABLE)
+    with pytest.raises(CheckpointError, match=r"mylab_train.State"):
+        load(file)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("open", "for 'mylab_train.State' in PICKLED returned builtin_function_or_method, not a plain value"),
+        ("type('Mine', (dict,), {})()", "returned Mine, not a plain value"),
+        ("arguments[0]['nothing']", "raised KeyError: 'nothing'; correct it"),
+    ],
+)
+def test_an_operation_that_is_wrong_is_an_error_that_names_its_layout(answer, words, tmp_path, monkeypatch):
+    file = layout_with_pickled(tmp_path, monkeypatch, answer=answer)
+    with pytest.raises(CheckpointError, match=f"^{file}: the operation of layout 'ours' .*{re.escape(words)}"):
+        load(file)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [("torch._utils", "_rebuild_tensor_v2"), ("torch", "FloatStorage"), ("__builtin__", "dict"), ("numpy", "dtype")],
+)
+def test_a_layout_cannot_replace_a_built_in_operation(name, tmp_path, monkeypatch):
+    file = layout_with_pickled(tmp_path, monkeypatch, pickled=f"{{{name}: state}}")
+    with pytest.raises(
+        ConfigError, match=f"layout 'ours': PICKLED names '.*{name[1]}', which is read by a built-in rule"
+    ):
+        load(file)
+
+
+@pytest.mark.parametrize("pickled", ["[]", "{'mylab_train.State': state}", "{('mylab_train', 'State'): 3}"])
+def test_a_malformed_table_of_operations_is_named(pickled, tmp_path, monkeypatch):
+    file = layout_with_pickled(tmp_path, monkeypatch, pickled=pickled)
+    with pytest.raises(ConfigError, match=r"layout 'ours': PICKLED must map pairs \(module, class\) to functions"):
+        load(file)
+
+
+def test_two_layouts_with_different_operations_for_one_class_are_both_named(tmp_path, monkeypatch):
+    layout_with_pickled(tmp_path, monkeypatch, name="other")
+    file = layout_with_pickled(tmp_path, monkeypatch)
+    with pytest.raises(
+        ConfigError, match=r"layouts 'other' and 'ours': their PICKLED give 'mylab_train.State' different"
+    ):
+        load(file)
+    layout_with_pickled(
+        tmp_path, monkeypatch, name="other2", pickled="__import__('sys').modules['backbench_formats_ours'].PICKLED"
+    )
+    (tmp_path / "formats" / "other.py").unlink()
+    assert load(file).format == "torchvision", "the same function in both is no conflict"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -258,4 +258,4 @@ def test_what_was_saved_without_checksums_is_read_and_noted(tmp_path, state):
     finally:
         torch.serialization.set_crc32_options(True)
     backbone = load(tmp_path / "m.pth")
-    assert any("left the checksums out" in note for note in backbone.notes)
+    assert any("has no checksums" in note for note in backbone.notes)

@@ -220,7 +220,7 @@ BUILDS = {
     "a storage class": ("torch.FloatStorage", h.dictionary(dtype=b"N")),
     "our reader": ("model_zoo.reading.read", h.dictionary(__defaults__=b"N", __doc__=b"N")),
     "our error": ("backbench.errors.CheckpointError", h.dictionary(kind=h.text("evil"))),
-    "our operations": ("model_zoo.reading.known.OPERATIONS", h.dictionary(evil=b"K\x01")),
+    "our operations": ("model_zoo.reading.pickles.operations.OPERATIONS", h.dictionary(evil=b"K\x01")),
     "numpy.dtype": ("numpy.dtype", h.dictionary(evil=b"K\x01")),
     "numpy.ndarray": ("numpy.ndarray", b"(K\x01)NNNt"),
     "builtins.dict": ("builtins.dict", h.dictionary(evil=b"K\x01")),
@@ -236,18 +236,26 @@ def test_a_state_changes_nothing_of_ours(tmp_path, scene, container, kind):
 
     from backbench import errors
     from model_zoo import reading
-    from model_zoo.reading import known
+    from model_zoo.reading.pickles import operations
 
     name, state = BUILDS[kind]
     watched = [
         torch._utils._rebuild_tensor_v2,
         torch._utils._rebuild_parameter,
         reading.read,
-        *known.OPERATIONS.values(),
+        *operations.OPERATIONS.values(),
     ]
-    before = [(f.__defaults__, dict(f.__dict__), f.__code__) for f in watched], len(known.OPERATIONS), len(sys.modules)
+    before = (
+        [(f.__defaults__, dict(f.__dict__), f.__code__) for f in watched],
+        len(operations.OPERATIONS),
+        len(sys.modules),
+    )
     outcome(h.CONTAINERS[container](tmp_path / "m.pth", h.pickled(h.build(name, state))))
-    after = [(f.__defaults__, dict(f.__dict__), f.__code__) for f in watched], len(known.OPERATIONS), len(sys.modules)
+    after = (
+        [(f.__defaults__, dict(f.__dict__), f.__code__) for f in watched],
+        len(operations.OPERATIONS),
+        len(sys.modules),
+    )
     assert after == before
     assert errors.CheckpointError.kind == "checkpoint error"
     for owner in (collections.OrderedDict, torch.Size, torch.FloatStorage):

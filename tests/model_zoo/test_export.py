@@ -305,7 +305,7 @@ def test_code_in_a_pickle_is_named_and_not_run(tmp_path, protocol):
     backbone = load(path)
     notes = "; ".join(backbone.notes)
     assert "that is not a tensor (posix.mkdir): left unread, nothing was run" in notes
-    assert "what only an attack calls" in notes
+    assert "functions that only an attack calls" in notes
     assert not target.exists()
 
 

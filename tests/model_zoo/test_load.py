@@ -124,7 +124,7 @@ def test_code_in_a_pickle_is_named_and_not_run(tmp_path, state, legacy):
     backbone = load(path)
     notes = "; ".join(backbone.notes)
     assert "that is not a tensor (posix.mkdir): left unread, nothing was run" in notes
-    assert "what only an attack calls" in notes
+    assert "functions that only an attack calls" in notes
     assert torch.equal(backbone.state["conv1.weight"], state["conv1.weight"])
     assert not target.exists()
 

@@ -1,4 +1,4 @@
-"""A pickle of dictionaries and numpy arrays, as Detectron2, VISSL's Caffe2 files and haiku keep weights; no checksums."""
+"""Pickles of dictionaries and numpy arrays, as Detectron2, VISSL's Caffe2 and Haiku write weights. No checksums."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from typing import Any, BinaryIO
 
 from backbench.errors import CheckpointError
 from backbench.printable import printable
-from model_zoo.reading import machine
-from model_zoo.reading.settle import settle
+from model_zoo.reading.pickles import machine
+from model_zoo.reading.pickles.names import Names
+from model_zoo.reading.pickles.settle import settle
 
 
-def read(file: BinaryIO, size: int, names: dict[str, int]) -> Any:
-    """Its plain values, arrays of numbers as tensors.
+def read(file: BinaryIO, size: int, names: Names) -> Any:
+    """Return the plain values, with arrays of numbers as tensors.
 
     Raises:
-        CheckpointError: truncated, no pickle, or more than any checkpoint holds.
+        CheckpointError: truncated, not a pickle, or larger than any checkpoint.
     """
     try:
         return settle(machine.load(file, size, names), None, size, names)

@@ -1,4 +1,4 @@
-"""What stands for the objects of a pickle: names that are never looked up, calls that are never made."""
+"""Inert objects that replace those of a pickle: names that are never looked up, calls that are never made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from backbench.printable import printable
 
-_NAME = 120  # characters of a name that are kept
+_NAME = 120  # longest name that is printed
 _PLAIN = {
     *(("builtins", name) for name in ("list", "dict", "set", "frozenset", "tuple", "object", "int", "float", "str",
                                       "bool", "bytes", "bytearray", "complex", "slice", "range", "xrange", "unicode")),
@@ -48,12 +48,12 @@ class Global:
 
     @property
     def name(self) -> str:
-        """As it can be printed: one line, of a bounded length."""
+        """The name for messages: one line of bounded length."""
         return printable(f"{self.module[:_NAME]}.{self.word}", _NAME)
 
     @property
     def is_plain(self) -> bool:
-        """A type of plain values or of numbers: nothing that a reader needs to hear of."""
+        """Whether it is a type of plain values or numbers, which needs no note."""
         if self.module in ("torch", "torch.cuda", "torch.storage"):
             return bool(_DTYPE.fullmatch(self.word)) or self.word.endswith("Storage") or self.word == "Tensor"
         return (self.module, self.word) in _PLAIN or self.module == "numpy.dtypes"
@@ -61,9 +61,9 @@ class Global:
 
 @dataclass(eq=False)
 class Object:
-    """What a call in a pickle would have made: what was called, with what, and what was put into it since."""
+    """A call in a pickle that was not made: the function, its arguments, and what the pickle then put into the result."""
 
-    kind: Any  # a Global in every honest file
+    kind: Any  # a Global, except in hostile files
     arguments: Any
     named: Any = None
     items: dict[Any, Any] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class Object:
 
     @property
     def name(self) -> str:
-        """Of its class, or of the function that would have made it."""
+        """The name of its class, or of the function that would have made it."""
         kind = self.kind
         for _ in range(8):
             if isinstance(kind, Global):
@@ -82,15 +82,15 @@ class Object:
 
     @property
     def is_module(self) -> bool:
-        """A pickled network: `torch.save(model)` instead of `torch.save(model.state_dict())`."""
+        """Whether it is a pickled network: `torch.save(model)` instead of `torch.save(model.state_dict())`."""
         return isinstance(self.state, dict) and "_parameters" in self.state and "_modules" in self.state
 
 
 @dataclass(frozen=True)
 class Inert:
-    """Stands in what was read for an object that is neither tensor nor plain value; holds its name and does nothing.
+    """A stub for an object that is neither a tensor nor a plain value. It has a name and does nothing.
 
-    `is_module` says that it is a pickled network, `tensors` how many tensors lie directly in it or in its parts.
+    `is_module`: it is a pickled network. `tensors`: how many tensors it and its parts contain.
     """
 
     name: str
@@ -102,13 +102,13 @@ class Inert:
 
     @property
     def kind(self) -> str:
-        """In a sentence: `a tensor that is sparse`, `an object that is not a tensor (argparse.Namespace)`."""
+        """Words for a sentence: `a tensor that is sparse`, `an object that is not a tensor (argparse.Namespace)`."""
         word = self.name.rpartition(".")[2]
         return f"a tensor that is {_KINDS[word]}" if word in _KINDS else f"an object that is not a tensor ({self.name})"
 
 
 def as_key(value: Any) -> Any:
-    """A value as the key of a dictionary: what could be deep, endless or of a chosen hash becomes an object of its own."""
+    """Return a value that is safe as a dictionary key; deep or huge ones, or ones with a chosen hash, become an `Object`."""
     kind = type(value)
     if kind is int:
         return value if abs(value) < 1 << 60 else str(value)

@@ -1,9 +1,9 @@
-"""A pickle read by a machine of our own: it builds plain values and inert objects, and can call nothing.
+"""A machine that reads a pickle. It builds plain values and inert objects, and cannot call anything.
 
-Python's unpickler runs what a pickle names. This one has no way to import or to call: a name becomes a `Global`, a call
-becomes an `Object` that remembers what it was given, and only the operations of `model_zoo.reading.known` (tensors,
-arrays, mappings), which are ours and take plain values, give anything else. Its memory and time are bounded by the length
-of the pickle: an announced length is compared with what is left before anything is allocated.
+Python's unpickler runs what a pickle names. This machine cannot import or call: a name becomes a `Global`, and a call
+becomes an `Object` that records its arguments. Only operations (`pickles.operations`, and the `PICKLED` of layouts) return
+anything else; they are our code and take plain values. The length of the pickle bounds memory and time: an announced
+length is compared with the bytes left before anything is allocated.
 """
 
 from __future__ import annotations
@@ -15,41 +15,41 @@ from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 from backbench.errors import CheckpointError
-from model_zoo.reading.known import OPERATIONS
-from model_zoo.reading.objects import Global, Object, as_key
-from model_zoo.reading.opcodes import TABLE, Malformed
+from model_zoo.reading.pickles.names import Names
+from model_zoo.reading.pickles.objects import Global, Object, as_key
+from model_zoo.reading.pickles.opcodes import TABLE, Malformed
 
-_STEPS = 3_000_000  # operations in one pickle: the indices of a large data set are some
+_STEPS = 3_000_000  # opcodes in one pickle; some hold the indices of a large data set
 _CONTAINERS = 1_000_000
 _DEPTH = 10_000  # open marks
-_SMALL = 1 << 16  # lengths up to here are read without asking how much is left
+_SMALL = 1 << 16  # shorter reads do not check how many bytes are left
 
 
 def load(
     file: BinaryIO,
     size: int,
-    names: dict[str, int],
+    names: Names,
     persistent: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """The value of the pickle at the file's position, which moves behind it.
+    """Return the value of the pickle at the file's position, and move the position behind it.
 
     Args:
         file: positioned at the pickle.
         size: bytes of the file.
-        names: counts the names of everything in the pickle that is unknown here.
-        persistent: the value of a persistent id.
+        names: the operations to use; counts the names that have none.
+        persistent: returns the value of a persistent id.
 
     Raises:
-        Malformed: truncated or no pickle.
-        CheckpointError: larger or deeper than any checkpoint is.
+        Malformed: truncated, or not a pickle.
+        CheckpointError: larger or deeper than any checkpoint.
     """
     return Machine(file, size, names, persistent).run()
 
 
 class Machine:
-    def __init__(
-        self, file: BinaryIO, size: int, names: dict[str, int], persistent: Callable[[Any], Any] | None
-    ) -> None:
+    """One reading of one pickle: its stack, marks, memo and limits."""
+
+    def __init__(self, file: BinaryIO, size: int, names: Names, persistent: Callable[[Any], Any] | None) -> None:
         self.file, self.size, self.names, self.persistent = file, size, names, persistent
         self.read_some = file.read
         self.stack: list[Any] = []
@@ -68,10 +68,10 @@ class Machine:
                     return self.stack.pop()
                 operations[code](self)
         except KeyError:
-            raise Malformed(f"byte {code!r} begins no operation of a pickle, or refers to what is not there") from None
+            raise Malformed(f"byte {code!r} is not a pickle opcode, or refers to a missing value") from None
         except (IndexError, ValueError, TypeError, struct.error, UnicodeDecodeError, OverflowError) as error:
             raise Malformed(" ".join(str(error).split())[:200] or type(error).__name__) from None
-        raise CheckpointError(f"its pickle has more than {_STEPS:,} operations, which no checkpoint has; refused")
+        raise CheckpointError(f"its pickle has more than {_STEPS:,} operations, more than any checkpoint; refused")
 
     # ------------------------------------------------------------ reading
 
@@ -84,7 +84,7 @@ class Machine:
         return data
 
     def number(self, count: int) -> int:
-        """An unsigned number of so many bytes."""
+        """Read an unsigned integer of `count` bytes."""
         return int.from_bytes(self.read(count), "little")
 
     def line(self) -> bytes:
@@ -104,12 +104,16 @@ class Machine:
     def container(self, value: Any) -> None:
         self.containers += 1
         if self.containers > _CONTAINERS:
-            raise CheckpointError(f"its pickle holds more than {_CONTAINERS:,} containers, no checkpoint does; refused")
+            raise CheckpointError(
+                f"its pickle holds more than {_CONTAINERS:,} containers, more than any checkpoint; refused"
+            )
         self.stack.append(value)
 
     def mark(self) -> None:
         if len(self.marks) >= _DEPTH:
-            raise CheckpointError(f"its pickle nests more than {_DEPTH:,} levels deep, no checkpoint does; refused")
+            raise CheckpointError(
+                f"its pickle nests more than {_DEPTH:,} levels deep, deeper than any checkpoint; refused"
+            )
         self.marks.append(self.stack)
         self.stack = []
 
@@ -119,28 +123,28 @@ class Machine:
         return items
 
     def spend(self, count: int) -> None:
-        """Account for a copy of `count` values or bytes: what is stored once must not be copied without end."""
+        """Count a copy of `count` values or bytes, so that a small pickle cannot copy its parts without end."""
         self.copied += count
         if self.copied > 4 * self.size + (16 << 20):
-            raise CheckpointError("its pickle copies its own parts again and again, no checkpoint does; refused")
+            raise CheckpointError("its pickle copies its own parts far more than any checkpoint; refused")
 
     # ------------------------------------------------------------ names, objects and tensors
 
     def named(self, module: Any, name: Any) -> Global:
         found = Global(str(module), str(name))
-        if found not in OPERATIONS and not found.is_plain:
-            self.names[found.name] = self.names.get(found.name, 0) + 1
+        if found not in self.names.operations and not found.is_plain:
+            self.names.count(found.name)
         return found
 
     def call(self, function: Any, arguments: Any) -> Any:
-        operation = OPERATIONS.get(function) if type(function) is Global else None
+        operation = self.names.operations.get(function) if type(function) is Global else None
         if operation is not None and type(arguments) is tuple:
             value = operation(arguments)
             if value is not NotImplemented:
                 if isinstance(value, (bytes, str, list, dict, set, frozenset)):
                     self.spend(len(value))
                 return value
-            self.names[function.name] = self.names.get(function.name, 0) + 1
+            self.names.count(function.name)
         return Object(function, arguments)
 
     def key(self, value: Any) -> Any:
@@ -169,15 +173,15 @@ class Machine:
             target.values.extend(values)
 
     def state(self, target: Any, state: Any) -> None:
-        """BUILD: a state is remembered where the target is inert, and ignored where it is anything of ours."""
+        """BUILD: store the state of an inert object; ignore it for plain values."""
         if isinstance(target, Object):
             target.state = state
         elif hasattr(type(target), "take_state"):
             target.take_state(state)
         elif type(target) is OrderedDict and isinstance(state, Mapping) and type(state.get("_metadata")) is OrderedDict:
-            vars(target)["_metadata"] = state["_metadata"]  # versions of modules, for load_state_dict
+            vars(target)["_metadata"] = state["_metadata"]  # module versions, for load_state_dict
 
 
-def loads(data: bytes, names: dict[str, int], persistent: Callable[[Any], Any] | None = None) -> Any:
-    """`load` of bytes."""
+def loads(data: bytes, names: Names, persistent: Callable[[Any], Any] | None = None) -> Any:
+    """As `load`, from bytes."""
     return load(io.BytesIO(data), len(data), names, persistent)

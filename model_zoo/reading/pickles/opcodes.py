@@ -1,4 +1,4 @@
-"""What each operation of a pickle does to the machine: reads a value, builds a container, names, calls, remembers."""
+"""What each pickle opcode does to the machine: read a value, build a container, name, call, memoise."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from model_zoo.reading.objects import Global, Object
+from model_zoo.reading.pickles.objects import Global, Object
 
 if TYPE_CHECKING:
-    from model_zoo.reading.machine import Machine
+    from model_zoo.reading.pickles.machine import Machine
 
-_INTEGER = 1024  # bytes of a whole number; Python prints none that is much longer
+_INTEGER = 1024  # longest integer in bytes; Python refuses to print much longer ones
 
 
 class Malformed(Exception):
@@ -36,7 +36,7 @@ def _bytes(size: int) -> Callable[[Machine], None]:
 
 
 def _latin(size: int) -> Callable[[Machine], None]:
-    """Python 2's strings: names or bytes; latin-1 loses neither."""
+    """Python 2's strings: text or bytes; latin-1 preserves both."""
     return lambda m: m.push(m.read(m.number(size)).decode("latin-1"))
 
 
@@ -55,7 +55,7 @@ def _put(m: Machine, at: int) -> None:
 def _tuple(count: int) -> Callable[[Machine], None]:
     def build(m: Machine) -> None:
         if len(m.stack) < count:
-            raise IndexError("a tuple of what is not there")
+            raise IndexError("a tuple of missing values")
         m.stack[-count:] = [tuple(m.stack[-count:])]
 
     return build
@@ -91,12 +91,12 @@ def _global(m: Machine) -> None:
 def _stack_global(m: Machine) -> None:
     name, module = m.stack.pop(), m.stack.pop()
     if type(name) is not str or type(module) is not str:
-        raise Malformed("a name that is not a word")
+        raise Malformed("a name that is not a string")
     m.push(m.named(module, name))
 
 
 def _extension(size: int) -> Callable[[Machine], None]:
-    """A code of Python's registry of extensions: never looked up."""
+    """A code of Python's extension registry; never looked up."""
     return lambda m: m.push(m.named("copyreg", f"extension {m.number(size)}"))
 
 
@@ -165,7 +165,7 @@ def _pop_mark(m: Machine) -> None:
 
 
 def _buffers(_m: Machine) -> None:
-    raise Malformed("its buffers are kept outside of it")
+    raise Malformed("its buffers are stored outside it")
 
 
 TABLE: dict[bytes, Callable[[Machine], None]] = {

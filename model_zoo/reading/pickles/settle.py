@@ -1,8 +1,8 @@
-"""From what the machine built to what a reader gets: plain values and tensors, a tree that can be walked safely.
+"""Turn what the machine built into what a reader gets: a tree of plain values and tensors that is safe to walk.
 
-Objects become `Inert`, or the mapping that they are: a dictionary of some class, a Namespace of tensors. What refers to
-itself is cut there. A tree that unfolds to far more values than the pickle has is refused, so that whoever walks it needs
-no care; so are tensors that together show far more numbers than the file holds.
+Objects become `Inert`, or the mapping they contain: a dictionary subclass, a Namespace of tensors. References of a value
+to itself are cut. A tree that unfolds to far more values than the pickle has is refused, and so are tensors that together
+have far more elements than the file.
 """
 
 from __future__ import annotations
@@ -16,36 +16,37 @@ import torch
 from torch import Tensor
 
 from backbench.errors import CheckpointError
-from model_zoo.reading.known import DTYPES, ArrayRef, DtypeRef, StorageRef, TensorRef
-from model_zoo.reading.objects import Global, Inert, Object
+from model_zoo.reading.pickles.names import Names
+from model_zoo.reading.pickles.objects import Global, Inert, Object
+from model_zoo.reading.pickles.operations import DTYPES, ArrayRef, DtypeRef, StorageRef, TensorRef
 
 _LEVELS = 100
-_UNFOLDED = 500_000  # values at least that a tree may have, shared parts counted each time
-_SHOWN = 8  # numbers that tensors may show for each byte of their file
+_UNFOLDED = 500_000  # a tree may always have this many values, counting shared parts each time
+_SHOWN = 8  # tensor elements allowed per byte of the file
 _SHOWN_AT_LEAST = 1 << 22
-_NETWORK = 20  # arrays that one mapping holds by name, at least, where they are a network's weights
+_NETWORK = 20  # a mapping with at least this many named arrays is a network's weights
 _MAPPINGS = ("argparse.Namespace", "types.SimpleNamespace")
 
 
-def settle(value: Any, storage: Callable[[StorageRef], Tensor] | None, held: int, names: dict[str, int]) -> Any:
-    """Plain values, tensors and `Inert`s of a pickle's value.
+def settle(value: Any, storage: Callable[[StorageRef], Tensor] | None, held: int, names: Names) -> Any:
+    """Return a pickle's value as plain values, tensors and `Inert`s.
 
     Args:
-        value: what `machine.load` gave.
-        storage: reads a run of numbers, (numel,) of its dtype; None where a pickle has none, and arrays become tensors.
-        held: bytes of numbers in the file, unpacked.
-        names: counts arrays that were left unread.
+        value: the result of `machine.load`.
+        storage: reads a storage, (numel,) of its dtype; None if the pickle has none: then arrays become tensors.
+        held: bytes of numbers in the file, uncompressed.
+        names: counts arrays that are left unread.
 
     Raises:
-        CheckpointError: it nests too deep, unfolds to too much, or a tensor shows what is not there.
+        CheckpointError: it nests too deep, unfolds to too much, or a tensor exceeds its storage.
     """
     settling = _Settling(storage, held)
     settled, _ = settling.value(value, 0)
     if storage is not None and not settling.tensors and settling.arrays:
-        settling = _Settling(storage, held, arrays=True)  # a file of arrays alone: they are its weights
+        settling = _Settling(storage, held, arrays=True)  # the file contains only arrays: they are its weights
         settled, _ = settling.value(value, 0)
     for name in settling.unread:
-        names[name] = names.get(name, 0) + 1
+        names.count(name)
     return settled
 
 
@@ -59,20 +60,22 @@ class _Settling:
         self.unread: list[str] = []
         self.done: dict[int, tuple[Any, int]] = {}
         self.open: set[int] = set()
-        self.search = 1_000_000  # parts of stubs that are looked at
+        self.search = 1_000_000  # how many parts of stubs to inspect
         self.holding: dict[tuple[int, int], bool] = {}
 
     def value(self, raw: Any, level: int) -> tuple[Any, int]:
-        """The settled value, and to how many values it unfolds."""
+        """Return the settled value, and how many values it unfolds to."""
         kind = type(raw)
         if kind in (str, int, float, bool, type(None), bytes, complex):
             return raw, 1
         if id(raw) in self.done:
             return self.done[id(raw)]
         if level > _LEVELS:
-            raise CheckpointError(f"its values nest more than {_LEVELS} levels deep, no checkpoint's do; refused")
+            raise CheckpointError(
+                f"its values nest more than {_LEVELS} levels deep, deeper than any checkpoint; refused"
+            )
         if id(raw) in self.open:
-            return Inert("a container that holds itself"), 1
+            return Inert("a container that contains itself"), 1
         self.open.add(id(raw))
         settled = self._one(raw, kind, level)
         self.open.discard(id(raw))
@@ -80,8 +83,8 @@ class _Settling:
         self.done[id(raw)] = settled
         if settled[1] > max(_UNFOLDED, 4 * self.visited):
             raise CheckpointError(
-                f"its {self.visited:,} values refer to the same parts so often that they unfold to {settled[1]:,}, no "
-                "checkpoint's do; refused"
+                f"its {self.visited:,} values refer to the same parts so often that they unfold to {settled[1]:,}, more "
+                "than in any checkpoint; refused"
             )
         return settled
 
@@ -124,12 +127,12 @@ class _Settling:
         return settled, count
 
     def _object(self, raw: Object, level: int) -> tuple[Any, int]:
-        """The mapping that an object is, where its content says so; else a stub."""
+        """Return an object's mapping if it contains tensors, else a stub."""
         if raw.is_module:
             return Inert(raw.name, is_module=True, tensors=self._tensors_in(raw)), 1
         state = raw.state
         if type(state) is tuple and len(state) == 2 and isinstance(state[1] or state[0], dict):
-            state = state[1] or state[0]  # of a class with slots
+            state = state[1] or state[0]  # the class has slots
         given = raw.arguments[0] if type(raw.arguments) is tuple and len(raw.arguments) == 1 else None
         if raw.items:
             return self._mapping(raw.items, dict, level)
@@ -139,20 +142,20 @@ class _Settling:
         return Inert(raw.name, tensors=self._tensors_in(raw)), 1
 
     def _holds(self, raw: Any, levels: int) -> bool:
-        """Whether a mapping holds tensors, directly or in mappings below it."""
+        """Return whether a mapping contains tensors, directly or in nested mappings."""
         if type(raw) is Object:
             raw = raw.items or (raw.state if raw.name in _MAPPINGS else None)
         if not isinstance(raw, dict):
             return False
         if (id(raw), levels) not in self.holding:
-            self.holding[id(raw), levels] = False  # should it hold itself
+            self.holding[id(raw), levels] = False  # in case it contains itself
             self.holding[id(raw), levels] = any(type(item) in (TensorRef, ArrayRef) for item in raw.values()) or (
                 levels > 0 and any(self._holds(item, levels - 1) for item in raw.values())
             )
         return self.holding[id(raw), levels]
 
     def _tensors_in(self, raw: Object) -> int:
-        """Tensors in a stub and in the objects below it; each part counts once, and the search ends for huge ones."""
+        """Count the tensors in a stub and in its parts; each part counts once, and the search has a limit."""
         found, seen, waiting = 0, set(), [raw]
         while waiting and self.search > 0:
             part = waiting.pop()
@@ -174,8 +177,8 @@ class _Settling:
         self.shown += count
         if self.shown > self.limit:
             raise CheckpointError(
-                f"its tensors show more than {self.limit:,} numbers, many times what the file holds: they are views of the "
-                "same few numbers; refused (save clones of them)"
+                f"its tensors have more than {self.limit:,} elements, many times the numbers in the file: they are views of "
+                "the same few numbers; refused (save clones of them)"
             )
 
     def _tensor(self, ref: TensorRef) -> Tensor:
@@ -183,7 +186,7 @@ class _Settling:
         self._show(ref.numel)
         numbers = ref.storage.held
         if numbers is None:
-            assert self.storage is not None, "a pickle without storages has no reference to one"
+            assert self.storage is not None, "a pickle without storages cannot refer to one"
             numbers = self.storage(ref.storage)
         if numbers.dtype != ref.dtype:
             numbers = numbers.view(torch.uint8)
@@ -209,7 +212,7 @@ class _Settling:
 
 
 def as_tensor(array: np.ndarray) -> Tensor | Inert:
-    """An array's numbers as a tensor; a stub where torch has no such numbers."""
+    """Return an array as a tensor, or a stub if torch has no such dtype."""
     try:
         return torch.from_numpy(array)
     except TypeError:

@@ -1,4 +1,4 @@
-"""What `torch.save` writes since 2020: a zip archive of one pickle and one member per storage."""
+"""Files of `torch.save` since 2020: a zip archive with one pickle and one member per storage."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from torch import Tensor
 
 from backbench.errors import CheckpointError
 from backbench.printable import printable
-from model_zoo.reading import machine
-from model_zoo.reading.archive import Archive
-from model_zoo.reading.known import StorageRef, storage_dtype
-from model_zoo.reading.objects import Global, Object
-from model_zoo.reading.settle import settle
+from model_zoo.reading.archives import Archive
+from model_zoo.reading.pickles import machine
+from model_zoo.reading.pickles.names import Names
+from model_zoo.reading.pickles.objects import Global, Object
+from model_zoo.reading.pickles.operations import StorageRef, storage_dtype
+from model_zoo.reading.pickles.settle import settle
 
 
 def is_torch(archive: Archive) -> bool:
-    """Whether `torch.save` or `torch.jit.save` wrote it."""
+    """Return whether `torch.save` or `torch.jit.save` wrote the archive."""
     return any(name.endswith(("data.pkl", "constants.pkl")) for name in archive.names)
 
 
-def read(archive: Archive, names: dict[str, int]) -> Any:
-    """What was saved, every entry's checksum compared.
+def read(archive: Archive, names: Names) -> Any:
+    """Return the saved value, after comparing the checksum of every entry.
 
     Raises:
         CheckpointError: damaged, a TorchScript program, or more than one pickle.
@@ -44,7 +45,7 @@ def read(archive: Archive, names: dict[str, int]) -> Any:
 
 
 def reference(identity: Any) -> Any:
-    """The storage of a persistent id ("storage", class, key, location, numbers[, view]); else an inert object."""
+    """Return the storage for a persistent id ("storage", class, key, location, numel[, view]), else an inert object."""
     if type(identity) is tuple and identity and identity[0] == "module" and len(identity) >= 2:
         return identity[1]  # the class of a pickled network
     if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
@@ -56,20 +57,20 @@ def reference(identity: Any) -> Any:
     offset = 0
     if view and view[0] is not None:
         if type(view[0]) is not tuple or len(view[0]) != 3 or type(view[0][1]) is not int or view[0][1] < 0:
-            raise CheckpointError("a view of a storage that cannot be read; damaged?")
+            raise CheckpointError("a view of a storage cannot be read; damaged?")
         offset = view[0][1]
     return StorageRef(key, dtype, numel, offset)
 
 
 class _Storages:
-    """Storages by their key, each read once."""
+    """Storages by key; each is read once."""
 
     def __init__(self, archive: Archive, prefix: str, swap: bool) -> None:
         self.archive, self.prefix, self.swap = archive, prefix, swap
         self.read: dict[str, Tensor] = {}
 
     def get(self, ref: StorageRef) -> Tensor:
-        """(numel,) numbers; CheckpointError where the entry is missing, damaged or shorter than announced."""
+        """Return (numel,) numbers. Raises CheckpointError: the entry is missing, damaged or shorter than announced."""
         if ref.key not in self.read:
             raw = self.archive.read(f"{self.prefix}data/{ref.key}")
             self.read[ref.key] = swapped(raw, ref.dtype) if self.swap else raw
@@ -77,7 +78,7 @@ class _Storages:
 
 
 def typed(raw: Tensor, ref: StorageRef) -> Tensor:
-    """(bytes,) uint8 as the (numel,) numbers that a reference announces."""
+    """Return (bytes,) uint8 as (numel,) numbers of the reference's dtype."""
     announced = ref.numel * ref.dtype.itemsize
     if raw.numel() < announced:
         raise CheckpointError(
@@ -87,6 +88,6 @@ def typed(raw: Tensor, ref: StorageRef) -> Tensor:
 
 
 def swapped(raw: Tensor, dtype: torch.dtype) -> Tensor:
-    """Numbers of the other byte order; a complex number is two."""
+    """Return the numbers in the other byte order; a complex number is two numbers."""
     size = dtype.itemsize // (2 if dtype.is_complex else 1)
     return raw[: raw.numel() // size * size].view(-1, size).flip(1).reshape(-1) if size > 1 else raw

@@ -1,6 +1,8 @@
-"""The operations that a pickle may ask for: each takes plain values and gives tensors, arrays or plain values of ours.
+"""The operations that a pickle may call: what torch, numpy and Python themselves pickle.
 
-An operation returns NotImplemented for arguments that it does not know; the call then becomes an inert object.
+An operation takes plain values and returns plain values, or references to tensors and arrays. It returns NotImplemented
+for arguments it does not know; the call then becomes an inert object. Layouts add operations for their own classes
+(`PICKLED`), but cannot replace one of these.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 
 from backbench.printable import printable
-from model_zoo.reading.objects import Global, Object, as_key
+from model_zoo.reading.pickles.objects import Global, Object, as_key
 
 _STORAGES = {
     "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
@@ -34,27 +36,29 @@ DTYPES = {
 }
 _AXES = 32
 
+Operation = Callable[[tuple[Any, ...]], Any]  # from the arguments of a call in the pickle
+
 
 def storage_dtype(kind: Any) -> torch.dtype | None:
-    """Of a storage class in a file, by its name."""
+    """Return the dtype of a storage class named in a pickle, or None."""
     known = isinstance(kind, Global) and kind.module in ("torch", "torch.cuda", "torch.storage")
     return _STORAGES.get(kind.word) if known else None
 
 
 @dataclass(frozen=True, eq=False)
 class StorageRef:
-    """A run of numbers in the file, which is read when a tensor that is wanted shows it."""
+    """A storage in the file. Its numbers are read when a tensor needs them."""
 
     key: str
     dtype: torch.dtype
     numel: int
-    offset: int = 0  # numbers, of a view in files of before 2017
-    held: torch.Tensor | None = None  # (numel,) of the dtype, where the pickle itself holds the numbers
+    offset: int = 0  # in numbers; set by views in files from before 2017
+    held: torch.Tensor | None = None  # (numel,) of the dtype, if the pickle itself contains the numbers
 
 
 @dataclass(frozen=True, eq=False)
 class TensorRef:
-    """A view of a storage: offset and strides in numbers. Its bounds are checked when it is made into a tensor."""
+    """A view of a storage, with offset and strides in numbers. Bounds are checked when it becomes a tensor."""
 
     storage: StorageRef
     offset: int
@@ -64,68 +68,72 @@ class TensorRef:
 
     @property
     def numel(self) -> int:
-        """How many numbers it shows, which strides of 0 can make more than there are."""
+        """The number of elements; strides of 0 can make it larger than the storage."""
         return math.prod(self.size)
 
 
 class DtypeRef:
-    """Stands for `numpy.dtype`: its code, and its byte order, which comes as a state."""
+    """A `numpy.dtype`: its code, and its byte order, which the pickle sets as state."""
 
     def __init__(self, code: str) -> None:
         self.code, self.order = code, "<"
 
     def take_state(self, state: Any) -> None:
-        """(version, byte order, ...)."""
+        """Take the byte order from (version, byte order, ...)."""
         if isinstance(state, tuple) and len(state) > 1 and state[1] == ">":
             self.order = ">"
 
     @property
     def numpy(self) -> np.dtype | None:
-        """None for anything but plain numbers."""
+        """The dtype, or None if it is not one of plain numbers."""
         return np.dtype(self.order + self.code) if re.fullmatch(r"[fiub][1248]|c8|c16", self.code) else None
 
 
 class ArrayRef:
-    """Stands for `numpy.ndarray`: made from its bytes by `value`, never by numpy's own unpickling."""
+    """A `numpy.ndarray`. `value` builds it from its bytes, never by numpy's own unpickling."""
 
     def __init__(self, data: Any = b"", dtype: Any = None, shape: Any = (), order: Any = "C") -> None:
         self.data, self.dtype, self.shape, self.order = data, dtype, shape, order
 
     def take_state(self, state: Any) -> None:
-        """(version, shape, dtype, in Fortran's order, bytes)."""
+        """Take (version, shape, dtype, is Fortran order, bytes)."""
         if isinstance(state, tuple) and len(state) == 5:
             _, self.shape, self.dtype, fortran, self.data = state
             self.order = "F" if fortran else "C"
 
     @property
     def name(self) -> str:
-        """Of an array that is left unread."""
+        """The name to report if the array is left unread."""
         is_numbers = isinstance(self.dtype, DtypeRef) and self.dtype.numpy is not None
         return (
             "numpy.ndarray" if is_numbers else f"numpy.ndarray of '{printable(getattr(self.dtype, 'code', '?'), 20)}'"
         )
 
     def value(self) -> np.ndarray | None:
-        """The numbers, native byte order, C order; None where it holds anything else, or not as much as it announces."""
+        """The numbers in native byte order and C order; None if it contains anything else.
+
+        Raises:
+            ValueError: the shape does not match the number of bytes.
+        """
         dtype = self.dtype.numpy if isinstance(self.dtype, DtypeRef) else None
         data = self.data.encode("latin-1", "replace") if isinstance(self.data, str) else self.data  # Python 2's bytes
         if dtype is None or not isinstance(data, bytes) or not is_shape(self.shape):
             return None
         if math.prod(self.shape) * dtype.itemsize != len(data):
-            raise ValueError(f"an array announces {math.prod(self.shape)} numbers and holds {len(data)} bytes")
+            raise ValueError(f"an array announces {math.prod(self.shape)} numbers and has {len(data)} bytes")
         array = np.frombuffer(data, dtype).reshape(self.shape, order="F" if self.order == "F" else "C")
         return array.astype(array.dtype.newbyteorder("="), order="C")
 
 
 def is_shape(value: Any) -> bool:
-    """Whether it is a tuple of sizes."""
+    """Return whether `value` is a tuple of sizes."""
     return type(value) is tuple and len(value) <= _AXES and all(type(v) is int and 0 <= v < 1 << 62 for v in value)
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: Any = None, metadata: Any = None) -> Any:
     if not isinstance(storage, StorageRef) or not is_shape((offset,)) or not is_shape(size) or not is_shape(stride):
         return NotImplemented
-    if len(size) != len(stride) or metadata:  # lazy conjugates and negatives
+    if len(size) != len(stride) or metadata:  # metadata marks lazy conjugates and negatives
         return NotImplemented
     if dtype is None:
         dtype = storage.dtype
@@ -135,29 +143,29 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: Any = None
 
 
 def _tensor_v2(a: tuple[Any, ...]) -> Any:
-    """(storage, offset, size, stride, requires_grad, hooks, metadata)."""
+    """Arguments: (storage, offset, size, stride, requires_grad, hooks, metadata)."""
     return _tensor(a[0], a[1], a[2], a[3], metadata=a[6] if len(a) > 6 else None) if len(a) >= 4 else NotImplemented
 
 
 def _tensor_v3(a: tuple[Any, ...]) -> Any:
-    """(storage, offset, size, stride, requires_grad, hooks, dtype, metadata)."""
+    """Arguments: (storage, offset, size, stride, requires_grad, hooks, dtype, metadata)."""
     return _tensor(a[0], a[1], a[2], a[3], a[6], a[7] if len(a) > 7 else None) if len(a) >= 7 else NotImplemented
 
 
 def _the_tensor(a: tuple[Any, ...]) -> Any:
-    """A parameter, or a tensor that was on another device: the tensor itself, or the array that it was kept as."""
+    """Return the tensor of a parameter, or the tensor or array that stores a tensor of another device."""
     return a[0] if a and isinstance(a[0], (TensorRef, ArrayRef)) else NotImplemented
 
 
 def _from_type(a: tuple[Any, ...]) -> Any:
-    """(function, subclass, arguments, state): the plain tensor under a subclass."""
+    """Return the plain tensor of a tensor subclass; arguments: (function, subclass, arguments, state)."""
     plain = len(a) >= 3 and isinstance(a[0], Global) and a[0].module == "torch._utils" and type(a[2]) is tuple
     operation = OPERATIONS.get(a[0]) if plain else None
     return operation(a[2]) if operation else NotImplemented
 
 
-def _mapping(kind: type[dict]) -> Callable[[tuple[Any, ...]], Any]:
-    """`kind()`, of a mapping or of pairs; a default is forgotten."""
+def mapping(kind: type[dict]) -> Operation:
+    """Return an operation that builds a `kind` from a mapping or pairs; it drops the default of a defaultdict."""
 
     def build(a: tuple[Any, ...]) -> Any:
         given = a[0] if a else None
@@ -177,7 +185,7 @@ def _set(kind: type) -> Callable[[tuple[Any, ...]], Any]:
 
 
 def _encode(a: tuple[Any, ...]) -> Any:
-    """How pickle protocol 2 holds bytes: `_codecs.encode(text, "latin1")`."""
+    """Bytes as pickle protocol 2 writes them: `_codecs.encode(text, "latin1")`."""
     right = len(a) == 2 and type(a[0]) is str and a[1] in ("latin1", "latin-1")
     return a[0].encode("latin-1", "replace") if right else NotImplemented
 
@@ -191,7 +199,7 @@ def _bytes(a: tuple[Any, ...]) -> Any:
 
 
 def _scalar(a: tuple[Any, ...]) -> Any:
-    """numpy's number: a Python one."""
+    """A numpy scalar as a Python number."""
     if len(a) != 2 or not isinstance(a[0], DtypeRef):
         return NotImplemented
     data = a[1].encode("latin-1", "replace") if isinstance(a[1], str) else a[1]
@@ -205,12 +213,12 @@ def _dtype(a: tuple[Any, ...]) -> Any:
 
 
 def _from_buffer(a: tuple[Any, ...]) -> Any:
-    """How pickle protocol 5 holds an array."""
+    """An array as pickle protocol 5 writes it."""
     return ArrayRef(*a) if len(a) == 4 else NotImplemented
 
 
 def _reconstructor(a: tuple[Any, ...]) -> Any:
-    """Protocols 0 and 1: (class, base, state of the base)."""
+    """Arguments in protocols 0 and 1: (class, base, state of the base)."""
     if len(a) != 3:
         return NotImplemented
     made = Object(a[0], ())
@@ -220,21 +228,14 @@ def _reconstructor(a: tuple[Any, ...]) -> Any:
 
 
 def _load_from_bytes(a: tuple[Any, ...]) -> Any:
-    """How `pickle.dump` keeps a tensor's numbers: as the bytes that the older torch.save writes of a storage."""
-    from model_zoo.reading import torch_legacy  # which reads pickles, by these operations
+    """A storage as `pickle.dump` writes it: the bytes of a legacy torch.save."""
+    from model_zoo.reading.torch_files import legacy  # it imports this module
 
-    is_one = len(a) == 1 and type(a[0]) is bytes and torch_legacy.MAGIC in a[0][:32]
-    return torch_legacy.storage_in(a[0]) if is_one else NotImplemented
-
-
-def _byol(a: tuple[Any, ...]) -> Any:
-    """BYOL's NamedTuple of networks: a dictionary of its fields (deepmind-research, byol/byol_experiment.py)."""
-    names = ("online_params", "target_params", "online_state", "target_state", "opt_state")
-    return dict(zip(names, a, strict=False))
+    is_one = len(a) == 1 and type(a[0]) is bytes and legacy.MAGIC in a[0][:32]
+    return legacy.storage_in(a[0]) if is_one else NotImplemented
 
 
-_HAIKU = "haiku._src.data_structures"  # its mappings are pickled as themselves and a dictionary
-OPERATIONS: dict[Global, Callable[[tuple[Any, ...]], Any]] = {
+OPERATIONS: dict[Global, Operation] = {
     Global(module, word): operation
     for module, word, operation in (
         ("torch._utils", "_rebuild_tensor", _tensor_v2),
@@ -253,10 +254,10 @@ OPERATIONS: dict[Global, Callable[[tuple[Any, ...]], Any]] = {
             "device",
             lambda a: ":".join(map(str, a)) if all(type(v) in (str, int) for v in a) else NotImplemented,
         ),
-        ("collections", "OrderedDict", _mapping(OrderedDict)),
-        ("collections", "defaultdict", _mapping(dict)),
-        ("collections", "Counter", _mapping(dict)),
-        ("builtins", "dict", _mapping(dict)),
+        ("collections", "OrderedDict", mapping(OrderedDict)),
+        ("collections", "defaultdict", mapping(dict)),
+        ("collections", "Counter", mapping(dict)),
+        ("builtins", "dict", mapping(dict)),
         ("builtins", "set", _set(set)),
         ("builtins", "frozenset", _set(frozenset)),
         ("builtins", "bytes", _bytes),
@@ -271,7 +272,5 @@ OPERATIONS: dict[Global, Callable[[tuple[Any, ...]], Any]] = {
         ),
         *((f"{package}.multiarray", "scalar", _scalar) for package in ("numpy.core", "numpy._core")),
         *((f"{package}.numeric", "_frombuffer", _from_buffer) for package in ("numpy.core", "numpy._core")),
-        *((_HAIKU, name, _mapping(dict)) for name in ("FlatMapping", "FlatMap", "frozendict")),
-        ("byol.byol_experiment", "_ByolExperimentState", _byol),
     )
 }

@@ -1,4 +1,4 @@
-"""What `torch.save` wrote until 2020: five pickles, then the numbers of each storage. It has no checksums."""
+"""Files of `torch.save` until 2020: five pickles, then the numbers of each storage. No checksums."""
 
 from __future__ import annotations
 
@@ -13,55 +13,56 @@ from torch import Tensor
 
 from backbench.errors import CheckpointError
 from backbench.printable import printable
-from model_zoo.reading import machine
-from model_zoo.reading.known import StorageRef
-from model_zoo.reading.settle import settle
-from model_zoo.reading.torch_zip import reference, swapped, typed
+from model_zoo.reading.pickles import machine
+from model_zoo.reading.pickles.names import Names
+from model_zoo.reading.pickles.operations import StorageRef
+from model_zoo.reading.pickles.settle import settle
+from model_zoo.reading.torch_files.zip import reference, swapped, typed
 
-MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # what torch.save wrote first before it wrote zip files
+MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # how such files begin
 _PROTOCOL = 1001
 
 
-def read(file: BinaryIO, size: int, names: dict[str, int]) -> Any:
-    """What was saved.
+def read(file: BinaryIO, size: int, names: Names) -> Any:
+    """Return the saved value.
 
     Raises:
-        CheckpointError: truncated, or a storage that announces more than is there.
-        Malformed: a pickle that cannot be read.
+        CheckpointError: truncated, or a storage announces more than the file has.
+        Malformed: a pickle cannot be read.
     """
     value, storage = _parts(file, size, names)
     return settle(value, storage, size, names)
 
 
 def storage_in(data: bytes) -> StorageRef:
-    """The one storage that bytes inside another pickle hold, with its numbers.
+    """Return the one storage in bytes from another pickle, with its numbers.
 
     Raises:
-        CheckpointError, Malformed: as `read`, or they hold anything else.
+        CheckpointError, Malformed: as `read`, or the bytes contain anything else.
     """
-    value, storage = _parts(io.BytesIO(data), len(data), {})
+    value, storage = _parts(io.BytesIO(data), len(data), Names())
     if not isinstance(value, StorageRef):
-        raise CheckpointError("holds bytes in place of a tensor's numbers that are none; damaged")
+        raise CheckpointError("the bytes of a tensor's storage cannot be read; damaged")
     return replace(value, held=storage(value))
 
 
-def _parts(file: BinaryIO, size: int, names: dict[str, int]) -> tuple[Any, Callable[[StorageRef], Tensor]]:
-    """The value of the pickle, not settled, and what reads a storage of it."""
-    machine.load(file, size, {})
-    if machine.load(file, size, {}) != _PROTOCOL:
-        raise CheckpointError("written by a version of torch.save that is not known here")
-    system = machine.load(file, size, {})
+def _parts(file: BinaryIO, size: int, names: Names) -> tuple[Any, Callable[[StorageRef], Tensor]]:
+    """Return the pickle's value, not settled, and a function that reads its storages."""
+    machine.load(file, size, Names())
+    if machine.load(file, size, Names()) != _PROTOCOL:
+        raise CheckpointError("written by an unknown version of torch.save")
+    system = machine.load(file, size, Names())
     swap = isinstance(system, dict) and system.get("little_endian") is False
     announced: dict[str, StorageRef] = {}
 
     def remember(identity: Any) -> Any:
         found = reference(identity)
         if isinstance(found, StorageRef) and announced.setdefault(found.key, found).dtype != found.dtype:
-            raise CheckpointError(f"storage '{printable(found.key)}' is said to be of two types; damaged")
+            raise CheckpointError(f"storage '{printable(found.key)}' has two types; damaged")
         return found
 
     value = machine.load(file, size, names, remember)
-    keys = machine.load(file, size, {})
+    keys = machine.load(file, size, Names())
     if not isinstance(keys, list) or not all(type(key) is str for key in keys):
         raise CheckpointError("its list of storages cannot be read; damaged")
     storages: dict[str, Tensor] = {}
@@ -79,7 +80,7 @@ def _parts(file: BinaryIO, size: int, names: dict[str, int]) -> tuple[Any, Calla
 
 
 def _numbers(file: BinaryIO, size: int, ref: StorageRef, swap: bool) -> Tensor:
-    """The next storage of the file, (bytes,) uint8: a count, then the numbers."""
+    """Read the next storage, (bytes,) uint8: a count, then the numbers."""
     head = file.read(8)
     if len(head) < 8:
         raise CheckpointError(f"truncated before storage '{printable(ref.key)}'")

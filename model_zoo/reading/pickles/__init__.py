@@ -1,0 +1,1 @@
+"""Pickles, read without running them: opcodes, objects, the operations that give values, and the settled result."""
