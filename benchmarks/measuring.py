@@ -23,6 +23,7 @@ from backbench.distributed import gather_words, is_main, world_size
 from backbench.errors import BackbenchError
 from backbench.files.atomic import make_folder
 from backbench.files.locks import held
+from backbench.precision import exact_float32
 from backbench.printable import some
 from backbench.progress import logged, say
 from benchmarks.options import CellOptions, Options
@@ -64,7 +65,8 @@ def _run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, opt
         if gather_words([str(stored is not None)])[0] == "True":
             say(f"kept {label}: an identical result is there")
             return stored or planned
-        done, items = measure(planned, backbone, cell, splits, options)
+        with exact_float32():
+            done, items = measure(planned, backbone, cell, splits, options)
         if is_main():
             path = store.write(options.out, done, items)
     if done.status == "failed":

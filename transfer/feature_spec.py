@@ -10,6 +10,7 @@ from PIL import Image
 
 from backbench.data.transforms import Interpolation, evaluation_view, resize_side, squashed_view
 from backbench.errors import ConfigError
+from backbench.precision import Precision
 from model_zoo.architecture import InputSpec
 from transfer.pooling import Pooling
 
@@ -23,6 +24,7 @@ class FeatureSpec:
     pooling: Pooling = "gap"
     squash: bool = False  # no crop: both sides to `size`, whatever the proportions
     interpolation: Interpolation = "bilinear"  # of the resizing
+    precision: Precision = "fp32"  # of the forward pass; the features are stored in float32 in any case
 
     def of(self, given: InputSpec) -> FeatureSpec:
         """With the sizes that a backbone's input gives.
@@ -45,8 +47,11 @@ class FeatureSpec:
         return transform(image, self.size, resize=self.resize, interpolation=self.interpolation)
 
     def key(self) -> dict[str, object]:
-        """Its fields, for a hash."""
-        return dataclasses.asdict(self)
+        """Its fields, for a hash. Features of `fp32` keep the key that they had before there were others."""
+        fields = dataclasses.asdict(self)
+        if self.precision == "fp32":
+            del fields["precision"]
+        return fields
 
 
 USUAL = FeatureSpec()  # the backbone's own size, cropped, globally pooled

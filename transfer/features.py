@@ -28,6 +28,7 @@ from backbench.errors import BackbenchError, DataError, writing
 from backbench.files.atomic import make_folder
 from backbench.files.hashes import tensors_sha256
 from backbench.files.locks import held
+from backbench.precision import Precision, autocast, tf32
 from backbench.progress import say, track
 from model_zoo.architecture import InputSpec
 from model_zoo.backbone import Backbone, identity_tensors
@@ -107,6 +108,7 @@ def _key(backbone: Backbone, split: ImageSplit, ctx: RunContext[ImageSplit], spe
             **spec.key(),
             "packages": [str(p.__version__) for p in (torch, torchvision, PIL)],
             "device": ctx.device.type,
+            **({"tf32": tf32()} if ctx.device.type == "cuda" else {}),
         }
     )
 
@@ -141,7 +143,9 @@ def compute(
     parts = [file.with_suffix(f".part{r}") for r in range(world_size())]
     try:
         with torch.no_grad():
-            width = pooled(module, normalise(_blank(spec), given, ctx.device), spec.pooling).shape[1]
+            blank = normalise(_blank(spec), given, ctx.device)
+            with autocast(ctx.device, spec.precision):
+                width = pooled(module, blank, spec.pooling).shape[1]
         rows = range(bounds[rank()], bounds[rank() + 1])
         views = _EvaluationViews(split, spec)
         with feature_file.new_rows(parts[rank()], (len(rows), width), file.stem) as append:
@@ -186,17 +190,19 @@ def _batches(
     with torch.no_grad():
         label = f"features of {split.dataset} {split.split}, images"
         for images in track(Told(loader), total=len(rows), label=label, size=len):
-            part = pooled(module, normalise(images, given, ctx.device), views.spec.pooling).float().cpu()
-            refuse_not_finite(part, split)
+            with autocast(ctx.device, views.spec.precision):
+                part = pooled(module, normalise(images, given, ctx.device), views.spec.pooling)
+            part = part.float().cpu()
+            refuse_not_finite(part, split, views.spec.precision)
             yield part.numpy()
 
 
-def refuse_not_finite(features_NC: Tensor, split: ImageSplit) -> None:
+def refuse_not_finite(features_NC: Tensor, split: ImageSplit, precision: Precision = "fp32") -> None:
     """Raise NotFinite unless all features and their squared norms (used for distances) are finite."""
     if not bool(torch.isfinite(features_NC).all()):
-        raise NotFinite(
-            f"features of {split.dataset} {split.split} contain NaN or infinite values: is the checkpoint sound?"
-        )
+        fp16 = "fp16 ends at 65504: set precision=bf16 or fp32, or check the checkpoint"
+        doubt = fp16 if precision == "fp16" else "is the checkpoint sound?"
+        raise NotFinite(f"features of {split.dataset} {split.split} contain NaN or infinite values: {doubt}")
     if not bool(torch.isfinite(features_NC.pow(2).sum(dim=1)).all()):
         largest = float(features_NC.abs().max())
         raise NotFinite(

@@ -16,6 +16,7 @@ from backbench.data.catalogue import DataPlaces
 from backbench.data.splits import ImageSplit, Split
 from backbench.errors import DataError
 from backbench.files.atomic import make_folder
+from backbench.precision import Precision
 from model_zoo.backbone import Backbone
 from transfer.presets import Preset
 
@@ -59,7 +60,8 @@ class TaskConfig(Config):
     @classmethod
     def later_fields(cls) -> dict[str, Any]:
         """The fields of `LATER`, each with its default: what records that lack them were made with."""
-        return {name: cls.model_fields[name].default for name in cls.LATER}
+        names = frozenset[str]().union(*(base.__dict__.get("LATER", ()) for base in cls.__mro__))
+        return {name: cls.model_fields[name].default for name in sorted(names)}
 
     def every_field(self) -> dict[str, Any]:
         """All fields as plain values, also those that are not stored."""
@@ -71,6 +73,16 @@ class TaskConfig(Config):
         Fields that change no number are at their defaults, whatever this configuration says.
         """
         return without_indifferent(self).model_dump(mode="json")
+
+
+class ForwardConfig(TaskConfig):
+    """Fields of a task that runs the backbone in our own code, not in a detection library."""
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"precision"})
+
+    precision: Precision = (
+        "fp32"  # of the backbone's passes, TF32 off; bf16, fp16: autocast; heads and losses stay fp32
+    )
 
 
 S = TypeVar("S", bound=Split)

@@ -27,7 +27,7 @@ from backbench.progress import say, track
 from model_zoo.reading import load_torch
 from transfer.feature_file import refuse_folder
 from transfer.heads import Classifier
-from transfer.protocol import TaskConfig
+from transfer.protocol import ForwardConfig
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # first step -> (inputs (B, ...), labels (B,)) of this rank
 _SAVE_EVERY_S = 60.0
@@ -37,7 +37,7 @@ class Diverged(BackbenchError, FloatingPointError):
     """The loss or the weights of every head became NaN or infinite."""
 
 
-class SgdConfig(TaskConfig):
+class SgdConfig(ForwardConfig):
     """Fields of a task that trains: optimiser and schedule. One iteration is one global batch."""
 
     batch: Annotated[int, Field(gt=0)] = 1024
@@ -132,7 +132,8 @@ def fit(
     if model.has_norms:
         refuse_single(order)
     optimizer = _optimizer(model.groups(config.weight_decay), config)
-    start = _restore(resume, model, optimizer)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16" and model.rate_encoder > 0)
+    start = _restore(resume, model, optimizer, scaler)
     forward = distributed.wrapped(model, device)
     saved = time.monotonic()
     total, steps = config.epochs * order.steps_per_epoch, order.steps_per_epoch
@@ -141,11 +142,12 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * config.factor(step, steps)
         if size > 1 or not model.has_norms:  # one image has no batch statistics: skip a last batch of one
-            losses = _step(forward, optimizer, x.to(device, non_blocking=True), y.to(device, non_blocking=True), size)
+            x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+            losses = _step(forward, optimizer, scaler, x, y, size)
         if (step + 1) % steps == 0:
             _check(distributed.all_reduce_sum(losses), (step + 1) // steps, model)
             if resume is not None and time.monotonic() - saved > _SAVE_EVERY_S:
-                _save(resume, model, optimizer, step + 1)
+                _save(resume, model, optimizer, scaler, step + 1)
                 saved = time.monotonic()
     if not any(model.heads.sound):
         _refuse(config.epochs, model)
@@ -161,12 +163,19 @@ def refuse_single(order: Order) -> None:
         )
 
 
-def _step(forward: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, size: int) -> Tensor:
-    """Take one optimiser step on a global batch of `size` images. Return this rank's share of every head's mean loss."""
+def _step(
+    forward: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, x: Tensor, y: Tensor, size: int
+) -> Tensor:
+    """Take one optimiser step on a global batch of `size` images. Return this rank's share of every head's mean loss.
+
+    Args:
+        scaler: off, unless an encoder is trained in fp16, where small gradients would become 0.
+    """
     losses = torch.stack([F.cross_entropy(each, y, reduction="sum") for each in forward(x)]) / size
     optimizer.zero_grad(set_to_none=True)
-    (losses.sum() * distributed.world_size()).backward()  # DDP averages over ranks
-    optimizer.step()
+    scaler.scale(losses.sum() * distributed.world_size()).backward()  # DDP averages over ranks
+    scaler.step(optimizer)
+    scaler.update()
     return losses.detach()
 
 
@@ -193,12 +202,17 @@ def _refuse(epoch: int, model: Classifier) -> NoReturn:
 # ---------------------------------------------------------------- resuming after a kill
 
 
-def _save(file: Path, model: Classifier, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _save(
+    file: Path, model: Classifier, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, step: int
+) -> None:
     if distributed.is_main():
-        atomic_save(file, {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()})
+        state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        atomic_save(file, state | ({"scaler": scaler.state_dict()} if scaler.is_enabled() else {}))
 
 
-def _restore(file: Path | None, model: Classifier, optimizer: torch.optim.Optimizer) -> int:
+def _restore(
+    file: Path | None, model: Classifier, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> int:
     """Load the state and return the step to resume from, 0 without a valid file. A damaged file is named and ignored."""
     if file is None or not os.path.lexists(file):
         return 0
@@ -212,6 +226,8 @@ def _restore(file: Path | None, model: Classifier, optimizer: torch.optim.Optimi
         try:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
+            if scaler.is_enabled():
+                scaler.load_state_dict(state["scaler"])
         except Exception:
             model.load_state_dict(fresh[0])
             optimizer.load_state_dict(fresh[1])

@@ -14,6 +14,7 @@ import torch
 
 from backbench import distributed
 from backbench.files.folders import configs_folder
+from backbench.precision import tf32
 from benchmarks.records.store import Provenance
 
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "opencv-python-headless")
@@ -74,6 +75,7 @@ def collect(device: torch.device, wall_s: float) -> Provenance:
         argv=[_text(word) for word in (Path(sys.argv[0]).name, *sys.argv[1:])],
         threads=torch.get_num_threads(),
         processes=distributed.world_size(),
+        tf32=tf32(),
     )
 
 

@@ -26,12 +26,12 @@ from transfer.feature_spec import FeatureSpec
 from transfer.features import extract, note_degenerate
 from transfer.heads import items_of
 from transfer.presets import Preset, When
-from transfer.protocol import Metric, RunContext, Task, TaskConfig, image_splits
+from transfer.protocol import ForwardConfig, Metric, RunContext, Task, image_splits
 
 _SMOKE_IMAGES = 256
 
 
-class Config(TaskConfig):
+class Config(ForwardConfig):
     """Fields of the cell."""
 
     PRESETS: ClassVar[Mapping[str, Preset]] = {
@@ -75,7 +75,9 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
         raise DataError(f"headline_k {config.headline_k} is not among k {list(config.k)}")
     if max(config.k) > len(train):
         raise DataError(f"k={max(config.k)} is more than the {len(train)} training images: set k to less")
-    spec = FeatureSpec(size=config.size, resize=config.resize, interpolation=config.interpolation)
+    spec = FeatureSpec(
+        size=config.size, resize=config.resize, interpolation=config.interpolation, precision=config.precision
+    )
     bank = extract(backbone, train, ctx, spec=spec)  # stays on the CPU; chunks go to the device
     query = extract(backbone, test, ctx, spec=spec)
     note_degenerate(bank, train, ctx)

@@ -24,6 +24,7 @@ from backbench.data.splits import ImageSplit
 from backbench.data.transforms import Interpolation
 from backbench.errors import DataError
 from backbench.files.hashes import tensors_sha256
+from backbench.precision import in_precision
 from model_zoo.backbone import Backbone, identity_tensors
 from transfer.augment import crop_and_flip, image_batches
 from transfer.feature_spec import FeatureSpec
@@ -116,6 +117,7 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
         resize=config.resize,
         pooling=config.feature,
         interpolation=config.interpolation,
+        precision=config.precision,
     )
     if config.features == "cached":
         x, y = extract(backbone, train, ctx, spec=spec), torch.as_tensor(train.labels)
@@ -155,7 +157,7 @@ def _fit_on_images(
     size = config.size or backbone.input.size
     batches = image_batches(train, crop_and_flip(size), backbone.input, order, ctx, size, rows)
     resume = ctx.resume_file(backbone, config, TASK.version)
-    features = encoder if config.feature == "gap" else Pooled(encoder, config.feature)
+    features = in_precision(encoder if config.feature == "gap" else Pooled(encoder, config.feature), config.precision)
     fit(Classifier(features, heads), batches, config, order, device=ctx.device, resume=resume)
     if tensors_sha256(identity_tensors(encoder.state_dict())) != backbone.weights_sha256:
         raise FrozenMoved("the frozen encoder changed while the heads were trained")

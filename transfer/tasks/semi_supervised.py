@@ -22,6 +22,7 @@ from backbench.data import subsets
 from backbench.data.catalogue import DataPlaces
 from backbench.data.splits import ImageSplit
 from backbench.files.hashes import tensors_sha256
+from backbench.precision import in_precision
 from model_zoo.architecture import InputSpec
 from model_zoo.backbone import Backbone, identity_tensors
 from transfer.augment import crop_and_flip, image_batches
@@ -115,7 +116,7 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
     encoder = backbone.build()
     given = input_of(backbone, config)
     heads = Heads(backbone.feature_dim, len(train.classes), [config.rate_head], ctx.seed, init=config.head_init)
-    model = Classifier(encoder, heads, rate_encoder=config.rate_encoder)
+    model = Classifier(in_precision(encoder, config.precision), heads, rate_encoder=config.rate_encoder)
     order = Order(len(train), config.batch, config.epochs, ctx.seed)
     batches = image_batches(train, crop_and_flip(size), given, order, ctx, size)
     fit(model, batches, config, order, device=ctx.device, resume=ctx.resume_file(backbone, config, TASK.version))
@@ -128,7 +129,7 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
         else f"encoder fine-tuned at rate {config.rate_encoder:g}"
     )
     assert model.encoder is not None
-    x = compute(model.encoder, given, test, ctx, FeatureSpec(config.size, config.resize))
+    x = compute(model.encoder, given, test, ctx, FeatureSpec(config.size, config.resize, precision=config.precision))
     y_test = torch.as_tensor(test.labels)
     best = best_classes(heads, x, device=ctx.device)[0]
     ctx.items |= items_of(best, y_test, len(test.classes))

@@ -19,18 +19,19 @@ from backbench.data.splits import ImageSplit
 from backbench.distributed import all_reduce_sum
 from backbench.embeddings import alignment, uniformity
 from backbench.errors import DataError
+from backbench.precision import in_precision
 from backbench.progress import track
 from model_zoo.backbone import Backbone
 from transfer.augment import View, crop_and_flip, image_batches, ssl_view
 from transfer.features import note_degenerate, refuse_not_finite
 from transfer.presets import Preset
-from transfer.protocol import Metric, RunContext, Task, TaskConfig, image_splits
+from transfer.protocol import ForwardConfig, Metric, RunContext, Task, image_splits
 from transfer.supervised import Order
 
 _BATCH = 128
 
 
-class Config(TaskConfig):
+class Config(ForwardConfig):
     """Fields of the cell."""
 
     PRESETS: ClassVar[Mapping[str, Preset]] = {
@@ -75,6 +76,7 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
     size = config.size or backbone.input.size
     view = views_of(config.views, size)
     module = backbone.build().eval().requires_grad_(False).to(ctx.device).to(memory_format=torch.channels_last)
+    encoder = in_precision(module, config.precision)
     # An epoch is one view of every image; its order is drawn, so features go to their image's row.
     order = Order(len(test), _BATCH, 2, ctx.seed)
     batches = image_batches(test, view, backbone.input, order, ctx, size)
@@ -82,9 +84,9 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
     total = order.epochs * order.steps_per_epoch
     with torch.no_grad():
         for (epoch, rows), (images, _) in zip(order.rows(), track(batches(0), total=total, label="views"), strict=True):
-            x[epoch, rows.to(x.device)] = module(images).float()
+            x[epoch, rows.to(x.device)] = encoder(images).float()
     x = all_reduce_sum(x)  # every rank has its own rows, zeros elsewhere
-    refuse_not_finite(x.flatten(0, 1), test)
+    refuse_not_finite(x.flatten(0, 1), test, config.precision)
     note_degenerate(x.flatten(0, 1), test, ctx)
     even = (uniformity(x[0], config.t) + uniformity(x[1], config.t)) / 2
     return {

@@ -36,7 +36,7 @@ from transfer.features import extract, note_degenerate
 from transfer.metrics import area_ap, class_aps, eleven_point_ap
 from transfer.pooling import Pooling, needs_stages
 from transfer.presets import Preset
-from transfer.protocol import DataSpec, Metric, RunContext, Task, TaskConfig, labelled_splits
+from transfer.protocol import DataSpec, ForwardConfig, Metric, RunContext, Task, labelled_splits
 
 _OBOW_COSTS = [
     0.05,
@@ -52,7 +52,7 @@ _OBOW_COSTS = [
 Difficult = Literal["negative", "drop"]
 
 
-class FeatureConfig(TaskConfig):
+class FeatureConfig(ForwardConfig):
     """Fields of all protocols with SVMs on frozen features."""
 
     data: DataSpec = DataSpec(name="voc")
@@ -170,7 +170,7 @@ def refuse_unmeasurable(test: ImageSplit, truth: np.ndarray) -> None:
 def embed(backbone: Backbone, split: ImageSplit, config: FeatureConfig, ctx: RunContext[ImageSplit]) -> np.ndarray:
     """Return features (N, C) float32, with rows of length 1 if `normalize` is set."""
     squash = config.transform == "squash"
-    spec = FeatureSpec(size=config.size, resize=config.resize, pooling=config.feature, squash=squash)
+    spec = FeatureSpec(config.size, config.resize, config.feature, squash, precision=config.precision)
     x = extract(backbone, split, ctx, spec=spec).numpy()
     return svm.unit_rows(x) if config.normalize else x
 
