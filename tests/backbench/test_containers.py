@@ -377,7 +377,7 @@ def _older(value: object) -> bytes:
 def test_code_in_the_bytes_of_a_pickled_tensor_is_not_run(tmp_path):
     armed = _older({"a": torch.zeros(3), "b": _Run(tmp_path / "trap")})
     (tmp_path / "m.pkl").write_bytes(pickle.dumps({"a": _Bytes(armed)}))
-    with pytest.raises(CheckpointError, match=r"m\.pkl: .*in place of a tensor's numbers"):
+    with pytest.raises(CheckpointError, match=r"m\.pkl: the bytes of a tensor's storage cannot be read"):
         reading.read(tmp_path / "m.pkl")
     assert not (tmp_path / "trap").exists()
 
