@@ -294,3 +294,10 @@ def wrapped(module: nn.Module, device: torch.device, *, unused: bool = False) ->
         return nn.parallel.DistributedDataParallel(
             module, device_ids=devices, broadcast_buffers=False, find_unused_parameters=unused
         )
+
+
+def accumulating(forward: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which gradients stay on this rank, unless this is the last part of a step."""
+    if last or not isinstance(forward, nn.parallel.DistributedDataParallel):
+        return contextlib.nullcontext()
+    return forward.no_sync()

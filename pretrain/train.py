@@ -129,7 +129,7 @@ def train_step(
     predictions = []
     for first in range(0, len(views), group):
         last = first + group >= len(views)
-        with accumulating(forward, last):
+        with distributed.accumulating(forward, last=last):
             with autocast:
                 outputs: Outputs = forward(views[first : first + group])
             p, z = _full(outputs.p), _full(targets(method, outputs, averaged))
@@ -145,13 +145,6 @@ def train_step(
         scaler.step(optimizer)
         scaler.update()
     return torch.cat(predictions), sums
-
-
-def accumulating(forward: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
-    """Return a context that keeps gradients on this rank, except for the last group of views."""
-    if last or not isinstance(forward, nn.parallel.DistributedDataParallel):
-        return contextlib.nullcontext()
-    return forward.no_sync()
 
 
 def targets(method: Method, outputs: Outputs, averaged: Tensor | None) -> Tensor:

@@ -23,3 +23,4 @@ class Job:
     notes: list[str] = field(default_factory=list)
     resumed_at: list[int] = field(default_factory=list)  # iterations done, each time that the training was resumed
     test: DetectionSplit | None = None  # for native configurations, so that their own tools can measure
+    accumulate: int = 1  # parts of a rank's batch, processed one after the other

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import zip_longest
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from backbench.config import CHANGES_NO_NUMBER
 from backbench.data.catalogue import DataPlaces
 from backbench.distributed import gather, gather_words, is_main, rank, world_size
-from backbench.errors import DataError
+from backbench.errors import ConfigError, DataError
 from backbench.printable import some
 from backbench.progress import say
 from model_zoo import export
@@ -25,6 +25,7 @@ from transfer.detection.engines import Engine
 from transfer.detection.job import Job
 from transfer.detection.scoring import draw
 from transfer.detection.spec import DetectionSpec, scaled
+from transfer.detection.training import accumulation
 from transfer.protocol import RunContext, TaskConfig, image_data_missing
 
 _PICTURES = 12
@@ -36,12 +37,21 @@ SMOKE = {"iterations": 3, "batch": 8, "milestones": [2], "warmup": 1, "sides_tra
 class DetectionConfig(TaskConfig):
     """Fields of a detection cell."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"accumulate"})
+
     engine: Literal["detectron2", "mmdet"] = "detectron2"
     spec: DetectionSpec
     batch: Annotated[int, Field(gt=0)] | None = None  # images a step; another than the spec's scales rate and course
+    accumulate: Annotated[int, Field(gt=0)] = 1  # parts of the batch processed one after the other, to save memory
     bad: Literal["error", "skip"] = "error"  # annotations that cannot be used: stop, or leave them out and say so
     checkpoint_every: Annotated[int, Field(gt=0), CHANGES_NO_NUMBER] = 5000  # iterations
     log_every: Annotated[int, Field(gt=0), CHANGES_NO_NUMBER] = 20
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if wrong := accumulation.indivisible(self.batch or self.spec.batch, self.accumulate, "the batch"):
+            raise ValueError(wrong)
+        return self
 
     def course(self) -> DetectionSpec:
         """The spec at this cell's batch."""
@@ -159,8 +169,12 @@ def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext[Dete
     train, test = ctx.splits["train"], ctx.splits["test"]
     job = Job(
         ctx.folder, ctx.seed, ctx.device, ctx.workers, config.checkpoint_every, config.log_every, ctx.notes,
-        ctx.resumed_at, test,
+        ctx.resumed_at, test, config.accumulate,
     )  # fmt: skip
+    if wrong := accumulation.indivisible(spec.batch // world_size(), config.accumulate, "the batch of each process"):
+        raise ConfigError(wrong)
+    if config.accumulate > 1:
+        ctx.notes.append(accumulation.note(spec.batch, config.accumulate, frozen=spec.norm == "frozen"))
     if spec != config.spec:
         ctx.notes.append(
             f"batch {spec.batch} instead of {config.spec.batch}: rate {spec.lr:g}, {spec.iterations} iterations, drops "
@@ -195,5 +209,6 @@ def detect(engine: Engine, model: object, spec: DetectionSpec, test: DetectionSp
 
 
 def smoke_fields(config: DetectionConfig) -> dict[str, Any]:
-    """A rehearsal: a few iterations on a few small images."""
-    return {"data": {"limit": 8}, "batch": None, "spec": {**config.spec.model_dump(mode="json"), **SMOKE}}
+    """Return fields for a few iterations on a few small images."""
+    spec = {**config.spec.model_dump(mode="json"), **SMOKE, "batch": 8 * config.accumulate}
+    return {"data": {"limit": 8}, "batch": None, "spec": spec}

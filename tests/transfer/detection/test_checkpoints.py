@@ -13,6 +13,7 @@ from torch import nn
 from backbench.errors import BackbenchError
 from model_zoo.architecture import InputSpec
 from model_zoo.reading import load_torch
+from transfer.detection.job import Job
 from transfer.detection.training import checkpoints
 
 
@@ -116,8 +117,8 @@ def test_what_other_tools_left_is_refused(tmp_path):
 
 @pytest.mark.parametrize("other", [{"spec": InputSpec(order="bgr")}, {"stride_in_1x1": True}, {"seed": 1}])
 def test_the_same_weights_built_or_fed_otherwise_are_another_run(other, tmp_path, scenes, short):
-    split = scenes(tmp_path, 1)
-    one, another = (checkpoints.identity(short(), make_backbone(**fields), split, 0) for fields in ({}, other))
+    split, a_job = scenes(tmp_path, 1), Job(tmp_path, 0, torch.device("cpu"))
+    one, another = (checkpoints.identity(short(), make_backbone(**fields), split, a_job) for fields in ({}, other))
     assert one != another
 
 

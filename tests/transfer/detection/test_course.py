@@ -90,6 +90,30 @@ def test_a_course_is_continued_with_another_log_interval(short, job):
     assert job.resumed_at == [2]
 
 
+def test_parts_without_a_norm_step_as_the_whole_batch(short, tmp_path):
+    """The same noise as one batch of 8 and as parts of 4 and 2: the same weights and log to float32's rounding."""
+    found = {}
+    for parts in (1, 2, 4):
+        taught, mine = a_course(), a_job(tmp_path / str(parts))
+        taught.losses = lambda forward, batch: {"loss_cls": (forward[1](batch) - 1).square().mean()}
+        mine.accumulate = parts
+        found[parts] = course.run(taught, short(precise_bn=0), {"seed": 0}, mine).state_dict()
+    for parts in (2, 4):
+        for name, value in found[1].items():
+            torch.testing.assert_close(found[parts][name], value, rtol=1e-5, atol=1e-6)
+    lines = [json.loads((tmp_path / p / "losses.jsonl").read_text().splitlines()[3]) for p in ("1", "4")]
+    assert lines[0]["loss_cls"] == pytest.approx(lines[1]["loss_cls"], rel=1e-5)
+
+
+def test_a_checkpoint_of_before_was_made_in_one_part(short, job):
+    with pytest.raises(KeyboardInterrupt):
+        course.run(stopping(a_course(), 2), short(), {"seed": 0}, job)
+    with pytest.raises(BackbenchError, match="is of a run with another accumulate"):
+        course.run(a_course(), short(), {"seed": 0, "accumulate": 2}, job)
+    course.run(a_course(), short(), {"seed": 0, "accumulate": 1}, job)
+    assert job.resumed_at == [2]
+
+
 def test_a_finished_course_draws_no_batch(short, job):
     expected = course.run(a_course(), short(), {"seed": 0}, job).state_dict()
     found = course.run(stopping(a_course(), 0), short(), {"seed": 0}, job).state_dict()

@@ -16,6 +16,7 @@ from backbench.progress import say
 from model_zoo.backbone import Backbone
 from model_zoo.reading import load_torch
 from transfer.detection.annotations.split import DetectionSplit
+from transfer.detection.job import Job
 from transfer.detection.spec import DetectionSpec
 from transfer.detection.training.draws import PART
 
@@ -38,7 +39,7 @@ def name(iteration: int) -> str:
     return f"model_{iteration:07d}.pth"
 
 
-def identity(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, seed: int) -> dict[str, Any]:
+def identity(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> dict[str, Any]:
     """Fields that must match before a checkpoint can be resumed."""
     return {
         "spec": spec.model_dump(mode="json"),
@@ -46,7 +47,8 @@ def identity(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, see
         "arch": backbone.arch.model_dump(mode="json"),
         "input": backbone.input.model_dump(mode="json"),
         "manifest_sha256": train.manifest_sha256(),
-        "seed": seed,
+        "seed": job.seed,
+        "accumulate": job.accumulate,
     }
 
 
@@ -98,7 +100,8 @@ def resume(folder: Path, identity: dict[str, Any], course: dict[str, Any]) -> tu
     for file in files:
         try:
             state = _read(file, course)
-            other = [name for name, value in identity.items() if state["identity"].get(name) != value]
+            stored = {"accumulate": 1} | state["identity"]  # older checkpoints lack this field
+            other = [name for name, value in identity.items() if stored.get(name) != value]
             if other:
                 raise BackbenchError(f"{file} is of a run with another {other[0]}; give another folder or remove it")
             _put_in(state, course, file)

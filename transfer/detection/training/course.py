@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from backbench.progress import track
 from transfer.detection.job import Job
 from transfer.detection.spec import DetectionSpec
 from transfer.detection.training import checkpoints
+from transfer.detection.training.accumulation import split
 from transfer.detection.training.draws import PART, Draws
 from transfer.detection.training.steps import cut, diverged, log, parallel, precise_statistics, rate, refuse_not_finite
 
@@ -77,18 +78,32 @@ def iterate(course: Course, spec: DetectionSpec, identity: dict[str, Any], start
         course.seed(start)
     steps = track(range(start, spec.iterations), total=spec.iterations - start, label=course.label)
     for iteration, batch in zip(steps, batches, strict=False):
-        losses = _losses(course, forward, batch, iteration, saved)
-        total = functools.reduce(operator.add, losses.values())
-        parts = {name: float(value.detach()) for name, value in losses.items()}
-        refuse_not_finite(total, parts, iteration, rate(optimizer), saved)
         optimizer.zero_grad()
-        total.backward()
+        losses = backward(course, forward, split(batch, job.accumulate), iteration, saved)
+        total = functools.reduce(operator.add, losses.values())
+        parts = {name: float(value) for name, value in losses.items()}
+        refuse_not_finite(total, parts, iteration, rate(optimizer), saved)
         optimizer.step()
         if iteration % job.log_every == 0 or iteration == spec.iterations - 1:
             log(file, iteration, parts, rate(optimizer))
         course.advance()
         if checkpoints.is_due(iteration, spec.iterations, job.checkpoint_every, more=spec.estimates):
             saved = checkpoints.save(job.folder / checkpoints.name(iteration), iteration, identity, course.parts)
+
+
+def backward(
+    course: Course, forward: nn.Module, parts: Sequence[Any], iteration: int, saved: Path | None
+) -> dict[str, Tensor]:
+    """Add up the gradients of a batch given in equal parts. Return each loss, averaged over the parts."""
+    means: dict[str, Tensor] = {}
+    for number, part in enumerate(parts, start=1):
+        with distributed.accumulating(forward, last=number == len(parts)):
+            losses = _losses(course, forward, part, iteration, saved)
+            (functools.reduce(operator.add, losses.values()) / len(parts)).backward()
+        for name, value in losses.items():
+            share = value.detach() / len(parts)
+            means[name] = means[name] + share if name in means else share
+    return means
 
 
 def estimate(course: Course, spec: DetectionSpec, job: Job) -> None:
@@ -98,7 +113,8 @@ def estimate(course: Course, spec: DetectionSpec, job: Job) -> None:
     def forward(batch: Any) -> object:
         return _losses(course, model, batch, spec.iterations, saved)
 
-    precise_statistics(model, forward, course.loader(ESTIMATE), spec.precise_bn)
+    parts = (part for batch in course.loader(ESTIMATE) for part in split(batch, job.accumulate))
+    precise_statistics(model, forward, parts, spec.precise_bn * job.accumulate)
 
 
 def _losses(course: Course, forward: nn.Module, batch: Any, iteration: int, saved: Path | None) -> dict[str, Tensor]:

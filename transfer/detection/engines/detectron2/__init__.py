@@ -135,7 +135,7 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
         seed=lambda start: seed_all_rng(cfg.SEED + 7919 * start + 104_729 * distributed.rank()),
     )
     with EventStorage():  # Detectron2's models write to it
-        return course.run(taught, spec, checkpoints.identity(spec, backbone, train, job.seed), job)
+        return course.run(taught, spec, checkpoints.identity(spec, backbone, train, job), job)
 
 
 def write_native(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> Any:

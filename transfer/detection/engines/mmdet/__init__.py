@@ -132,7 +132,7 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
         loader=lambda start: train_loader(cfg, start, job),
         seed=lambda start: set_random_seed((job.seed + 7919 * start) % 2**31, diff_rank_seed=True),
     )
-    return course.run(taught, spec, checkpoints.identity(spec, backbone, train, job.seed), job)
+    return course.run(taught, spec, checkpoints.identity(spec, backbone, train, job), job)
 
 
 def write_native(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> Any:
