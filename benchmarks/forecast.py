@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backbench.data import subsets
+from backbench.data import catalogue, subsets
 from backbench.errors import BackbenchError
 from backbench.files.folders import cache_folder
 from backbench.progress import say
@@ -76,12 +76,13 @@ def lines(
     """A line for each backbone and cell, then what the features need of the disk."""
     why: dict[str, str | None] = {}
     states: dict[tuple[Subject, str], tuple[str, int]] = {}
-    for cell in cells:  # its data are read once, for every backbone
-        splits, why[cell.name] = _read(cell, places)
-        if splits:
-            data = measuring.describe_data(cell, splits, places)
-            going = [subject for subject in subjects if (subject, cell.name) not in skipped]
-            states |= {(s, cell.name): _state(s, cell, repeats[cell.name], splits, data, options) for s in going}
+    with catalogue.reading_once():
+        for cell in cells:
+            splits, why[cell.name] = _read(cell, places)
+            if splits:
+                data = measuring.describe_data(cell, splits, places)
+                going = [subject for subject in subjects if (subject, cell.name) not in skipped]
+                states |= {(s, cell.name): _state(s, cell, repeats[cell.name], splits, data, options) for s in going}
     for name in absent:
         for cell in cells:
             gap, where = cell.task.missing(cell.config, places), f"{name:<28} {cell.name}"
@@ -145,10 +146,10 @@ def _state(
 
 
 def _disk(need: int, out: Path) -> str:
-    """What the features take below `out`, and whether that fits."""
+    """The estimated size of the features below `out` (float32, without compression), and whether that fits."""
     there = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
     free = shutil.disk_usage(there).free
-    text = f"features: about {_size(need)} in {out / '.features'}, {_size(free)} free"
+    text = f"features: {_size(need)} estimated in {out / '.features'}, {_size(free)} free"
     return f"{text}: too little; give --out a folder on a larger disk" if need > free else text
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ from backbench.data.splits import ImageSplit, Split, Subset
 from backbench.errors import ConfigError, DataError, nearest
 from backbench.files.folders import configs_folder
 from backbench.printable import printable
+from backbench.progress import say
 
 
 class Archive(Config):
@@ -52,6 +54,8 @@ class DatasetInfo(Config):
 
 # Data sets of this process that no file describes: folders of the user, named by `--data`.
 OWN: dict[str, DatasetInfo] = {}
+
+_shared: dict[tuple[str, Path | None, str], ImageSplit] | None = None  # splits read within `reading_once`
 
 
 def described() -> plugins.Parts[DatasetInfo]:
@@ -122,7 +126,26 @@ def load(name: str, split: str, places: DataPlaces) -> ImageSplit:
     if reason:
         raise DataError(reason)
     own_name = {"train": what.train, "test": what.test}.get(split, split)
-    return layout_of(name).read(places.of(name), own_name, dataset=name)
+    key = name, places.of(name), own_name
+    if _shared is not None and key in _shared:
+        return _shared[key]
+    if _shared is not None:
+        say(f"listing the images of {name}, {own_name}: {places.of(name)}")
+    found: ImageSplit = layout_of(name).read(places.of(name), own_name, dataset=name)
+    if _shared is not None:
+        _shared[key] = found
+    return found
+
+
+@contextlib.contextmanager
+def reading_once() -> Iterator[None]:
+    """List the files of each split once within the block, however many cells use it, and say when a listing begins."""
+    global _shared
+    _shared = {}
+    try:
+        yield
+    finally:
+        _shared = None
 
 
 def is_published(name: str, splits: Mapping[str, Split]) -> bool:

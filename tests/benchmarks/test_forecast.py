@@ -7,7 +7,8 @@ from collections import namedtuple
 
 import pytest
 
-from backbench.data import subsets
+from backbench.data import catalogue, subsets
+from backbench.data.layouts import imagefolder
 from benchmarks import run_all, run_one
 from model_zoo import fetch
 
@@ -38,7 +39,21 @@ def overrides(cell="imagenet_knn"):
 def test_a_cell_runs_with_its_features_on_the_disk(foresee):
     line, disk = foresee(*overrides())
     assert line.split() == ["run", "random:resnet18", "imagenet_knn"]
-    assert disk.startswith("features: about ") and disk.endswith(" free")
+    assert disk.startswith("features: 73.7 kB estimated in ") and disk.endswith(" free")  # 36 images x 512 x 4 bytes
+
+
+def test_the_files_of_a_data_set_are_listed_once_for_all_cells(foresee, capsys, monkeypatch):
+    read, seen = imagefolder.read, []
+    monkeypatch.setattr(imagefolder, "read", lambda root, split, **kw: seen.append(split) or read(root, split, **kw))
+    said: list[str] = []
+    monkeypatch.setattr(catalogue, "say", said.append)
+    cells = ["imagenet_knn", "imagenet_linear", "imagenet_uniformity"]
+    lines = foresee(*(f"{cell}.data.expect=any" for cell in cells), tasks=",".join(cells))
+    assert [line.split()[0] for line in lines] == ["run", "run", "run", "features:"]
+    assert seen == ["train", "val"]
+    assert [line.partition(":")[0] for line in said] == [f"listing the images of imagenet, {s}" for s in seen]
+    foresee(*overrides())
+    assert seen == ["train", "val"] * 2, "another run lists them again: files may have changed"
 
 
 def test_a_full_disk_is_foretold(foresee, monkeypatch):
