@@ -19,7 +19,7 @@ def test_a_cell_is_shown_with_values_and_comments(capsys):
     assert run_all.main(["--show", "imagenet_knn", "imagenet_knn.preset=wmse"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert "[5]" in lines["imagenet_knn.k"]
-    assert "one vote each" in lines["imagenet_knn.temperature"]
+    assert "has one vote" in lines["imagenet_knn.temperature"]
     assert "images per split at most" in lines["imagenet_knn.data.limit"]
 
 
