@@ -15,7 +15,9 @@ from backbench.progress import say
 from benchmarks import measuring
 from benchmarks.records import store
 from benchmarks.subjects import Subject, by_seed, split_name
+from model_zoo import entries, fetch
 from model_zoo.choice import NO_CHOICE
+from model_zoo.fetch import url_file
 
 if TYPE_CHECKING:
     from backbench.data.catalogue import DataPlaces
@@ -48,9 +50,6 @@ def _announced(word: str, source: str) -> bool:
 
 def _download(source: str) -> str | None:
     """What reading a source would fetch, in words; None where it is on this machine."""
-    from model_zoo import entries, fetch
-    from model_zoo.fetch import url_file
-
     if source.startswith("zoo:"):
         known = {entry.name: entry for entry in entries.all_entries()}
         entry = known.get(source.removeprefix("zoo:"))
