@@ -15,8 +15,18 @@ from backbench.files import opened
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a regular file's bytes, hexadecimal; BackbenchError where it cannot be read."""
+    return file_digest(path, "sha256")
+
+
+def file_digest(path: Path, algorithm: str) -> str:
+    """Return a checksum of a regular file's bytes, hexadecimal. Raises BackbenchError: the file cannot be read.
+
+    Args:
+        algorithm: `sha256`, or `md5` where nothing else is published.
+    """
     with opened(path, BackbenchError) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # typeshed: a BinaryIO fits too
+        digest = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False))  # type: ignore[arg-type]  # typeshed: a BinaryIO fits too
+    return digest.hexdigest()
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:

@@ -1,14 +1,13 @@
-"""Verified downloads of zoo entries and of `https://` checkpoints into a cache folder: checked, then moved into place.
+"""Download zoo entries and `https://` checkpoints into a cache folder; a file is checked before it is moved into place.
 
-`BACKBENCH_ZOO=DIR` names a folder of files one already has, `BACKBENCH_ZOO_MIRROR=URL` a server that holds the files under
-the entries' names (what `download --all --to DIR` writes); HTTP proxies come from the usual environment variables.
+`BACKBENCH_ZOO=DIR` names a folder of files that you have already, `BACKBENCH_ZOO_MIRROR=URL` a server with the files under
+the entries' names (as `download --all --to DIR` writes them). HTTP proxies come from the usual environment variables.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import os
 import shutil
 import zipfile
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 from backbench.errors import BackbenchError, CheckpointError
 from model_zoo import entries
 from model_zoo.entries import Entry
-from model_zoo.fetch import pins, url_file
+from model_zoo.fetch import checksums, pins, url_file
 from model_zoo.fetch.url_file import UrlFile
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ _LEAST_OF_STATED, _MOST_OF_STATED = 0.9, 1.12  # a size in MB may be in MiB
 
 
 def fetch_url(source: str) -> tuple[Path, str]:
-    """The file at an address, downloaded once, and its name there; `#sha256=...` states what it must be.
+    """Return the file at an address, downloaded once, and its name there. `#sha256=...` states its checksum.
 
     Raises:
         BackbenchError, CheckpointError: as `fetch`.
@@ -42,13 +41,13 @@ def fetch_url(source: str) -> tuple[Path, str]:
 
 
 def fetch(entry: Entry, folder: Path | None = None, bars: Transfers | None = None) -> Path:
-    """The file of an entry: from `BACKBENCH_ZOO`, from `folder` (default: the cache), else downloaded into it.
+    """Return an entry's file: from `BACKBENCH_ZOO`, from `folder` (default: the cache), else downloaded into `folder`.
 
-    A `folder` that is given holds the file afterwards: a file found in `BACKBENCH_ZOO` is copied there.
+    If `folder` is given, a file found in `BACKBENCH_ZOO` is copied there.
 
     Raises:
-        BackbenchError: no public weights exist, or no address serves them; the error tells what to do.
-        CheckpointError: the bytes are not those that were published or pinned.
+        BackbenchError: there are no public weights, or no address serves them; the error says what to do.
+        CheckpointError: the bytes differ from those published or pinned.
     """
     if not entry.has_weights:
         more = f"; entries with weights: {', '.join(entry.see)}" if entry.see else ""
@@ -62,10 +61,10 @@ def fetch(entry: Entry, folder: Path | None = None, bars: Transfers | None = Non
 
 
 def is_here(wanted: Entry | UrlFile) -> bool:
-    """Whether the file is found without a download, in `BACKBENCH_ZOO` or the cache.
+    """Return whether the file is in `BACKBENCH_ZOO` or the cache, so that it needs no download.
 
     Raises:
-        BackbenchError, CheckpointError: as `fetch`, of `BACKBENCH_ZOO`.
+        BackbenchError, CheckpointError: as `fetch`, for `BACKBENCH_ZOO`.
     """
     if isinstance(wanted, UrlFile):
         return (pins.folder() / "urls" / wanted.file).exists()
@@ -73,7 +72,7 @@ def is_here(wanted: Entry | UrlFile) -> bool:
 
 
 def _fetch(wanted: Entry | UrlFile, folder: Path, own: Path | None = None, bars: Transfers | None = None) -> Path:
-    """The file in `folder`: checked where it is there already, else a copy of `own`, else downloaded."""
+    """Return the file in `folder`: check it if it exists, else copy `own`, else download it."""
     from backbench.files.atomic import atomic_write
     from backbench.files.locks import held
     from backbench.progress import Transfers
@@ -99,7 +98,7 @@ def fetch_all(
     folder: Path | None = None,
     done: Callable[[Entry, Path | BackbenchError], None] | None = None,
 ) -> dict[str, Path | BackbenchError]:
-    """Several files at once, `PARALLEL` at a time; one that fails does not stop the others."""
+    """Fetch several files, `PARALLEL` at a time; a failure does not stop the others."""
     from concurrent.futures import ThreadPoolExecutor, as_completed
 
     from backbench.progress import Transfers
@@ -116,27 +115,25 @@ def fetch_all(
                     found[entry.name] = error
                 if done:
                     done(entry, found[entry.name])
-        except BaseException:  # Ctrl-C: what has not begun never does, what has keeps its part for the next time
+        except BaseException:  # Ctrl-C: start no more; files under way keep their part for the next run
             pool.shutdown(wait=False, cancel_futures=True)
             bars.stop()
             raise
     return found
 
 
-# ---------------------------------------------------------------- what the bytes must be
+# ---------------------------------------------------------------- checks of the bytes
 
 
 def check(entry: Entry | UrlFile, path: Path) -> str:
-    """The file's SHA-256, after comparing it with every known checksum.
+    """Return the file's SHA-256, after comparing the file with every known checksum.
 
     Raises:
-        CheckpointError: other bytes than published, or than pinned at the first download.
+        CheckpointError: the bytes differ from those published, or pinned at the first download.
     """
-    from backbench.files.hashes import file_sha256
-
     if not path.is_file():
         raise CheckpointError(f"{path}: is not a file")
-    found = file_sha256(path)
+    found = checksums.sha256(path)
     pin = pins.read().get(entry.name, {}).get("sha256")
     for known, whose in ((entry.sha256, "the entry's"), (entry.sha256_prefix, "the authors'"), (pin, "the pinned")):
         if known and not found.startswith(known):
@@ -145,8 +142,7 @@ def check(entry: Entry | UrlFile, path: Path) -> str:
                 f"{path}: wrong bytes: sha256 {found[:16]}..., {whose} is {known[:16]}{hint if known == pin else ''}"
             )
     if entry.md5_prefix:
-        with path.open("rb") as file:
-            md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        md5 = checksums.md5(path)
         if not md5.startswith(entry.md5_prefix):
             raise CheckpointError(f"{path}: wrong bytes: md5 {md5[:8]}, the authors' is {entry.md5_prefix}")
     _check_shape(entry, path)
@@ -154,7 +150,7 @@ def check(entry: Entry | UrlFile, path: Path) -> str:
 
 
 def _check_shape(entry: Entry | UrlFile, path: Path) -> None:
-    """Refuse a file whose size or container cannot be right."""
+    """Raise CheckpointError if the size or the container is wrong."""
     from model_zoo.reading import first_bytes
 
     size = path.stat().st_size
@@ -168,7 +164,7 @@ def _check_shape(entry: Entry | UrlFile, path: Path) -> None:
 
 
 def _from_own_folder(entry: Entry) -> Path | None:
-    """The file in `BACKBENCH_ZOO`: by the entry's name, by the published one where no other has it, or by checksum."""
+    """Return the file in `BACKBENCH_ZOO`, found by the entry's name, by an unshared published name, or by checksum."""
     place = os.environ.get("BACKBENCH_ZOO")
     if not place:
         return None
@@ -189,9 +185,7 @@ def _from_own_folder(entry: Entry) -> Path | None:
             return path
     known = entry.sha256 or pins.read().get(entry.name, {}).get("sha256") or entry.sha256_prefix
     if known:
-        from backbench.files.hashes import file_sha256
-
-        found = next((path for path in everything if file_sha256(path).startswith(known)), None)
+        found = next((path for path in everything if checksums.sha256(path).startswith(known)), None)
         if found:
             return found
     if wrong:
@@ -203,7 +197,7 @@ def _from_own_folder(entry: Entry) -> Path | None:
 
 
 def places(wanted: Entry | UrlFile) -> list[str]:
-    """Where to ask, in order: the mirror of the environment, the authors' place, its copies."""
+    """Return the addresses to try, in order: the mirror from the environment, the authors' address, its mirrors."""
     mirror = os.environ.get("BACKBENCH_ZOO_MIRROR") if isinstance(wanted, Entry) else None
     found = [f"{mirror.rstrip('/')}/{wanted.file}"] if mirror else []
     if wanted.url and not wanted.by_hand:
@@ -212,7 +206,7 @@ def places(wanted: Entry | UrlFile) -> list[str]:
 
 
 def _download(wanted: Entry | UrlFile, target: Path, bars: Transfers) -> None:
-    """Ask one place after the other, check, pin, move into place."""
+    """Try one address after the other; check the file, pin it, and move it into place."""
     from backbench import http
     from backbench.errors import writing
     from backbench.http import partial
@@ -231,7 +225,7 @@ def _download(wanted: Entry | UrlFile, target: Path, bars: Transfers) -> None:
             sha256 = check(wanted, part)
             if not _is_published(wanted):
                 _refuse_other_file(part)
-        except CheckpointError as error:  # nothing of it is worth resuming
+        except CheckpointError as error:  # do not resume from these bytes
             partial.forget(part)
             failed.append(f"{url}: {str(error).removeprefix(f'{part}: ')}")
         except BackbenchError as error:
@@ -252,7 +246,7 @@ def _advice(wanted: Entry | UrlFile) -> str:
 
 
 def _is_published(wanted: Entry | UrlFile) -> bool:
-    """Whether the authors say what the bytes are."""
+    """Return whether the authors publish a checksum."""
     return bool(wanted.sha256 or wanted.sha256_prefix or wanted.md5_prefix)
 
 
@@ -260,7 +254,7 @@ _HEADS = (b"PK\x03\x04", b"\x80", b"(", b"}", b"]", b"c")  # zip, pickles of any
 
 
 def _refuse_other_head(head: bytes) -> None:
-    """CheckpointError when a file without a published checksum does not begin as any checkpoint does."""
+    """Raise CheckpointError if the first bytes, of a file without a published checksum, are not a checkpoint's."""
     is_safetensors = head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 30
     if not head:
         raise CheckpointError("the file is empty")
@@ -268,14 +262,14 @@ def _refuse_other_head(head: bytes) -> None:
         raise CheckpointError("is a web page, not a checkpoint (a login or error page?)")
     if not (head.startswith(_HEADS) or is_safetensors):
         raise CheckpointError(
-            f"is not a checkpoint: begins with {head[:8]!r}, no torch file, pickle, safetensors or zip does"
+            f"is not a checkpoint: begins with {head[:8]!r}, unlike torch files, pickles, safetensors and zip archives"
         )
 
 
 def _refuse_other_file(part: Path) -> None:
-    """CheckpointError unless the whole file can be read: what is pinned must be what it should be.
+    """Raise CheckpointError if the file cannot be read completely, so that only readable files are pinned.
 
-    A torch file has a checksum of each tensor, so parts of two versions are noticed here at the latest.
+    A torch file has a checksum for each tensor, so a mixture of two versions is detected here.
     """
     from model_zoo import reading
 

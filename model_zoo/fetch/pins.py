@@ -1,4 +1,4 @@
-"""`pins.json` in the cache: the checksum of what was downloaded first under each name, where none is published."""
+"""`pins.json` in the cache: checksums of first downloads, for files without a published checksum."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 from backbench.errors import BackbenchError
 from backbench.files.folders import cache_folder
 
-_LARGEST = 64 << 20  # bytes: some 300,000 pins
+_LARGEST = 64 << 20  # bytes, about 300,000 pins
 
 
 def folder() -> Path:
-    """Where downloads are kept, with `pins.json`."""
+    """Return the folder of downloads and `pins.json`."""
     return cache_folder() / "zoo"
 
 
 def file() -> Path:
-    """The file itself."""
+    """Return the path of `pins.json`."""
     return folder() / "pins.json"
 
 
 def read() -> dict[str, dict[str, Any]]:
-    """The first download under each name (an entry's, or a URL): {"sha256", "size", "url"}.
+    """Return the pins by name (of an entry, or a URL): {"sha256", "size", "url"}.
 
     Raises:
-        BackbenchError: the file is not a readable list of pins.
+        BackbenchError: the file cannot be read, or is malformed.
     """
     path = file()
     advice = "remove it, and every file is pinned at its next download"
@@ -41,15 +41,15 @@ def read() -> dict[str, dict[str, Any]]:
     except (OSError, ValueError, RecursionError) as error:
         raise BackbenchError(f"{path}: cannot be read ({str(error)[:100] or type(error).__name__}); {advice}") from None
     if not isinstance(known, dict):
-        raise BackbenchError(f"{path}: holds a {type(known).__name__}, not pins by name; {advice}")
+        raise BackbenchError(f"{path}: contains a {type(known).__name__}, not pins by name; {advice}")
     for name, pin in known.items():
         if not isinstance(pin, dict) or not isinstance(pin.get("sha256"), str) or len(pin["sha256"]) != 64:
-            raise BackbenchError(f"{path}: the pin of {name[:100]!r} holds no sha256; {advice}")
+            raise BackbenchError(f"{path}: the pin of {name[:100]!r} has no sha256; {advice}")
     return known
 
 
 def add(name: str, sha256: str, size: int, url: str) -> None:
-    """Pin what was downloaded under a name."""
+    """Pin the file downloaded under a name."""
     from backbench.files.atomic import atomic_write_text, make_folder
     from backbench.files.locks import held
 

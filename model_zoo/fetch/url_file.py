@@ -1,4 +1,4 @@
-"""A checkpoint that is named by its address: `https://HOST/PATH`, with `#sha256=...` where its checksum is known."""
+"""A checkpoint given by its address: `https://HOST/PATH`, optionally with `#sha256=...`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from backbench.errors import CheckpointError
 
 @dataclass(frozen=True)
 class UrlFile:
-    """A checkpoint that is named by its address alone; the fields that an entry has too mean the same."""
+    """A checkpoint given by its address; fields shared with `Entry` have the same meaning."""
 
     url: str
     sha256: str | None = None
@@ -22,38 +22,38 @@ class UrlFile:
 
     @property
     def name(self) -> str:
-        """Under which it is pinned."""
+        """The name under which it is pinned."""
         return self.url
 
     @property
     def stem(self) -> str:
-        """The file's name at its address, without what a file name cannot hold."""
+        """The file name in the address, with unsafe characters replaced."""
         path = PurePosixPath(unquote(urlsplit(self.url).path))
         return re.sub(r"[^\w.-]", "_", path.name, flags=re.ASCII)[-80:].lstrip(".") or "checkpoint"
 
     @property
     def file(self) -> str:
-        """Its file's name in the cache: two addresses may end alike."""
+        """The file name in the cache; the prefix separates addresses with the same ending."""
         return f"{hashlib.sha256(self.url.encode()).hexdigest()[:12]}-{self.stem}"
 
 
 def is_url(source: str) -> bool:
-    """Whether a checkpoint is named by its address."""
+    """Return whether a checkpoint is given by its address."""
     return source.lower().startswith(("https://", "http://"))
 
 
 def parse(source: str) -> UrlFile:
-    """The address and the checksum that it states.
+    """Return the address and its checksum.
 
     Raises:
-        CheckpointError: no host, or another fragment than `#sha256=<64 hexadecimal digits>`.
+        CheckpointError: no host, or a fragment other than `#sha256=<64 hexadecimal digits>`.
     """
     url, _, fragment = source.partition("#")
     stated = fragment.removeprefix("sha256=").lower() if fragment else None
     if stated is not None and not re.fullmatch(r"[0-9a-f]{64}", stated):
-        raise CheckpointError(f"{source}: after # only sha256=<64 hexadecimal digits> is known")
+        raise CheckpointError(f"{source}: only sha256=<64 hexadecimal digits> may follow #")
     if not _host(url):
-        raise CheckpointError(f"{source}: names no host; an address is https://HOST/PATH")
+        raise CheckpointError(f"{source}: has no host; an address is https://HOST/PATH")
     return UrlFile(url, stated)
 
 
@@ -61,5 +61,5 @@ def _host(url: str) -> str | None:
     try:
         parts = urlsplit(url)
         return parts.hostname if parts.port != 0 else None
-    except ValueError:  # brackets, a port that is none
+    except ValueError:  # brackets, an invalid port
         return None

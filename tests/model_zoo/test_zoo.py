@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from backbench.errors import BackbenchError, CheckpointError, ConfigError
+from backbench.files import hashes
 from model_zoo import entries, fetch
 from model_zoo.__main__ import main
 from model_zoo.architecture import Architecture, InputSpec
@@ -189,3 +190,23 @@ def test_a_file_of_the_user_is_found_without_a_download(tmp_path, monkeypatch):
     torch.save({"w": torch.zeros(9)}, tmp_path / "published.pth")
     assert fetch.is_here(entry)
     assert not fetch.is_here(other)
+
+
+def test_a_checksum_is_computed_once_until_the_file_changes(tmp_path, monkeypatch):
+    """A dry run and the load after it share it; a changed file is refused."""
+    computed = []
+    digest = hashes.file_digest
+    monkeypatch.setattr(hashes, "file_digest", lambda *given: computed.append(given) or digest(*given))
+    monkeypatch.setenv("BACKBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("BACKBENCH_ZOO", str(tmp_path))
+    torch.save({"w": torch.zeros(9)}, tmp_path / "renamed.pth")
+    sha256 = digest(tmp_path / "renamed.pth", "sha256")
+    fields = {"method": "Some", "arch": Architecture(name="resnet50"), "pretrained_on": "ImageNet"}
+    entry = Entry(name="some_r50", url="https://x.org/a.pth", sha256=sha256, **fields)
+    assert fetch.is_here(entry)
+    assert fetch.fetch(entry) == tmp_path / "renamed.pth"
+    assert computed == [(tmp_path / "renamed.pth", "sha256")]
+    (tmp_path / "renamed.pth").rename(tmp_path / "some_r50.pth")
+    torch.save({"w": torch.ones(9)}, tmp_path / "some_r50.pth")
+    with pytest.raises(CheckpointError, match="wrong bytes"):
+        fetch.is_here(entry)
