@@ -5,13 +5,10 @@ torchvision takes seconds to import, so only what transforms an image does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -44,8 +41,3 @@ def squashed_view(
 def resize_side(size: int) -> int:
     """256 for 224, in proportion otherwise."""
     return round(size * 256 / 224)
-
-
-def evaluation_batch(images: Sequence[Image.Image], size: int, *, resize: int | None = None) -> Tensor:
-    """(N, size, size, 3) uint8."""
-    return torch.from_numpy(np.stack([evaluation_view(image, size, resize=resize) for image in images]))
