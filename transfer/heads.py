@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -88,10 +88,14 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return every head's logits for features (B, C) or normalised images (B, 3, S, S)."""
-        if self.encoder is not None:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.rate_encoder > 0):
-                x = self.encoder(x)
-        return self.heads(x)
+        return self.heads(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the heads' inputs (B, C) for features (B, C) or normalised images (B, 3, S, S)."""
+        if self.encoder is None:
+            return x
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.rate_encoder > 0):
+            return cast(Tensor, self.encoder(x))
 
     @property
     def has_norms(self) -> bool:

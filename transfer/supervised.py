@@ -28,6 +28,7 @@ from model_zoo.reading import load_torch
 from transfer.feature_file import refuse_folder
 from transfer.heads import Classifier
 from transfer.protocol import ForwardConfig
+from transfer.stacked import Stacked
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # first step -> (inputs (B, ...), labels (B,)) of this rank
 _SAVE_EVERY_S = 60.0
@@ -131,10 +132,11 @@ def fit(
     model = cast(Classifier, distributed.synchronise_batchnorm(model.to(device), device)).train()
     if model.has_norms:
         refuse_single(order)
-    optimizer = _optimizer(model.groups(config.weight_decay), config)
+    stacked = None if model.rate_encoder else Stacked(model.heads, device)  # no autograd where the inputs are fixed
+    optimizer = _optimizer(model.groups(config.weight_decay), config, fused=stacked is not None)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16" and model.rate_encoder > 0)
     start = _restore(resume, model, optimizer, scaler)
-    forward = distributed.wrapped(model, device)
+    forward = distributed.wrapped(model, device) if stacked is None else model
     saved = time.monotonic()
     total, steps = config.epochs * order.steps_per_epoch, order.steps_per_epoch
     for step, (x, y) in enumerate(track(batches(start), total=total - start, label="training"), start=start):
@@ -143,7 +145,11 @@ def fit(
             group["lr"] = group["rate"] * config.factor(step, steps)
         if size > 1 or not model.has_norms:  # one image has no batch statistics: skip a last batch of one
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-            losses = _step(forward, optimizer, scaler, x, y, size)
+            if stacked is None:
+                losses = _step(forward, optimizer, scaler, x, y, size)
+            else:
+                losses = stacked.step(model.features(x), y, size)
+                optimizer.step()
         if (step + 1) % steps == 0:
             _check(distributed.all_reduce_sum(losses), (step + 1) // steps, model)
             if resume is not None and time.monotonic() - saved > _SAVE_EVERY_S:
@@ -179,11 +185,11 @@ def _step(
     return losses.detach()
 
 
-def _optimizer(groups: list[dict[str, Any]], config: SgdConfig) -> torch.optim.Optimizer:
+def _optimizer(groups: list[dict[str, Any]], config: SgdConfig, *, fused: bool = False) -> torch.optim.Optimizer:
     if config.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=0.0)
+        return torch.optim.Adam(groups, lr=0.0, fused=fused)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov)
+        return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
     from timm.optim import Lars
 
     return Lars(groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov, trust_coeff=0.001)

@@ -1,5 +1,6 @@
 """The one training loop: every preset's course, heads and LARS written out by hand, what is frozen, going on after a kill."""
 
+import copy
 import dataclasses
 import math
 
@@ -18,6 +19,7 @@ from model_zoo.resnet import build as build_trunk
 from transfer import supervised, tasks
 from transfer.heads import Classifier, Heads, items_of
 from transfer.protocol import RunContext
+from transfer.stacked import Stacked
 from transfer.supervised import Order, SgdConfig, batches_of, fit
 from transfer.tasks import linear_probe, semi_supervised
 
@@ -186,8 +188,8 @@ def observed(monkeypatch):
     seen = []
     real = supervised._optimizer
 
-    def make(groups, config):
-        optimizer = real(groups, config)
+    def make(groups, config, **options):
+        optimizer = real(groups, config, **options)
         step = optimizer.step
 
         def watched():
@@ -345,14 +347,57 @@ def test_the_wmse_preset_equals_adam_written_out():
     torch.testing.assert_close(heads.linear[0].bias, b, rtol=1e-8, atol=1e-10)
 
 
-def test_heads_with_norms_trained_together_equal_heads_trained_alone():
-    x, y = torch.randn(30, 5) * 4 + 2, torch.arange(30) % 3
-    config = SgdConfig(batch=8, epochs=2)
-    together = run_fit(Classifier(None, Heads(5, 3, (0.1, 2.0), seed=0, norm="affine")), x, y, config).heads
-    for i, rate in enumerate((0.1, 2.0)):
-        alone = run_fit(Classifier(None, Heads(5, 3, (rate,), seed=0, norm="affine")), x, y, config).heads
-        assert torch.equal(together.linear[i].weight, alone.linear[0].weight)
-        assert torch.equal(together.norms[i].weight, alone.norms[0].weight)
+def mixed(rows, features):
+    """Features of unlike scales, in float64: equal up to rounding is then a narrow bound."""
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(rows, features, generator=generator, dtype=torch.float64) * 4 + 2, torch.arange(rows) % 3
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "adam"])
+@pytest.mark.parametrize(("norm", "cells"), [("none", 1), ("plain", 1), ("affine", 1), ("affine", 2)])
+def test_heads_trained_together_equal_heads_trained_alone(norm, cells, optimizer):
+    x, y = mixed(30, 6)
+    config = SgdConfig(batch=8, epochs=2, optimizer=optimizer, weight_decay=1e-3)
+
+    def trained(*rates):
+        heads = Heads(6, 3, rates, seed=0, norm=norm, cells=cells).double()
+        return run_fit(Classifier(None, heads), x, y, config).heads
+
+    together = trained(0.001, 0.1, 2.0)
+    for i, rate in enumerate((0.001, 0.1, 2.0)):
+        alone = trained(rate)
+        for mine, other in zip((together.linear[i], together.norms[i]), (alone.linear[0], alone.norms[0]), strict=True):
+            for name, value in other.state_dict().items():
+                torch.testing.assert_close(mine.state_dict()[name], value, rtol=1e-9, atol=1e-11, msg=f"{rate}: {name}")
+    assert (together.linear[0].weight - together.linear[2].weight).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(("norm", "cells"), [("none", 1), ("plain", 2), ("affine", 2)])
+def test_the_gradients_without_autograd_are_autograds(norm, cells):
+    x, y = mixed(20, 6)
+    heads = Heads(6, 3, (0.1, 1.0), seed=0, norm=norm, cells=cells).double()
+    with torch.no_grad():
+        for parameter in heads.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    by_hand = copy.deepcopy(heads)
+    losses = torch.stack([F.cross_entropy(each, y, reduction="sum") for each in heads(x)]) / 25
+    losses.sum().backward()
+    found = Stacked(by_hand, CPU).step(x, y, 25)
+    torch.testing.assert_close(found, losses.detach(), rtol=1e-12, atol=0)
+    for (name, mine), other in zip(by_hand.named_parameters(), heads.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-10, atol=1e-12, msg=name)
+    for name, value in heads.state_dict().items():  # the statistics too
+        torch.testing.assert_close(by_hand.state_dict()[name], value, rtol=1e-12, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("norm", ["none", "affine"])
+def test_a_diverged_head_leaves_the_others_as_they_are(norm):
+    x, y = mixed(30, 6)
+    config = SgdConfig(batch=8, epochs=3)
+    both = run_fit(Classifier(None, Heads(6, 3, (1e308, 0.1), seed=0, norm=norm).double()), x, y, config).heads
+    alone = run_fit(Classifier(None, Heads(6, 3, (0.1,), seed=0, norm=norm).double()), x, y, config).heads
+    assert both.sound == [False, True]
+    torch.testing.assert_close(both.linear[1].weight, alone.linear[0].weight, rtol=1e-9, atol=1e-11)
 
 
 # ---------------------------------------------------------------- frozen or not
@@ -486,6 +531,32 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypat
     unlike = fresh()
     fit(unlike, batches_of(x, y, Order(22, 8, 4, seed=6)), config, order, device=CPU)
     assert moved(unlike, whole.state_dict()), "another order gives other weights, so equality says something"
+
+
+def test_a_state_saved_head_by_head_is_resumed(tmp_path, monkeypatch):
+    """Files of a time when every head had tensors and an update of its own: the names are the same."""
+    monkeypatch.setattr(supervised, "_SAVE_EVERY_S", -1.0)
+    x, y = mixed(22, 6)
+    config, order, file = SgdConfig(batch=8, epochs=3), Order(22, 8, 3, seed=5), tmp_path / "state.ckpt"
+
+    def fresh():
+        return Classifier(None, Heads(6, 3, (1.0, 0.1), seed=0, norm="affine").double())
+
+    whole = run_fit(fresh(), x, y, config, seed=5)
+    started = []
+    with pytest.raises(_Killed):
+        fit(fresh(), killed_after(4, batches_of(x, y, order), started), config, order, device=CPU, resume=file)
+    state = torch.load(file, weights_only=True)
+    state["model"] = {name: value.clone() for name, value in state["model"].items()}
+    assert {"heads.linear.1.weight", "heads.norms.1.running_mean"} <= set(state["model"])
+    for group in state["optimizer"]["param_groups"]:
+        group["fused"] = None
+    torch.save(state, file)
+    model = fresh()
+    fit(model, killed_after(None, batches_of(x, y, order), started), config, order, device=CPU, resume=file)
+    assert started == [0, 3]
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-9, atol=1e-11, msg=name)
 
 
 def test_nothing_is_saved_before_its_time(tmp_path):
