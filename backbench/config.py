@@ -37,16 +37,16 @@ class _ChangesNoNumber:
     """See `CHANGES_NO_NUMBER`."""
 
 
-# Marks a field, `Annotated[int, Field(gt=0), CHANGES_NO_NUMBER]`, that decides speed or frequency and never changes a number.
-# Identities are those of its default: two configurations that differ in it alone are one protocol.
+# Marks a field, `Annotated[int, Field(gt=0), CHANGES_NO_NUMBER]`, that changes speed or frequency and never a number.
+# Identities use its default: two configurations that differ only in it are the same protocol.
 CHANGES_NO_NUMBER = _ChangesNoNumber()
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty mapping.
+    """Read the mapping in a YAML file; an empty file is an empty mapping.
 
     Raises:
-        ConfigError: no regular file, larger than any configuration, not UTF-8, or as `parse_yaml` raises.
+        ConfigError: not a regular file, larger than any configuration, not UTF-8, or refused by `parse_yaml`.
     """
     try:
         with opened(path, ConfigError) as file:
@@ -77,7 +77,7 @@ def build(model: type[C], values: dict[str, Any], overrides: Sequence[str] = (),
     for override in overrides:
         _apply(model, merged, override)
     try:
-        # Through JSON: strict validation then still takes a list for a tuple, and nothing else that is lax.
+        # Through JSON: strict validation then accepts a list for a tuple, and no other conversion.
         return model.model_validate_json(json.dumps(merged))
     except ValidationError as error:
         raise ConfigError(f"{where}: {_explain(model, error)}") from None
@@ -177,7 +177,7 @@ def _plain_type(annotation: Any) -> tuple[Any, bool]:
 
 
 def _explain(model: type[Config], error: ValidationError) -> str:
-    """All problems in one sentence, each with its dotted key."""
+    """Return all problems in one sentence, each with its dotted key."""
     sentences = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])

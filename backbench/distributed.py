@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from backbench import job
 from backbench.errors import BackbenchError, JobError
 
-_SETTLE_S = 2.0  # between the loss of a connection and the end of the process at its other side
+_SETTLE_S = 2.0  # a lost connection may be noticed this long before the other process has ended
 _peers: list[tuple[str, int]] = []  # (host, process) of every rank, once all have joined
 
 
@@ -29,7 +29,7 @@ def rank() -> int:
     if dist.is_initialized():
         return dist.get_rank()
     text = os.environ.get("RANK", "")
-    return int(text) if text.isascii() and text.isdigit() else 0  # `init` says what is wrong with it
+    return int(text) if text.isascii() and text.isdigit() else 0  # `init` reports a wrong value
 
 
 def world_size() -> int:
@@ -38,7 +38,7 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process writes files and speaks."""
+    """Whether this process writes files and prints messages."""
     return rank() == 0
 
 
@@ -63,8 +63,8 @@ def init() -> torch.device:
     """Join the job that torchrun's environment describes (NCCL on GPUs, gloo on CPUs); return this process's device.
 
     Raises:
-        ConfigError: the environment describes no job that can be.
-        JobError: the others did not come.
+        ConfigError: the environment describes an impossible job.
+        JobError: the other processes did not join in time.
     """
     described = job.from_environment(os.environ)
     mine = device()
@@ -77,7 +77,7 @@ def init() -> torch.device:
 
 
 def _join(described: job.Job, backend: str) -> None:
-    """Meet the other processes and set up the process group; a message names the processes it waits for."""
+    """Set up the process group with the other processes; a message says how many it waits for."""
     size, place = described.size, f"{described.address}:{described.port}"
     others = f"{size - 1} other process{'es' if size > 2 else ''}"
     patience = job.patience(os.environ)
@@ -85,7 +85,7 @@ def _join(described: job.Job, backend: str) -> None:
         with job.waiting(f"waiting for {others} of this job at {place} (WORLD_SIZE={size}), {patience} s at most"):
             store, _, _ = next(dist.rendezvous("env://", described.rank, size, timeout=timedelta(seconds=patience)))
             store.set_timeout(timedelta(seconds=patience))
-            # An hour: rank 0 alone measures the online kNN while the others wait.
+            # An hour: the other ranks wait while rank 0 measures the online kNN.
             dist.init_process_group(
                 backend,
                 store=dist.PrefixStore("backbench", store),
@@ -105,7 +105,7 @@ def _join(described: job.Job, backend: str) -> None:
 
 @contextlib.contextmanager
 def joined() -> Iterator[torch.device]:
-    """The job of the environment, for as long as the body lasts: `init` and `shutdown`.
+    """Join the environment's job for the body: `init` before it, `shutdown` after it.
 
     Raises:
         JobError: the connection to another process broke while the body ran.
@@ -116,7 +116,7 @@ def joined() -> Iterator[torch.device]:
         if world_size() == 1 or not _is_loss(error):
             raise
         if job.is_ours(os.environ):
-            raise SystemExit(job.LOST) from None  # the launcher says whom we lost, and how
+            raise SystemExit(job.LOST) from None  # the launcher reports which rank ended, and how
         raise JobError(_lost()) from None
     finally:
         shutdown()
@@ -184,7 +184,7 @@ def all_reduce_sum(x: Tensor) -> Tensor:
 
 
 def gather_rows(x_ND: Tensor) -> Tensor:
-    """Rows of all ranks, in rank order; every rank has as many. For monitors: no gradient."""
+    """Rows of all ranks, in rank order. Every rank must give the same number. For monitors: no gradient."""
     if world_size() == 1:
         return x_ND
     parts = [torch.empty_like(x_ND) for _ in range(world_size())]
@@ -207,7 +207,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def any_rank(flags: Tensor) -> Tensor:
-    """Element-wise: is the flag set on any rank? Every rank gets the same answer, so all act at the same step."""
+    """Element-wise: whether the flag is set on any rank. All ranks get the same answer, so all act at the same step."""
     flags = flags.float()
     if world_size() > 1:
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
@@ -246,7 +246,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         centred = x - mean.view(shape)
         variance = all_reduce_sum(centred.pow(2).sum(axes)) / count
         with torch.no_grad():
-            assert self.num_batches_tracked is not None and self.momentum is not None, "these are kept, by `__init__`"
+            assert self.num_batches_tracked is not None and self.momentum is not None, "`__init__` sets both"
             assert self.running_mean is not None and self.running_var is not None
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
@@ -258,7 +258,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def synchronise_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
-    """Replace every BatchNorm by one over the global batch; weights and buffers stay. The module itself in a job of one."""
+    """Replace every BatchNorm by one over the global batch; keep weights and buffers. One process: no change."""
     if world_size() == 1:
         return module
     if device.type == "cuda":
@@ -270,7 +270,7 @@ def synchronise_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
             )
             norm.to(next(child.buffers()).device, next(child.buffers()).dtype)
             norm.load_state_dict(child.state_dict())
-            norm.weight, norm.bias = child.weight, child.bias  # themselves: frozen ones stay frozen
+            norm.weight, norm.bias = child.weight, child.bias  # the same objects: frozen ones stay frozen
             norm.train(child.training)
             setattr(module, name, norm)
         else:
@@ -279,9 +279,9 @@ def synchronise_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def wrapped(module: nn.Module, device: torch.device, *, unused: bool = False) -> nn.Module:
-    """In a job of several processes the module with its gradients averaged over them; in one process, itself.
+    """Return the module with gradients averaged over all processes; in a job of one process, the module unchanged.
 
-    Buffers are not sent around: BatchNorm's are of the global batch already.
+    Buffers are not broadcast: BatchNorm's already come from the global batch.
 
     Args:
         unused: some parameters may get no gradient in a step.
@@ -289,7 +289,7 @@ def wrapped(module: nn.Module, device: torch.device, *, unused: bool = False) ->
     if world_size() == 1:
         return module
     devices = [device.index] if device.type == "cuda" else None
-    with warnings.catch_warnings():  # torch 2.14 has another name for the argument, which those before do not know
+    with warnings.catch_warnings():  # torch 2.14 renamed the argument; earlier versions do not know the new name
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
         return nn.parallel.DistributedDataParallel(
             module, device_ids=devices, broadcast_buffers=False, find_unused_parameters=unused

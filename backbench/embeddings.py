@@ -52,7 +52,7 @@ def uniformity(x_ND: Tensor, t: float = 2.0) -> Tensor:
 
 
 def _uniformity_by_pairs(x_ND: Tensor, t: float) -> Tensor:
-    """The same with the pairs of a row with itself left out one by one, in double precision and in logarithms."""
+    """Compute the same without each row's pair with itself, in double precision and in logarithms."""
     x = x_ND.double()
     squares = x.pow(2).sum(dim=1)
     parts = []
@@ -70,8 +70,8 @@ def neighbours(
 ) -> tuple[Tensor, Tensor]:
     """The `k` nearest bank rows of every query, nearest first.
 
-    Never holds more than (queries, chunk) similarities and (chunk, D) rows of the bank on the queries' device; the bank
-    may lie on another.
+    The queries' device needs memory for (queries, chunk) similarities and (chunk, D) rows of the bank; the bank may be on
+    another device.
 
     Returns:
         similarity (N, k): cosine, or minus the squared Euclidean distance; index (N, k) into the bank.
@@ -85,7 +85,7 @@ def neighbours(
     index = torch.empty((len(query), 0), dtype=torch.long, device=query.device)
     for start in range(0, len(bank_MD), chunk):
         part = bank_MD[start : start + chunk].to(query.device).float()
-        # Centring changes no distance, and the squares below cancel less.
+        # Centring changes no distance and makes the squares below cancel less.
         part = F.normalize(part, dim=1) if centre is None else part - centre
         similarity = query @ part.T
         if metric == "euclidean":
@@ -99,7 +99,7 @@ def neighbours(
 
 
 def _mean(x_ND: Tensor, chunk: int) -> Tensor:
-    """Mean row, without a copy of all rows."""
+    """Return the mean row without copying all rows."""
     return sum(part.sum(dim=0, dtype=torch.float64) for part in x_ND.split(chunk)).div(len(x_ND)).float()
 
 
@@ -116,8 +116,8 @@ def knn_scores(
 
     `temperature` T: every neighbour votes exp(similarity / T) (NPID, lemniscate test.py); None: one vote each.
 
-    `ties`: of classes with as many votes `nearest` prefers the one whose neighbour is nearest, so that the answer does not
-    depend on the order of the class names; `first` none, so that an argmax takes the class of the smallest index (W-MSE).
+    `ties` decides between classes with equal votes. `nearest` prefers the class of the nearest neighbour, so that the
+    answer does not depend on the order of class names. `first` adds nothing: an argmax takes the smallest index (W-MSE).
     """
     votes = torch.ones_like(similarity_NK[:, :k])
     if temperature is not None:

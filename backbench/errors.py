@@ -18,7 +18,7 @@ from backbench import processes
 from backbench.printable import printable, visible
 
 _ROOT = Path(__file__).resolve().parent.parent
-_BROKEN_PIPE = 141  # as of a program that SIGPIPE ended
+_BROKEN_PIPE = 141  # the exit code of a program that SIGPIPE ended
 
 
 class BackbenchError(Exception):
@@ -27,7 +27,7 @@ class BackbenchError(Exception):
     kind = "error"
 
     def __init__(self, text: str = "") -> None:
-        # Names in it come from strangers: no escape code reaches a terminal, no half of a character a record.
+        # The text may contain names from untrusted files: no escape code reaches a terminal, no lone surrogate a record.
         super().__init__(visible(_own_words(str(text))))
 
 
@@ -44,13 +44,13 @@ class DataError(BackbenchError):
 
 
 class CheckpointError(BackbenchError):
-    """A checkpoint file that cannot be trusted to hold the backbone it should."""
+    """A checkpoint file that is damaged, unsafe, or not the expected backbone."""
 
     kind = "checkpoint error"
 
 
 class JobError(BackbenchError):
-    """Several processes that are to work as one, and do not."""
+    """The processes of a job cannot start or work together."""
 
     kind = "job error"
 
@@ -86,7 +86,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in REFUSALS or error.errno == errno.EIO:  # of a broken disk nobody knows what is intact
+        if error.errno not in REFUSALS or error.errno == errno.EIO:  # after a disk fault, what is intact is unknown
             raise
         there = " to write there" if error.errno in (errno.EACCES, errno.EPERM) else ""
         raise BackbenchError(
@@ -104,7 +104,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def sentence(error: BaseException) -> str:
-    """An error's message, without the traceback that a worker process wrote before it."""
+    """Return an error's message without the traceback that a worker process wrote before it."""
     return _own_words(str(error)) or type(error).__name__
 
 
@@ -118,19 +118,19 @@ def _own_words(text: str) -> str:
 
 
 def worker_death(error: BaseException) -> str | None:
-    """The message for torch's error when a process that reads images has died; None for any other error."""
+    """Return the message for torch's error about a dead image-reading process; None for any other error."""
     if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
         return None
     return f"a process that reads images died ({_first_line(error)}): out of memory, or /dev/shm full?"
 
 
 def explain(error: BaseException) -> str | None:
-    """`kind: what, where, what to do` of an error that is not a fault of our own; None where it may be one."""
+    """Return `kind: what, where, what to do` for an error that the user can act on; None where it may be our own fault."""
     if isinstance(error, BackbenchError):
         return f"{error.kind}: {sentence(error)}"
     if death := worker_death(error):
         return f"data error: {death}"
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, for a GPU
         return f"memory error: the GPU's memory is used up; lower the batch ({_first_line(error)})"
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "not enough memory" in str(error):
         return "memory error: out of memory; use fewer workers, a smaller batch, or a machine with more"
@@ -151,7 +151,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def internal(error: BaseException) -> str:
-    """The sentence for a fault of our own, whose traceback goes into a file."""
+    """Return the sentence for a fault of our own; its traceback is written to a file."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_ROOT)] or list(frames)
     where = f" at {os.path.relpath(ours[-1].filename, _ROOT)}:{ours[-1].lineno}" if ours else ""
@@ -169,16 +169,16 @@ def internal(error: BaseException) -> str:
 def run_cli(main: Callable[[], int | None], *, single: bool = False) -> None:
     """Run an entry point and exit with its code; every error is one line on stderr, never a traceback.
 
-    Exit codes: 2 for what the user can act on and for a fault of our own ("internal error", with the traceback in a
-    file), 130 after Ctrl-C, 141 when the reader of our output has gone (`| head`).
+    Exit codes: 2 for errors the user can act on and for a fault of our own ("internal error", with the traceback in a
+    file), 130 after Ctrl-C, 141 when the reader of our output has closed it (`| head`).
 
     Args:
-        single: this process is never a rank of a job: its variables in the environment are dropped.
+        single: this process is never a rank of a job: a job's environment variables are dropped.
     """
     processes.begin(single=single)
     _mend_streams()
     threading.excepthook = lambda args: _say_error(args.exc_value) if args.exc_value else None
-    sys.unraisablehook = lambda _args: None  # what an object being deleted could not do; the program is well
+    sys.unraisablehook = lambda _args: None  # errors while an object is deleted: the program can continue
     try:
         code = main() or 0
     except SystemExit as leaving:  # argparse
@@ -195,7 +195,7 @@ def run_cli(main: Callable[[], int | None], *, single: bool = False) -> None:
 
 def _say_error(error: BaseException) -> int:
     """Print the sentence of an error; returns the exit code."""
-    if isinstance(error, BrokenPipeError):  # nothing left to say to whom has gone
+    if isinstance(error, BrokenPipeError):  # the reader has closed the output
         return _BROKEN_PIPE
     _say(visible(explain(error) or internal(error)))
     return 2
@@ -207,24 +207,24 @@ def _say(text: str) -> None:
 
 
 def _mend_streams() -> None:
-    """Streams that are closed lead nowhere; what a stream's encoding lacks is replaced."""
+    """Open closed standard streams on /dev/null; replace characters that a stream's encoding lacks."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, this one; a file of ours must not
+            os.open(os.devnull, os.O_RDWR)  # open() takes this free number; a file of ours must not get it
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
         stream: IO[str] = getattr(sys, name)
         lossy = (
             getattr(stream, "errors", None) == "strict" or "utf" not in str(getattr(stream, "encoding", "utf")).lower()
         )
-        if number == 1 and lossy and hasattr(stream, "reconfigure"):  # stderr's own way is to spell them out
+        if number == 1 and lossy and hasattr(stream, "reconfigure"):  # stderr escapes them by default
             stream.reconfigure(errors="replace")
 
 
 def _flush() -> int:
-    """Write what is left to write; returns the exit code when that failed, else 0."""
+    """Flush the output; returns the exit code when that fails, else 0."""
     code = 0
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:
@@ -234,6 +234,6 @@ def _flush() -> int:
                 code = _BROKEN_PIPE if isinstance(error, BrokenPipeError) else 2
                 if code == 2 and isinstance(error, OSError):
                     _say(f"system error: a file or the output: {REFUSALS.get(error.errno or 0, error)}")
-            with contextlib.suppress(OSError):  # or Python tries again at its exit, and complains in its own words
+            with contextlib.suppress(OSError):  # otherwise Python flushes again at exit and prints its own message
                 os.dup2(os.open(os.devnull, os.O_WRONLY), number)
     return code

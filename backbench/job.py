@@ -1,7 +1,7 @@
-"""Several processes of this machine that work as one: `python backbench/job.py N SCRIPT ARGUMENTS`, as torchrun starts them.
+"""Start several processes of this machine as one job, as torchrun does: `python backbench/job.py N SCRIPT ARGUMENTS`.
 
-When one of them ends badly the others are ended, and one sentence says which and how. The environment that describes a
-job (torchrun's: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, LOCAL_RANK) is read here, and nowhere else.
+When one of them fails the others are stopped, and one sentence says which failed and how. Only this file reads the
+environment that describes a job (torchrun's RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, LOCAL_RANK).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from dataclasses import dataclass
 from backbench import processes
 from backbench.errors import ConfigError, JobError, run_cli
 
-LOST = 75  # exit code of a rank that only says that it lost another one: the launcher says which
+LOST = 75  # exit code of a rank that lost the connection to another one; the launcher reports which one ended
 RENDEZVOUS = "BACKBENCH_RENDEZVOUS_S"  # environment: seconds that a process waits for the others of its job
 _PATIENCE_S = 300
-MOST = 256  # processes on one machine; more are a slip of the hand, and would bring the machine down
+MOST = 256  # processes on one machine; more are a typing error and would overload it
 _FIRST_WORD_S, _NEXT_WORD_S = 5.0, 30.0
-_SETTLE_S = 3.0  # a rank that lost another one may be seen to end before that other one
+_SETTLE_S = 3.0  # a rank that lost another one may end before the other one is seen to end
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,19 @@ class Job:
 
 
 def local_rank(environment: Mapping[str, str]) -> int:
-    """The number of this process among those of its machine, 0 where none is given.
+    """Return LOCAL_RANK, this process's number on its machine, or 0 where it is not set.
 
     Raises:
-        ConfigError: it is not such a number.
+        ConfigError: it is not a rank's number.
     """
     return _number("LOCAL_RANK", environment) if environment.get("LOCAL_RANK") else 0
 
 
 def from_environment(environment: Mapping[str, str]) -> Job | None:
-    """The job that torchrun's variables describe; None where they describe a single process, or nothing.
+    """Return the job that torchrun's variables describe; None for a single process or no job.
 
     Raises:
-        ConfigError: one is missing, is not a number, or they contradict each other.
+        ConfigError: a variable is missing or not a number, or they contradict each other.
     """
     given = {name: environment[name] for name in ("RANK", "WORLD_SIZE") if environment.get(name)}
     if not given:
@@ -106,7 +106,7 @@ def patience(environment: Mapping[str, str]) -> int:
     """Seconds to wait for the other processes of a job.
 
     Raises:
-        ConfigError: the environment sets something else.
+        ConfigError: the environment's value is not a number of seconds.
     """
     text = environment.get(RENDEZVOUS, str(_PATIENCE_S))
     if not (text.isascii() and text.isdigit()) or not 0 < int(text) < 10**7:
@@ -143,11 +143,11 @@ def is_ours(environment: Mapping[str, str]) -> bool:
 
 
 def run(command: Sequence[str], count: int, environment: Mapping[str, str]) -> int:
-    """Run `count` ranks of a command to their end; 0 when all ended well, 130 when a signal asked to stop.
+    """Run `count` ranks of a command; returns 0 when all succeed, 130 when a signal asked to stop.
 
     Raises:
-        ConfigError: more ranks than a machine can bear.
-        JobError: a rank ended badly; the others were ended, and the sentence says which and how.
+        ConfigError: more ranks than one machine can run.
+        JobError: a rank failed and the others were stopped; the sentence says which and how.
     """
     if count > MOST:
         raise ConfigError(f"--nproc {count}: more than {MOST} processes are not meant for one machine, are they?")
@@ -176,7 +176,7 @@ def run(command: Sequence[str], count: int, environment: Mapping[str, str]) -> i
                 _forward(asked[0], ranks)
                 return processes.INTERRUPTED
         finally:
-            processes.end(ranks, grace=0)  # without the one that ended they cannot finish a step
+            processes.end(ranks, grace=0)  # they cannot finish a step without the rank that ended
     bad = {rank: code for rank, code in enumerate(codes) if code}
     if not bad:
         return 0
@@ -187,12 +187,12 @@ def run(command: Sequence[str], count: int, environment: Mapping[str, str]) -> i
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]], asked: Sequence[int]) -> list[int | None]:
-    """The ranks' exit codes once all have ended well or one has not; None of those that run still."""
+    """Wait until all ranks have succeeded or one has failed; returns their exit codes, None for those still running."""
     while not asked:
         codes = [process.poll() for process in ranks]
         if None not in codes or any(code not in (None, 0, LOST) for code in codes):
             return codes
-        if LOST in codes:  # why, another one tells, now or in a moment
+        if LOST in codes:  # the rank that caused it has ended, or will within moments
             deadline = time.monotonic() + _SETTLE_S
             while time.monotonic() < deadline and all(process.poll() in (None, 0, LOST) for process in ranks):
                 processes.pause()
@@ -202,7 +202,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], asked: Sequence[int]) -> lis
 
 
 def _forward(number: int, ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Hand the request to stop on and wait for the ranks, which may write a checkpoint; a second signal ends all."""
+    """Send the stop signal to the ranks and wait while they write a checkpoint; a second signal ends all."""
     for process in ranks:
         if process.poll() is None:
             process.send_signal(number)
@@ -211,7 +211,7 @@ def _forward(number: int, ranks: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def how(code: int) -> str:
-    """How a process ended, of the exit code that `subprocess` gives."""
+    """Describe how a process ended, from the exit code that `subprocess` gives."""
     if code == -signal.SIGKILL:
         return "was ended by SIGKILL (by hand, or out of memory: `dmesg` says so)"
     if code < 0:
@@ -222,7 +222,7 @@ def how(code: int) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`N SCRIPT ARGUMENTS`."""
+    """Run the command line `N SCRIPT ARGUMENTS`."""
     words = list(sys.argv[1:] if argv is None else argv)
     if len(words) < 2 or not words[0].isdigit() or int(words[0]) < 1:
         raise ConfigError("expected: python backbench/job.py N SCRIPT ARGUMENTS")

@@ -1,4 +1,4 @@
-"""Lines of JSON, one record each, as a training writes them: a kill may cut the last line, another program may add its own."""
+"""Training logs as lines of JSON, one record each. A kill may cut the last line; another program may add its own lines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LARGEST = 1 << 30  # bytes: more than any run writes
 
 
 def records(file: Path, limit: int = _LARGEST) -> Iterator[tuple[str, dict[str, Any] | None]]:
-    """Every line that is not empty, with its record: None of a line that is not a JSON object.
+    """Yield every line that is not empty with its record, or None where it is not a JSON object.
 
     Raises:
         DataError: not a regular file, or larger than `limit` bytes.

@@ -1,10 +1,10 @@
-"""Parts that lie outside this package: folders given by `--include DIR`, and entry points of installed packages.
+"""Parts from outside this package: folders given by `--include DIR`, and entry points of installed packages.
 
 An included folder holds `{data,protocols,tasks,suites,entries}/*.yaml` and `{layouts,formats,methods,transfer_tasks}/*.py`.
 BACKBENCH_INCLUDE lists the folders, so that processes started later know them too. An entry point of a group
 `backbench.<kind>` is a module, or for kinds made of YAML a package or path whose *.yaml are read.
 
-One broken file is named in a warning and takes nothing else down; asking for that very part is an error.
+A broken file is named in a warning and everything else keeps working; using that part is an error.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Parts(Generic[T]):
     broken: Mapping[str, str]
 
     def get(self, name: str, what: str) -> T:
-        """A part by name. Raises ConfigError: it is broken, or unknown (with the nearest name)."""
+        """Return a part by name. Raises ConfigError: it is broken, or unknown (with the nearest name)."""
         if name in self.found:
             return self.found[name]
         if name in self.broken:
@@ -54,7 +54,7 @@ class Parts(Generic[T]):
 
 
 class _Include(argparse.Action):
-    """Takes effect while the command line is parsed: what is parsed next may name a plug-in's parts."""
+    """Takes effect during parsing: options parsed later may name a plug-in's parts."""
 
     def __call__(
         self,
@@ -131,7 +131,7 @@ def _read(read: Callable[[Path], T], path: Path) -> T:
 
 
 def attempt(kind: str, readers: Mapping[str, Callable[[], T]]) -> Parts[T]:
-    """Read each part; a warning, once, for each that cannot be read."""
+    """Read each part; warn once about each that cannot be read."""
     found, broken = {}, {}
     for name, read in readers.items():
         try:
@@ -143,7 +143,7 @@ def attempt(kind: str, readers: Mapping[str, Callable[[], T]]) -> Parts[T]:
 
 
 def module_names(kind: str, package: ModuleType) -> list[str]:
-    """Names of every module of a kind, sorted; none is imported but packages' own."""
+    """Return the sorted names of all modules of a kind; only entry points' packages are imported."""
     return sorted({*_built_in(package), *_outside(kind, package)})
 
 
@@ -169,7 +169,7 @@ def modules(kind: str, package: ModuleType) -> Parts[ModuleType]:
 
 
 def warn(text: str) -> None:
-    """A warning on stderr, once."""
+    """Print a warning on stderr, once."""
     from backbench.progress import say  # rich: slow to import
 
     if text not in _warned:
@@ -182,7 +182,7 @@ def _built_in(package: ModuleType) -> list[str]:
 
 
 def _outside(kind: str, package: ModuleType) -> dict[str, Callable[[], ModuleType]]:
-    """How to import each plug-in of a kind; a name that is built in already is left to the one built in."""
+    """Return a function for each plug-in of a kind that imports it; a built-in name keeps its built-in module."""
     files = [path for folder in included() for path in sorted((folder / MODULES[kind]).glob("*.py"))]
     places: dict[str, Callable[[], ModuleType]] = {}
     for path in files:
@@ -197,7 +197,7 @@ def _outside(kind: str, package: ModuleType) -> dict[str, Callable[[], ModuleTyp
 
 
 def _imported(kind: str, path: Path) -> ModuleType:
-    """The module in a file, imported once. Raises ConfigError with what it raised."""
+    """Import the module in a file, once. Raises ConfigError with the error that it raised."""
     name = f"backbench_{kind}_{path.stem}"
     known = sys.modules.get(name)
     if known is not None and known.__file__ == str(path):
@@ -222,7 +222,7 @@ def _loaded(point: EntryPoint) -> Any:
 
 
 def _place(point: EntryPoint) -> list[Path]:
-    """Where the YAML files of an entry point lie: a package's folder, or the path that it names."""
+    """Return the folder of an entry point's YAML files: a package's folder, or the path that it names."""
     try:
         value = _loaded(point)
     except ConfigError as error:
@@ -238,7 +238,7 @@ def _points(kind: str) -> list[EntryPoint]:
 
 @functools.cache
 def _points_of(kind: str, path: tuple[str, ...]) -> list[EntryPoint]:
-    """Reads the metadata of all installed packages: once for a search path."""
+    """Read the metadata of all installed packages, once per search path."""
     del path
     return list(entry_points(group=f"backbench.{kind}"))
 

@@ -1,4 +1,4 @@
-"""Words that come from strangers (names of tensors, files, classes, backbones) made fit for one line of a terminal or table."""
+"""Make untrusted words (names of tensors, files, classes, backbones) safe for one line of a terminal or table."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _ITEMS = 3  # of a container
 
 
 def printable(text: object, limit: int = 200) -> str:
-    r"""`text` in one line of at most `limit` visible characters; control characters are spelled out (`\x1b`, `\n`).
+    r"""Return `text` in one line of at most `limit` visible characters; control characters are escaped (`\x1b`, `\n`).
 
-    Anything may be given: containers are shown by their first few items, whatever their size or depth. Letters of all
-    scripts stay as they are; Markdown, HTML and CSV need their own escapes on top of this.
+    Any object may be given: containers of any size or depth are shown by their first few items. Letters of all scripts
+    stay; Markdown, HTML and CSV need their own escapes as well.
     """
     words = _words(text)
-    begin = words[: limit + 1]  # a name of a gigabyte costs no more than a short one
+    begin = words[: limit + 1]  # a name of a gigabyte costs as little as a short one
     shown = "".join(_visible(c) for c in begin)
     if len(words) <= limit and len(shown) <= limit:
         return shown
@@ -26,13 +26,13 @@ def printable(text: object, limit: int = 200) -> str:
 
 
 def visible(text: object) -> str:
-    """`str(text)`, all of it in one line, with everything that a terminal would obey spelled out."""
+    """Return all of `str(text)` in one line, with terminal control characters escaped."""
     words = str(text)
     return words if words.isprintable() else "".join(_visible(c) for c in words)
 
 
 def some(names: Sequence[object], *, first: int = 3, counted: bool = True) -> str:
-    """`5, e.g. a, b, c`: how many, and the first ones; uncounted `a, b, c, d, e and 2 more`, of short names."""
+    """Return `5, e.g. a, b, c`, the count and the first names; uncounted, `a, b, c, d, e and 2 more`."""
     if counted:
         return f"{len(names)}, e.g. {', '.join(printable(name) for name in names[:first])}"
     first = max(first, 5)
@@ -41,7 +41,7 @@ def some(names: Sequence[object], *, first: int = 3, counted: bool = True) -> st
 
 
 def _words(value: object) -> str:
-    """`str(value)` where that is a scalar, else a short description; never an exception."""
+    """Return `str(value)` for a scalar, else a short description. Never raises."""
     try:
         if isinstance(value, str | PurePath | bool | float | BaseException) or value is None:
             return str(value)
@@ -52,13 +52,13 @@ def _words(value: object) -> str:
         if isinstance(value, list | tuple | dict | set | frozenset) and type(value).__module__ == "builtins":
             first = ", ".join(_item(item) for item in itertools.islice(value, _ITEMS))
             return f"a {type(value).__name__} of {len(value)} ({first}{', ...' if len(value) > _ITEMS else ''})"
-    except Exception:  # a stranger's __str__ may do anything
+    except Exception:  # an unknown class's __str__ may raise anything
         return f"<{type(value).__name__}>"
     return f"<{type(value).__name__}>"
 
 
 def _item(value: object) -> str:
-    """An item of a container: its kind alone where it is a container too."""
+    """Describe an item of a container; a container within it is shown by its type only."""
     return (
         f"<{type(value).__name__}>" if isinstance(value, list | tuple | dict | set | frozenset) else _words(value)[:80]
     )

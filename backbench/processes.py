@@ -1,8 +1,8 @@
-"""How our processes end: with the one that started them, and when a signal asks them to. Imports nothing heavy.
+"""Process endings: our processes end with the process that started them, and on signals. Imports nothing heavy.
 
-A signal never becomes an exception somewhere in the middle of an import or of the garbage collector. Outside of
-`stop_on_signal` the operating system ends the process at once, which is safe at any moment, since every file is written
-whole or not at all; inside, the first signal is noted for the loop that asks, and the next one ends the process at once.
+A signal never raises an exception in the middle of an import or of garbage collection. Outside `stop_on_signal` the
+operating system ends the process at once; this is safe at any moment, because every file is written whole or not at all.
+Inside, the first signal is noted for the loop to check, and the next one ends the process at once.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ _under_torchrun = elastic.RUN_ID in os.environ  # before `begin` may drop it
 
 
 def begin(*, single: bool = False) -> None:
-    """At an entry point: signals end this process at once; it ends with its starter, and what it forks ends with it.
+    """Call at an entry point: signals end this process at once, it ends with its starter, and its forks end with it.
 
     Args:
         single: drop the job's variables from the environment.
     """
     global _began
     for number in STOP_SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish stands
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup keeps its effect
             signal.signal(number, signal.SIG_DFL)
-    parent = os.environ.pop(_PARENT, "")  # not for what this process starts
+    parent = os.environ.pop(_PARENT, "")  # the processes that this one starts do not inherit it
     if parent.isascii() and parent.isdigit():
         end_with_parent(int(parent))
     elif elastic.RUN_ID in os.environ:
@@ -65,12 +65,12 @@ def begin(*, single: bool = False) -> None:
 
 
 def is_under_torchrun() -> bool:
-    """Whether torchrun started this process, or one that started it."""
+    """Whether torchrun started this process or an ancestor of it."""
     return _under_torchrun
 
 
 def alone(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what describes a job: for a process that is none of its ranks."""
+    """Return the environment without the variables of a job, for a process that is not one of its ranks."""
     return {n: v for n, v in environment.items() if n not in _JOB and not n.startswith("TORCHELASTIC_")}
 
 
@@ -105,19 +105,19 @@ def _before_fork() -> None:
 
 def _after_fork() -> None:
     for number in STOP_SIGNALS:
-        if callable(signal.getsignal(number)):  # what the parent notes for itself
+        if callable(signal.getsignal(number)):  # the parent's own notes
             signal.signal(number, signal.SIG_IGN)
     parent, by_main_thread = _forking
-    if by_main_thread:  # Linux tells of the end of the thread, not of the process
+    if by_main_thread:  # Linux signals the end of the parent's thread, not of its process
         end_with_parent(parent)
 
 
 def start(
     command: Sequence[str], environment: Mapping[str, str], *, ignored: Sequence[int] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start one of our entry points in a new session; it ends when this process ends, however that happens.
+    """Start one of our entry points in a new session; it ends when this process ends, for any reason.
 
-    To be called from the main thread.
+    Call it from the main thread.
 
     Args:
         ignored: signals that the new process ignores.
@@ -132,7 +132,7 @@ def start(
 
 
 def end(started: Iterable[subprocess.Popen[bytes]], *, grace: float | None = None) -> None:
-    """End what `start` started: SIGTERM, and SIGKILL for what has not ended `grace` (10) seconds later. Waits for it."""
+    """End processes of `start`: SIGTERM, then SIGKILL after `grace` (10) seconds. Waits until they have ended."""
     alive = [process for process in started if process.poll() is None]
     grace = _GRACE_S if grace is None else grace
     for process in alive if grace else ():
@@ -147,15 +147,15 @@ def end(started: Iterable[subprocess.Popen[bytes]], *, grace: float | None = Non
 
 
 def pause() -> None:
-    """Between two looks at what was started."""
+    """Wait a moment before the started processes are checked again."""
     time.sleep(_POLL_S)
 
 
 @contextlib.contextmanager
 def stop_on_signal(message: str = "") -> Iterator[list[int]]:
-    """Note the first SIGINT, SIGTERM or SIGHUP in the list that is given, and say so; the next one ends the process.
+    """Append the first SIGINT, SIGTERM or SIGHUP to the given list, with a message; the next one ends the process.
 
-    Signals that are ignored stay ignored. Outside of the main thread nothing changes: whoever runs us handles signals.
+    Ignored signals stay ignored. Outside the main thread nothing changes: the caller handles signals.
     """
     asked: list[int] = []
     before: dict[int, object] = {}
@@ -167,7 +167,7 @@ def stop_on_signal(message: str = "") -> Iterator[list[int]]:
             os.kill(os.getpid(), number)
         asked.append(number)
         if message:
-            with contextlib.suppress(OSError):  # printing from here could meet a print that is half done
+            with contextlib.suppress(OSError):  # a print here could interrupt another print
                 os.write(2, f"{message}\n".encode())
 
     if threading.current_thread() is threading.main_thread():

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class _Console(Console):
-    """Leaves the cursor as it is: hidden, it would stay so when a signal ends the process."""
+    """Keep the cursor visible: a hidden one would stay hidden when a signal ends the process."""
 
     def show_cursor(self, show: bool = True) -> bool:
         return False
@@ -45,7 +45,7 @@ _log: Path | None = None
 def say(message: str) -> None:
     """One line of information on stderr, from rank 0 only: stdout is for results."""
     if is_main():
-        with contextlib.suppress(OSError):  # a full disk or a lost terminal under stderr: the work goes on
+        with contextlib.suppress(OSError):  # the disk is full or the terminal is gone: the work continues
             print(visible(_prefix + message), file=sys.stderr, flush=True)
         if _log is not None:
             logs.write_line(_log, _prefix + message)
@@ -53,7 +53,7 @@ def say(message: str) -> None:
 
 @contextlib.contextmanager
 def logged(prefix: str, log: Path) -> Iterator[None]:
-    """Put `prefix` before every line that `say` prints; `log` gets these lines and what libraries log and warn about."""
+    """Put `prefix` before every line that `say` prints; `log` gets these lines and the libraries' logs and warnings."""
     global _prefix, _log
     before = _prefix, _log
     _prefix, _log = prefix, log
@@ -78,8 +78,8 @@ def track(items: Iterable[T], *, total: int, label: str, size: Callable[[T], int
     """Iterate with a bar and an estimate of the time left; without a terminal, a plain line every 15 s.
 
     Args:
-        total: what `done of total` ends at.
-        size: how much of `total` an item is (the images of a batch); one unless given.
+        total: the total in `done of total`.
+        size: how much an item counts (the images of a batch); one unless given.
     """
     if not is_main():
         yield from items
@@ -124,7 +124,7 @@ class Transfers:
         self._bars.stop()
 
     def add(self, label: str) -> Callable[[int, int | None], None]:
-        """A new file; call the result with (bytes there, bytes in all or None), from any thread.
+        """Add a file; call the result with (bytes received, total bytes or None), from any thread.
 
         After `stop` that call raises KeyboardInterrupt, which ends the thread at its next bytes.
         """
@@ -138,7 +138,7 @@ class Transfers:
         return tell
 
     def stop(self) -> None:
-        """Let every thread that still transfers end."""
+        """End every thread that is still transferring."""
         self._stopped.set()
 
     def _shower(self, label: str) -> Callable[[int, int | None], None]:

@@ -29,8 +29,8 @@ def tau_at(step: int, *, total: int, base: float) -> float:
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups for timm's LARS: weights (decayed, adapted) and biases and norms (neither).
 
-    timm adapts a group only where `weight_decay != 0` or `always_adapt` (timm/optim/lars.py), so the second group says
-    both explicitly. Not decaying biases and BatchNorm parameters: MSBReg section 7.1, following BYOL.
+    timm adapts a group only where `weight_decay != 0` or `always_adapt` (timm/optim/lars.py), so the second group sets
+    both explicitly. MSBReg section 7.1 does not decay biases and BatchNorm parameters, following BYOL.
     """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     return [

@@ -1,7 +1,7 @@
 """YAML 1.2 as plain Python values, and back: the one reader and the one writer.
 
-Words are what YAML 1.2's core schema says (`1e-5` is a number; `no` and dates are words). A key given twice is an error, and
-so is whatever JSON does not hold. Depth and number of values are bounded, so that a small hostile file costs little.
+Scalars follow YAML 1.2's core schema (`1e-5` is a number; `no` and dates are words). A key given twice is an error, and so
+is a value that JSON lacks. Depth and number of values are bounded, so that a small hostile file costs little.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CORE = (  # YAML 1.2.2, section 10.3.2; null and the truth values with the capi
     ("float", re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z")),
     ("float", re.compile(r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z")),
 )
-# Words that readers of YAML 1.1 (PyYAML) take for something else: written in quotes.
+# Words that readers of YAML 1.1 (PyYAML) would convert are written in quotes.
 _OLDER = re.compile(
     r"(?:y|n|yes|no|on|off|<<|=|[-+]?0b[01_]+|[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?"
     r"|[-+]?[0-9][0-9_.]*(?:[eE][-+][0-9]+)?|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}.*)\Z",
@@ -40,7 +40,7 @@ _OLDER = re.compile(
 
 
 class _Resolver(VersionedResolver):
-    """The core schema alone, whatever version a document claims."""
+    """Uses the core schema whatever version a document claims."""
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
         if kind is ScalarNode and implicit[0]:
@@ -53,7 +53,7 @@ class _Resolver(VersionedResolver):
 
 
 class _Careful(_Resolver):
-    """Of the writer: what 1.1 reads otherwise is not taken for a plain word, and so gets quotes."""
+    """Used by the writer: quotes words that YAML 1.1 would read as something else."""
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
         if kind is ScalarNode and implicit[0] and _kind(value) == "str" and _OLDER.match(value):
@@ -62,7 +62,7 @@ class _Careful(_Resolver):
 
 
 class _Representer(SafeRepresenter):
-    """Numbers that YAML 1.1 reads as numbers too, and no aliases."""
+    """Writes numbers so that YAML 1.1 also reads them as numbers, and no aliases."""
 
     def represent_float(self, data: Any) -> ScalarNode:
         text = repr(data)
@@ -102,16 +102,16 @@ def parse_yaml(text: str, *, where: str = "configuration") -> Any:
     except RecursionError:
         raise ConfigError(f"{where}: nests deeper than any configuration") from None
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, AssertionError) as error:
-        # the constructors say so of `!!int ""`, `!!bool x`, `!!timestamp x`, a number of 5,000 digits
+        # raised for `!!int ""`, `!!bool x`, `!!timestamp x`, a number of 5,000 digits
         raise ConfigError(f"{where}: not valid YAML: a value does not fit its tag ({printable(error)})") from None
     return values
 
 
 def write_yaml(values: Any, *, lists_in_line: bool = False) -> str:
-    """Plain values as YAML that `parse_yaml` reads back to equal ones, and YAML 1.1's readers too.
+    """Return plain values as YAML that `parse_yaml` and readers of YAML 1.1 read back to equal values.
 
     Args:
-        lists_in_line: mappings and lists that hold plain values only stand in one line, `{a: 1}`.
+        lists_in_line: write mappings and lists that contain only plain values in one line, `{a: 1}`.
     """
     writer: Any = YAML(typ="safe", pure=True)  # its attributes are not typed
     writer.Resolver, writer.Representer = _Careful, _Representer
@@ -128,7 +128,7 @@ def _kind(word: str) -> str:
 
 
 def _refuse_odd(values: Any) -> None:
-    """ConfigError for what JSON does not hold, and for aliases that unfold to more than any configuration has."""
+    """Raise ConfigError for values that JSON lacks and for aliases that expand to more than any configuration has."""
     waiting, seen = [values], 0
     while waiting:
         value = waiting.pop()

@@ -1,5 +1,4 @@
-"""Files of the user opened with care: only regular ones, never one that changed since it was listed; text of any encoding
-that says which it is."""
+"""Open the user's files safely: only regular files, and none that changed since it was listed; decode text by its mark."""
 
 from __future__ import annotations
 
@@ -16,8 +15,8 @@ from typing import Any, BinaryIO
 from backbench.errors import REFUSALS, BackbenchError, DataError
 from backbench.printable import printable
 
-TEXT_LIMIT = 2 * 2**30  # bytes: of a list of names, twenty times that of Places205
-JSON_LIMIT = 16 * 2**30  # the largest annotation files have some 6
+TEXT_LIMIT = 2 * 2**30  # bytes: twenty times Places205's list of names
+JSON_LIMIT = 16 * 2**30  # bytes: the largest annotation files have about 6 GiB
 _MARKS = (  # longest first: UTF-32's begins like UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -26,19 +25,19 @@ _MARKS = (  # longest first: UTF-32's begins like UTF-16's
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 
-Status = tuple[int, int, int]  # bytes, time of the contents' last change, of the entry's last change (nanoseconds)
+Status = tuple[int, int, int]  # bytes, time of the last change of the contents and of the entry (nanoseconds)
 
 
 class Unreadable(DataError):
-    """A file that is absent, not a regular one, or too large."""
+    """The file is absent, not a regular file, or too large."""
 
 
 class Changed(DataError):
-    """A file that is no longer the one that was listed."""
+    """The file changed after it was listed."""
 
 
 def expanded(path: str) -> Path:
-    """A path that may begin with `~`. Raises DataError for an unknown user."""
+    """Return the path with a leading `~` expanded. Raises DataError for an unknown user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -46,7 +45,7 @@ def expanded(path: str) -> Path:
 
 
 def folder_option(text: str) -> Path:
-    """The type of a command line's `--out DIR`; an empty one, of an unset variable, would mean the working folder."""
+    """Parse the command line's `--out DIR`. An empty name, from an unset variable, would mean the working folder."""
     if not text.strip():
         raise argparse.ArgumentTypeError("the folder's name is empty; name one, or . for this folder")
     return Path(text)
@@ -64,17 +63,17 @@ def status_of(path: Path) -> Status:
 def opened(
     path: Path | str, error: type[BackbenchError] = Unreadable, *, listed: Sequence[int] | None = None
 ) -> Iterator[BinaryIO]:
-    """A regular file of any size to read from; links are followed.
+    """Open a regular file of any size for reading; links are followed.
 
-    A pipe, a device, a socket or a folder is not even opened: to open one may wait for ever, or do something to it.
+    A pipe, a device, a socket or a folder is never opened: opening one may block or have an effect.
 
     Args:
-        error: the kind of error for a file that is absent or of another kind.
-        listed: its `Status` when it was listed, where that was noted.
+        error: the error class for a file that is absent or of another kind.
+        listed: the file's `Status` when it was listed, if known.
 
     Raises:
         error: one sentence that begins with the path and names the reason why it cannot be opened.
-        Changed: another file than the one that was listed, before or after it was read.
+        Changed: the file changed after it was listed or while it was read.
     """
     descriptor = _descriptor(path, error)
     try:
@@ -97,16 +96,16 @@ def _descriptor(path: Path | str, error: type[BackbenchError]) -> int:
 
 
 def read_bytes(path: Path, *, limit: int, start: int | None = None, listed: Sequence[int] | None = None) -> bytes:
-    """The bytes of a regular file.
+    """Return the bytes of a regular file.
 
     Args:
-        limit: most bytes that a file of its kind may have.
-        start: read `limit` bytes from there, of a file of any size.
-        listed: its `Status` when it was listed, where that was noted.
+        limit: the largest allowed size in bytes.
+        start: read `limit` bytes from this position, whatever the file's size.
+        listed: the file's `Status` when it was listed, if known.
 
     Raises:
-        Unreadable: absent, of another kind, or larger than `limit`.
-        Changed: another file than the one that was listed.
+        Unreadable: the file is absent, of another kind, or larger than `limit`.
+        Changed: the file changed after it was listed.
     """
     with opened(path, listed=listed) as file:
         size = os.fstat(file.fileno()).st_size
@@ -120,7 +119,7 @@ def read_bytes(path: Path, *, limit: int, start: int | None = None, listed: Sequ
 
 
 def why_not(reason: Exception) -> str:
-    """The operating system's refusal to open or read a path, in words."""
+    """Describe the operating system's refusal to open or read a path."""
     if not isinstance(reason, OSError):
         return "no file can have this name"  # a zero byte in it, or characters that the file system cannot write
     return REFUSALS.get(reason.errno or 0) or f"cannot be read ({reason.strerror or reason})"
@@ -132,9 +131,9 @@ def _refuse_special(path: Path | str, mode: int, error: type[BackbenchError]) ->
 
 
 def read_text(path: Path) -> str:
-    """A text file: UTF-8, or UTF-16 and UTF-32 with a byte order mark; the mark is dropped.
+    """Read a text file: UTF-8, or UTF-16 and UTF-32 with a byte order mark; the mark is dropped.
 
-    Bytes that are not UTF-8 become what `os.listdir` makes of them, so that a list of such file names finds its files.
+    Bytes that are not UTF-8 are decoded as `os.listdir` decodes them, so that lists of such file names match their files.
 
     Raises:
         DataError: it cannot be read, or is not text.
@@ -151,24 +150,28 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, without the white space around them; empty ones stay, so that they can be counted.
+    """Return the lines of a text file, stripped of white space; empty lines stay, so that line numbers are right.
 
-    Only ends of lines divide: `str.splitlines` also takes a form feed or U+2028, which a file's name may hold.
+    Only line ends separate: `str.splitlines` also splits at a form feed or U+2028, which a file's name may contain.
     """
     text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
     return [line.strip() for line in text.removesuffix("\n").split("\n")] if text else []
 
 
 def read_json(path: Path) -> Any:
-    """The contents of a JSON file.
+    """Return the contents of a JSON file.
 
     Raises:
-        DataError: it cannot be read, is not JSON, or is nested deeper or holds larger whole numbers than Python takes.
+        DataError: it cannot be read, is not JSON, or exceeds Python's limits on nesting or on digits of whole numbers.
     """
     data = read_bytes(path, limit=JSON_LIMIT)
     try:
         return json.loads(data)
-    except (ValueError, RecursionError, MemoryError) as error:  # also of a number of 5,000 digits, and of its encoding
+    except (
+        ValueError,
+        RecursionError,
+        MemoryError,
+    ) as error:  # also for a number of 5,000 digits and for wrong encodings
         reason = " ".join(str(error).split())[:200] or "it needs more memory than there is"
         raise DataError(f"{path}: not readable as JSON, cut short? ({reason})") from None
 
@@ -180,7 +183,7 @@ def _status(status: os.stat_result) -> Status:
 def _check_listed(path: Path | str, now: os.stat_result, listed: Sequence[int] | None) -> None:
     if listed is not None and _status(now) != tuple(listed):
         raise Changed(
-            f"{path}: changed while the run was going (its size or its time is not what it was when the data set was "
+            f"{path}: changed during the run (its size or its time is not what it was when the data set was "
             "listed); run again, on data that nobody writes to"
         )
 

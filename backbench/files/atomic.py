@@ -1,4 +1,4 @@
-"""Files and their identity: hashes, atomic writes. What reads weights is `model_zoo.reading`."""
+"""Atomic writes: readers see the old file or the whole new one. Weights are read by `model_zoo.reading`."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ import torch
 
 from backbench.errors import writing
 
-_PREFIX = 50  # characters of a file's name in that of its temporary file, which may not be too long
+_PREFIX = 50  # characters of the file's name used in its temporary file's name, whose length is limited
 
 
 def make_folder(path: Path) -> Path:
-    """Create a folder and its parents, or say why not."""
+    """Create a folder and its parents. Raises BackbenchError with the reason when that fails."""
     with writing(path):
         Path(path).mkdir(parents=True, exist_ok=True)
     return Path(path)
 
 
 def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write through a temporary file in the same folder and `os.replace`: readers see the old file or the new one.
+    """Write to a temporary file in the same folder, then `os.replace`: readers see the old file or the new one.
 
     Raises:
         BackbenchError: the disk is full or not writable; the old file stays.
@@ -37,14 +37,16 @@ def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:_PREFIX]}.", suffix=".tmp")
         try:
             with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # says to `clear_temporary` that it is being written
+                fcntl.flock(
+                    handle, fcntl.LOCK_EX | fcntl.LOCK_NB
+                )  # tells `clear_temporary` that the file is being written
             with os.fdopen(handle, "wb") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
             umask = os.umask(0)
             os.umask(umask)
-            Path(temporary).chmod(0o666 & ~umask)  # mkstemp made it private
+            Path(temporary).chmod(0o666 & ~umask)  # mkstemp allows only the owner to read it
             os.replace(temporary, path)  # noqa: PTH105 (the name of the operation matters here)
         except BaseException:
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""The folders of the cache (what can be made or fetched again) and of the configurations. Imports nothing heavy."""
+"""Folders of the cache (everything in it can be made or fetched again) and of the configurations. No heavy imports."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def cache_folder() -> Path:
 
 
 def configs_folder() -> Path:
-    """The folder of recipes, cells and suites: a checkout's `configs/`, or `backbench/configs` of an installed wheel.
+    """Return the folder of recipes, cells and suites: a checkout's `configs/`, or `backbench/configs` of a wheel.
 
     Raises:
-        ConfigError: neither is there, so the installation is incomplete.
+        ConfigError: neither exists, so the installation is incomplete.
     """
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "configs", package.parent / "configs"):

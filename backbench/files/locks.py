@@ -15,19 +15,19 @@ from pathlib import Path
 from backbench.errors import writing
 from backbench.printable import printable
 
-_FIRST_WORD_S, _NEXT_WORD_S = 3.0, 30.0  # between two words of one that waits
+_FIRST_WORD_S, _NEXT_WORD_S = 3.0, 30.0  # between two messages of a waiting process
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as mkstemp names them for `atomic_write`
 
 
 @contextlib.contextmanager
 def held(lock: Path, *, timeout: float = -1) -> Iterator[None]:
-    """Hold a lock file; waits for it, `timeout` seconds at most where that is given, and says for whom it waits.
+    """Hold a lock file. Waits for it, at most `timeout` seconds if given, with messages that name the holder.
 
-    What killed processes left half written in its folder is removed.
+    Removes the temporary files that killed processes left in the folder.
 
     Raises:
-        BackbenchError: it cannot be written.
-        filelock.Timeout: another process held it all the while.
+        BackbenchError: the lock file cannot be written.
+        filelock.Timeout: another process held the lock for the whole time.
     """
     from filelock import FileLock, Timeout
 
@@ -43,9 +43,9 @@ def held(lock: Path, *, timeout: float = -1) -> Iterator[None]:
                 waited, pause = waited + step, _NEXT_WORD_S
                 if 0 <= timeout <= waited:
                     raise
-                with contextlib.suppress(OSError):  # nobody reads it: the wait goes on
+                with contextlib.suppress(OSError):  # nobody can read it: the wait continues
                     print(f"waiting for {holder(lock)}", file=sys.stderr, flush=True)
-    with contextlib.suppress(OSError):  # a courtesy to those who wait
+    with contextlib.suppress(OSError):  # only information for waiting processes
         card.write_text(f"{_identity()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n", encoding="utf-8")
     clear_temporary(Path(lock).parent)
     try:
@@ -57,9 +57,9 @@ def held(lock: Path, *, timeout: float = -1) -> Iterator[None]:
 
 
 def clear_temporary(folder: Path) -> list[Path]:
-    """Remove what `atomic_write` left in a folder when its process was killed; returns the files.
+    """Remove temporary files of `atomic_write` whose process was killed; returns them.
 
-    A file that is being written is locked by its writer, and stays.
+    A file that is still being written is locked by its writer and stays.
     """
     removed = []
     for path in folder.glob(".*.tmp") if folder.is_dir() else ():
@@ -73,13 +73,13 @@ def clear_temporary(folder: Path) -> list[Path]:
 
 
 def holder(lock: Path) -> str:
-    """Who holds a lock, since when, and what to do about it, in words."""
+    """Return a sentence: who holds a lock, since when, and what to do about it."""
     try:
         who = Path(f"{lock}.holder").read_text(encoding="utf-8", errors="replace").strip()[:500]
     except OSError:
         who = ""
     number = who.removeprefix("process ").partition(" ")[0]
-    cure = f"; wait for its end, or end it: `kill {number}`" if number.isdigit() else "; wait for its end"
+    cure = f"; wait until it ends, or end it: `kill {number}`" if number.isdigit() else "; wait until it ends"
     return f"{printable(who) or 'another process'}, which holds {printable(lock)}{cure}"
 
 

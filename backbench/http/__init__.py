@@ -1,7 +1,7 @@
-"""Fetch a file over HTTP from servers that may be slow, cut off, change the file, lie or never end.
+"""Fetch a file over HTTP from servers that may be slow, disconnect, change the file, send false headers or never end.
 
-An interrupted file is resumed where the server still has the same bytes; parts of two versions are never joined; size and
-time are bounded, and every wait says why.
+An interrupted file is resumed if the server still has the same bytes; parts of two versions are never joined. Size and
+time are limited, and every wait prints its reason.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from backbench.progress import say
 if TYPE_CHECKING:
     import httpx2
 
-ATTEMPTS = 6  # in a row that bring hardly a new byte
-OVERLAP = 64 << 10  # bytes that a resumed file asks for once more, to compare
+ATTEMPTS = 6  # in a row that bring almost no new bytes
+OVERLAP = 64 << 10  # bytes that a resumed download requests again, to compare
 _LONGEST_WAIT_S = 60.0
 _SILENCE_S = 15.0  # between two bytes
 _ANSWER_S = 20.0  # until the headers of an answer are complete
-_WINDOW_S, _LEAST_IN_WINDOW = 10.0, 50 << 10  # a body that brings less is given up: 5 kB/s
+_WINDOW_S, _LEAST_IN_WINDOW = 10.0, 50 << 10  # a slower body than this, 5 kB/s, is abandoned
 
 __all__ = ["ATTEMPTS", "LARGEST", "OVERLAP", "Request", "retrieve"]
 
@@ -36,7 +36,7 @@ _sleep = time.sleep
 
 
 def retrieve(request: Request) -> None:
-    """All bytes of `request.url` into `request.part`, in as many attempts as it takes while bytes arrive.
+    """Fetch all bytes of `request.url` into `request.part`; attempts continue as long as new bytes arrive.
 
     Raises:
         BackbenchError: unreachable, refused, too large, too slow, encoded, or the disk is full.
@@ -55,7 +55,7 @@ def retrieve(request: Request) -> None:
             except (httpx2.UnsupportedProtocol, httpx2.InvalidURL, httpx2.TooManyRedirects) as error:
                 raise BackbenchError(f"{request.url}: {error}") from None
             except (httpx2.TransportError, Passing) as error:
-                # More than ever before: without ranges, and after a change of the file, each attempt begins at 0.
+                # Compare with the most ever received: without ranges, or after a change, each attempt begins at 0.
                 grown = _size(request.part) >= most + OVERLAP
                 most = max(most, _size(request.part))
                 attempt = 1 if grown else attempt + 1
@@ -84,10 +84,10 @@ def _size(path: Path) -> int:
 
 
 def _attempt(client: httpx2.Client, request: Request) -> None:
-    """One request: the rest of the part where the server still has the same bytes, else all of it."""
+    """Make one request: the rest of the file if the server still has the same bytes, else all of it."""
     part = request.part
     if part.is_symlink() or (part.exists() and not part.is_file()):
-        raise BackbenchError(f"{part}: is in the way and no file; remove it")
+        raise BackbenchError(f"{part}: is not a file and is in the way; remove it")
     note = partial.noted(part, request.url)
     have = _size(part) if note else 0
     start = max(0, have - OVERLAP)
@@ -114,7 +114,7 @@ def _attempt(client: httpx2.Client, request: Request) -> None:
 
 
 def _bounded(chunks: Iterator[bytes], request: Request, done: int, total: int | None) -> Iterator[bytes]:
-    """The chunks of a body; an error when it is longer than allowed or slower than 5 kB/s."""
+    """Yield a body's chunks; raises when the body is longer than allowed or slower than 5 kB/s."""
     since, brought = time.monotonic(), 0
     for chunk in chunks:
         done += len(chunk)
@@ -134,7 +134,7 @@ def _bounded(chunks: Iterator[bytes], request: Request, done: int, total: int | 
 
 
 def _write(body: Iterator[bytes], request: Request, total: int | None) -> int:
-    """A new part; its first bytes are looked at before the rest is waited for."""
+    """Write a new part; its first bytes are checked before the rest is read."""
     done, head, accepted = 0, b"", False
     with request.part.open("wb") as file:
         for chunk in body:
@@ -150,7 +150,7 @@ def _write(body: Iterator[bytes], request: Request, total: int | None) -> int:
 
 
 def _append(body: Iterator[bytes], part: Path, start: int, have: int) -> int:
-    """The rest of a part, once what was asked for twice is equal."""
+    """Append the rest to a part after comparing the bytes that were requested again."""
     done = start
     with part.open("r+b") as file:
         file.seek(start)

@@ -1,4 +1,4 @@
-"""A server's answer, checked before its body is read: status, type, size, and the range that it sends."""
+"""Check a server's answer before its body is read: status, type, size and range."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def refuse_answer(response: httpx2.Response, request: Request) -> None:
     """Refuse an answer that is an error, a web page, JSON, or encoded.
 
     Raises:
-        Passing: the server is busy, or does not resume.
-        BackbenchError: refused, or encoded.
-        CheckpointError: a web page, or JSON.
+        Passing: the server is busy or cannot resume.
+        BackbenchError: the server refuses, or encodes the file.
+        CheckpointError: the answer is a web page or JSON.
     """
     code, kind = response.status_code, response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if code in (200, 206):
@@ -45,7 +45,7 @@ def refuse_answer(response: httpx2.Response, request: Request) -> None:
         raise Passing(f"{busy} (HTTP {code})", _retry_after(response.headers))
     words = {
         401: "not allowed without a login",
-        403: "not allowed (withdrawn, or a login is needed)",
+        403: "not allowed (it was withdrawn, or needs a login)",
         404: "not there any more",
         410: "not there any more",
     }.get(code, "refused")
@@ -53,7 +53,7 @@ def refuse_answer(response: httpx2.Response, request: Request) -> None:
 
 
 def refuse_size(total: int | None, have: int, request: Request) -> None:
-    """Refuse, before a byte is written, a file that is too large to be the wanted one, or for the disk."""
+    """Refuse a file that is larger than allowed or than the free disk space, before a byte is written."""
     if total is None:
         return
     if total > request.largest:
@@ -69,13 +69,13 @@ def refuse_size(total: int | None, have: int, request: Request) -> None:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds the server asks us to wait; a date is ignored."""
+    """Return the seconds that the server asks us to wait; a date is ignored."""
     asked = headers.get("retry-after", "")
     return float(asked) if asked.isascii() and asked.isdigit() and len(asked) < 10 else None
 
 
 def announced_size(response: httpx2.Response, start: int, url: str) -> int | None:
-    """Length of the whole file where it is announced; the answer must begin at `start`."""
+    """Return the announced length of the whole file, or None; the answer must begin at `start`."""
     if response.status_code == 206:
         unit, _, rest = response.headers.get("content-range", "").partition(" ")
         span, _, whole = rest.partition("/")

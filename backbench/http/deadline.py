@@ -1,4 +1,4 @@
-"""Connections that are shut when the headers of an answer take too long."""
+"""Close connections when the headers of an answer take too long."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 
 class Guard(dict):
-    """httpx's request extensions; shuts the connection when the headers of an answer take too long.
+    """Request extensions for httpx that close the connection when the headers of an answer take too long.
 
-    Timeouts of httpx count from one byte to the next: a server that sends one byte a second never meets them.
+    httpx's timeouts run from one byte to the next: a server that sends one byte a second never reaches them.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -40,7 +40,7 @@ class Guard(dict):
 
 @contextlib.contextmanager
 def deadline(seconds: float) -> Iterator[Guard]:
-    """Shut the connections that are made with these extensions after so many seconds, unless the guard is stopped."""
+    """Close the connections that use these extensions after so many seconds, unless the guard is stopped."""
     guard = Guard(seconds)
     guard.start()
     try:

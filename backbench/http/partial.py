@@ -1,4 +1,4 @@
-"""A file that has arrived in part: whose bytes it holds, so that parts of two versions are never joined."""
+"""Notes beside a partly fetched file: which version its bytes are, so that parts of two versions are never joined."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from backbench.errors import writing
 
 @dataclass(frozen=True)
 class Note:
-    """Whose bytes a part holds."""
+    """The version of the file that a part belongs to."""
 
     validator: str  # a strong ETag or a Last-Modified
     total: int | None
 
 
 def forget(part: Path) -> None:
-    """Delete a part and the note of whose bytes it holds."""
+    """Delete a part and its note."""
     part.unlink(missing_ok=True)
     _beside(part).unlink(missing_ok=True)
 
@@ -30,13 +30,13 @@ def _beside(part: Path) -> Path:
 
 
 def _validator_of(headers: Mapping[str, str]) -> str:
-    """A strong ETag, else Last-Modified, else nothing: a weak ETag does not promise equal bytes."""
+    """Return a strong ETag, else Last-Modified, else nothing: a weak ETag does not promise equal bytes."""
     etag = headers.get("etag", "")
     return etag if etag and not etag.startswith("W/") else headers.get("last-modified", "")
 
 
 def begin(part: Path, url: str, headers: Mapping[str, str], total: int | None) -> None:
-    """Note whose bytes follow; a part of an older answer is deleted first."""
+    """Write the note for the bytes that follow; an older part is deleted first."""
     part.unlink(missing_ok=True)  # never bytes of one file under the note of another
     note = {"url": url, "validator": _validator_of(headers), "total": total}
     with writing(part):
@@ -44,7 +44,7 @@ def begin(part: Path, url: str, headers: Mapping[str, str], total: int | None) -
 
 
 def noted(part: Path, url: str) -> Note | None:
-    """The validator that lets the server resume only the same bytes; None: begin at 0."""
+    """Return the note with which the server resumes only the same bytes; None: begin at 0."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         found = json.loads(_beside(part).read_text(encoding="utf-8"))
         if found["url"] == url and isinstance(found["validator"], str) and found["validator"]:
@@ -53,7 +53,7 @@ def noted(part: Path, url: str) -> Note | None:
 
 
 def is_same(note: Note, headers: Mapping[str, str], total: int | None) -> bool:
-    """Whether the answer to a range names the file that the part is of."""
+    """Whether the answer to a range is about the same version as the part."""
     if note.validator not in (headers.get("etag"), headers.get("last-modified")):
         return False
     return note.total is None or total is None or note.total == total

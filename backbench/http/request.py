@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-LARGEST = 4 << 30  # bytes of a file whose size nobody announced
+LARGEST = 4 << 30  # bytes of a file of unknown size
 
 
 class Passing(Exception):
-    """A failure that may pass: a lost connection, a server that is busy."""
+    """A failure that may pass: a lost connection, a busy server."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
@@ -22,9 +22,9 @@ class Request:
     """A file to fetch, and the checks on its bytes."""
 
     url: str
-    part: Path  # where the bytes arrive; a `.json` beside it notes whose they are
+    part: Path  # receives the bytes; a `.json` beside it notes their version
     label: str
-    show: Callable[[int, int | None], None] = lambda _done, _total: None  # called with (bytes there, bytes in all)
+    show: Callable[[int, int | None], None] = lambda _done, _total: None  # called with (bytes received, total bytes)
     largest: int = LARGEST  # bytes
-    accept: Callable[[bytes], None] = lambda _head: None  # raises when the first bytes are not of such a file
-    advice: str = "fetch it by other means"  # what to do when the server cannot be reached or refuses
+    accept: Callable[[bytes], None] = lambda _head: None  # raises when the first bytes are not those of such a file
+    advice: str = "fetch it by other means"  # ends the error when the server cannot be reached or refuses

@@ -55,7 +55,7 @@ def test_an_image_that_is_exchanged_for_one_of_the_same_size_is_noticed(split, e
     source = Subset(split.source, np.array([2, 1])) if part else split.source
     exchange(split.source.root / "1.bmp")
     for read in (source.pil, source.rgb, source.stored):
-        with pytest.raises(files.Changed, match=r"1\.bmp: changed while the run was going"):
+        with pytest.raises(files.Changed, match=r"1\.bmp: changed during the run"):
             read(1)
         read(0)
 

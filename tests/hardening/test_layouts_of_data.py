@@ -338,8 +338,6 @@ def test_an_image_that_changes_before_it_is_measured_leaves_no_number(root, tmp_
     CHANGES[change](root / "imagenet/train/bee/train_bee_1.png")
     ctx = RunContext({"train": split}, 0, torch.device("cpu"), tmp_path / "cache", workers=workers)
     backbone = make_backbone("resnet18")
-    with pytest.raises(
-        DataError, match=r"^/.*train_bee_1\.png: (changed while the run was going|no such file)"
-    ) as error:
+    with pytest.raises(DataError, match=r"^/.*train_bee_1\.png: (changed during the run|no such file)") as error:
         features.compute(backbone.build(), backbone.input, split, ctx, FeatureSpec(32, 32))
     assert "\n" not in str(error.value)

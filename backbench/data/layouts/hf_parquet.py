@@ -86,9 +86,7 @@ class _Rows:
         """The image file's bytes, not decoded. Raises CorruptImage, and Changed."""
         file, group, _, row = self._place(index)
         if status_of(self.files[file]) != self.listed[file]:
-            raise Changed(
-                f"{self.files[file]}: changed while the run was going; run again, on data that nobody writes to"
-            )
+            raise Changed(f"{self.files[file]}: changed during the run; run again, on data that nobody writes to")
         data = _images(self.files[file], group, self.column, self.listed[file])[row].as_py()
         if not data:
             raise CorruptImage(

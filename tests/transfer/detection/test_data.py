@@ -146,7 +146,7 @@ def test_an_image_that_changes_after_it_was_listed_is_an_error_where_it_is_read(
     data = split.file(0).read_bytes()
     split.file(0).write_bytes(data[:-30] + bytes(28) + data[-2:])
     for file in (split.file(0), split.source.root.resolve() / split.source.paths[0]):
-        with pytest.raises(DataError, match="changed while the run was going"):
+        with pytest.raises(DataError, match="changed during the run"):
             read_image(file, *size)
 
 
