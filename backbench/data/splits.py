@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from backbench.data.decode import decode_rgb, open_rgb, read_bytes
+from backbench.data.decode import Reduction, decode_rgb, open_rgb, read_bytes
 from backbench.files import Status, status_of
 
 
@@ -25,7 +25,7 @@ class ImageSource(Protocol):
     def status(self, index: int) -> Status: ...
     def stored(self, index: int) -> bytes: ...
     def pil(self, index: int) -> Image.Image: ...
-    def rgb(self, index: int) -> np.ndarray: ...
+    def rgb(self, index: int, reduction: Reduction | None = None) -> np.ndarray: ...  # as `decode_rgb`
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class Files:
         """Pillow image in mode RGB, for evaluation. Raises CorruptImage, and Changed."""
         return open_rgb(self.stored(index), str(self.root / self.paths[index]))
 
-    def rgb(self, index: int) -> np.ndarray:
+    def rgb(self, index: int, reduction: Reduction | None = None) -> np.ndarray:
         """(H, W, 3) uint8, decoded fast, for pretraining. Raises CorruptImage, and Changed."""
-        return decode_rgb(self.stored(index), str(self.root / self.paths[index]))
+        return decode_rgb(self.stored(index), str(self.root / self.paths[index]), reduction)
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ class Subset:
         """Pillow image in mode RGB. Raises CorruptImage."""
         return self.source.pil(int(self.chosen[index]))
 
-    def rgb(self, index: int) -> np.ndarray:
+    def rgb(self, index: int, reduction: Reduction | None = None) -> np.ndarray:
         """(H, W, 3) uint8. Raises CorruptImage."""
-        return self.source.rgb(int(self.chosen[index]))
+        return self.source.rgb(int(self.chosen[index]), reduction)
 
 
 class Split(Protocol):

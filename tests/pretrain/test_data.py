@@ -13,6 +13,7 @@ import torch
 from backbench.errors import DataError
 from pretrain import data
 from pretrain.data import EpochSampler, make_loader, open_split, to_device
+from pretrain.views import make_views
 
 
 def place_on(monkeypatch: pytest.MonkeyPatch, rank: int, world_size: int) -> None:
@@ -90,7 +91,7 @@ def test_batches_are_views_of_the_samplers_images(shared_photos, recipe):
     assert batch.shape == (6, 3, 32, 32, 3) and batch.dtype == torch.uint8 and unreadable == []
     for row, (epoch, index) in zip(batch, batches(30, 6, stop=1)[0], strict=True):
         rgb = split.source.rgb(index)
-        expected = data.make_views(rgb, config.views, views=3, size=32, seed=0, epoch=epoch, index=index)
+        expected = make_views(rgb, config.views, views=3, size=32, seed=0, epoch=epoch, index=index)
         assert np.array_equal(row.numpy(), expected)
 
 
@@ -125,7 +126,7 @@ def test_a_corrupt_image_is_replaced_by_the_next_and_named(photos, recipe, spoil
     spoil(photos / "train" / split.source.name(3))
     views, unreadable = data.Views(split, config)[(0, 3)]
     assert len(unreadable) == 1 and split.source.name(3) in unreadable[0]
-    following = data.make_views(split.source.rgb(4), config.views, views=2, size=32, seed=0, epoch=0, index=3)
+    following = make_views(split.source.rgb(4), config.views, views=2, size=32, seed=0, epoch=0, index=3)
     assert np.array_equal(views, following)
     assert not np.array_equal(views, good[0])
 
@@ -135,7 +136,7 @@ def test_the_last_image_is_replaced_by_the_first(photos, recipe):
     split = open_split(config.data)
     cut(photos / "train" / split.source.name(29))
     views, _ = data.Views(split, config)[(0, 29)]
-    first = data.make_views(split.source.rgb(0), config.views, views=2, size=32, seed=0, epoch=0, index=29)
+    first = make_views(split.source.rgb(0), config.views, views=2, size=32, seed=0, epoch=0, index=29)
     assert np.array_equal(views, first)
 
 

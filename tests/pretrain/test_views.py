@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections import Counter
 
@@ -13,9 +14,10 @@ from scipy import stats
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as TF
 
+from backbench.data.decode import decode_rgb
 from pretrain import views
 from pretrain.config import ViewsConfig
-from pretrain.views import ViewParameters, draw, generator, make_views
+from pretrain.views import ViewParameters, ViewPlan, draw, generator, make_views
 
 DRAWS = 3000
 HEIGHT, WIDTH = 120, 180
@@ -193,38 +195,14 @@ def test_blur_of_an_edge_is_torchvisions():
     assert not np.array_equal(views.blur(edge, 1.5, 9), edge)
 
 
-@pytest.mark.parametrize("height, width, size", [(60, 70, 96), (40, 30, 64), (64, 64, 64)])
-def test_resize_is_bicubic_where_it_does_not_shrink(photo, height, width, size):
-    crop = photo[:height, :width]
+@pytest.mark.parametrize("height, width, size", [(60, 70, 96), (40, 30, 64), (64, 64, 64), (96, 128, 32), (24, 96, 48)])
+def test_resize_is_pillows_bicubic(photo, height, width, size):
+    """Sides that grow, that shrink (Pillow then widens its cubic: nothing aliases), and one of each."""
+    noise = np.random.default_rng(0).normal(0, 25, photo.shape)
+    crop = (photo + noise).clip(0, 255).astype(np.uint8)[:height, :width]
     theirs = TF.resize(Image.fromarray(crop), [size, size], InterpolationMode.BICUBIC)
     found = distance(views.resize(crop, size), theirs)
-    # OpenCV's cubic has a = -0.75, Pillow's -0.5
-    assert found.max() <= 4 and found.mean() < 0.5
-
-
-def test_resize_does_not_alias_where_it_shrinks():
-    stripes = np.zeros((256, 256, 3), np.uint8)
-    stripes[:, ::2] = 255  # one pixel white, one black: grey once shrunk fourfold
-    assert np.abs(views.resize(stripes, 64).astype(int) - 128).max() <= 2
-
-
-@pytest.mark.parametrize("crop", [(40, 40), (52, 61), (64, 96), (96, 128)])
-def test_resize_is_near_pillows_bicubic_where_it_shrinks(photo, crop):
-    """Pillow widens its cubic as it shrinks; ours is the mean of what falls into a pixel. Both keep fine detail alike."""
-    noise = np.random.default_rng(0).normal(0, 25, photo.shape)
-    fine = (photo + noise).clip(0, 255).astype(np.uint8)[: crop[0], : crop[1]]
-    theirs = TF.resize(Image.fromarray(fine), [32, 32], InterpolationMode.BICUBIC)
-    ours = views.resize(fine, 32)
-    assert distance(ours, theirs).mean() < 3.5  # plain bicubic is 4 to 10 levels off up to twofold
-    energy = [np.square(np.diff(x.astype(float), axis=1)).mean() for x in (ours, pixels(theirs))]
-    assert 0.8 < energy[0] / energy[1] < 1.25
-
-
-def test_resize_takes_each_side_by_itself(photo):
-    """A crop that shrinks along one side and grows along the other."""
-    crop = photo[:24, :96]
-    theirs = TF.resize(Image.fromarray(crop), [48, 48], InterpolationMode.BICUBIC)
-    assert distance(views.resize(crop, 48), theirs).mean() < 1
+    assert found.max() <= 1 and found.mean() < 0.02
 
 
 def parameters(**changes) -> ViewParameters:
@@ -292,3 +270,45 @@ def test_views_are_uint8_whatever_the_images_shape(shape):
         found = make(image, index=index)
         assert found.shape == (3, 32, 32, 3) and found.dtype == np.uint8
     assert np.array_equal(image, before)  # every view starts from the same pixels
+
+
+def jpeg(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "size, scale, factor", [(22, (0.9, 1.0), 8), (24, (0.08, 0.1), 2), (44, (0.9, 1.0), 4), (136, (0.9, 1.0), 1)]
+)
+def test_a_jpeg_is_reduced_as_far_as_every_crop_allows(photo, size, scale, factor):
+    """Views of the reduced image show the same crops as views of the whole one, nearly pixel by pixel."""
+    large = np.asarray(Image.fromarray(photo).resize((391, 303), Image.Resampling.BICUBIC))
+    config = ViewsConfig(scale=scale, blur=0, jitter=0, grayscale=0, solarize=0)
+
+    def plan() -> ViewPlan:
+        return ViewPlan(config, views=6, size=size, seed=0, epoch=0, index=0)
+
+    used: list[int] = []
+    reduced_plan = plan()
+
+    def reduction(height: int, width: int) -> int:
+        used.append(reduced_plan.reduction(height, width))
+        return used[-1]
+
+    pixels = decode_rgb(jpeg(large), "photo", reduction)
+    assert used == [factor] and pixels.shape == (-(-303 // factor), -(-391 // factor), 3)
+    whole = plan()
+    whole.reduction(303, 391)
+    ours, theirs = reduced_plan.make(pixels), whole.make(decode_rgb(jpeg(large), "photo"))
+    apart = np.abs(ours.astype(int) - theirs).mean()
+    beside = np.abs(theirs[:, :, 1:].astype(int) - theirs[:, :, :-1]).mean()  # of views that lie a pixel apart
+    assert apart < 4 and apart < beside / 2
+
+
+def test_a_png_is_never_reduced_but_its_size_is_asked(photo):
+    file = io.BytesIO()
+    Image.fromarray(photo).save(file, "PNG")
+    asked = []
+    pixels = decode_rgb(file.getvalue(), "photo", lambda height, width: asked.append((height, width)) or 8)
+    assert np.array_equal(pixels, photo) and asked == [photo.shape[:2]]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from backbench.data.decode import CorruptImage, decode_rgb, open_rgb
+from backbench.data.decode import CorruptImage, Reduction, decode_rgb, open_rgb
 from backbench.data.shards import shards, test_split
 from backbench.data.splits import ImageSplit
 from backbench.errors import DataError
@@ -98,9 +98,9 @@ class _Rows:
         """Pillow image in mode RGB. Raises CorruptImage."""
         return open_rgb(self.stored(index), self.name(index))
 
-    def rgb(self, index: int) -> np.ndarray:
+    def rgb(self, index: int, reduction: Reduction | None = None) -> np.ndarray:
         """(H, W, 3) uint8. Raises CorruptImage."""
-        return decode_rgb(self.stored(index), self.name(index))
+        return decode_rgb(self.stored(index), self.name(index), reduction)
 
     def _place(self, index: int) -> tuple[int, int, int, int]:
         """File, row group, the group's first row in the file, row in the group."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from backbench.data.decode import Reduction
 from backbench.data.splits import ImageSplit
 from backbench.errors import DataError
 from backbench.files import Status, read_bytes, read_lines, status_of
@@ -57,9 +58,12 @@ class _Pixels:
     def stored(self, index: int) -> bytes:
         return self.rgb(index).tobytes()
 
-    def rgb(self, index: int) -> np.ndarray:
+    def rgb(self, index: int, reduction: Reduction | None = None) -> np.ndarray:
         part, row = self._place(index)
-        return part.pixels(row)
+        pixels = part.pixels(row)
+        if reduction:
+            reduction(*pixels.shape[:2])  # learns the size; the pixels are not compressed
+        return pixels
 
     def pil(self, index: int) -> Image.Image:
         return Image.fromarray(self.rgb(index))

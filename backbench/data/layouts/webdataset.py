@@ -19,7 +19,7 @@ from PIL import Image
 
 from backbench.config import digest
 from backbench.data.archives import tar_headers
-from backbench.data.decode import EXTENSIONS, CorruptImage, decode_rgb, open_rgb
+from backbench.data.decode import EXTENSIONS, CorruptImage, Reduction, decode_rgb, open_rgb
 from backbench.data.listing import OTHER
 from backbench.data.shards import shards, test_split
 from backbench.data.splits import ImageSplit
@@ -120,9 +120,9 @@ class _Members:
         """Pillow image in mode RGB. Raises CorruptImage."""
         return open_rgb(self.stored(index), self.name(index))
 
-    def rgb(self, index: int) -> np.ndarray:
+    def rgb(self, index: int, reduction: Reduction | None = None) -> np.ndarray:
         """(H, W, 3) uint8. Raises CorruptImage."""
-        return decode_rgb(self.stored(index), self.name(index))
+        return decode_rgb(self.stored(index), self.name(index), reduction)
 
     def _place(self, index: int) -> tuple[int, int]:
         file = int(np.searchsorted(self._ends, index, side="right"))
