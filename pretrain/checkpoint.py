@@ -19,6 +19,7 @@ from backbench.progress import say
 from model_zoo.reading import load_torch
 from pretrain.config import PretrainConfig
 from pretrain.networks import Online, Target
+from pretrain.views import VERSION as VIEWS
 
 _KIND = "backbench-pretrain-1"
 _CURE = "restore the file from a copy, or start again in another --out"
@@ -55,6 +56,7 @@ def save(
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "data": data_identity(split),
+        "views": VIEWS,
         "corrupt": corrupt,
     }
     atomic_save(path, payload)
@@ -77,6 +79,11 @@ def restore(path: Path, trained: Trained, *, config: PretrainConfig, split: Imag
         raise CheckpointError(
             f"{path}: the run was started with another configuration ({'; '.join(changed)}); "
             "resume with the same one, or start again in another --out"
+        )
+    if saved.get("views", 1) != VIEWS:
+        raise CheckpointError(
+            f"{path}: the run was started by a version of backbench that makes other views (version "
+            f"{printable(saved.get('views', 1), 20)} then, {VIEWS} now); start again in another --out"
         )
     if saved["data"] != data_identity(split):
         had = saved["data"].get("images", "other")

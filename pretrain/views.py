@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from pretrain.config import ViewsConfig
 
 _INDEX = np.arange(256)
+VERSION = 2  # raised when the same parameters give other pixels; a run resumes with the version it was started with
 _MARGIN = 1.5  # pixels of a reduced crop for each of its view
 _TRUNCATE = -0.499  # OpenCV rounds to the nearest level, Pillow drops the fraction
 _GREY = np.tile(np.array([0.299, 0.587, 0.114], np.float32), (3, 1))  # ITU-R 601-2, as in Pillow

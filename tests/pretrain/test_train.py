@@ -274,6 +274,17 @@ def test_resuming_where_bits_may_differ_is_said(whole, tmp_path, capsys, key, th
 
 
 @pytest.mark.slow
+def test_resuming_a_run_of_other_views_is_refused(whole, tmp_path):
+    """Checkpoints without a version were written when views were resized by area."""
+    config, finished = whole
+    saved = checkpoint(finished)
+    del saved["views"]
+    torch.save(saved, tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match=r"makes other views \(version 1 then, 2 now\)"):
+        train(config, tmp_path, resume=True)
+
+
+@pytest.mark.slow
 def test_resuming_on_other_images_is_refused(whole, tmp_path, shared_photos, recipe):
     config, finished = whole
     shutil.copytree(shared_photos, tmp_path / "photos")
