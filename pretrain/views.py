@@ -158,7 +158,7 @@ def blur_kernel(size: int) -> int:
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
     """Resize to (size, size, 3), bicubic with antialiasing: torchvision's and Pillow's, by torch's kernel for uint8."""
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]  # channels last: no copy
+    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]  # channels stay last
     resized = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True, align_corners=False)
     return resized[0].permute(1, 2, 0).numpy()
 
