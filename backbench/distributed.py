@@ -17,8 +17,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbench import job
+from backbench import elastic, job
 from backbench.errors import BackbenchError, JobError
+from backbench.rendezvous import fresh
 
 _SETTLE_S = 2.0  # a lost connection may be noticed this long before the other process has ended
 _peers: list[tuple[str, int]] = []  # (host, process) of every rank, once all have joined
@@ -88,7 +89,7 @@ def _join(described: job.Job, backend: str) -> None:
             # An hour: the other ranks wait while rank 0 measures the online kNN.
             dist.init_process_group(
                 backend,
-                store=dist.PrefixStore("backbench", store),
+                store=fresh(store, described.rank, size, patience),
                 rank=described.rank,
                 world_size=size,
                 timeout=timedelta(hours=1),
@@ -137,9 +138,10 @@ def _lost() -> str:
         time.sleep(0.05)
     who = " and ".join(gone) or "another rank"
     has = "have" if len(gone) > 1 else "has"
+    again = "torchrun starts the ranks again, --max-restarts times" if elastic.agent() else "start the job again"
     return (
         f"{who} of {world_size()} {has} ended, so that rank {rank()} cannot continue; see what it printed, and killed "
-        "or out of memory it prints nothing; start the job again"
+        f"or out of memory it prints nothing; {again}"
     )
 
 

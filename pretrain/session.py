@@ -9,21 +9,30 @@ from pathlib import Path
 import torch
 from filelock import Timeout
 
-from backbench import distributed
+from backbench import distributed, elastic
 from backbench.errors import BackbenchError
-from backbench.files.atomic import make_folder
+from backbench.files.atomic import atomic_write_text, make_folder
 from backbench.files.locks import held, holder
+
+_AGENTS = ".agents"  # in a run's folder, until it is done: the torchrun agents of the job that trains in it
 
 
 @contextlib.contextmanager
-def claim(out: Path, resume: bool) -> Iterator[None]:
-    """Take the run's folder for this job (rank 0): two runs in one folder are an error, so is a finished one."""
+def claim(out: Path, resume: bool) -> Iterator[bool]:
+    """Take the run's folder for this job (rank 0): two runs in one folder are an error, so is a finished one.
+
+    Yields whether to continue the run in the folder: as asked, or because torchrun has restarted the ranks of this job.
+    """
     refused = None
+    agents = sorted({agent for agent in distributed.gather(elastic.agent()) if agent})
     with contextlib.ExitStack() as claimed:
         if distributed.is_main():
             try:  # the data workers of a run just killed hold it for up to 5 s more
                 claimed.enter_context(held(make_folder(out) / ".lock", timeout=6))
+                resume = resume or not set(agents).isdisjoint(_agents_before(out))
                 _refuse_taken(out, resume)
+                if agents:
+                    atomic_write_text(out / _AGENTS, "\n".join(agents))
             except Timeout:
                 who = holder(out / ".lock")
                 refused = BackbenchError(
@@ -31,9 +40,22 @@ def claim(out: Path, resume: bool) -> Iterator[None]:
                 )
             except BackbenchError as error:
                 refused = error
-        if bool(distributed.any_rank(torch.tensor([refused is not None], device=distributed.device()))):
+        ended, resume = distributed.any_rank(
+            torch.tensor([refused is not None, resume], device=distributed.device())
+        ).tolist()
+        if ended:
             raise refused or SystemExit(2)  # the other ranks end silently: rank 0 has printed the error
-        yield
+        yield resume
+        if distributed.is_main():
+            (out / _AGENTS).unlink(missing_ok=True)
+
+
+def _agents_before(out: Path) -> list[str]:
+    """The agents of the job that last trained in the folder, if it did not finish."""
+    try:
+        return (out / _AGENTS).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 def _refuse_taken(out: Path, resume: bool) -> None:

@@ -45,7 +45,7 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     device = distributed.init()
-    with claim(out, resume), contextlib.ExitStack() as training:
+    with claim(out, resume) as resume, contextlib.ExitStack() as training:
         split = open_split(config.data)
         plan = plan_steps(config, len(split))
         trained = build_all(config, device)
