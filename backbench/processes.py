@@ -49,11 +49,11 @@ def begin(*, single: bool = False) -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup keeps its effect
             signal.signal(number, signal.SIG_DFL)
     parent = os.environ.pop(_PARENT, "")  # the processes that this one starts do not inherit it
-    if parent.isascii() and parent.isdigit():
-        end_with_parent(int(parent))
-    elif elastic.RUN_ID in os.environ:
+    if elastic.RUN_ID in os.environ:  # first: torchrun's agent passes its own BACKBENCH_PARENT to its ranks
         end_with_parent(os.getppid())
         elastic.begin()
+    elif parent.isascii() and parent.isdigit():
+        end_with_parent(int(parent))
     if single:
         for name in set(os.environ) - set(alone(os.environ)):
             del os.environ[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 import warm
 from pretraining import tiny_recipe
 
-from backbench import elastic
+from backbench import elastic, processes
 from backbench.config import dump
 from backbench.errors import BackbenchError
 from pretrain.session import claim
@@ -58,7 +59,8 @@ def agents(count: int, words: list[str]) -> list[warm.Process]:
         port = free.getsockname()[1]
     torchrun = ["-m", "torch.distributed.run", f"--nnodes={count}", f"--nproc_per_node={2 // count}"]
     torchrun += ["--max-restarts=2", "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--monitor_interval=0.1"]
-    return [warm.Process([*torchrun, *words]) for _ in range(count)]
+    started_by_us = {**os.environ, processes._PARENT: "0"}  # as in a SLURM job; the ranks are the agent's, not ours
+    return [warm.Process([*torchrun, *words], env=started_by_us) for _ in range(count)]
 
 
 @pytest.mark.slow
@@ -68,7 +70,7 @@ def test_a_killed_rank_starts_again_from_the_checkpoint(script, uninterrupted, n
     killed.unlink(missing_ok=True)
     started = agents(nodes, [*script, str(out)])
     try:
-        codes = [agent.wait(120) for agent in started]
+        codes = [agent.wait(200) for agent in started]
     finally:
         for agent in started:
             agent.kill()
