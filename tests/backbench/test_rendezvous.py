@@ -42,5 +42,5 @@ def test_a_restart_may_be_of_fewer_or_more_ranks():
 def test_a_rank_that_does_not_come_is_waited_for_no_longer_than_said():
     store = HashStore()
     store.set("hello/1", "of a rank that has ended")
-    with pytest.raises(RuntimeError, match="not all of the 2 ranks came within 0.2 s"):
+    with pytest.raises(RuntimeError, match=r"not all of the 2 ranks came within 0\.2 s"):
         fresh(store, 0, 2, 0.2)

@@ -58,7 +58,12 @@ def agents(count: int, words: list[str]) -> list[warm.Process]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torchrun = ["-m", "torch.distributed.run", f"--nnodes={count}", f"--nproc_per_node={2 // count}"]
-    torchrun += ["--max-restarts=2", "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--monitor_interval=0.1"]
+    torchrun += [
+        "--max-restarts=2",
+        "--rdzv_backend=c10d",
+        f"--rdzv_endpoint=127.0.0.1:{port}",
+        "--monitor_interval=0.1",
+    ]
     started_by_us = {**os.environ, processes._PARENT: "0"}  # as in a SLURM job; the ranks are the agent's, not ours
     return [warm.Process([*torchrun, *words], env=started_by_us) for _ in range(count)]
 
