@@ -1,1 +1,1 @@
-"""Data sets: by name in `catalogue`, what a split is in `splits`, one module a layout in `layouts`."""
+"""Data sets: `catalogue` finds them by name, `splits` defines a split, `layouts` has one module per folder layout."""

@@ -17,16 +17,14 @@ def main(argv: list[str] | None = None, *, prog: str = "python -m backbench.data
 
 def parser(prog: str = "python -m backbench.data") -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(prog=prog, description="Data sets: are they there, and whole?")
+    p = argparse.ArgumentParser(prog=prog, description="Check data sets, unpack them, fetch lists.")
     commands = p.add_subparsers(dest="command", required=True)
     doctor = commands.add_parser(
-        "doctor", help="say of every data set whether it is there, whole and the published one"
+        "doctor", help="report for every data set whether it is present, complete and the published one"
     )
-    doctor.add_argument("--data-root", type=Path, metavar="DIR", help="holds a folder for each data set")
-    doctor.add_argument(
-        "--data", action="append", default=[], metavar="name=PATH", help="a data set that lies elsewhere"
-    )
-    doctor.add_argument("--full", action="store_true", help="look at every image, not at 200 of each split")
+    doctor.add_argument("--data-root", type=Path, metavar="DIR", help="contains a folder for each data set")
+    doctor.add_argument("--data", action="append", default=[], metavar="name=PATH", help="a data set in another place")
+    doctor.add_argument("--full", action="store_true", help="check every image, not 200 of each split")
     doctor.add_argument("--json", action="store_true")
     prepare = commands.add_parser("prepare", help="unpack what you downloaded into the layout that the readers expect")
     prepare.add_argument("name", help="imagenet, places205, inat18, stl10, voc or coco")
@@ -41,7 +39,7 @@ def parser(prog: str = "python -m backbench.data") -> argparse.ArgumentParser:
         help="imagenet, without its devkit (--from ILSVRC2012_devkit_t12.tar.gz): 50,000 WordNet ids, one per validation "
         "image, in order",
     )
-    prepare.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    prepare.add_argument("--dry-run", action="store_true", help="only print what would be done")
     commands.add_parser("lists", help="fetch and verify ImageNet's 1%% and 10%% lists")
     for command in commands.choices.values():
         plugins.add_option(command)

@@ -22,7 +22,8 @@ from typing import IO, cast
 
 from backbench.errors import DataError
 
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError)  # of a cut archive
+# raised for a cut or damaged archive
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError)
 _BLOCK = 512  # bytes: the unit of the tar format; its end marker is two blocks of zeros
 _MEGABYTE = 2**20
 _OPENERS: dict[bytes, Callable[[IO[bytes]], object]] = {
@@ -42,7 +43,7 @@ class Member:
 
 
 def members(archive: Path, raw: IO[bytes]) -> Iterator[Member]:
-    """Regular files of an archive in its order; of a tar in a tar, `<its stem>/<member>`.
+    """Yield the regular files of an archive in its order; members of a tar in a tar are `<its stem>/<member>`.
 
     Raises:
         DataError: a member with `..`, an absolute path, a link or a device.
@@ -57,7 +58,7 @@ def members(archive: Path, raw: IO[bytes]) -> Iterator[Member]:
 
 
 class _Watched(io.BufferedIOBase):
-    """A stream that keeps the last block it returned: `tarfile` stops in silence at a cut or damaged header."""
+    """A stream that keeps the last block it returned: `tarfile` stops silently at a cut or damaged header."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -78,7 +79,7 @@ class _Watched(io.BufferedIOBase):
 
 
 def tar_headers(stream: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """Each member of a tar that is not compressed; afterwards the stream is at the first block of the end marker or after.
+    """Yield each member of an uncompressed tar. The stream then is past the first block of the end marker.
 
     Raises:
         tarfile.TarError: not a tar, or cut within a member.

@@ -1,4 +1,4 @@
-"""Data sets by name: one file `configs/data/<name>.yaml` each, plug-ins' files, and the run's own folders (`--data`)."""
+"""Data sets by name: files `configs/data/<name>.yaml`, plug-ins' files, and folders given to this run by `--data`."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class Archive(Config):
     """A published file that `python -m backbench.data prepare` unpacks."""
 
     file: str
-    md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None  # as its publisher or a known tool states it
+    md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None  # stated by its publisher or a known tool
     url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
 
 
 class DatasetInfo(Config):
-    """`configs/data/<name>.yaml`: what is known of a data set by its name."""
+    """Description of a data set, from `configs/data/<name>.yaml`."""
 
     title: str
     layout: str
-    train: str  # the splits that protocols use, by the layout's own names
+    train: str  # the splits that protocols use, as the layout names them
     test: str
-    # Published numbers of images and classes; `fold` is that of fold0, fold1, ... None are known of a user's own data.
+    # Published numbers of images and classes; `fold` counts each of fold0, fold1, ... Empty for a user's own data.
     counts: Mapping[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
     metric: Literal["top1", "mean_per_class", "mAP", "AP"] = "top1"
     source: str
@@ -48,23 +48,23 @@ class DatasetInfo(Config):
     @classmethod
     def _complete(cls, counts: Mapping[str, int]) -> Mapping[str, int]:
         if counts and "classes" not in counts:
-            raise ValueError("states numbers of images and not how many 'classes' there are")
+            raise ValueError("states numbers of images and not the number of 'classes'")
         return counts
 
 
-# Data sets of this process that no file describes: folders of the user, named by `--data`.
+# Data sets of this process without a description file: the user's folders, named by `--data`.
 OWN: dict[str, DatasetInfo] = {}
 
 _shared: dict[tuple[str, Path | None, str], ImageSplit] | None = None  # splits read within `reading_once`
 
 
 def described() -> plugins.Parts[DatasetInfo]:
-    """Every data set that a file describes, by name."""
+    """Return every data set that has a description file, by name."""
     return plugins.read_files("data", configs_folder() / "data", _read)
 
 
 def known() -> dict[str, DatasetInfo]:
-    """Every data set: those that a file describes, then the run's own."""
+    """Return every data set: those with a description file, then those of this run's `--data`."""
     return {**described().found, **OWN}
 
 
@@ -74,20 +74,20 @@ def _read(file: Path) -> DatasetInfo:
 
 @dataclass(frozen=True)
 class DataPlaces:
-    """Where data sets lie: `<root>/<name>` unless given by name."""
+    """Folders of data sets: `<root>/<name>` unless given by name."""
 
     root: Path | None = None
     named: Mapping[str, Path] = field(default_factory=dict)
 
     def of(self, name: str) -> Path | None:
-        """The folder of a data set, or None when nothing was said of it."""
+        """Return the folder of a data set, or None when none was given."""
         if name in self.named:
             return Path(self.named[name])
         return Path(self.root) / name if self.root is not None else None
 
 
 def info(name: str) -> DatasetInfo:
-    """The description of a data set; DataError with the nearest name, or with the fault in its file."""
+    """Return the description of a data set. Raises DataError with the nearest name, or with the fault in its file."""
     if name in OWN:
         return OWN[name]
     parts = described()
@@ -99,12 +99,12 @@ def info(name: str) -> DatasetInfo:
 
 
 def layout_of(name: str) -> ModuleType:
-    """The module that reads a data set. Raises ConfigError: no such layout, or a plug-in that is broken."""
+    """Return the module that reads a data set. Raises ConfigError: unknown layout, or a broken plug-in."""
     return layouts.get(info(name).layout)
 
 
 def missing(name: str, places: DataPlaces) -> str | None:
-    """Why the data set cannot be read, or None."""
+    """Return the reason why the data set cannot be read, or None."""
     root = places.of(name)
     if root is None:
         return f"no place given for '{name}': use --data-root DIR or --data {name}=DIR"
@@ -116,7 +116,7 @@ def missing(name: str, places: DataPlaces) -> str | None:
 
 
 def load(name: str, split: str, places: DataPlaces) -> ImageSplit:
-    """The split of a data set; `train` and `test` are the ones its protocols use, any other is the layout's own name.
+    """Read a split of a data set. `train` and `test` are the splits its protocols use; other names are the layout's.
 
     Raises:
         DataError: absent, incomplete or empty.
@@ -139,7 +139,7 @@ def load(name: str, split: str, places: DataPlaces) -> ImageSplit:
 
 @contextlib.contextmanager
 def reading_once() -> Iterator[None]:
-    """List the files of each split once within the block, however many cells use it, and say when a listing begins."""
+    """List the files of each split only once within the block, with a message when a listing begins."""
     global _shared
     _shared = {}
     try:
@@ -149,7 +149,7 @@ def reading_once() -> Iterator[None]:
 
 
 def is_published(name: str, splits: Mapping[str, Split]) -> bool:
-    """Whether the splits have exactly the published numbers of images and classes; a part has not, but an official one."""
+    """Whether the splits have exactly the published numbers of images and classes, or are an official part of them."""
     counts = info(name).counts
     if not counts:
         return False
@@ -165,13 +165,13 @@ def is_published(name: str, splits: Mapping[str, Split]) -> bool:
 
 
 def parse_places(pairs: Sequence[str]) -> dict[str, Path]:
-    """`name=PATH` pairs of `--data`; a name that no file describes becomes a data set of this process.
+    """Parse `name=PATH` pairs of `--data`; a name without a description file becomes a data set of this process.
 
-    Its layout is recognised, or named before the path: `flowers=imagefolder:DIR`.
+    Its layout is recognised, or given before the path: `flowers=imagefolder:DIR`.
 
     Raises:
-        ConfigError: not of this form, or a name twice.
-        DataError: a new name whose folder is absent or of no known layout.
+        ConfigError: not of this form, or a name is given twice.
+        DataError: the folder of a new name is absent or has no known layout.
     """
     named: dict[str, Path] = {}
     for pair in pairs:
@@ -194,25 +194,25 @@ def parse_places(pairs: Sequence[str]) -> dict[str, Path]:
 
 
 def spelled(name: str, path: Path) -> str:
-    """The pair of `--data` that gives another process the same data set."""
+    """Return the `--data` pair that gives another process the same data set."""
     return f"{name}={OWN[name].layout}:{path}" if name in OWN else f"{name}={path}"
 
 
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
+    except (OSError, ValueError):  # the name is too long or contains a zero byte
         return False
 
 
 def _split_layout(text: str) -> tuple[str | None, str]:
-    """`imagefolder` and `DIR` of `imagefolder:DIR`; None where no layout is named."""
+    """Split `imagefolder:DIR` into layout and folder; the layout is None where none is given."""
     layout, colon, path = text.partition(":")
     return (layout, path) if colon and path and layout in layouts.names() else (None, text)
 
 
 def _describe(name: str, folder: Path, layout: str | None) -> DatasetInfo:
-    """The description of a user's folder. Raises DataError: absent, or of an unknown layout."""
+    """Describe a user's folder. Raises DataError: absent, or of an unknown layout."""
     like = nearest(name, described().found)
     if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name):
         raise DataError(f"unknown data set '{printable(name)}'{like}; a name of your own has lower-case letters, digits "

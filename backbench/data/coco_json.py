@@ -11,10 +11,10 @@ from backbench.errors import DataError
 
 
 def read_json(file: Path, keys: Collection[str]) -> dict[str, list[dict[str, Any]]]:
-    """An annotation file in COCO's format: lists of records under `keys`.
+    """Read an annotation file in COCO's format: lists of records under `keys`.
 
     Raises:
-        DataError: missing, cut short, not JSON or without one of the lists.
+        DataError: the file is missing, cut short, not JSON or lacks one of the lists.
     """
     try:
         record = files.read_json(Path(file))

@@ -1,13 +1,13 @@
 """Decode the bytes of an image file to RGB pixels, or raise an error that names the fault.
 
-What white is must be known. It is 255 of 8-bit channels and 65535 of 16-bit ones: PNG, PNM, JPEG 2000 and TIFF say so.
-Cameras and microscopes store 10, 12 or 14 bits in such files all the same, and their pictures would turn black: one that
-is not black and uses less than 15 of the 16 bits is refused. 32-bit, signed and floating point pixels have no white of
-their own: they are read where they are 8-bit values in another type (whole numbers from 0 to 255, or fractions of 255
-from 0 to 1) and refused otherwise, never stretched to their own range, which would make dark pictures bright.
+The value of white must be known. PNG, PNM, JPEG 2000 and TIFF define it: 255 for 8-bit channels and 65535 for 16-bit ones.
+Cameras and microscopes also store 10, 12 or 14 bits in such files, and their pictures would turn black: a picture that is
+not black and uses fewer than 15 of the 16 bits is refused. No format defines white for 32-bit, signed and floating point
+pixels: they are read if they are 8-bit values in another type (whole numbers from 0 to 255, or fractions of 255 from 0 to
+1) and refused otherwise. They are never stretched to their own range, which would make dark pictures bright.
 
-Of several frames or pages (GIF, APNG, TIFF, MPO) the first one is the picture. EXIF orientation and colour profiles are
-ignored, alpha is dropped: as torchvision's loader does.
+Files with several frames or pages (GIF, APNG, TIFF, MPO) give their first one. EXIF orientation and colour profiles are
+ignored and alpha is dropped, as in torchvision's loader.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ EXTENSIONS = frozenset(
     | {".webp", ".gif", ".jp2", ".j2k", ".avif", ".mpo"}
 )
 _LARGEST = 2**30  # bytes of an image file
-# Not all that Pillow knows: to read an EPS file it starts Ghostscript.
+# A part of Pillow's formats: for an EPS file it would start Ghostscript.
 _FORMATS = ("JPEG", "PNG", "MPO", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "JPEG2000", "AVIF")
-_DIM = 2**14  # a picture of 16 bits all of whose values are below it uses 14 of them or fewer
+_DIM = 2**14  # a 16-bit picture with all values below this uses 14 bits or fewer
 _AGAIN = "fetch it again, or remove it"
 _CONVERT = "convert it to 8 bits a channel, to the same white in all images of the data set"
 
@@ -42,14 +42,14 @@ class CorruptImage(DataError):
 
 
 def read_bytes(path: Path, listed: Sequence[int] | None = None) -> bytes:
-    """The file's bytes.
+    """Return the file's bytes.
 
     Args:
-        listed: its status when it was listed, where that was noted.
+        listed: the file's status when it was listed, if known.
 
     Raises:
-        CorruptImage: it is missing, empty, too large or not a file.
-        Changed: it is another file than the one that was listed.
+        CorruptImage: the file is missing, empty, too large or not a regular file.
+        Changed: the file changed after it was listed.
     """
     try:
         data = files.read_bytes(Path(path), limit=_LARGEST, listed=listed)
@@ -61,7 +61,7 @@ def read_bytes(path: Path, listed: Sequence[int] | None = None) -> bytes:
 
 
 def header_size(path: Path) -> tuple[int, int]:
-    """Width and height as the file's header states them; nothing is decoded. Raises CorruptImage."""
+    """Return width and height from the file's header; nothing is decoded. Raises CorruptImage."""
     try:
         with files.opened(path) as file, Image.open(file, formats=_formats()) as image:
             return image.size
@@ -72,10 +72,10 @@ def header_size(path: Path) -> tuple[int, int]:
 
 
 def open_rgb(data: bytes, name: str) -> Image.Image:
-    """Decode with Pillow, whole, into mode RGB: what every evaluation transform starts from.
+    """Decode the whole image with Pillow into mode RGB, the input of every evaluation transform.
 
     Raises:
-        CorruptImage: truncated, not an image, or of values whose white is not known.
+        CorruptImage: the file is truncated, is not an image, or the value of white is unknown.
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
@@ -104,10 +104,10 @@ def open_rgb(data: bytes, name: str) -> Image.Image:
 
 
 def decode_rgb(data: bytes, name: str, reduction: Reduction | None = None) -> np.ndarray:
-    """Decode into (H, W, 3) uint8 RGB, fast: what pretraining's views start from.
+    """Decode fast into (H, W, 3) uint8 RGB, the input of pretraining's views.
 
-    A grey or colour JPEG that ends with its end-of-image marker goes through OpenCV; all else through Pillow, since
-    OpenCV silently decodes a truncated JPEG to grey, and converts CMYK and 16-bit differently.
+    OpenCV decodes grey and colour JPEGs that end with their end-of-image marker, Pillow everything else: OpenCV silently
+    decodes a truncated JPEG to grey, and converts CMYK and 16-bit images differently.
 
     Args:
         reduction: called with the full height and width. It returns by how much both sides of a JPEG may be reduced while
@@ -122,7 +122,7 @@ def decode_rgb(data: bytes, name: str, reduction: Reduction | None = None) -> np
         try:
             header = Image.open(io.BytesIO(data), formats=("JPEG", "MPO"))  # reads the header only
             mode, (width, height) = header.mode, header.size
-        except Exception:  # said by `open_rgb`
+        except Exception:  # `open_rgb` reports it
             mode = "unreadable"
         if mode in ("RGB", "L"):
             factor = reduction(height, width) if reduction else 1
@@ -157,7 +157,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
-    """Bits of a channel as the file states them; Pillow makes 8 of a colour picture's 16."""
+    """Return the bits per channel that the file states; Pillow reduces a colour picture's 16 to 8."""
     if isinstance(image, TiffImageFile):
         return max(image.tag_v2.get(258, (1,)))
     if image.format == "PNG":
@@ -168,14 +168,16 @@ def _bits(image: Image.Image, data: bytes) -> int:
 
 
 def _sample_format(image: Image.Image) -> int:
-    """TIFF's: 1 unsigned, 2 signed, 3 floating point, 4 not said; 1 of every other format."""
+    """Return TIFF's sample format (1 unsigned, 2 signed, 3 floating point, 4 undefined); 1 for every other format."""
     return max(image.tag_v2.get(339, (1,))) if isinstance(image, TiffImageFile) else 1
 
 
 def _eight_bits(image: Image.Image, bits: int, name: str) -> np.ndarray:
-    """(H, W) uint8 of a grey picture in a wider, signed or floating point type. Raises CorruptImage: white is not known."""
+    """Convert a grey picture of a wider, signed or float type to (H, W) uint8. Raises CorruptImage: unknown white."""
     pixels = np.asarray(image)
-    pixels = (pixels.view(np.int8) if image.mode == "L" else pixels).astype(np.float64)  # signed: Pillow does not say
+    pixels = (pixels.view(np.int8) if image.mode == "L" else pixels).astype(
+        np.float64
+    )  # signed: Pillow does not report it
     stated = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
     if (
         isinstance(image, TiffImageFile) and image.tag_v2.get(262) == 0
@@ -184,10 +186,12 @@ def _eight_bits(image: Image.Image, bits: int, name: str) -> np.ndarray:
             raise CorruptImage(f"{name}: {image.mode} pixels whose white is zero; {_CONVERT}")
         pixels = 65535 - pixels
     if stated:
-        if 0 < pixels.max() < _DIM and image.format != "PPM":  # that one states its largest value, and is scaled by it
+        if (
+            0 < pixels.max() < _DIM and image.format != "PPM"
+        ):  # this format states its largest value and is scaled by it
             raise _dim(name, f"no value above {pixels.max():g}")
         return (pixels / 257).round().astype(np.uint8)
-    low, high = pixels.min(), pixels.max()  # NaN where one is
+    low, high = pixels.min(), pixels.max()  # NaN if a pixel is NaN
     if low >= 0 and high <= 255 and (pixels == np.rint(pixels)).all() and (high == 0 or high > 1 or image.mode == "I"):
         return pixels.astype(np.uint8)
     whole = np.rint(pixels * 255) if low >= 0 and high <= 1 else None
@@ -201,9 +205,9 @@ def _eight_bits(image: Image.Image, bits: int, name: str) -> np.ndarray:
 
 
 def _refuse_dim(image: Image.Image, data: bytes, name: str) -> None:
-    """CorruptImage when a colour picture of more than 8 bits a channel is not black and uses less than 15 of 16.
+    """Raise CorruptImage when a colour picture of more than 8 bits a channel is not black and uses fewer than 15 of 16.
 
-    Pillow keeps a channel's upper 8 bits. Where these are nought the lower ones say whether it is black.
+    Pillow keeps a channel's upper 8 bits. Where these are zero, the lower bits decide whether the picture is black.
     """
     colours = [band for band in image.getbands() if band not in ("A", "X")]
     brightest = max(int(np.asarray(image.getchannel(band)).max()) for band in colours)

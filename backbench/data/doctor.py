@@ -21,7 +21,7 @@ from backbench.errors import ConfigError, DataError
 from backbench.printable import some
 from backbench.progress import track
 
-SAMPLE = 200  # images per split, unless every one is looked at
+SAMPLE = 200  # images per split that are checked without --full
 _SEED = 0
 _CHUNK = 256
 
@@ -41,7 +41,7 @@ class SplitReport:
 
 @dataclass
 class Report:
-    """The findings for one data set. `problems` make it broken; a person judges `warnings`."""
+    """The findings for one data set. `problems` make it broken; the user decides about `warnings`."""
 
     name: str
     state: str  # present, incomplete or absent
@@ -73,7 +73,7 @@ def run(places: DataPlaces, *, full: bool = False, as_json: bool = False) -> int
 
 
 def examine(name: str, places: DataPlaces, *, full: bool = False) -> Report:
-    """Look at one data set: a seeded sample of each split, or all of it."""
+    """Check one data set: a seeded sample of each split, or all of it."""
     folder, known = places.of(name), catalogue.info(name)
     report = Report(name, "absent", str(folder) if folder else None, known.source)
     absent = catalogue.missing(name, places)
@@ -104,7 +104,7 @@ def examine(name: str, places: DataPlaces, *, full: bool = False) -> Report:
 
 
 def own_splits(name: str) -> list[str]:
-    """The splits that a whole data set has, by its layout's own names; unions of several years' splits are detection's."""
+    """Return the splits of a complete data set, as its layout names them, without detection's unions of several years."""
     info = catalogue.info(name)
     counts = info.counts or {info.train: 0, info.test: 0}
     folds = [f"fold{i}" for i in range(10)] if "fold" in counts else []
@@ -112,14 +112,14 @@ def own_splits(name: str) -> list[str]:
 
 
 def sample(split: ImageSplit, *, full: bool) -> np.ndarray:
-    """(N,) rows to look at: the same ones each time."""
+    """Return the (N,) rows to check: the same rows each time."""
     if full or len(split) <= SAMPLE:
         return np.arange(len(split))
     return np.sort(np.random.default_rng(_SEED).choice(len(split), SAMPLE, replace=False))
 
 
 def lines(report: Report) -> Iterator[str]:
-    """The findings as text."""
+    """Return the findings as text."""
     yield f"{report.name:<12} {report.state:<11} {report.folder if report.state != 'absent' else ''}".rstrip()
     for split in report.splits:
         if split.name.startswith("fold") and (split.images == split.published or not report.is_published):
@@ -149,7 +149,7 @@ def _examine_split(split: ImageSplit, published: int, *, full: bool) -> SplitRep
 
 
 def _errors(split: ImageSplit, rows: np.ndarray) -> Iterator[str | None]:
-    """The fault of each image, None for a good one; decoded by several threads."""
+    """Yield the fault of each image, None for a good one; several threads decode."""
 
     def error(row: int) -> str | None:
         try:
@@ -159,12 +159,12 @@ def _errors(split: ImageSplit, rows: np.ndarray) -> Iterator[str | None]:
         return None
 
     with ThreadPoolExecutor() as pool:
-        for first in range(0, len(rows), _CHUNK):  # not all at once: a million futures are a gigabyte
+        for first in range(0, len(rows), _CHUNK):  # in chunks: a million futures need a gigabyte
             yield from pool.map(error, rows[first : first + _CHUNK].tolist())
 
 
 def _examine_annotations(split: ImageSplit, report: Report, *, full: bool) -> None:
-    """VOC: every XML parses, fits its image's labels, and names no other class."""
+    """Check for VOC that every XML file parses, agrees with its image's labels, and names no other class."""
     assert isinstance(split.source, Files) and split.labels is not None
     notes = split.source.root.parent / "Annotations"
     broken, differing = [], []
@@ -186,7 +186,7 @@ def _examine_annotations(split: ImageSplit, report: Report, *, full: bool) -> No
 
 
 def _compare(train: ImageSplit, test: ImageSplit, report: Report, *, full: bool) -> None:
-    """Classes that differ between the splits; test images (of the sample) that lie in the training split too."""
+    """Find classes that differ between the splits, and test images (of the sample) that are also in the training split."""
     if train.classes != test.classes:
         names = sorted(set(train.classes) ^ set(test.classes)) or ["another order"]
         report.problems.append(f"{train.split} and {test.split} have different classes: {some(names)}")
@@ -204,7 +204,7 @@ def _compare(train: ImageSplit, test: ImageSplit, report: Report, *, full: bool)
 
 
 def _say_what_it_is(report: Report, folder: Path) -> None:
-    """Whether its numbers may carry the data set's name."""
+    """Return a sentence on whether numbers may carry the data set's name."""
     if demo.is_demo(folder):
         report.warnings.append("rendered demo scenes: numbers will be labelled 'demo scenes'")
     elif report.state == "present" and not report.is_published:

@@ -1,4 +1,4 @@
-"""Classes of ImageNet's validation images, which its archive does not state: of the devkit, or of a list."""
+"""Classes of ImageNet's validation images, from the devkit or a list: the archive of images does not contain them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 
 
 def without_devkit(archives: Sequence[Path]) -> tuple[list[Path], Path | None]:
-    """The archives of images, and the devkit: one of the archives, else a file beside one of them."""
+    """Return the archives of images, and the devkit: one of the archives, else a file beside one of them."""
     given = [archive for archive in archives if archive.name == DEVKIT]
     beside = [archive.parent / DEVKIT for archive in archives if (archive.parent / DEVKIT).is_file()]
     return [archive for archive in archives if archive.name != DEVKIT], next(iter([*given, *beside]), None)
 
 
 def of_devkit(devkit: Path) -> list[str]:
-    """The WordNet id of each validation image, in the order of their file names, by torchvision's parser.
+    """Return the WordNet id of each validation image, in the order of file names, with torchvision's parser.
 
     Raises:
-        DataError: not the published file, or one that cannot be parsed.
+        DataError: not the published file, or it cannot be parsed.
     """
     import torch
     from torchvision.datasets.imagenet import META_FILE, parse_devkit_archive
@@ -33,7 +33,7 @@ def of_devkit(devkit: Path) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:  # the parser writes beside the archive
         (Path(folder) / DEVKIT).symlink_to(devkit.resolve())
         try:
-            parse_devkit_archive(folder, DEVKIT)  # checks the md5 first: what is unpacked is the published file
+            parse_devkit_archive(folder, DEVKIT)  # checks the md5 before it unpacks
             _, wnids = torch.load(Path(folder) / META_FILE, weights_only=True)
         except (RuntimeError, OSError, ValueError, KeyError, IndexError) as error:
             raise DataError(f"{devkit}: not ImageNet's devkit ({printable(' '.join(str(error).split()), 200)}); download "
@@ -42,10 +42,10 @@ def of_devkit(devkit: Path) -> list[str]:
 
 
 def of_list(file: Path) -> list[str]:
-    """WordNet ids, one per validation image in the order of file names (imagenet_2012_validation_synset_labels.txt).
+    """Read WordNet ids, one per validation image in the order of file names (imagenet_2012_validation_synset_labels.txt).
 
     Raises:
-        DataError: it cannot be read, or holds another word.
+        DataError: the file cannot be read or contains a word that is not a WordNet id.
     """
     names = read_text(Path(file)).split()
     for number, name in enumerate(names, start=1):
@@ -58,7 +58,7 @@ def of_list(file: Path) -> list[str]:
 
 
 def route(val_labels: Path | None = None, devkit: Path | None = None) -> Callable[[str], str | None]:
-    """Where a member of ImageNet's archives goes: `train/<class>/...` or `val/<class>/...`."""
+    """Return the place of a member of ImageNet's archives: `train/<class>/...` or `val/<class>/...`."""
     source = val_labels or devkit
     wnids = of_list(val_labels) if val_labels is not None else None
 

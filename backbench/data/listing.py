@@ -17,16 +17,16 @@ BESIDE = "images beside the class folders"
 FOLDER_AGAIN = "links to folders that are read already"
 IMAGE_AGAIN = "links to images of the same class"
 
-# Of network storage (Synology, QNAP, NetApp), of archives made on a Mac, of Windows, of Linux. Lower case.
+# Folders and files of network storage (Synology, QNAP, NetApp), macOS archives, Windows and Linux. Lower case.
 _SYSTEM_FOLDERS = frozenset(
     {"@eadir", "@__thumb", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "~snapshot"}
     | {"__macosx", "$recycle.bin", "system volume information", "recycler", "lost+found"}
 )
-_Identity = tuple[int, int]  # device and number of a file or folder: equal for a link and what it leads to
+_Identity = tuple[int, int]  # device and inode of a file or folder: equal for a link and its target
 
 
 def listed(passed_over: Mapping[str, tuple[int, str]]) -> str:
-    """`24 hidden files (n01/.a.jpg), 1 ...`: how many for each reason, and the first one."""
+    """Return `24 hidden files (n01/.a.jpg), 1 ...`: the count and the first file for each reason."""
     return ", ".join(f"{count} {reason} ({printable(name)})" for reason, (count, name) in passed_over.items())
 
 
@@ -36,13 +36,13 @@ class Listing:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.passed_over: dict[str, tuple[int, str]] = {}  # reason -> how many files, the first one
-        # Folders that were entered, with the class; those above the root, which a link must not lead to, with None.
+        # Visited folders with their class; folders above the root, which a link must not lead to, with None.
         self._entered: dict[_Identity, str | None] = {}
         for folder in (self.root.resolve(), *self.root.resolve().parents):
             self._entered[_identity(os.stat(folder))] = None  # noqa: PTH116
 
     def folders(self) -> list[str]:
-        """Sorted names of the class folders. Raises DataError for a link that leads nowhere: a class may be missing."""
+        """Return the sorted names of class folders. Raises DataError for a broken link: a class may be missing."""
         names = []
         for entry in self._entries(""):
             if reason := _reserved(entry):
@@ -54,15 +54,15 @@ class Listing:
         return names
 
     def images(self, name: str) -> list[str]:
-        """Sorted paths, relative to the root, of the images below a class folder; below the root itself for ''.
+        """Return sorted paths, relative to the root, of the images below a class folder; '' is the root itself.
 
         Raises:
-            DataError: a folder that cannot be read, a link that leads nowhere, or to a folder of another class.
+            DataError: a folder cannot be read, or a link is broken or leads to a folder of another class.
         """
         found: list[str] = []
         links: list[str] = []
         folders, linked = ([name], []) if not name or not (self.root / name).is_symlink() else ([], [name])
-        while folders or linked:  # links last: what they lead to may be here under its own name
+        while folders or linked:  # links last: their targets may be listed here under their own names
             folder = folders.pop() if folders else linked.pop()
             if folder and not self._enter(folder, name):
                 continue
@@ -79,7 +79,7 @@ class Listing:
         return sorted(found + self._other_images(links, found))
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
-        """Sorted by name, so that the same one is the first example on every machine."""
+        """Return the entries sorted by name, so that the first example is the same on every machine."""
         try:
             with os.scandir(self.root / folder) as entries:
                 return sorted(entries, key=lambda entry: entry.name)
@@ -87,7 +87,7 @@ class Listing:
             raise DataError(f"{self.root / folder}: cannot be read ({error.strerror})") from None
 
     def _is_folder(self, entry: os.DirEntry[str], path: str) -> bool:
-        """Also a link to one. Raises DataError for a link that leads nowhere and may have been one."""
+        """Whether the entry is a folder or a link to one. Raises DataError for a broken link that may have been one."""
         if not entry.is_symlink():
             return entry.is_dir()
         try:
@@ -101,7 +101,7 @@ class Listing:
             ) from None
 
     def _enter(self, folder: str, name: str) -> bool:
-        """Whether a folder is new. Raises DataError when another class has it."""
+        """Whether a folder is new. Raises DataError when it belongs to another class."""
         identity = _identity(os.stat(self.root / folder))  # noqa: PTH116 (one way for all)
         if identity not in self._entered:
             self._entered[identity] = name
@@ -116,7 +116,7 @@ class Listing:
         return False
 
     def _other_images(self, links: list[str], found: list[str]) -> list[str]:
-        """The links that lead to no image of the class, and to none that another link leads to."""
+        """Keep the links whose target is neither an image of the class nor the target of another link."""
         if not links:
             return []
         seen = {_identity(os.stat(self.root / path)) for path in found}  # noqa: PTH116
@@ -140,7 +140,7 @@ class Listing:
             self.passed_over[reason] = (before + count, first)
 
     def _pass_over_all(self, reason: str, path: str) -> None:
-        """A file, or all files below a folder."""
+        """Yield a file, or all files below a folder."""
         place = self.root / path
         if not place.is_dir() or place.is_symlink():
             self._pass_over(reason, path)
@@ -153,7 +153,7 @@ def _identity(status: os.stat_result) -> _Identity:
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:
-    """Of a link; OSError where it leads nowhere, which `is_dir` calls no folder."""
+    """Whether a link leads to a folder. Raises OSError for a broken link, where `is_dir` returns False."""
     entry.stat()
     return entry.is_dir()
 
@@ -163,7 +163,7 @@ def _is_image(name: str) -> bool:
 
 
 def _reserved(entry: os.DirEntry[str]) -> str | None:
-    """Why an entry is none of the user's, or None."""
+    """Return the reason to pass over an entry that the user did not make, or None."""
     if entry.name.startswith("."):
         return HIDDEN
     return SYSTEM if entry.name.lower() in _SYSTEM_FOLDERS and entry.is_dir(follow_symlinks=False) else None

@@ -1,4 +1,4 @@
-"""Names of image files in lists: what they must not be, and why one may not be found."""
+"""Check names of image files in lists, and explain why one may not be found."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from backbench.printable import printable
 
 
 def spelled_otherwise(names: Collection[str], there: Collection[str]) -> str:
-    """What to add to a sentence on absent names: they are there, with their accents written the other way; or ''."""
+    """Return an addition for a sentence on absent names if files differ only in how accents are written; else ''."""
     odd = [name for name in names if not name.isascii()]
     if not odd:
         return ""
@@ -26,10 +26,10 @@ def spelled_otherwise(names: Collection[str], there: Collection[str]) -> str:
 
 
 def check_paths(file: Path, paths: Sequence[str], *, lines: bool = False) -> None:
-    """DataError where a list names a file outside its folder, or one file twice, however it is written.
+    """Raise DataError if a list names a file outside its folder, or one file twice in any spelling.
 
     Args:
-        lines: each line of the file holds a path, so that its number can be said.
+        lines: each line of the file is a path, so that errors can name the line.
     """
     first: dict[str, str] = {}
     for number, path in enumerate(paths, start=1):

@@ -1,4 +1,4 @@
-"""Images that a data set has in its training and in its test split: a number of them is not one of images never seen."""
+"""Find images that are in both the training and the test split: a number on them does not measure unseen images."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from backbench.progress import track
 
 
 def in_both(train: Split, test: Split) -> list[str]:
-    """Names of test images that are files of the training split, by their places alone.
+    """Return names of test images that are the same files as training images, compared by path.
 
-    Copies under another name are found by `duplicates`, which reads them.
+    `duplicates` finds copies under another name by reading them.
     """
     ours, theirs = _places(train.source), _places(test.source)
     if not ours or not theirs or not (ours[0].is_relative_to(theirs[0]) or theirs[0].is_relative_to(ours[0])):
@@ -22,13 +22,13 @@ def in_both(train: Split, test: Split) -> list[str]:
 
 
 def _places(source: ImageSource) -> tuple[Path, list[str]] | None:
-    """The folder of a source's files, and their names in it."""
+    """Return the folder of a source's files and their names in it."""
     files = source.source if isinstance(source, Subset) else source
     return (files.root.resolve(), [source.name(i) for i in range(len(source))]) if isinstance(files, Files) else None
 
 
 def duplicates(train: ImageSplit, test: ImageSplit) -> list[tuple[str, str]]:
-    """(name in train, name in test) of images with the same bytes; only those of equal size are read.
+    """Return (name in train, name in test) of images with the same bytes; only images of equal size are read.
 
     Raises:
         DataError: an image cannot be read.

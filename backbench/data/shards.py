@@ -1,4 +1,4 @@
-"""Splits that lie in numbered files: `train-00000-of-00005.parquet`, `imagenet-val-000001.tar`, `train/0000.parquet`."""
+"""Splits in numbered files: `train-00000-of-00005.parquet`, `imagenet-val-000001.tar`, `train/0000.parquet`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_FOLDERS = 20
 
 
 def shards(root: Path, ending: str) -> dict[str, list[Path]]:
-    """The files of each split, in the order of their names; empty where there are none.
+    """Return the files of each split in the order of their names; empty where there are none.
 
     Raises:
         DataError: several configurations side by side, or parts of a numbered series that are missing.
@@ -35,24 +35,24 @@ def shards(root: Path, ending: str) -> dict[str, list[Path]]:
 
 
 def test_split(found: dict[str, list[Path]]) -> str | None:
-    """The split to test on: the first of test, validation, valid and val that is there."""
+    """Return the split to test on: the first of test, validation, valid and val that exists."""
     return next((split for split in SPLITS[1:] if split in found), None)
 
 
 def split_of(path: Path, root: Path) -> str | None:
-    """The split that a file's name says, else the folder that it lies in."""
+    """Return the split named in a file's name, else in its folder's name."""
     words = re.split(r"[-_.]", path.name)
     parents = [] if path.parent == Path(root) else [path.parent.name]
     return next((word for word in (*words, *parents) if word in SPLITS), None)
 
 
 def _below(folder: Path, ending: str, depth: int) -> list[Path]:
-    """Files of an ending in a folder and in those below it; folders beside many others are classes, and not entered."""
+    """Yield files of an ending in a folder and below it. Folders beside many others are classes and are not entered."""
     try:
         with os.scandir(folder) as entries:
             seen = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
-        if depth < _DEEPEST:  # what cannot be read is not of this layout
+        if depth < _DEEPEST:  # an unreadable folder does not belong to this layout
             return []
         raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
     found = [folder / name for name, is_folder in seen if name.endswith(ending) and not is_folder]
@@ -63,7 +63,7 @@ def _below(folder: Path, ending: str, depth: int) -> list[Path]:
 
 
 def _check_series(split: str, files: list[Path]) -> None:
-    """DataError where `-of-00005` or gaps between the numbers say that parts are missing."""
+    """Raise DataError if `-of-00005` or gaps between the numbers show that parts are missing."""
     numbers = [re.findall(r"\d+", file.stem) for file in files]
     stated = {int(found[1]) for file in files if (found := re.search(r"-(\d+)-of-(\d+)", file.name)) and int(found[2])}
     whole = {int(found[1]) for file in files if (found := re.search(r"-of-(\d+)", file.name))}

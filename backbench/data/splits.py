@@ -1,4 +1,4 @@
-"""Images of a data set's split: where their pixels come from, their labels, and the hash of what they are."""
+"""A data set's split: the source of its images, their labels, and hashes that identify them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from backbench.files import Status, status_of
 
 
 class ImageSource(Protocol):
-    """Where the pixels of a split come from."""
+    """The source of a split's images."""
 
     def __len__(self) -> int: ...
     def name(self, index: int) -> str: ...
@@ -47,18 +47,18 @@ class Files:
         return self.paths[index]
 
     def size(self, index: int) -> int:
-        """Bytes on disk. Raises DataError when the file is gone."""
+        """Return the bytes on disk. Raises DataError when the file is gone."""
         return self.status(index)[0]
 
     def status(self, index: int) -> Status:
-        """Size and times, noted when first asked for: from then on a file that changed is an error when it is read."""
+        """Return size and times, noted at the first call; reading a file that changed afterwards is an error."""
         if self._listed[index, 0] < 0:
             self._listed[index] = status_of(self.root / self.paths[index])
         size, contents, entry = self._listed[index].tolist()
         return size, contents, entry
 
     def stored(self, index: int) -> bytes:
-        """The file's bytes, not decoded. Raises CorruptImage, and Changed."""
+        """Return the file's bytes, not decoded. Raises CorruptImage, and Changed."""
         listed = self._listed[index]
         return read_bytes(self.root / self.paths[index], None if listed[0] < 0 else listed.tolist())
 
@@ -107,7 +107,7 @@ class Subset:
 
 
 class Split(Protocol):
-    """One split of a data set, whatever its images are annotated with."""
+    """One split of a data set with any kind of annotation."""
 
     @property
     def dataset(self) -> str: ...
@@ -146,36 +146,36 @@ class ImageSplit:
     dataset: str
     split: str
     source: ImageSource
-    # (N,) int64, -1 of an image without one; or (N, classes) int8 for multi-label: 1 present, 0 present as difficult
-    # objects only, -1 absent
+    # (N,) int64, -1 for an image without a label; or (N, classes) int8 for multi-label: 1 present, 0 present only as
+    # difficult objects, -1 absent
     labels: np.ndarray | None
     classes: tuple[str, ...]
-    official_part: bool = False  # a published list's part of the published images: ImageNet's 1% and 10%
+    official_part: bool = False  # a published list chose these images: ImageNet's 1% and 10%
     passed_over: Mapping[str, tuple[int, str]] = field(default_factory=dict)  # reason -> how many files, e.g. which
-    repaired: Mapping[str, int] = field(default_factory=dict)  # what was put right in the labels, and how often
-    left_out: tuple[str, ...] = ()  # images that were left out, in sentences: such a split is not the published one
+    repaired: Mapping[str, int] = field(default_factory=dict)  # corrections made to the labels, and how often
+    left_out: tuple[str, ...] = ()  # sentences on images that were left out: such a split is not the published one
 
     def __len__(self) -> int:
         return len(self.source)
 
     def part(self, rows: np.ndarray) -> ImageSplit:
-        """Some of its images, (N,) rows in the given order; `passed_over` still describes the whole split."""
+        """Return a split of the (N,) rows in the given order; `passed_over` still describes the whole split."""
         labels = None if self.labels is None else self.labels[rows]
         return replace(self, source=Subset(self.source, rows), labels=labels, official_part=False)
 
     def manifest_sha256(self) -> str:
-        """SHA-256 over the sorted (name, size, label) of all items: cheap, and blind to where the data lie."""
+        """SHA-256 over the sorted (name, size, label) of all items: cheap and independent of the data's folder."""
         return self._manifest
 
     @functools.cached_property
     def _manifest(self) -> str:
-        labels = [-1] * len(self) if self.labels is None else self.labels.tolist()  # a row of many: "[1, 0, -1]"
+        labels = [-1] * len(self) if self.labels is None else self.labels.tolist()  # of a multi-label row: "[1, 0, -1]"
         rows = sorted(f"{self.source.name(i)}\t{self.source.size(i)}\t{labels[i]}" for i in range(len(self)))
         return hashlib.sha256("\n".join(rows).encode(errors="surrogateescape")).hexdigest()
 
     def state_sha256(self) -> str:
-        """SHA-256 over (name, size, time of last change) of all items in their order: what is kept of their pixels needs it.
+        """SHA-256 over (name, size, time of last change) of all items in their order, the key of cached features.
 
-        The manifest cannot tell an image from another one of the same size that took its place between two runs.
+        The manifest does not change when another image of the same size replaces one between two runs.
         """
         return state_of(self.source)

@@ -26,7 +26,7 @@ from backbench.progress import say
 
 @dataclass(frozen=True)
 class OfficialList:
-    """Where a list is, what it is, and which part of a training split a list of its kind may be."""
+    """An official list: its address, its checksum, and the allowed share of a training split."""
 
     file: str
     sha256: str
@@ -35,7 +35,7 @@ class OfficialList:
 
     @property
     def url(self) -> str:
-        """Its official address."""
+        """The official address."""
         return f"https://raw.githubusercontent.com/google-research/simclr/master/imagenet_subsets/{self.file}"
 
 
@@ -53,11 +53,11 @@ _LARGEST_LIST = 16 << 20  # bytes; the 10% list has 3 MB
 
 
 def subset(split: ImageSplit, where: str, *, expected: str | None = None) -> ImageSplit:
-    """The images of a list, in the split's order, with all of the split's classes.
+    """Return the images of a list, in the split's order, with all of the split's classes.
 
     Args:
         where: `1%`, `10%`, or a text file of file names, one per line, with or without the class folder.
-        expected: `1%` or `10%` when the file should be a list of that size.
+        expected: `1%` or `10%` if the file must be a list of that size.
 
     Raises:
         DataError: unknown, ambiguous or repeated names, a class without any image, or a list of the other size.
@@ -91,10 +91,10 @@ def subset(split: ImageSplit, where: str, *, expected: str | None = None) -> Ima
 
 
 def fetch(name: str) -> Path:
-    """The official list `1%` or `10%` in the cache, verified; fetched now if it is not there.
+    """Return the path of the official list `1%` or `10%` in the cache, verified; fetches it if absent.
 
     Raises:
-        DataError: no network, or other bytes than the published ones.
+        DataError: no network, or the bytes differ from the published ones.
     """
     from filelock import FileLock
 
@@ -137,7 +137,7 @@ def _names(file: Path) -> list[str]:
 
 
 def _check_size(file: Path, names: int, images: int, expected: str) -> None:
-    """Refuse the other official list by its bytes, and any list by its part of the split."""
+    """Refuse the other official list by its checksum, and any list with the wrong share of the split."""
     digest = file_sha256(file)
     for other, official in OFFICIAL.items():
         if digest == official.sha256 and other != expected:
@@ -151,7 +151,7 @@ def _check_size(file: Path, names: int, images: int, expected: str) -> None:
 
 
 def _indices(file: Path, names: list[str], split: ImageSplit) -> np.ndarray:
-    """(N,) int64 rows of the split that the names stand for."""
+    """Return the (N,) int64 rows of the split for the names."""
     whole = {split.source.name(i): i for i in range(len(split))}
     by_file: dict[str, list[int]] = {}
     for name, index in whole.items():

@@ -1,6 +1,6 @@
-"""The evaluation transforms: torchvision on Pillow images, nothing else.
+"""The evaluation transforms: torchvision on Pillow images.
 
-torchvision takes seconds to import, so only what transforms an image does.
+torchvision takes seconds to import, so only the functions that transform an image import it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 def evaluation_view(
     image: Image.Image, size: int, *, resize: int | None = None, interpolation: Interpolation = "bilinear"
 ) -> np.ndarray:
-    """Shorter side to `resize` (256/224 of the size unless given), centre crop: (size, size, 3) uint8."""
+    """Resize the shorter side to `resize` (256/224 of the size unless given), crop the centre: (size, size, 3) uint8."""
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as TF
 
@@ -27,7 +27,7 @@ def evaluation_view(
 def squashed_view(
     image: Image.Image, size: int, *, resize: int | None = None, interpolation: Interpolation = "bilinear"
 ) -> np.ndarray:
-    """As `evaluation_view`, but both sides are then resized to `size`: nothing is cropped, proportions are lost.
+    """As `evaluation_view`, but then resize both sides to `size` instead of cropping: proportions change.
 
     VISSL's transform for VOC07: Resize(256), then Resize([224, 224]).
     """
@@ -39,5 +39,5 @@ def squashed_view(
 
 
 def resize_side(size: int) -> int:
-    """256 for 224, in proportion otherwise."""
+    """Return 256 for 224, and other sizes in proportion."""
     return round(size * 256 / 224)

@@ -1,6 +1,6 @@
-"""Archives that the user downloaded, unpacked into the layouts that the readers expect.
+"""Unpack archives that the user downloaded into the layouts that the readers expect.
 
-Safe to repeat: a file that is there with the right size is kept, each one is written under a temporary name and renamed.
+Safe to repeat: an existing file of the right size is kept; every file is written under a temporary name, then renamed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from backbench.files.atomic import make_folder
 from backbench.printable import some
 from backbench.progress import say, track
 
-Route = Callable[[str], str | None]  # a member's name -> its place below the data set's folder; None: not needed
+Route = Callable[[str], str | None]  # a member's name -> its path below the data set's folder; None: not needed
 _MEGABYTE = 2**20
 
 
@@ -30,7 +30,7 @@ class Tally:
     """The result of unpacking an archive."""
 
     written: int = 0
-    kept: int = 0  # there already
+    kept: int = 0  # existed already
     unneeded: int = 0
     bytes: int = 0
 
@@ -48,8 +48,8 @@ def prepare(
     ImageNet's validation images go to the folders of their classes by its devkit, given as an archive or beside one.
 
     Raises:
-        DataError: an unknown data set; an archive that is missing, cut short, unsafe or holds nothing of the data set, or
-            one with a published name and other bytes.
+        DataError: the data set is unknown; an archive is missing, cut short, unsafe or without files of the data set, or
+            has a published name and other bytes.
     """
     archives, devkit = [Path(archive) for archive in archives], None
     if name == "imagenet":
@@ -66,7 +66,7 @@ def prepare(
 
 
 def check_md5(archive: Path, name: str) -> None:
-    """DataError where an archive has a published file's name and other bytes than were published."""
+    """Raise DataError if an archive has a published file's name and other bytes."""
     published = {known.file: known.md5 for known in catalogue.info(name).archives if known.md5}
     expected = published.get(archive.name)
     if expected is None:
@@ -85,10 +85,10 @@ def check_md5(archive: Path, name: str) -> None:
 
 
 def unpack(archive: Path, folder: Path, route: Route, *, dry_run: bool = False) -> Tally:
-    """One archive (tar, compressed or not; zip), or one plain .json or .csv file.
+    """Unpack one archive (tar, compressed or not; zip), or copy one plain .json or .csv file.
 
     Raises:
-        DataError: as `prepare`; what was unpacked before stays.
+        DataError: as `prepare`; files that were already unpacked stay.
     """
     if not archive.is_file():
         raise DataError(f"{archive}: no such file")
@@ -100,7 +100,7 @@ def unpack(archive: Path, folder: Path, route: Route, *, dry_run: bool = False) 
             for _ in track(steps, total=archive.stat().st_size // _MEGABYTE, label=f"{archive.name}, MB"):
                 pass
     except DAMAGED as error:
-        if isinstance(error, OSError) and error.errno:  # gzip's and bz2's own complaints have none
+        if isinstance(error, OSError) and error.errno:  # gzip's and bz2's own errors have none
             raise DataError(f"{archive}: cannot be unpacked into {folder}: {error}") from None
         raise DataError(
             f"{archive}: not a whole archive, cut short? ({' '.join(str(error).split())}); unpacked so far: {tally}. "
@@ -114,7 +114,7 @@ def unpack(archive: Path, folder: Path, route: Route, *, dry_run: bool = False) 
 def _unpack(
     archive: Path, raw: IO[bytes], folder: Path, route: Route, tally: Tally, seen: list[str], *, dry_run: bool
 ) -> Iterator[None]:
-    """Unpack; yields once for each megabyte of the archive that was read."""
+    """Unpack; yield once for each megabyte of the archive that was read."""
     done = 0
     for member in members(archive, raw):
         seen.append(member.name)
@@ -164,7 +164,7 @@ def _write(member: Member, target: Path, archive: Path) -> None:
 
 
 def route_of(name: str, val_labels: Path | None = None, devkit: Path | None = None) -> Route:
-    """Where a data set's members go. Raises DataError for a data set without archives of its own."""
+    """Return the route of a data set's members. Raises DataError for a data set without archives."""
     routes = {
         "voc": _after("VOCdevkit/", keep="VOCdevkit/"),
         "coco": _coco,
@@ -179,7 +179,7 @@ def route_of(name: str, val_labels: Path | None = None, devkit: Path | None = No
 
 
 def _after(folder: str, *, keep: str) -> Route:
-    """What lies below `folder`, wherever that is in the archive, to `keep`."""
+    """Route everything below `folder`, at any depth of the archive, to `keep`."""
 
     def route(member: str) -> str | None:
         _, found, rest = f"/{member}".partition(f"/{folder}")

@@ -1,4 +1,4 @@
-"""PASCAL VOC's annotations: an XML file per image, as the devkit and many tools write them."""
+"""Read PASCAL VOC's annotations: one XML file per image, as the devkit and many tools write them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from backbench.printable import printable
 
 T = TypeVar("T")
 _LARGEST = 64 * 2**20  # bytes of an annotation
-_DEPTH = 64  # an object's parts' boxes are 5 deep
+_DEPTH = 64  # boxes of an object's parts are 5 levels deep
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Object:
 class Annotation:
     """An image as its XML file describes it."""
 
-    width: int | None  # None where nothing is said of the size: it is the image's
+    width: int | None  # None if the file does not state it: the image's own size counts
     height: int | None
     objects: tuple[Object, ...]
 
@@ -41,7 +41,7 @@ def annotation(path: Path) -> Annotation:
     """Read an XML file of `Annotations`; only the image's own objects, not their parts.
 
     Raises:
-        DataError: it does not parse, or lacks a field.
+        DataError: the file does not parse or lacks a field.
     """
     tree = _parsed(path)
     objects = []
@@ -58,7 +58,7 @@ def annotation(path: Path) -> Annotation:
 
 
 def states(objects: tuple[Object, ...]) -> dict[str, int]:
-    """Values of the per-class lists for an image: 1 for a class with a plain object, 0 with difficult ones only."""
+    """Return an image's values in the per-class lists: 1 for a class with a plain object, 0 with only difficult ones."""
     found: dict[str, int] = {}
     for item in objects:
         found[item.name] = max(found.get(item.name, 0), int(not item.difficult))
@@ -66,7 +66,7 @@ def states(objects: tuple[Object, ...]) -> dict[str, int]:
 
 
 class _Builder(ET.TreeBuilder):
-    """Tags in small letters and without their namespaces, as some tools write others; no deeper than annotations are."""
+    """Lower tags and drop their namespaces, which some tools write; limit the depth to that of annotations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class _Builder(ET.TreeBuilder):
 
     def start(self, tag: str, attributes: dict[str, str]) -> ET.Element:
         self.depth += 1
-        if self.depth > _DEPTH:  # expat takes time with the square of it
+        if self.depth > _DEPTH:  # expat's time grows with the square of the depth
             raise ValueError(f"elements within elements, {self.depth} deep")
         return super().start(tag.rpartition("}")[2].lower(), attributes)
 
@@ -84,10 +84,10 @@ class _Builder(ET.TreeBuilder):
 
 
 def _parsed(path: Path) -> ET.Element:
-    """The `<annotation>` of an XML file."""
+    """Return the `<annotation>` element of an XML file."""
     try:
         data = read_bytes(path, limit=_LARGEST)
-        if b"<!ENTITY" in data.replace(b"\0", b""):  # as text of 16 bits too: one may stand for gigabytes
+        if b"<!ENTITY" in data.replace(b"\0", b""):  # also in UTF-16: an entity may expand to gigabytes
             raise ValueError("it declares entities, which no annotation needs")
         tree = ET.fromstring(data.lstrip(b" \t\r\n"), ET.XMLParser(target=_Builder()))
     except Unreadable as error:
@@ -110,12 +110,12 @@ def _value(node: ET.Element, key: str, kind: Callable[[str], T], where: str) -> 
 
 
 def _flag(node: ET.Element, key: str, where: str) -> bool:
-    """Whether something is said to be so; not where nothing is said: many tools leave it out, or empty."""
+    """Read a flag; an absent or empty element is false: many tools write it so."""
     return bool((node.findtext(key) or "").strip()) and _value(node, key, _truth, where)
 
 
 def _truth(text: str) -> bool:
-    """0 or 1, also in words. Raises ValueError for any other number: what 2 means nobody knows."""
+    """Parse 0 or 1, also as words. Raises ValueError for any other number: the meaning of 2 is undefined."""
     number = {"true": 1, "false": 0}.get(text.lower())
     number = _whole(text) if number is None else number
     if number not in (0, 1):
@@ -124,7 +124,7 @@ def _truth(text: str) -> bool:
 
 
 def _whole(text: str) -> int:
-    """A whole number, also one written as `64.0`. Raises ValueError or OverflowError."""
+    """Parse a whole number, also one written as `64.0`. Raises ValueError or OverflowError."""
     value = float(text)
     if math.isnan(value) or value != int(value):
         raise ValueError(text)

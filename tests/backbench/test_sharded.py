@@ -119,7 +119,7 @@ def test_a_file_that_changed_is_noticed(layout):
     assert found.source.size(11)
     first, *_, last = sorted(path for path in root.rglob("*train-*") if path.is_file())
     last.write_bytes(first.read_bytes())
-    with pytest.raises(Changed, match="changed while"):
+    with pytest.raises(Changed, match="changed during the run"):
         found.source.stored(11)
 
 
