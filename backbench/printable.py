@@ -19,7 +19,7 @@ def printable(text: object, limit: int = 200) -> str:
     """
     words = _words(text)
     begin = words[: limit + 1]  # a name of a gigabyte costs as little as a short one
-    shown = "".join(_visible(c) for c in begin)
+    shown = visible(begin)
     if len(words) <= limit and len(shown) <= limit:
         return shown
     return f"{shown[: max(0, limit - 3)]}..."

@@ -171,8 +171,8 @@ def show(out: Path, suite: str, curves: Mapping[str, Path], planned: Planned) ->
     from benchmarks import report
 
     try:
-        path = report.write(out, suite=suite, curves=curves, only=planned)
-        print(report.text(out, only=planned))
+        table, path = report.render_all(out, suite=suite, curves=curves, only=planned)
+        print(table)
         print(f"report: {printable(path, 4000)}")
     except Exception:
         say(f"the measured numbers are in {out}: `backbench report {out}` renders the report again")

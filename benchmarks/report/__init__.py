@@ -8,32 +8,77 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from benchmarks.records.store import Result
+    from benchmarks.report.table import Table
 
 LEFT_OUT = "Left out:"  # files that hold no record, or one again
 Planned = set[tuple[str, str, str, str, int, int]]
 
 
-def write(out: Path, *, suite: str = "", curves: Mapping[str, Path] | None = None, only: Planned | None = None) -> Path:
-    """Write `report.md`, `report.csv` and `report.html` from the result files below `out`; returns the page's path.
+def render_all(
+    out: Path, *, suite: str = "", curves: Mapping[str, Path] | None = None, only: Planned | None = None
+) -> tuple[str, Path]:
+    """Write `report.md`, `report.csv` and `report.html` from the result files below `out`.
 
-    Rows are set against the first random baseline, where there is one.
+    Rows are compared with the first random baseline, if there is one.
 
     Args:
         out: a folder of results.
         suite: named in the page's title.
         curves: `metrics.jsonl` files of pretraining runs, by the name to show.
         only: (name, weights, cell, configuration, version, seed) of the records to show; all below `out` unless given.
+
+    Returns:
+        The table for a terminal, and the path of the page.
     """
-    from backbench.files.atomic import atomic_write_text
-    from benchmarks.records.store import items_path, scan_folder
-    from benchmarks.report import html, render
-    from benchmarks.report.comparison import compare, first_random
-    from benchmarks.report.table import gather, made_apart
+    from benchmarks.report.table import gather
+
+    chosen, left_out = _read(out, only)
+    table = gather(chosen.values())
+    return _text(table, left_out), _write(out, chosen, table, left_out, suite, curves)
+
+
+def write(out: Path, *, suite: str = "", curves: Mapping[str, Path] | None = None, only: Planned | None = None) -> Path:
+    """`render_all`, for the path of the page alone."""
+    return render_all(out, suite=suite, curves=curves, only=only)[1]
+
+
+def text(out: Path, *, only: Planned | None = None) -> str:
+    """The table for a terminal; writes nothing."""
+    from benchmarks.report.table import gather
+
+    chosen, left_out = _read(out, only)
+    return _text(gather(chosen.values()), left_out)
+
+
+def _read(out: Path, only: Planned | None) -> tuple[dict[Path, Result], Sequence[str]]:
+    """The records to show by their files, and what was left out."""
+    from benchmarks.records.store import scan_folder
 
     found = scan_folder(out)
-    chosen = {path: result for path, result in found.records.items() if _is_chosen(result, only)}
+    return {path: result for path, result in found.records.items() if _is_chosen(result, only)}, found.left_out
+
+
+def _text(table: Table, left_out: Sequence[str]) -> str:
+    from benchmarks.report import render
+
+    return render.markdown(table) + listed(LEFT_OUT, left_out)
+
+
+def _write(
+    out: Path,
+    chosen: Mapping[Path, Result],
+    table: Table,
+    left_out: Sequence[str],
+    suite: str,
+    curves: Mapping[str, Path] | None,
+) -> Path:
+    from backbench.files.atomic import atomic_write_text
+    from benchmarks.records.store import items_path
+    from benchmarks.report import html, render
+    from benchmarks.report.comparison import compare, first_random
+    from benchmarks.report.table import made_apart
+
     results = list(chosen.values())
-    table = gather(results)
     items = {result.identity(): items_path(path) for path, result in chosen.items()}
     to = first_random(table)
     comparisons = compare(table, render.shown(table), items, to=to, with_literature=False)
@@ -41,11 +86,10 @@ def write(out: Path, *, suite: str = "", curves: Mapping[str, Path] | None = Non
     if to:
         text += "\n" + render.differences_markdown(comparisons, table, to=to)
     text += listed("Means over numbers that were not made alike:", made_apart(table))
-    text += listed(LEFT_OUT, found.left_out)
+    text += listed(LEFT_OUT, left_out)
     atomic_write_text(out / "report.md", text + render.literature_markdown(table))
     atomic_write_text(out / "report.csv", render.csv_text(table))
-    page = out / "report.html"
-    text = html.page(
+    page = html.page(
         table,
         results,
         suite=suite,
@@ -53,25 +97,14 @@ def write(out: Path, *, suite: str = "", curves: Mapping[str, Path] | None = Non
         out=out,
         comparisons=comparisons,
         baseline=to,
-        left_out=found.left_out,
+        left_out=left_out,
     )
-    atomic_write_text(page, text)
-    return page
-
-
-def text(out: Path, *, only: Planned | None = None) -> str:
-    """The table for a terminal."""
-    from benchmarks.records.store import scan_folder
-    from benchmarks.report import render
-    from benchmarks.report.table import gather
-
-    found = scan_folder(out)
-    table = gather(result for result in found.records.values() if _is_chosen(result, only))
-    return render.markdown(table) + listed(LEFT_OUT, found.left_out)
+    atomic_write_text(out / "report.html", page)
+    return out / "report.html"
 
 
 def listed(title: str, words: Sequence[str]) -> str:
-    """A list in Markdown; nothing of no words."""
+    """A list in Markdown; empty for no words."""
     from benchmarks.report import escape
 
     return "\n".join(["", title, "", *(f"- {escape.item(word)}" for word in words), ""]) if words else ""

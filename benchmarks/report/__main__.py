@@ -52,8 +52,9 @@ def main(argv: list[str] | None = None, *, prog: str = "python -m benchmarks.rep
             if name in curves:
                 raise BackbenchError(f"--curves {name}: given twice; give each run another name")
             curves[name] = path
-        print(report.text(args.results))
-        print(f"report: {visible(str(report.write(args.results, curves=curves)))}")
+        table, page = report.render_all(args.results, curves=curves)
+        print(table)
+        print(f"report: {visible(str(page))}")
     return 0
 
 

@@ -16,24 +16,27 @@ from matplotlib.figure import Figure
 from backbench import jsonl
 from backbench.printable import printable
 from backbench.progress import say
-from benchmarks.report.table import Column, Table
+from benchmarks.report.table import Column, Row, Table
 
 _NAME = 60  # characters of a name beside a bar
 _LARGEST = 64 * 2**20  # bytes of a run's curves
 _HIGHEST = 1e30  # of what is drawn; NaN is never below it
 _MOST_LOSSES = 20
+_MOST_BARS = 30  # trained backbones in a plot; the tables have them all
 _INK, _OURS, _RANDOM = "#333333", "#1f6f8b", "#b0b0b0"
 
 
 def cell_plot(table: Table, column: Column) -> str:
-    """A cell's headline metric: one bar per backbone, a dot per number it is the mean of."""
-    rows = [row for row in table.rows if column in row.values]
+    """A cell's headline metric: one bar per backbone, a dot per number it is the mean of; the best ones of very many."""
+    all_rows = [row for row in table.rows if column in row.values]
+    rows = _best(all_rows, column)
     figure, axes = plt.subplots(figsize=(6.4, 0.55 * len(rows) + 0.9))
-    for y, row in enumerate(rows):
-        value = row.values[column]
-        colour = _RANDOM if row.name.startswith("random:") else _OURS
-        axes.barh(y, value.mean, color=colour, height=0.6)
-        axes.plot(value.numbers, [y] * len(value.numbers), "o", color=_INK, markersize=4, alpha=0.8)
+    colours = [_RANDOM if row.name.startswith("random:") else _OURS for row in rows]
+    axes.barh(range(len(rows)), [row.values[column].mean for row in rows], color=colours, height=0.6)
+    points = [(number, y) for y, row in enumerate(rows) for number in row.values[column].numbers]
+    axes.plot(*zip(*points, strict=True), "o", color=_INK, markersize=4, alpha=0.8)
+    if len(rows) < len(all_rows):
+        axes.set_title(f"the best {_MOST_BARS} of {len(all_rows)}, and random baselines", fontsize=8)
     axes.set_yticks(range(len(rows)), [printable(row.name, _NAME) for row in rows], parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel(f"{column.metric} ({column.unit})" if column.unit else column.metric)
@@ -43,6 +46,16 @@ def cell_plot(table: Table, column: Column) -> str:
     if not any(number for row in rows for number in row.values[column].numbers):
         axes.set_xlim(0, 1)  # else matplotlib puts the zeros in the middle of a scale of its own
     return _svg(figure)
+
+
+def _best(rows: list[Row], column: Column) -> list[Row]:
+    """At most _MOST_BARS rows with the best numbers, and the random baselines, in the table's order."""
+    trained = [row for row in rows if not row.name.startswith("random:")]
+    if len(trained) <= _MOST_BARS:
+        return rows
+    sign = -1 if column.higher_is_better else 1
+    best = {row.name for row in sorted(trained, key=lambda row: sign * row.values[column].mean)[:_MOST_BARS]}
+    return [row for row in rows if row.name in best or row not in trained]
 
 
 _CURVES = (

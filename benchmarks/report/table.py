@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -93,13 +94,21 @@ def gather(results: Iterable[Result]) -> Table:
     names = labels(whos)
     by_row: dict[str, dict[Column, dict[str, list[Result]]]] = {}
     archs: dict[str, str] = {}
+    titles = {name: known.title for name, known in catalogue.described().found.items()}
     for result, who in zip(results, whos, strict=True):
         if result.status != "ok":
             continue
         row = names[who.key]
         archs[row] = architecture(result.backbone.arch)
+        blank = _column(result, titles)
         for name, metric in result.metrics.items():
-            column = _column(result, name, metric.unit, metric.higher_is_better)
+            column = replace(
+                blank,
+                metric=name,
+                unit=metric.unit,
+                higher_is_better=metric.higher_is_better,
+                primary=name == result.primary,
+            )
             records = by_row.setdefault(row, {}).setdefault(column, {})
             records.setdefault(result.backbone.weights_sha256, []).append(result)
     columns = sorted(  # frozen and fine-tuned backbones before detectors
@@ -187,36 +196,45 @@ def named_and_source(result: Result) -> tuple[bool, str] | None:
     return named, given[-1].removeprefix(f"{backbone.name}=" if named else "")
 
 
-def _column(result: Result, metric: str, unit: str, higher: bool) -> Column:
+def _column(result: Result, titles: Mapping[str, str]) -> Column:
+    """The column of a record's numbers, without the metric.
+
+    Args:
+        titles: of the data sets that a file describes; a user's own data set has none.
+    """
     data = result.data
     assert data is not None, "an ok record has data"
     if data.is_published:
         label = data.name
     else:
-        known = catalogue.described().found.get(data.name)  # a user's own data set has no layout of a published one
-        what = "demo scenes" if data.is_demo else f"{known.title} layout" if known else data.name
+        title = titles.get(data.name)
+        what = "demo scenes" if data.is_demo else f"{title} layout" if title else data.name
         label = f"{what}, {data.counts['train']}/{data.counts['test']} images"
-    primary = metric == result.primary
     sha = result.task.config_sha256[:8]
-    indifferent = INDIFFERENT.get(result.task.name, {})
     return Column(
         cell=result.cell,
         config8=sha,
-        metric=metric,
-        unit=unit,
-        higher_is_better=higher,
-        primary=primary,
+        metric="",
+        unit="",
+        higher_is_better=True,
+        primary=False,
         data=label,
         is_published=data.is_published,
         is_demo=data.is_demo,
         profile=result.profile,
         manifest=data.manifest_sha256[:8],
-        fields=tuple(flat({k: v for k, v in result.task.config.items() if k not in indifferent})),
+        fields=_fields(result.task.name, json.dumps(result.task.config)),
         dataset=data.name,
         engine=result.task.engine or "",
         version=result.task.version,
         task=result.task.name,
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def _fields(task: str, config: str) -> tuple[tuple[str, str], ...]:
+    """The fields of a configuration, given as JSON, that may change a number: most records share a few configurations."""
+    return tuple(flat({k: v for k, v in json.loads(config).items() if k not in INDIFFERENT.get(task, {})}))
 
 
 def made_apart(table: Table) -> list[str]:
