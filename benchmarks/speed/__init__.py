@@ -27,6 +27,18 @@ class Setup:
 
 
 @dataclass(frozen=True)
+class Growth:
+    """Our side's figure at several sizes, in the unit of the row's `quantity`; `plots.py` draws it."""
+
+    axis: str  # what grows: "images", "views", "classes", "rates", "workers" or "result files"
+    points: Sequence[tuple[float, float]]  # (size, figure)
+
+    def figures(self) -> dict[str, Any]:
+        """The record's `growth`."""
+        return {"axis": self.axis, "points": [list(point) for point in self.points]}
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Figures of two sides measured in turn: a pair per round."""
 
@@ -36,6 +48,7 @@ class Comparison:
     other: str
     pairs: Sequence[tuple[float, float]]
     relation: str  # how the ratio ours / other reads
+    growth: Growth | None = None
 
     def figures(self) -> dict[str, Any]:
         """Medians of both sides, and the ratio within each pair: it holds when the machine's speed drifts."""
@@ -48,6 +61,7 @@ class Comparison:
             "ratio": {"median": statistics.median(ratios), "min": ratios[0], "max": ratios[-1]},
             "relation": self.relation,
             "rounds": len(ratios),
+            **({"growth": self.growth.figures()} if self.growth else {}),
         }
 
 
