@@ -92,12 +92,10 @@ def gradients(model: torch.nn.Module, taught: Any, parts: list[Any]) -> tuple[di
 @pytest.mark.slow
 def test_parts_give_the_gradient_of_the_whole_batch(name, monkeypatch, scenes, short, trained_like, tmp_path):
     """Frozen norms, images of one size, as many boxes of each: losses to 1e-5, the whole gradient to 1e-4 of its norm."""
-    engine, held = engines.get(name), {}
-    monkeypatch.setattr(course, "run", lambda taught, *_: held.update(taught=taught))
+    engine, job = engines.get(name), Job(tmp_path, 0, torch.device("cpu"))
     monkeypatch.setattr(torch, "randperm", lambda n, **fields: torch.arange(n, device=fields.get("device")))
     spec = short("fpn", masks=False, norm="frozen", batch=4, rois=8, sides_train=(64,))
-    engine.train(spec, trained_like("resnet18"), scenes(tmp_path / "images", 4), Job(tmp_path, 0, torch.device("cpu")))
-    taught = held["taught"]
+    taught = engine.new_course(spec, trained_like("resnet18"), scenes(tmp_path / "images", 4), job)
     model, batch = taught.model.train(), next(iter(taught.loader(0)))
     with storage(name):
         whole, expected = gradients(model, taught, [batch])

@@ -105,17 +105,25 @@ def try_operators() -> None:
 
 
 def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> nn.Module:
-    """The trained detector; resumes from the folder's last checkpoint.
+    """Train and return a detector. Resumes from the folder's last checkpoint.
 
     Raises:
-        BackbenchError: the weights did not arrive as they were exported, a loss is not finite, the folder holds the
-            checkpoint of another run, or nothing to train on.
+        BackbenchError: the loaded weights differ from the exported ones, a loss is not finite, the folder has the
+            checkpoint of another run, or there is nothing to train on.
     """
-    from detectron2.solver import build_lr_scheduler, build_optimizer
-    from detectron2.utils.env import seed_all_rng
+    prepare()
     from detectron2.utils.events import EventStorage
 
-    prepare()
+    taught = new_course(spec, backbone, train, job)
+    with EventStorage():  # Detectron2's models write to it
+        return course.run(taught, spec, checkpoints.identity(spec, backbone, train, job), job)
+
+
+def new_course(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> Course:
+    """Build the detector with its optimiser, schedule and loader, and write the native configuration."""
+    from detectron2.solver import build_lr_scheduler, build_optimizer
+    from detectron2.utils.env import seed_all_rng
+
     usable = trainable(train)
     cfg = write_native(spec, backbone, train, job)
     seed_all_rng(cfg.SEED)
@@ -123,7 +131,7 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
     optimizer = build_optimizer(cfg, model)  # it knows the norms it must not decay, and not the global ones
     scheduler = build_lr_scheduler(cfg, optimizer)
     model = distributed.synchronise_batchnorm(model, job.device)
-    taught = Course(
+    return Course(
         label="detectron2",
         model=model,
         optimizer=optimizer,
@@ -134,8 +142,6 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
         # ranks draw other proposals and flips
         seed=lambda start: seed_all_rng(cfg.SEED + 7919 * start + 104_729 * distributed.rank()),
     )
-    with EventStorage():  # Detectron2's models write to it
-        return course.run(taught, spec, checkpoints.identity(spec, backbone, train, job), job)
 
 
 def write_native(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> Any:

@@ -105,16 +105,22 @@ def try_operators() -> None:
 
 
 def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> nn.Module:
-    """The trained detector; resumes from the folder's last checkpoint.
+    """Train and return a detector. Resumes from the folder's last checkpoint.
 
     Raises:
-        BackbenchError: the weights did not arrive as they were exported, a loss is not finite, or the folder holds the
+        BackbenchError: the loaded weights differ from the exported ones, a loss is not finite, or the folder has the
             checkpoint of another run.
     """
+    prepare()
+    taught = new_course(spec, backbone, train, job)
+    return course.run(taught, spec, checkpoints.identity(spec, backbone, train, job), job)
+
+
+def new_course(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> Course:
+    """Build the detector with its optimiser, schedule and loader, and write the native configuration."""
     from mmengine.optim import build_optim_wrapper
     from mmengine.runner import set_random_seed
 
-    prepare()
     from transfer.detection.engines.mmdet.parts import losses
 
     cfg = write_native(spec, backbone, train, job)
@@ -122,7 +128,7 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
     model = build(cfg, backbone, job.device)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
     schedulers = _schedulers(cfg, optimizer)
-    taught = Course(
+    return Course(
         label="mmdet",
         model=model,
         optimizer=optimizer,
@@ -132,7 +138,6 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
         loader=lambda start: train_loader(cfg, start, job),
         seed=lambda start: set_random_seed((job.seed + 7919 * start) % 2**31, diff_rank_seed=True),
     )
-    return course.run(taught, spec, checkpoints.identity(spec, backbone, train, job), job)
 
 
 def write_native(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> Any:
