@@ -1,4 +1,4 @@
-"""Augmented training images of the supervised protocols: torchvision's transforms on Pillow images, seeded by image."""
+"""Augment training images for the supervised protocols: torchvision's transforms on Pillow images, seeded per image."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ View = Callable[[Image.Image], Image.Image]
 
 
 def crop_and_flip(size: int) -> View:
-    """RandomResizedCrop (area 0.08 to 1, bilinear) and flip: every linear probe of the literature."""
+    """Return RandomResizedCrop (area 0.08 to 1, bilinear) and flip, as in all linear probes of the literature."""
     from torchvision import transforms  # takes seconds to import
 
     return transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()])
 
 
 def ssl_view(size: int, *, blur: float, solarize: float, bicubic: bool = False) -> View:
-    """BYOL's augmentations (colour 0.4, 0.4, 0.2, 0.1 in 0.8 of the views, grey 0.2), blurred and solarised so often."""
+    """Return BYOL's augmentations: colour 0.4, 0.4, 0.2, 0.1 with probability 0.8, grey 0.2.
+
+    `blur` and `solarize` are probabilities.
+    """
     from torchvision import transforms
     from torchvision.transforms import InterpolationMode
 
@@ -51,9 +54,9 @@ def ssl_view(size: int, *, blur: float, solarize: float, bicubic: bool = False) 
 
 
 class SeededViews(Dataset):
-    """(epoch, index) -> (S, S, 3) uint8 view and label; the view depends on (seed, epoch, index) alone.
+    """Data set of (S, S, 3) uint8 views and labels with keys (epoch, index). A view depends only on (seed, epoch, index).
 
-    Several `views` take turns, one an epoch.
+    Several `views` take turns, one per epoch.
     """
 
     def __init__(self, split: ImageSplit, views: View | Sequence[View], seed: int) -> None:
@@ -83,9 +86,9 @@ def image_batches(
     size: int,
     rows: Tensor | None = None,
 ) -> Batches:
-    """Batches of augmented, normalised images (B, 3, S, S) on the device; of the given `rows` only, when there are some.
+    """Return batches of augmented, normalised images (B, 3, S, S) on the device, of all rows or of the given `rows` only.
 
-    An image that cannot be read fails the run and is named (CorruptImage).
+    An unreadable image fails the run with its name (CorruptImage).
     """
 
     def keys(start: int) -> Iterator[list[tuple[int, int]]]:
@@ -108,6 +111,6 @@ def image_batches(
 
 
 def _collate(items: list[tuple[np.ndarray, int]], size: int) -> tuple[Tensor, Tensor]:
-    """(B, S, S, 3) uint8 and labels (B,); B may be 0."""
+    """Return (B, S, S, 3) uint8 and labels (B,); B may be 0."""
     images = np.stack([pixels for pixels, _ in items]) if items else np.empty((0, size, size, 3), np.uint8)
     return torch.from_numpy(images), torch.tensor([label for _, label in items], dtype=torch.long)

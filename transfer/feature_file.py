@@ -1,8 +1,7 @@
-"""A file of float32 rows that carries its own checksum: NumPy's format, then a mark and a SHA-256.
+"""Files of float32 rows with their own checksum: NumPy's format, then a mark and a SHA-256.
 
-The hash is over a label (what the rows are of) and every byte before the mark: cut, flipped, exchanged or permuted, a file
-is told from the one that was written, and one that took the place of another from that other. Hashing takes a second for
-1.5 GB, which is less than reading them from a disk.
+The hash covers a label (the cache key) and every byte before the mark. It detects files that were cut, changed, permuted or
+exchanged for another file. Hashing takes one second for 1.5 GB, less than reading them from a disk.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ _CHUNK = 1 << 22
 
 
 class Damaged(ValueError):
-    """A file that differs from what was written; the text gives the reason without the file's name."""
+    """The file differs from what was written. The text gives the reason without the file's name."""
 
 
 @contextlib.contextmanager
 def new_rows(file: Path, shape: tuple[int, int], label: str) -> Iterator[Callable[[np.ndarray], None]]:
     """Write a file of float32 rows piece by piece; every row once.
 
-    Written, not mapped: where the disk is full, a mapped page kills the process silently.
+    It writes and does not map the file: on a full disk a mapped page kills the process silently.
 
     Raises:
-        BackbenchError: the disk is full, not writable, or something else has the file's place.
+        BackbenchError: the disk is full or not writable, or something else has the file's path.
     """
     free_place(file)
     done, total = 0, hashlib.sha256(_prefix(label))
@@ -57,7 +56,7 @@ def new_rows(file: Path, shape: tuple[int, int], label: str) -> Iterator[Callabl
     try:
         write(_header(shape))
         yield append
-        assert done == shape[0], "every image is counted once"
+        assert done == shape[0], "every image counts once"
         with writing(file):
             out.write(_MARK + total.digest())
             out.flush()
@@ -71,11 +70,11 @@ def check(file: Path, shape: tuple[int, int], label: str) -> None:
     """Read the whole file and compare it with its hash.
 
     Args:
-        shape: rows and numbers of each.
-        label: as it was written.
+        shape: number of rows and length of a row.
+        label: the label it was written with.
 
     Raises:
-        Damaged: it cannot be read, is another kind of file, of another shape or type, or not the bytes that were written.
+        Damaged: the file is unreadable, of another kind, shape or type, or has other bytes than were written.
     """
     header = _header(shape)
     try:
@@ -96,17 +95,17 @@ def check(file: Path, shape: tuple[int, int], label: str) -> None:
 
 
 def mapped(file: Path, shape: tuple[int, int]) -> np.ndarray:
-    """The rows, mapped from the file; writes to them stay in memory."""
+    """Return the rows mapped from the file. Writes to them stay in memory."""
     if not math.prod(shape):
         return np.zeros(shape, np.float32)
     return np.memmap(file, np.float32, "c", offset=len(_header(shape)), shape=shape)
 
 
 def free_place(file: Path) -> None:
-    """Remove what is at a file's place (a pipe would be waited for, a link followed); devices stay.
+    """Remove whatever has the file's path, except devices. Opening a pipe would block; a link would be followed.
 
     Raises:
-        BackbenchError: a folder is there, or it cannot be removed.
+        BackbenchError: a folder has the path, or removing fails.
     """
     refuse_folder(file)
     try:
@@ -119,13 +118,13 @@ def free_place(file: Path) -> None:
 
 
 def refuse_folder(file: Path) -> None:
-    """BackbenchError where a folder has a file's place."""
+    """Raise BackbenchError if the path is a folder."""
     if file.is_dir() and not file.is_symlink():
         raise BackbenchError(f"cannot write {file}: a folder is in the way of a file; move it elsewhere")
 
 
 def _plain(file: Path) -> Path:
-    """The path of a plain file: a pipe or a device is never opened."""
+    """Return the path if it is a plain file; a pipe or device is never opened."""
     if not stat.S_ISREG(file.stat().st_mode):
         raise Damaged("it is not a plain file")
     return file
@@ -152,7 +151,7 @@ def _header(shape: tuple[int, int]) -> bytes:
 
 
 def _other_header(start: bytes, file: Path, shape: tuple[int, int]) -> str:
-    """Why the first bytes are not those that were written."""
+    """Return why the first bytes differ from those written."""
     try:
         with file.open("rb") as source:
             np.lib.format.read_magic(source)
@@ -160,7 +159,7 @@ def _other_header(start: bytes, file: Path, shape: tuple[int, int]) -> str:
     except (ValueError, SyntaxError, EOFError, OSError):
         return "it is empty" if not start else "it is not an array of features"
     order = ", column by column" if fortran else ""
-    return f"it holds {_words(found)} {dtype}{order} instead of {_words(shape)} float32"
+    return f"it contains {_words(found)} {dtype}{order} instead of {_words(shape)} float32"
 
 
 def _words(shape: tuple[int, ...]) -> str:

@@ -1,4 +1,4 @@
-"""The definition of an image's features: how it is resized and cropped, and how the backbone's maps are pooled."""
+"""Definition of an image's features: resizing, cropping, and pooling of the backbone's maps."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from transfer.pooling import Pooling
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """The view of an image, and the pooling of its features. Part of the key of cached features."""
+    """View of an image and pooling of its features. Part of the key of cached features."""
 
-    size: int | None = None  # pixels of the view; none: the backbone's
-    resize: int | None = None  # of the shorter side before it; none: 256/224 of the size
+    size: int | None = None  # side of the view in pixels; none: the backbone's
+    resize: int | None = None  # shorter side before the crop, in pixels; none: 256/224 of the size
     pooling: Pooling = "gap"
-    squash: bool = False  # no crop: both sides to `size`, whatever the proportions
+    squash: bool = False  # no crop: resize both sides to `size`
     interpolation: Interpolation = "bilinear"  # of the resizing
     precision: Precision = "fp32"  # of the forward pass; the features are stored in float32 in any case
 
     def of(self, given: InputSpec) -> FeatureSpec:
-        """With the sizes that a backbone's input gives.
+        """Return this spec with missing sizes filled in from the backbone's input.
 
         Raises:
-            ConfigError: the crop is larger than what it is cut from.
+            ConfigError: the crop is larger than the resized image.
         """
         size = self.size or given.size
         resize = self.resize or resize_side(size)
@@ -41,13 +41,13 @@ class FeatureSpec:
         return dataclasses.replace(self, size=size, resize=resize)
 
     def view(self, image: Image.Image) -> np.ndarray:
-        """(size, size, 3) uint8, of a spec whose sizes are known."""
+        """Return the view (size, size, 3) uint8. Needs a spec with known sizes."""
         assert self.size is not None
         transform = squashed_view if self.squash else evaluation_view
         return transform(image, self.size, resize=self.resize, interpolation=self.interpolation)
 
     def key(self) -> dict[str, object]:
-        """Its fields, for a hash. Features of `fp32` keep the key that they had before there were others."""
+        """Return the fields, for a hash. Features of `fp32` keep the key from before `precision` existed."""
         fields = dataclasses.asdict(self)
         if self.precision == "fp32":
             del fields["precision"]

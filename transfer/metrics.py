@@ -1,4 +1,4 @@
-"""Average precision: pure functions of scores. Equal scores enter together: the order of the images changes nothing."""
+"""Average precision as pure functions of scores. Equal scores enter together, so the order of images has no effect."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ AveragePrecision = Callable[[np.ndarray, np.ndarray], float]
 def area_ap(scores: np.ndarray, positive: np.ndarray) -> float:
     """Area under the interpolated precision-recall curve, 0 to 1 (VISSL vissl/utils/svm_utils/evaluate.py, FAIR svm_helper.py).
 
-    Interpolated: at each recall the best precision at that recall or more. The references take equal scores one by one, in
-    an order their sort leaves open; here they enter together.
+    Interpolated: at each recall the best precision at that recall or more. The references process equal scores one by one
+    in the undefined order of their sort; here they enter together.
 
     Args:
         scores: (N,) float, higher is more likely positive.
@@ -28,16 +28,16 @@ def area_ap(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def resampled_area_aps(scores: np.ndarray, positive: np.ndarray, times_NR: np.ndarray) -> np.ndarray:
-    """(R,) `area_ap` of R resamples of the images at once; NaN where a resample has no positive.
+    """Return `area_ap` of R resamples of the images, (R,); NaN for a resample without a positive.
 
     Args:
         scores: (N,) float, higher is more likely positive.
         positive: (N,) bool.
-        times_NR: (N, R) int, how often each image stands in each resample.
+        times_NR: (N, R) int, how often each resample contains each image.
     """
     order = np.argsort(-scores)
     ends_score = np.append(np.diff(scores[order]) != 0, True)
-    group = np.cumsum(ends_score) - ends_score  # images of one score enter together
+    group = np.cumsum(ends_score) - ends_score  # images with equal scores enter together
     hit = np.flatnonzero(np.asarray(positive, dtype=bool)[order])  # recall grows at these only
     if not len(hit):
         return np.full(times_NR.shape[1], np.nan)
@@ -56,7 +56,7 @@ def resampled_area_aps(scores: np.ndarray, positive: np.ndarray, times_NR: np.nd
 def eleven_point_ap(scores: np.ndarray, positive: np.ndarray) -> float:
     """Mean of the best precision at recall >= 0, 0.1, ..., 1 (VOC 2007 development kit, VOCevalcls), 0 to 1.
 
-    Recall is compared in whole images: 3 of 10 is 0.3 exactly, whatever floats make of it.
+    Recall is compared in whole images, so that 3 of 10 is exactly 0.3.
 
     Args:
         scores: (N,) float, higher is more likely positive.
@@ -70,7 +70,7 @@ def eleven_point_ap(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def class_aps(ap: AveragePrecision, scores_NK: np.ndarray, labels_NK: np.ndarray) -> np.ndarray:
-    """(K,) AP of every class; images labelled 0 for a class (1 present, -1 absent) do not count for it.
+    """Return the AP of every class, (K,). Labels: 1 present, -1 absent, 0 does not count for this class.
 
     Raises:
         ValueError: a class has no positive.
@@ -80,12 +80,12 @@ def class_aps(ap: AveragePrecision, scores_NK: np.ndarray, labels_NK: np.ndarray
 
 
 def _curve(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(true positives, precision) at every distinct score, from the highest to the lowest."""
+    """Return (true positives, precision) at every distinct score, from the highest to the lowest."""
     scores, positive = np.asarray(scores), np.asarray(positive, dtype=bool)
     if not positive.any():
         raise ValueError("average precision does not exist without a positive image")
     if not np.isfinite(scores).all():
-        raise ValueError("scores hold NaN or infinite values")
+        raise ValueError("scores contain NaN or infinite values")
     order = np.argsort(-scores)
     last_of_its_score = np.append(np.diff(scores[order]) != 0, True)
     hits = np.cumsum(positive[order])[last_of_its_score]

@@ -1,4 +1,4 @@
-"""Pooling of a backbone's maps to an image's features."""
+"""Pool a backbone's maps to the features of an image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from backbench.errors import ConfigError
 from model_zoo.backbone import Backbone
 
 Pooling = Literal["gap", "res5_2x2"]
-CELLS: dict[Pooling, int] = {"gap": 1, "res5_2x2": 4}  # numbers that each channel gives
+CELLS: dict[Pooling, int] = {"gap": 1, "res5_2x2": 4}  # features per channel
 
 
 class _Staged(Protocol):
@@ -19,12 +19,13 @@ class _Staged(Protocol):
 
 
 def pooled(module: nn.Module, x_N3SS: Tensor, pooling: Pooling) -> Tensor:
-    """`gap`: the module's own output (N, C); `res5_2x2`: C5 averaged in overlapping windows to 2x2, flattened (N, 4C).
+    """Return the module's output (N, C) for `gap`, or C5 averaged in overlapping windows to 2x2, flattened, for `res5_2x2`.
 
-    A window's side is one less than C5's: AvgPool2d(6, stride 1) on the 7x7 of 224 pixels, as in VISSL's and FAIR's VOC07.
+    `res5_2x2` gives (N, 4C). A window is one shorter than C5 on each side: AvgPool2d(6, stride 1) for the 7x7 of 224 pixels,
+    as in VISSL's and FAIR's VOC07.
 
     Raises:
-        ConfigError: C5 is a single cell.
+        ConfigError: C5 has a side of one cell.
     """
     if pooling == "gap":
         return module(x_N3SS)
@@ -36,14 +37,14 @@ def pooled(module: nn.Module, x_N3SS: Tensor, pooling: Pooling) -> Tensor:
 
 
 class Pooled(nn.Module):
-    """A backbone's module that gives the features of a pooling."""
+    """A backbone's module with pooled features as output."""
 
     def __init__(self, module: nn.Module, pooling: Pooling) -> None:
         super().__init__()
         self.module, self.pooling = module, pooling
 
     def forward(self, x_N3SS: Tensor) -> Tensor:
-        """See `pooled`."""
+        """Return the features of `pooled`."""
         return pooled(self.module, x_N3SS, self.pooling)
 
 
@@ -53,12 +54,12 @@ class _Pools(Protocol):
 
 
 def needs_stages(backbone: Backbone, config: _Pools) -> str | None:
-    """A task's `unfit` where its features may be pooled from C5, which is a ResNet's."""
+    """Return why the backbone does not fit a task that may pool C5, or None: only a ResNet has C5."""
     if config.feature == "gap" or backbone.is_resnet:
         return None
     return f"feature {config.feature} pools C5 of a ResNet, which {backbone.arch.name} is not: set feature=gap"
 
 
 def width_of(backbone: Backbone, pooling: Pooling) -> int:
-    """How many numbers an image's features have."""
+    """Return the number of features of an image."""
     return backbone.feature_dim * CELLS[pooling]

@@ -1,4 +1,4 @@
-"""Presets: named fields of a protocol, some of which may depend on the cell's other fields."""
+"""Presets: named sets of a protocol's fields. Some may depend on other fields of the cell."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from backbench.config import Config
 
 @dataclass(frozen=True)
 class When:
-    """Fields that a preset sets only where the cell's `key` (`a.b` for a nested one) has a value."""
+    """Fields that a preset sets only if the cell's field `key` (`a.b` for a nested one) equals `value`."""
 
     key: str
     value: Any
@@ -22,13 +22,13 @@ class When:
 
 @dataclass(frozen=True)
 class Preset:
-    """Fields that a name stands for. A value may be a configuration of its own (a detector's course)."""
+    """Fields that a preset's name sets. A value may be a nested configuration (a detector's spec)."""
 
     fields: Mapping[str, Any] = field(default_factory=dict)
     when: tuple[When, ...] = ()
 
     def resolved(self, model: type[Config], values: Mapping[str, Any]) -> dict[str, Any]:
-        """All fields as plain values, for a cell that says `values`; an override's key may be `a.b`."""
+        """Return all fields as plain values for a cell with fields `values`. An override's key may be `a.b`."""
         found = dict(self.fields)
         for rule in self.when:
             if stated(model, values, rule.key) == rule.value:
@@ -37,7 +37,7 @@ class Preset:
 
 
 def stated(model: type[Config], values: Mapping[str, Any], key: str) -> Any:
-    """A cell's field: the override's value, else the cell's, else the model's default."""
+    """Return a field's value: the override's, else the cell's, else the model's default."""
     if key in values:
         return values[key]
     first, nested, rest = key.partition(".")

@@ -1,4 +1,4 @@
-"""A task: its definition, its inputs, its result."""
+"""Definition, inputs and result of a task."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ class Metric:
 
 
 class DataSpec(Config):
-    """Which data a cell uses, and how strictly they must be the published ones."""
+    """The data of a cell, and whether they must be the published ones."""
 
     name: str = "imagenet"
     expect: Literal["published", "any"] = "published"
-    limit: Annotated[int, Field(ge=0)] = 0  # images per split at most, the first ones of a seeded order; 0: all
+    limit: Annotated[int, Field(ge=0)] = 0  # at most this many images per split, the first of a seeded order; 0: all
 
 
 class TaskConfig(Config):
-    """Fields that every task's configuration has."""
+    """Fields of all tasks' configurations."""
 
     PRESETS: ClassVar[Mapping[str, Preset]] = {}
-    # Fields that came after the first records. At its default such a field is left out of what is stored and hashed: a
-    # protocol that the field does not change keeps its identity, and its old records.
+    # Fields added after the first records. At its default such a field is neither stored nor hashed, so protocols that it
+    # does not change keep their identity and their old records.
     LATER: ClassVar[frozenset[str]] = frozenset()
 
     data: DataSpec = DataSpec()
@@ -59,18 +59,18 @@ class TaskConfig(Config):
 
     @classmethod
     def later_fields(cls) -> dict[str, Any]:
-        """The fields of `LATER`, each with its default: what records that lack them were made with."""
+        """Return the fields of `LATER` with their defaults. Records without these fields were made with the defaults."""
         names = frozenset[str]().union(*(base.__dict__.get("LATER", ()) for base in cls.__mro__))
         return {name: cls.model_fields[name].default for name in sorted(names)}
 
     def every_field(self) -> dict[str, Any]:
-        """All fields as plain values, also those that are not stored."""
+        """Return all fields as plain values, including those that are not stored."""
         return self.model_dump(mode="json", context="every field")
 
     def identity(self) -> dict[str, Any]:
-        """What tells this protocol from every other: the stored fields, under the names that they had first.
+        """Return the stored fields that identify this protocol, under their first names.
 
-        Fields that change no number are at their defaults, whatever this configuration says.
+        Fields that change no number have their defaults here, not this configuration's values.
         """
         return without_indifferent(self).model_dump(mode="json")
 
@@ -90,21 +90,21 @@ S = TypeVar("S", bound=Split)
 
 @dataclass
 class RunContext(Generic[S]):
-    """The data, seed and device that a task gets, and the place for its notes and scores per item."""
+    """Data, seed and device for a task, and the place for its notes and scores per item."""
 
     splits: Mapping[str, S]
     seed: int
     device: torch.device
     cache: Path
-    folder: Path = Path()  # this run's own: checkpoints, native configurations, pictures
+    folder: Path = Path()  # folder of this run: checkpoints, native configurations, pictures
     workers: int = 0
-    tuned: dict[str, Any] = field(default_factory=dict)  # what was chosen, and on which split
+    tuned: dict[str, Any] = field(default_factory=dict)  # chosen values, and the split that chose them
     notes: list[str] = field(default_factory=list)
-    resumed_at: list[int] = field(default_factory=list)  # iterations done, each time that a training was resumed
-    items: dict[str, Any] = field(default_factory=dict)  # arrays, one row a test item: stored beside the record
+    resumed_at: list[int] = field(default_factory=list)  # iterations done at each resume
+    items: dict[str, Any] = field(default_factory=dict)  # arrays with one row per test item, stored beside the record
 
     def resume_file(self, backbone: Backbone, config: TaskConfig, version: int) -> Path:
-        """Where a long training leaves its state; another one's state is never found there."""
+        """Return the file for the state of a long training. Its name depends on everything that must match."""
         key = {
             "weights": backbone.weights_sha256,
             "arch": backbone.arch.model_dump(mode="json"),
@@ -112,7 +112,7 @@ class RunContext(Generic[S]):
             "config": config.identity(),
             "version": version,
             "train": self.splits["train"].manifest_sha256(),
-            "state": self.splits["train"].state_sha256(),  # images exchanged since the kill, of the same size
+            "state": self.splits["train"].state_sha256(),  # detects images replaced since the kill
             "seed": self.seed,
             "torch": str(torch.__version__),
         }
@@ -120,29 +120,29 @@ class RunContext(Generic[S]):
 
 
 def labelled_splits(spec: DataSpec, places: DataPlaces) -> dict[str, ImageSplit]:
-    """Train and test split of a labelled data set.
+    """Return the train and test split of a labelled data set.
 
     Raises:
-        DataError: incomplete, or not the published images although `expect` asks for them.
+        DataError: the data are incomplete, or not the published images although `expect` asks for them.
     """
     found = {role: catalogue.load(spec.name, role, places) for role in ("train", "test")}
     if spec.expect == "published" and not catalogue.is_published(spec.name, found):
         have = ", ".join(f"{split.split} {len(split)}" for split in found.values())
         want = ", ".join(f"{k} {v}" for k, v in catalogue.info(spec.name).counts.items())
         raise DataError(
-            f"'{spec.name}' has {have}, {len(found['train'].classes)} classes; published: {want}. Half a data set? "
-            "If it is meant to be another one, set <cell>.data.expect=any: its numbers are then not called the published ones"
+            f"'{spec.name}' has {have}, {len(found['train'].classes)} classes; published: {want}. Is the data set "
+            "incomplete? If it is another data set, set <cell>.data.expect=any; its numbers are then not marked as published"
         )
     if found["train"].classes != found["test"].classes:
         raise DataError(
-            f"'{spec.name}' {found['train'].split} and {found['test'].split} have different classes, so that their labels "
-            "do not mean the same: is one of them of another data set?"
+            f"'{spec.name}' {found['train'].split} and {found['test'].split} have different classes, so their labels differ "
+            "in meaning: is one of them from another data set?"
         )
     return {role: limited(split, spec.limit) for role, split in found.items()}
 
 
 def limited(split: ImageSplit, limit: int) -> ImageSplit:
-    """At most `limit` images in a fixed random order, every class as likely as it is."""
+    """Return at most `limit` images, a fixed random sample in the split's order."""
     if not limit or limit >= len(split):
         return split
     chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:limit].sort().values.numpy()
@@ -150,22 +150,22 @@ def limited(split: ImageSplit, limit: int) -> ImageSplit:
 
 
 def image_data_missing(config: TaskConfig, places: DataPlaces) -> str | None:
-    """A task's `missing` where all it needs is a labelled image data set."""
+    """Return why the data are missing, or None: `missing` of tasks that need only a labelled image data set."""
     return catalogue.missing(config.data.name, places)
 
 
 def image_splits(config: TaskConfig, places: DataPlaces) -> dict[str, ImageSplit]:
-    """A task's `splits` where it uses the train and test split of a labelled image data set."""
+    """Return the train and test split: `splits` of tasks on a labelled image data set."""
     return labelled_splits(config.data, places)
 
 
 def fits_every(backbone: Backbone, config: TaskConfig) -> str | None:
-    """A task's `unfit` where it can measure any backbone."""
+    """Return None: `unfit` of tasks that can measure any backbone."""
     return None
 
 
 def no_engine(config: TaskConfig) -> str | None:
-    """A task's `engine_version` where no detection library runs it."""
+    """Return None: `engine_version` of tasks without a detection library."""
     return None
 
 
@@ -174,18 +174,18 @@ C = TypeVar("C", bound=TaskConfig)
 
 @dataclass(frozen=True)
 class Task(Generic[C, S]):
-    """A protocol: what `transfer/tasks/<name>.py` exports as `TASK`."""
+    """A protocol. `transfer/tasks/<name>.py` exports it as `TASK`."""
 
-    name: str  # the module's
-    version: int  # raised whenever the same configuration would give another number
+    name: str  # the module's name
+    version: int  # raise it when the same configuration gives another number
     Config: type[C]
     primary: Callable[[C], str]  # the headline metric's name
-    smoke: Callable[[C], dict[str, Any]]  # fields of a dress rehearsal: a few steps
+    smoke: Callable[[C], dict[str, Any]]  # fields of a rehearsal with a few steps
     splits: Callable[[C, DataPlaces], dict[str, S]]
     run: Callable[[Backbone, C, RunContext[S]], dict[str, Metric]]
-    deterministic: bool = False  # nothing is drawn: one seed is enough
+    deterministic: bool = False  # no random numbers: one seed is enough
     missing: Callable[[C, DataPlaces], str | None] = image_data_missing  # a reason, not an exception
-    unfit: Callable[[Backbone, C], str | None] = fits_every  # why it cannot measure a backbone
+    unfit: Callable[[Backbone, C], str | None] = fits_every  # why it cannot measure a backbone, or None
     engine_version: Callable[[C], str | None] = (
-        no_engine  # library and version that run it: part of a record's identity
+        no_engine  # library and version of the engine: part of a record's identity
     )

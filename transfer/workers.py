@@ -1,4 +1,4 @@
-"""Batches made by other processes; their errors are raised here with the original sentence."""
+"""Read batches from worker processes and raise their errors here with the original text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Told(Iterable[T]):
-    """A DataLoader whose workers' errors for the user arrive as they were raised, not inside a traceback of theirs."""
+    """A DataLoader that raises its workers' BackbenchErrors with their own text instead of a worker's traceback."""
 
     def __init__(self, loader: Iterable[T]) -> None:
         self.loader = loader

@@ -362,5 +362,5 @@ def test_uniformity_says_that_lower_is_better(backbone, bright, tmp_path):
 
 
 def test_one_image_has_no_uniformity(run, bright):
-    with pytest.raises(DataError, match="two images at least"):
+    with pytest.raises(DataError, match="at least two images"):
         run(uniformity, bright, {"data": {**ANY["data"], "limit": 1}})

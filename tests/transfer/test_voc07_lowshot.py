@@ -115,7 +115,7 @@ def test_a_single_draw_has_no_deviation(measure, embedded):
 def test_a_k_above_the_rarest_class_is_left_out_and_said(measure, embedded):
     found, ctx = measure(embedded, k=[1, 9, 10, 32], headline_k=9, samples=2)
     assert {name for name in found if not name.endswith("_std")} == {"mAP_k1", "mAP_k9"}
-    assert ctx.notes == ["left out: k=10, 32, for bee has only 9 positive images"]
+    assert ctx.notes == ["left out: k=10, 32, because bee has only 9 positive images"]
 
 
 def test_fewer_negatives_than_wanted_are_all_taken_and_said(measure, embedded):

@@ -1,4 +1,4 @@
-"""Which detection engines can be used here, and how to install what is missing."""
+"""Show which detection engines work here, and install what is missing."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from backbench.errors import run_cli
 
 
 def parser(prog: str = "python -m transfer.detection") -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    doctor = commands.add_parser("doctor", help="is every engine usable, which versions, what to do otherwise")
-    doctor.add_argument("--json", action="store_true", help="for programs")
-    commands.add_parser("install", help="install what is missing of Detectron2 and MMDet; needs no compiler")
+    doctor = commands.add_parser(
+        "doctor", help="show whether each engine works, its versions, and what to do otherwise"
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON for programs")
+    commands.add_parser("install", help="install missing parts of Detectron2 and MMDet; needs no compiler")
     return parser
 
 
 def main(argv: list[str] | None = None, *, prog: str = "python -m transfer.detection") -> int:
-    """Exit code 1 when an engine, or OpenCV, cannot be used."""
+    """Run the command. Return exit code 1 if an engine or OpenCV does not work."""
     args = parser(prog).parse_args(argv)
     if args.command == "install":
         from transfer.detection.install import install

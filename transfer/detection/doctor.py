@@ -1,14 +1,14 @@
-"""Whether each engine can be used here: found by using it, not by looking at version numbers."""
+"""Check whether each engine works here by using it, not by comparing version numbers."""
 
 from __future__ import annotations
 
 from typing import Any
 
-_NO_CV2 = "nothing that reads images can be imported without OpenCV: see cv2 below"
+_NO_CV2 = "without OpenCV no module that reads images can be imported: see cv2 below"
 
 
 def examine() -> dict[str, Any]:
-    """{"engines": {name: {usable, version, compiled, advice}}, "cv2": {healthy, version, advice}, "versions": {}}."""
+    """Return {"engines": {name: {usable, version, compiled, advice}}, "cv2": {healthy, version, advice}, "versions": {}}."""
     from transfer.detection import engines
 
     cv2 = _cv2()
@@ -17,12 +17,12 @@ def examine() -> dict[str, Any]:
 
 
 def healthy(found: dict[str, Any]) -> bool:
-    """Whether every engine can be used."""
+    """True if every engine works."""
     return found["cv2"]["healthy"] and all(engine["usable"] for engine in found["engines"].values())
 
 
 def text(found: dict[str, Any]) -> str:
-    """The same for people."""
+    """Return the findings as text for people."""
     lines = []
     for name, engine in found["engines"].items():
         lines.append(f"{name}: {'usable' if engine['usable'] else 'NOT usable'}; {engine['version']}")
@@ -48,8 +48,8 @@ def _engine(name: str) -> dict[str, Any]:
         engine.try_operators()
     except Exception as error:
         advice = (
-            f"{_sentence(error)}; what is installed is kept, so first pip uninstall the package that fails (mmcv, mmdet, "
-            "detectron2), then: python -m transfer.detection install"
+            f"{_sentence(error)}; install keeps what is installed, so first pip uninstall the package that fails (mmcv, "
+            "mmdet, detectron2), then: python -m transfer.detection install"
         )
     return {"usable": not advice, "version": version, "compiled": compiled, "advice": advice}
 
@@ -78,7 +78,7 @@ def _cv2() -> dict[str, Any]:
         import cv2
 
         cv2.setNumThreads(cv2.getNumThreads())
-    except Exception as error:  # a folder that an uninstalled one left imports, and is empty
+    except Exception as error:  # an uninstalled OpenCV may leave an empty folder that imports
         repair = "pip install --force-reinstall opencv-python-headless"
         return {"healthy": False, "version": version, "advice": f"{_sentence(error)}; {repair}"}
     return {"healthy": True, "version": version, "advice": advice}

@@ -1,9 +1,9 @@
-"""`python -m transfer.detection install`: both engines on current PyTorch, with no compiler.
+"""`python -m transfer.detection install`: install both engines on current PyTorch without a compiler.
 
-What is importable already is kept. Detectron2: the published source of v0.6 made into a wheel without its C++ operators,
-none of which Faster R-CNN or Mask R-CNN calls (ROIAlign and NMS are torchvision's). MMDet: mmengine, mmcv-lite and mmdet
-are pure Python; they are installed without their requirements, which pyproject.toml's extra `detection` states (mmcv-lite
-would pull in a second OpenCV over the one that is there); what of these is missing is installed first.
+Packages that can be imported are kept. Detectron2: a wheel made from the published source of v0.6 without its C++ operators;
+Faster R-CNN and Mask R-CNN call none of them (ROIAlign and NMS come from torchvision). MMDet: mmengine, mmcv-lite and mmdet
+are pure Python and installed without their requirements, since mmcv-lite would install a second OpenCV over the first. The
+extra `detection` in pyproject.toml lists the requirements; missing ones are installed first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from backbench.progress import say
 
 SOURCE = ("pb1-detectron2", "0.6", "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29")
 MMDET = {"mmengine": "mmengine==0.10.7", "mmcv": "mmcv-lite==2.1.0", "mmdet": "mmdet==3.3.0"}
-_OPERATORS = '''"""Stands for the compiled operators, which this build has not got."""
+_OPERATORS = '''"""Replaces the compiled operators, which this build lacks."""
 
 
 def __getattr__(name: str):
@@ -34,7 +34,7 @@ def __getattr__(name: str):
 
 
 def missing_requirements() -> list[str]:
-    """Requirements of the extra `detection` that are not installed; none where backbench itself is not."""
+    """Return requirements of the extra `detection` that are not installed; none if backbench itself is not installed."""
     try:
         stated = importlib.metadata.requires("backbench") or []
     except importlib.metadata.PackageNotFoundError:
@@ -52,16 +52,16 @@ def _is_installed(name: str) -> bool:
 
 
 def install() -> None:
-    """Install what is missing of both engines.
+    """Install missing parts of both engines.
 
     Raises:
-        BackbenchError: no network, other bytes than expected, or pip failed.
+        BackbenchError: no network, unexpected bytes, or pip failed.
     """
     if requirements := missing_requirements():
         _pip(*requirements)
     absent = [requirement for module, requirement in MMDET.items() if importlib.util.find_spec(module) is None]
     if importlib.util.find_spec("detectron2") is not None:
-        say("detectron2: keeping the one that is there")
+        say("detectron2: keeping the installed one")
     else:
         with tempfile.TemporaryDirectory() as folder:
             _pip("--no-deps", str(make_wheel(fetch_source(Path(folder)), Path(folder))))
@@ -70,7 +70,7 @@ def install() -> None:
 
 
 def fetch_source(folder: Path) -> Path:
-    """Detectron2's published source, verified."""
+    """Download and verify Detectron2's published source. Return its path."""
     project, version, sha256 = SOURCE
     try:
         from pypi_simple import PyPISimple
@@ -81,7 +81,7 @@ def fetch_source(folder: Path) -> Path:
             file = folder / package.filename
             index.download_package(package, path=file)
     except Exception as error:
-        raise BackbenchError(f"cannot fetch {project} {version}: {error}; install detectron2 by other means") from None
+        raise BackbenchError(f"cannot fetch {project} {version}: {error}; install detectron2 yourself") from None
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != sha256:
         raise BackbenchError(f"{file.name}: sha256 {found}, expected {sha256}: not installed")
@@ -89,14 +89,14 @@ def fetch_source(folder: Path) -> Path:
 
 
 def make_wheel(source: Path, folder: Path) -> Path:
-    """A pure-Python wheel of the source's package, with a module in place of the operators."""
+    """Make a pure-Python wheel from the source, with a module in place of the operators. Return its path."""
     files: dict[str, bytes] = {"detectron2/_C.py": _OPERATORS.encode()}
     with tarfile.open(source) as archive:
         for member in archive:
             inside = PurePosixPath(*PurePosixPath(member.name).parts[1:])
             if member.isfile() and inside.parts[:1] == ("detectron2",):
                 file = archive.extractfile(member)
-                assert file is not None, "a file has contents"
+                assert file is not None, "a regular file has contents"
                 files[str(inside)] = file.read()
     version = f"{SOURCE[1]}+pure"
     info = f"detectron2-{version}.dist-info"

@@ -1,4 +1,4 @@
-"""The context of a detection run besides its protocol: its folder, its seed, iterations between checkpoints."""
+"""Context of a detection run besides its protocol: folder, seed, iterations between checkpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transfer.detection.annotations.split import DetectionSplit
 
 @dataclass
 class Job:
-    """Where an engine works and what it leaves there: its native configuration, checkpoints, `losses.jsonl`."""
+    """An engine's working folder (native configuration, checkpoints, `losses.jsonl`) and settings of the run."""
 
     folder: Path
     seed: int
@@ -21,6 +21,6 @@ class Job:
     checkpoint_every: int = 5000  # iterations
     log_every: int = 20
     notes: list[str] = field(default_factory=list)
-    resumed_at: list[int] = field(default_factory=list)  # iterations done, each time that the training was resumed
-    test: DetectionSplit | None = None  # for native configurations, so that their own tools can measure
+    resumed_at: list[int] = field(default_factory=list)  # iterations done at each resume
+    test: DetectionSplit | None = None  # named in native configurations, so that the engine's own tools can evaluate
     accumulate: int = 1  # parts of a rank's batch, processed one after the other

@@ -1,4 +1,4 @@
-"""Shared by both detection tasks: train on an engine, detect, keep the pictures and the configuration."""
+"""Shared by both detection tasks: train on an engine, detect, write pictures and configuration."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from transfer.detection.training import accumulation
 from transfer.protocol import RunContext, TaskConfig, image_data_missing
 
 _PICTURES = 12
-# The batch divides among 1, 2, 4 or 8 processes.
+# The batch of 8 divides by 1, 2, 4 and 8 processes.
 SMOKE = {"iterations": 3, "batch": 8, "milestones": [2], "warmup": 1, "sides_train": [96, 128], "side_test": 128,
          "side_max": 192, "rois": 32, "proposals_train": [200, 50], "proposals_test": [200, 50], "precise_bn": 1}  # fmt: skip
 
@@ -41,9 +41,11 @@ class DetectionConfig(TaskConfig):
 
     engine: Literal["detectron2", "mmdet"] = "detectron2"
     spec: DetectionSpec
-    batch: Annotated[int, Field(gt=0)] | None = None  # images a step; another than the spec's scales rate and course
+    batch: Annotated[int, Field(gt=0)] | None = (
+        None  # images per step; a batch other than the spec's scales rate and schedule
+    )
     accumulate: Annotated[int, Field(gt=0)] = 1  # parts of the batch processed one after the other, to save memory
-    bad: Literal["error", "skip"] = "error"  # annotations that cannot be used: stop, or leave them out and say so
+    bad: Literal["error", "skip"] = "error"  # unusable annotations: stop, or leave them out and report it
     checkpoint_every: Annotated[int, Field(gt=0), CHANGES_NO_NUMBER] = 5000  # iterations
     log_every: Annotated[int, Field(gt=0), CHANGES_NO_NUMBER] = 20
 
@@ -54,37 +56,37 @@ class DetectionConfig(TaskConfig):
         return self
 
     def course(self) -> DetectionSpec:
-        """The spec at this cell's batch."""
+        """Return the spec scaled to this cell's batch."""
         return scaled(self.spec, self.batch or self.spec.batch)
 
 
 def check_names(train: str, test: str) -> None:
-    """ValueError when a detector would be tested on what it is trained on, or a name leads out of the data set."""
+    """Raise ValueError if train and test are the same split, or a name leads out of the data set."""
     if train == test:
-        raise ValueError(f"train and test are both '{test}': nothing is tested on the images it was trained on")
+        raise ValueError(f"train and test are both '{test}': give different splits")
     for name in (train, test):
         if not name or "/" in name or "\\" in name:
-            raise ValueError(f"'{name}' is not a split's name")
+            raise ValueError(f"'{name}' is not the name of a split")
 
 
 def unscaled(config: DetectionConfig) -> str | None:
-    """A note for a spec whose batch was set while its rate and schedule are those of the preset's batch."""
+    """Return a note if the spec's batch was changed but not its rate and schedule, else None."""
     if config.preset not in config.PRESETS:
         return None
     preset: DetectionSpec = config.PRESETS[config.preset].fields["spec"]
     if (config.spec.lr, config.spec.iterations) != (preset.lr, preset.iterations) or config.spec.batch == preset.batch:
         return None
     batch = config.spec.batch
-    return f"batch {batch} at the rate and the iterations of {preset.batch}: set <cell>.batch={batch} to scale them"
+    return f"batch {batch} with the rate and iterations for {preset.batch}: set <cell>.batch={batch} to scale them"
 
 
 def missing(config: DetectionConfig, places: DataPlaces) -> str | None:
-    """Data or engine absent."""
+    """Return why the data or the engine are missing, or None."""
     return image_data_missing(config, places) or engines.get(config.engine).missing()
 
 
 def unfit(backbone: Backbone, config: DetectionConfig) -> str | None:
-    """Why the engine's ResNet cannot be built as this backbone, or None."""
+    """Return why the engine cannot build this backbone, or None."""
     try:
         export.get(config.engine).refuse(backbone)
     except export.ExportError as error:
@@ -93,19 +95,19 @@ def unfit(backbone: Backbone, config: DetectionConfig) -> str | None:
 
 
 def engine_version(config: DetectionConfig) -> str:
-    """Part of a record's identity."""
+    """Return the engine's version, part of a record's identity."""
     return engines.get(config.engine).version()
 
 
 def ready(
     found: dict[str, DetectionSplit], config: DetectionConfig, counts: dict[str, int]
 ) -> dict[str, DetectionSplit]:
-    """Both splits as they are measured: checked, cut to `data.limit`, without what `bad=skip` leaves out.
+    """Return both splits checked, cut to `data.limit`, without what `bad=skip` leaves out.
 
-    That images are whole where nothing is left out is confirmed when they are trained on, not for a number that is kept.
+    With `bad=error`, images are decoded only before training, not when a record is reused.
 
     Raises:
-        DataError: as `check_splits`, no image is whole, nothing to learn, or nothing that a metric counts.
+        DataError: as `check_splits`; no image can be decoded; no object to learn; or no object that a metric counts.
     """
     check_splits(found, config, counts)
     used = {role: limited(split, config.data.limit) for role, split in found.items()}
@@ -121,9 +123,9 @@ def _leaves_out(config: DetectionConfig) -> bool:
 
 
 def check_splits(splits: dict[str, DetectionSplit], config: DetectionConfig, counts: dict[str, int]) -> None:
-    """DataError when the splits' classes differ, or the images are not the published ones although `expect` asks for them."""
+    """Raise DataError if the splits' classes differ, or the images are not the published ones that `expect` asks for."""
     train, test = splits["train"], splits["test"]
-    if train.classes != test.classes:  # a detector knows its classes by their place in the list
+    if train.classes != test.classes:  # a detector identifies a class by its index in the list
         pairs = enumerate(zip_longest(train.classes, test.classes), start=1)
         place, (one, other) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
         raise DataError(
@@ -132,20 +134,20 @@ def check_splits(splits: dict[str, DetectionSplit], config: DetectionConfig, cou
         )
     if config.data.expect == "published" and (lacking := [s.split for s in (train, test) if s.left_out]):
         raise DataError(
-            f"'{config.data.name}': of {' and '.join(lacking)} something was left out (bad=skip), so these are not the "
-            "published data; set <cell>.data.expect=any"
+            f"'{config.data.name}': bad=skip left something out of {' and '.join(lacking)}, so these are not the published "
+            "data; set <cell>.data.expect=any"
         )
     have = {split.split: len(split) for split in splits.values()}
     if config.data.expect == "published" and any(counts.get(name) != count for name, count in have.items()):
         want = ", ".join(f"{name} {counts.get(name)}" for name in have)
         raise DataError(
-            f"'{config.data.name}' has {', '.join(f'{k} {v}' for k, v in have.items())}; published: {want}. Half a data "
-            "set? If it is meant to be another one, set <cell>.data.expect=any"
+            f"'{config.data.name}' has {', '.join(f'{k} {v}' for k, v in have.items())}; published: {want}. Is the "
+            "data set incomplete? If it is another data set, set <cell>.data.expect=any"
         )
 
 
 def confirm_images(split: DetectionSplit) -> None:
-    """DataError when an image cannot be decoded to the size that its annotation states; each rank reads a share."""
+    """Raise DataError if an image cannot be decoded to the size in its annotation. Each rank reads a share."""
     broken = undecodable(split, range(rank(), len(split), world_size()))
     if names := gather_words([split.source.name(row) for row in sorted(broken)]):
         raise DataError(
@@ -155,7 +157,7 @@ def confirm_images(split: DetectionSplit) -> None:
 
 
 def limited(split: DetectionSplit, limit: int) -> DetectionSplit:
-    """At most `limit` images, always the same ones."""
+    """Return at most `limit` images, always the same ones."""
     if not limit or limit >= len(split):
         return split
     rows = np.sort(np.random.default_rng(0).permutation(len(split))[:limit]).tolist()
@@ -163,8 +165,8 @@ def limited(split: DetectionSplit, limit: int) -> DetectionSplit:
 
 
 def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext[DetectionSplit]) -> list[Detections]:
-    """Train on the train split, detect in the test split; leaves pictures and losses in the run's folder."""
-    torch.backends.cudnn.benchmark = False  # nearly every batch has another shape: each would be timed again
+    """Train on the train split and detect in the test split. Writes pictures and losses to the run's folder."""
+    torch.backends.cudnn.benchmark = False  # nearly every batch has a new shape, and each would be benchmarked
     engine, spec = engines.get(config.engine), config.course()
     train, test = ctx.splits["train"], ctx.splits["test"]
     job = Job(
@@ -187,7 +189,7 @@ def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext[Dete
         say(f"warning: {note}")
     if world_size() > 1:
         ctx.notes.append(
-            f"ranks draw their own proposals and flips: numbers of {world_size()} processes are those of another seed"
+            f"each rank draws its own proposals and flips: {world_size()} processes give numbers like another seed"
         )
     for split in (train, test):
         ctx.notes += [f"left out of {split.split}: {sentence}" for sentence in split.left_out]
@@ -202,7 +204,7 @@ def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext[Dete
 
 
 def detect(engine: Engine, model: object, spec: DetectionSpec, test: DetectionSplit, job: Job) -> list[Detections]:
-    """Every image once, in the split's order, on every rank: each detects in its share, and all are gathered."""
+    """Return detections of every image in the split's order, on every rank. Each rank detects in a share of the images."""
     ranks = world_size()
     shares = gather(engine.detect(model, spec, of_rows(test, range(rank(), len(test), ranks)), job))
     return [shares[row % ranks][row // ranks] for row in range(len(test))]

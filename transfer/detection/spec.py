@@ -1,4 +1,4 @@
-"""The specification of a detection protocol, independent of the engine; engines translate its fields."""
+"""Specification of a detection protocol, independent of the engine. Engines translate its fields."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from backbench.config import Config
 
 
 class DetectionSpec(Config):
-    """A detector and its training course. Iterations and rates are for `batch` images a step over all processes."""
+    """A detector and its training. Iterations and rates are for `batch` images per step over all processes."""
 
     head: Literal[
         "c4", "fpn"
-    ]  # Faster R-CNN on res4 with res5 as the head (extra norm behind it), or FPN with 2 FC layers
+    ]  # Faster R-CNN on res4 with res5 as the head and an extra norm after it, or FPN with 2 FC layers
     masks: bool = False
     iterations: Annotated[int, Field(gt=0)]
     batch: Annotated[int, Field(gt=0)] = 16
@@ -23,47 +23,47 @@ class DetectionSpec(Config):
     milestones: tuple[Annotated[int, Field(gt=0)], ...] = ()  # iterations after which the rate falls tenfold
     warmup: Annotated[int, Field(ge=0)] = 100  # iterations, linear from a thousandth
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4  # not of norms
-    norm: Literal["sync", "frozen"] = "sync"  # of backbone and FPN; frozen only to look at untrained statistics
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4  # not for norms
+    norm: Literal["sync", "frozen"] = "sync"  # of backbone and FPN; frozen only to study untrained statistics
     precise_bn: Annotated[int, Field(ge=0)] = (
         200  # iterations that re-estimate BatchNorm's statistics at the end; 0: none
     )
     sides_train: Annotated[
         tuple[Annotated[int, Field(ge=32)], ...], Field(min_length=1)
-    ]  # shorter side, one drawn for each image
+    ]  # shorter sides; one is drawn per image
     side_test: Annotated[int, Field(ge=32)] = 800
     side_max: Annotated[int, Field(ge=32)] = 1333  # longer side
-    rois: Annotated[int, Field(gt=0)] = 512  # sampled proposals an image
-    proposals_train: tuple[int, int] = (12000, 2000)  # kept before and after NMS (of each FPN level before)
+    rois: Annotated[int, Field(gt=0)] = 512  # sampled proposals per image
+    proposals_train: tuple[int, int] = (12000, 2000)  # kept before NMS (per FPN level) and after it
     proposals_test: tuple[int, int] = (6000, 1000)
-    detections: Annotated[int, Field(gt=0)] = 100  # an image at most
+    detections: Annotated[int, Field(gt=0)] = 100  # at most, per image
     score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05
 
     @property
     def estimates(self) -> bool:
-        """Whether BatchNorm's statistics are recomputed after the last iteration; frozen ones stay."""
+        """True if BatchNorm's statistics are recomputed after the last iteration; frozen ones stay."""
         return self.precise_bn > 0 and self.norm == "sync"
 
     @model_validator(mode="after")
     def _fits(self) -> DetectionSpec:
         longest = max(self.side_test, *self.sides_train)
         if self.side_max < longest:
-            raise ValueError(f"side_max={self.side_max} is shorter than a shorter side, {longest}; raise it")
+            raise ValueError(f"side_max={self.side_max} is less than a shorter side, {longest}; raise it")
         if any(later <= earlier for earlier, later in pairwise(self.milestones)):
             raise ValueError(f"milestones={list(self.milestones)} do not rise; give each iteration once, in order")
-        return self  # milestones past the end are never reached, so that iterations alone can be set
+        return self  # milestones after the last iteration are allowed, so that `iterations` can be set alone
 
 
 def scaled(spec: DetectionSpec, batch: int) -> DetectionSpec:
-    """The same course with another batch: rate x k, iterations, milestones and warm-up / k (k = batch / spec.batch).
+    """Scale a spec to another batch: rate x k; iterations, milestones and warm-up / k (k = batch / spec.batch).
 
-    The linear rule (Goyal et al. 2017; Detectron2's SOLVER.REFERENCE_WORLD_SIZE): as many images are seen. BatchNorm is
-    over the new batch, and PreciseBN keeps its iterations, as with Detectron2's rule.
+    This is the linear rule (Goyal et al. 2017; Detectron2's SOLVER.REFERENCE_WORLD_SIZE): the number of images seen stays.
+    BatchNorm is over the new batch, and PreciseBN keeps its iterations, as in Detectron2's rule.
     """
     if batch == spec.batch:
         return spec
     k, milestones = batch / spec.batch, [0]
-    for m in spec.milestones:  # those that fall together by rounding follow each other: every drop stays
+    for m in spec.milestones:  # if rounding makes two equal, the second moves by one: every drop stays
         milestones.append(max(milestones[-1] + 1, round(m / k)))
     return DetectionSpec.model_validate(
         spec.model_dump()

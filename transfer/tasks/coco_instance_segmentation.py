@@ -2,8 +2,8 @@
 
 Preset `msbreg`: rate 0.05, warm-up 50 (the paper prints both; no reference code has the pair); `moco`: 0.02 and 1000
 (facebookresearch/moco#34). Backbone and FPN with synchronised BatchNorm, two fully connected layers, four mask
-convolutions, PreciseBN. Box and mask AP on val2017 by pycocotools.
-`demo` is a few iterations for the embedded scenes.
+convolutions, PreciseBN. pycocotools computes box and mask AP on val2017.
+`demo` runs a few iterations on the rendered scenes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MSBREG = DetectionSpec(
     proposals_test=(1000, 1000),
 )
 _MOCO = _MSBREG.model_copy(update={"lr": 0.02, "warmup": 1000})
-# Seconds on two CPU cores: shows that boxes, masks and metric work. Too short to find anything: an FPN and its head begin
+# Seconds on two CPU cores: shows that boxes, masks and metric work. Too short to find anything, because FPN and head start
 # untrained.
 _DEMO = DetectionSpec(
     head="fpn",
@@ -69,7 +69,7 @@ class Config(DetectionConfig):
     data: DataSpec = DataSpec(name="coco")
     preset: str = "msbreg"
     spec: DetectionSpec = _MSBREG
-    train: str = "train2017"  # of instances_<split>.json, and of the folder of its images
+    train: str = "train2017"  # <split> of instances_<split>.json and of the image folder
     test: str = "val2017"
 
     @model_validator(mode="after")
@@ -79,15 +79,15 @@ class Config(DetectionConfig):
 
 
 def primary(config: Config) -> str:
-    """Headline metric."""
+    """Return the name of the headline metric."""
     return "box_AP"
 
 
 def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
-    """Annotated images of both splits.
+    """Return the annotated images of both splits.
 
     Raises:
-        DataError: incomplete, or not the published images although `expect` asks for them.
+        DataError: the data are incomplete, or not the published images although `expect` asks for them.
     """
     root = places.of(config.data.name)
     assert root is not None, "`missing` was asked"
@@ -99,7 +99,7 @@ def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
 
 
 def run(backbone: Backbone, config: Config, ctx: RunContext[DetectionSplit]) -> dict[str, Metric]:
-    """`box_AP`, `mask_AP` and their parts (50, 75, small, medium, large)."""
+    """Return `box_AP`, `mask_AP` and their parts (50, 75, small, medium, large)."""
     found = detection.detections(backbone, config, ctx)
     scores = coco_eval.evaluate(ctx.splits["test"], found, masks=config.spec.masks)
     return {name: Metric(value) for name, value in scores.items()}

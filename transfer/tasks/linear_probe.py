@@ -1,14 +1,14 @@
-"""A linear classifier on a frozen encoder: on cached features, or on augmented images (RandomResizedCrop, flip).
+"""Linear classifier on a frozen encoder, trained on cached features or on augmented images (RandomResizedCrop, flip).
 
-MSBReg section 8.1 prints no rate, schedule or batch for ImageNet. Preset `sweep` is ours: many rates share one pass, and
-the head that is best on a slice held out of *train* is reported, at its last epoch, on the test split, which chooses
-nothing. The other presets are one published course each, on the whole train split, the last epoch reported:
+MSBReg section 8.1 prints no rate, schedule or batch for ImageNet. Preset `sweep` is ours: many rates share one pass, and a
+slice held out of *train* chooses the head. Nothing is chosen on the test split. The other presets each follow one published
+schedule on the whole train split. All report the last epoch:
 
-- `msbreg`: section 8.4, Places205 and iNat18. "Equally spaced" decays are read as thirds of the iterations.
-- `vissl`: of VISSL's five heads the one on C5, pooled to 2x2 (8192 numbers of a ResNet-50), BatchNorm of its 2048 channels,
-  Linear as PyTorch initialises it (vissl configs/.../places205/eval_resnet_8gpu_transfer_places205_linear.yaml, eval_mlp).
+- `msbreg`: section 8.4, Places205 and iNat18. We read "equally spaced" decays as thirds of the iterations.
+- `vissl`: VISSL's head on C5 (one of five), pooled to 2x2 (8192 numbers for a ResNet-50), BatchNorm over the 2048 channels,
+  PyTorch's initialisation (vissl configs/.../places205/eval_resnet_8gpu_transfer_places205_linear.yaml, eval_mlp).
 - `moco` (main_lincls.py), `barlow` (evaluate.py), `simsiam` (main_lincls.py, LARS): the sources print the best epoch on val.
-- `wmse` (htdt eval/sgd.py): Adam, Linear as PyTorch initialises it, bicubic resizing of STL-10; for ImageNet-100 see `knn`.
+- `wmse` (htdt eval/sgd.py): Adam, PyTorch's initialisation, bicubic resizing of STL-10; for ImageNet-100 see `knn`.
 """
 
 from __future__ import annotations
@@ -77,36 +77,38 @@ class Config(SgdConfig):
     features: Literal["cached", "augmented"] = "cached"
     feature: Pooling = "gap"
     head_norm: Literal["none", "plain", "affine"] = "none"
-    head_init: HeadInit = "normal"  # N(0, 0.01) and bias 0; linear: PyTorch's own
+    head_init: HeadInit = "normal"  # N(0, 0.01) and bias 0; linear: PyTorch's default
     holdout: Annotated[float, Field(ge=0, lt=0.5)] = (
-        0.1  # of train, where the rate is chosen; 0: one rate, all of train
+        0.1  # fraction of train that chooses the rate; 0: one rate, all of train
     )
     holdout_max: Annotated[int, Field(gt=0)] = 10_000
-    size: Annotated[int, Field(ge=16)] | None = None  # pixels of the crops; none: the backbone's
+    size: Annotated[int, Field(ge=16)] | None = None  # side of the crops in pixels; none: the backbone's
     resize: Annotated[int, Field(ge=16)] | None = None
-    interpolation: Interpolation = "bilinear"  # of the resizing for evaluation
+    interpolation: Interpolation = "bilinear"  # of the resizing at evaluation
 
     @model_validator(mode="after")
     def _choice_needs_a_slice(self) -> Self:
         if not self.rates:
             raise ValueError("rates: at least one is needed, e.g. rates=[0.1]")
         if len(self.rates) > 1 and not self.holdout:
-            raise ValueError("several rates need a slice of train to choose on: set holdout above 0, or one rate")
+            raise ValueError(
+                "several rates need a slice of train that chooses one: set holdout above 0, or give one rate"
+            )
         return self
 
 
 def primary(config: Config) -> str:
-    """Headline metric."""
+    """Return the name of the headline metric."""
     return "top1"
 
 
 def smoke(config: Config) -> dict[str, Any]:
-    """A few images, two epochs."""
+    """Return fields for a few images and two epochs."""
     return {"data": {"limit": 256}, "epochs": 2, "batch": 64}
 
 
 def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict[str, Metric]:
-    """`top1` and `top5` of the chosen head on the test split; the top five classes of every test image are kept."""
+    """Return `top1` and `top5` of the chosen head on the test split. Stores the top five classes of every test image."""
     train, test = ctx.splits["train"], ctx.splits["test"]
     fit_on, held_out = hold_out(len(train), config, ctx.seed)
     order = Order(len(fit_on), config.batch, config.epochs, ctx.seed)
@@ -138,7 +140,7 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
 
 
 def new_heads(width: int, classes: int, config: Config, seed: int) -> Heads:
-    """The heads as they are initialised, for features of so many numbers."""
+    """Return initialised heads for `width` features."""
     cells = CELLS[config.feature]
     return Heads(width, classes, config.rates, seed, config.head_norm, init=config.head_init, cells=cells)
 
@@ -152,7 +154,7 @@ def _fit_on_images(
     config: Config,
     ctx: RunContext[ImageSplit],
 ) -> None:
-    """Train heads on augmented images; the encoder's tensors are the same afterwards."""
+    """Train heads on augmented images. Raises FrozenMoved if the encoder changed."""
     encoder = backbone.build()
     size = config.size or backbone.input.size
     batches = image_batches(train, crop_and_flip(size), backbone.input, order, ctx, size, rows)
@@ -164,18 +166,18 @@ def _fit_on_images(
 
 
 def hold_out(images: int, config: Config, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows to train on and rows held out, disjoint, drawn with the seed."""
+    """Return rows to train on and held-out rows: disjoint, drawn with the seed."""
     count = min(round(images * config.holdout), config.holdout_max)
     if (count < 1 and config.holdout) or images - count < 1:
-        raise DataError(f"{images} training images are too few to hold {config.holdout:.0%} out")
+        raise DataError(f"{images} training images are too few to hold out {config.holdout:.0%}: give more images")
     order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
     return order[count:], order[:count]
 
 
 def choose(heads: Heads, x: Tensor, y: Tensor, ctx: RunContext[ImageSplit]) -> int:
-    """The head with the best held-out top-1 (the lower rate on a tie); says what was tuned, and on what.
+    """Return the head with the best held-out top-1 (the lower rate on a tie). Records the tuning in `ctx`.
 
-    A head whose numbers are no longer finite is none to choose, whatever it scores.
+    It never chooses a head with parameters that are not finite.
     """
     scores = [result["top1"] for result in accuracies(heads, x, y, device=ctx.device)]
     sound = [i for i, finite in enumerate(heads.sound) if finite]

@@ -1,12 +1,12 @@
 """Fine-tuning on 1% or 10% of ImageNet's labels, by SimCLR's official lists (MSBReg section 8.2, Table 3).
 
-The encoder and the classifier each have a rate; a rate of 0 freezes the encoder, and the record says so: the
-paper's 1% row is a frozen encoder, which its rivals' rows are not. Evaluation is the last epoch's, on the whole test split.
+Encoder and classifier have separate rates. A rate of 0 freezes the encoder, and the record says so: the paper's 1% row has a
+frozen encoder, the rows of other methods do not. The last epoch is evaluated on the whole test split.
 
-Presets: `msbreg` (rates, momentum and batch are the paper's; epochs, cosine and no weight decay are our reading),
-`barlow` (barlowtwins README, evaluate.py; its BatchNorms take the statistics of each GPU's images, ours of the whole batch),
-`swav` (eval_semisup.py: 20 epochs, x0.2 after 12 and 16, Linear as PyTorch initialises it, images divided by a standard
-deviation of 0.228 in red). Both sources print the best epoch on val.
+Presets: `msbreg` (rates, momentum and batch from the paper; epochs, cosine and no weight decay are our reading), `barlow`
+(barlowtwins README, evaluate.py; its BatchNorms use the statistics of each GPU, ours of the whole batch), `swav`
+(eval_semisup.py: 20 epochs, x0.2 after 12 and 16, PyTorch's initialisation, standard deviation 0.228 for red). The sources
+of `barlow` and `swav` print the best epoch on val.
 """
 
 from __future__ import annotations
@@ -62,27 +62,27 @@ class Config(SgdConfig):
     list: str | None = None  # a file of image names, or `drawn`, instead of the official list of this share
     rate_head: Annotated[float, Field(gt=0)] = 2.0  # at `batch`
     rate_encoder: Annotated[float, Field(ge=0)] = 0.0  # 0: the encoder is frozen
-    head_init: HeadInit = "normal"  # N(0, 0.01) and bias 0; linear: PyTorch's own
+    head_init: HeadInit = "normal"  # N(0, 0.01) and bias 0; linear: PyTorch's default
     std: tuple[Positive, Positive, Positive] | None = None  # of red, green, blue; none: the backbone's
-    size: Annotated[int, Field(ge=16)] | None = None  # pixels of the crops; none: the backbone's
+    size: Annotated[int, Field(ge=16)] | None = None  # side of the crops in pixels; none: the backbone's
     resize: Annotated[int, Field(ge=16)] | None = None
 
 
 def primary(config: Config) -> str:
-    """Headline metric."""
+    """Return the name of the headline metric."""
     return "top1"
 
 
 def smoke(config: Config) -> dict[str, Any]:
-    """A few images drawn from any image folder, two epochs."""
+    """Return fields for a few images drawn from any image folder and two epochs."""
     return {"data": {"limit": 64}, "epochs": 2, "batch": 32, "list": config.list or "drawn"}
 
 
 def splits(config: Config, places: DataPlaces) -> dict[str, ImageSplit]:
-    """The listed part of train, the whole test split.
+    """Return the listed part of train and the whole test split.
 
     Raises:
-        DataError: a name that train does not have, the other share's list, a class without an image.
+        DataError: a listed name is not in train, the list is of the other share, or a class has no image.
     """
     whole = image_splits(config.model_copy(update={"data": config.data.model_copy(update={"limit": 0})}), places)
     if config.list == "drawn":
@@ -93,7 +93,7 @@ def splits(config: Config, places: DataPlaces) -> dict[str, ImageSplit]:
 
 
 def draw(train: ImageSplit, share: float) -> ImageSplit:
-    """A share of every class, one image at least, always the same ones: for data that have no official list."""
+    """Return a fixed share of every class, at least one image, for data without an official list."""
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).numpy()
     assert train.labels is not None
     labels = train.labels[order]
@@ -102,15 +102,15 @@ def draw(train: ImageSplit, share: float) -> ImageSplit:
 
 
 def input_of(backbone: Backbone, config: Config) -> InputSpec:
-    """The backbone's input with the protocol's standard deviation, where it has one of its own."""
+    """Return the backbone's input, with the protocol's standard deviation if it sets one."""
     if config.std is None:
         return backbone.input
-    std = config.std if backbone.input.order == "rgb" else config.std[::-1]  # in the order the backbone sees
+    std = config.std if backbone.input.order == "rgb" else config.std[::-1]  # in the backbone's channel order
     return backbone.input.model_copy(update={"std": std})
 
 
 def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict[str, Metric]:
-    """`top1` and `top5` at the end of the course."""
+    """Return `top1` and `top5` after the last epoch."""
     train, test = ctx.splits["train"], ctx.splits["test"]
     size = config.size or backbone.input.size
     encoder = backbone.build()

@@ -1,10 +1,10 @@
 """Alignment and uniformity of the frozen features (Wang and Isola 2020; MSBReg Table 12).
 
-Two augmented views of every test image; alignment is the mean squared distance of the two, uniformity the logarithm of
-the mean Gaussian potential between different images, averaged over the views; on L2-normalised pooled features. The
-paper names neither the layer nor the augmentation. Preset `byol`: BYOL's two distributions, one a view (its Appendix B: blur 1
-and no solarisation, blur 0.1 and solarisation 0.2; bicubic). `table9`: MSBReg's Table 9 for both views (blur 1, solarisation
-0.2), what it pretrains with. `crop`: a crop and a flip.
+It makes two augmented views of every test image. On L2-normalised pooled features, alignment is the mean squared distance of
+the two views, and uniformity is the logarithm of the mean Gaussian potential between different images, averaged over the
+views. The paper names neither the layer nor the augmentation. Preset `byol`: one of BYOL's two distributions per view
+(Appendix B: blur 1 and no solarisation, blur 0.1 and solarisation 0.2; bicubic). `table9`: MSBReg's pretraining augmentation
+of Table 9 for both views (blur 1, solarisation 0.2). `crop`: a crop and a flip.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ class Config(ForwardConfig):
         "byol_pair"  # byol: BYOL's first distribution twice, bilinear
     )
     t: Annotated[float, Field(gt=0)] = 2.0
-    size: Annotated[int, Field(ge=16)] | None = None  # pixels of the crops; none: the backbone's
+    size: Annotated[int, Field(ge=16)] | None = None  # side of the crops in pixels; none: the backbone's
 
 
 def primary(config: Config) -> str:
-    """Headline metric."""
+    """Return the name of the headline metric."""
     return "uniformity"
 
 
 def smoke(config: Config) -> dict[str, Any]:
-    """A few images."""
+    """Return fields for a few images."""
     return {"data": {"limit": 128}}
 
 
 def views_of(name: str, size: int) -> tuple[View, View]:
-    """The two views of an image."""
+    """Return the transforms of the two views."""
     if name == "byol_pair":
         first, second = ({"blur": 1.0, "solarize": 0.0}, {"blur": 0.1, "solarize": 0.2})
         return ssl_view(size, bicubic=True, **first), ssl_view(size, bicubic=True, **second)
@@ -69,15 +69,15 @@ def views_of(name: str, size: int) -> tuple[View, View]:
 
 
 def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict[str, Metric]:
-    """`alignment` and `uniformity`, raw; lower is better of both."""
+    """Return `alignment` and `uniformity`, raw; lower is better for both."""
     test = ctx.splits["test"]
     if len(test) < 2:
-        raise DataError(f"{test.dataset} {test.split}: uniformity needs two images at least")
+        raise DataError(f"{test.dataset} {test.split}: uniformity needs at least two images")
     size = config.size or backbone.input.size
     view = views_of(config.views, size)
     module = backbone.build().eval().requires_grad_(False).to(ctx.device).to(memory_format=torch.channels_last)
     encoder = in_precision(module, config.precision)
-    # An epoch is one view of every image; its order is drawn, so features go to their image's row.
+    # An epoch is one view of every image in random order, so each feature goes to the row of its image.
     order = Order(len(test), _BATCH, 2, ctx.seed)
     batches = image_batches(test, view, backbone.input, order, ctx, size)
     x = torch.zeros(2, len(test), backbone.feature_dim, device=ctx.device)
@@ -85,7 +85,7 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
     with torch.no_grad():
         for (epoch, rows), (images, _) in zip(order.rows(), track(batches(0), total=total, label="views"), strict=True):
             x[epoch, rows.to(x.device)] = encoder(images).float()
-    x = all_reduce_sum(x)  # every rank has its own rows, zeros elsewhere
+    x = all_reduce_sum(x)  # each rank fills its own rows; the others are zero
     refuse_not_finite(x.flatten(0, 1), test, config.precision)
     note_degenerate(x.flatten(0, 1), test, ctx)
     even = (uniformity(x[0], config.t) + uniformity(x[1], config.t)) / 2

@@ -1,13 +1,12 @@
-"""VOC07 with few images: linear SVMs on k positives and 19k negatives of each class (FAIR extra_scripts/README.md).
+"""VOC07 with few images: linear SVMs on k positives and 19k negatives per class (FAIR extra_scripts/README.md).
 
-Each k is drawn five times; mAP_k<k> is the mean over the draws (area AP as in `voc07_svm`), mAP_k<k>_std their standard
-deviation: that of a sample (divided by 4), with preset `fair` that of the draws (by 5), as FAIR and VISSL print it. Images
-that are not drawn, and those with difficult objects only, take no part in training. The draws are seeded, without replacement,
-the same for every backbone, and do not depend on which other k are measured.
+Each k is drawn five times. mAP_k<k> is the mean over the draws (area AP as in `voc07_svm`), mAP_k<k>_std their standard
+deviation: the sample's (divided by 4), or with preset `fair` the population's (divided by 5), as FAIR and VISSL print it.
+Training leaves out images that are not drawn and images with difficult objects only. The draws are seeded, without
+replacement, equal for all backbones and independent of the other k.
 
-There is one cost, 0.5 as in PCL. Nothing can be tuned on one image, and the best of several on the test split is a choice
-made on the test split: we refuse it. Preset `gap`: globally pooled features, centre crop. Preset `fair`: C5 pooled to 2x2,
-images squashed.
+The only cost is 0.5, as in PCL. One image is too few to tune on, and we do not choose on the test split. Preset `gap`:
+globally pooled features, centre crop. Preset `fair`: C5 pooled to 2x2, images squashed.
 """
 
 from __future__ import annotations
@@ -44,26 +43,26 @@ class Config(FeatureConfig):
     preset: str = "gap"
     k: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)] = (1, 2, 4, 8, 16, 32, 64, 96)
     headline_k: Annotated[int, Field(gt=0)] = 16
-    negatives: Annotated[int, Field(gt=0)] = 19  # for each positive
-    samples: Annotated[int, Field(gt=0)] = 5  # draws of each k
+    negatives: Annotated[int, Field(gt=0)] = 19  # per positive
+    samples: Annotated[int, Field(gt=0)] = 5  # draws per k
     cost: Annotated[float, Field(gt=0)] = 0.5
-    spread: Literal["sample", "population"] = "sample"  # what the standard deviation is of: divided by one less, or not
+    spread: Literal["sample", "population"] = "sample"  # kind of standard deviation: divided by n - 1 or by n
 
 
 def primary(config: Config) -> str:
-    """Headline metric."""
+    """Return the name of the headline metric."""
     return f"mAP_k{config.headline_k}"
 
 
 def smoke(config: Config) -> dict[str, Any]:
-    """A few images, the smallest k, two draws."""
+    """Return fields for a few images, the smallest k and two draws."""
     kept = [k for k in config.k if k <= 2] or [2]
     headline = config.headline_k if config.headline_k in kept else kept[-1]
     return {"data": {"limit": 512}, "k": kept, "headline_k": headline, "samples": min(config.samples, 2)}
 
 
 def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict[str, Metric]:
-    """`mAP_k<k>` and, of several draws, `mAP_k<k>_std` for every k that the data allow."""
+    """Return `mAP_k<k>` and, with several draws, `mAP_k<k>_std` for every k that the data allow."""
     train, test = ctx.splits["train"], ctx.splits["test"]
     truth = resolved(test, config.difficult_test)
     refuse_unmeasurable(test, truth)
@@ -90,7 +89,7 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
 
 
 def possible(train: ImageSplit, config: Config, ctx: RunContext[ImageSplit]) -> list[int]:
-    """The k for which every class has enough positives; a note names those left out or short of negatives.
+    """Return the k with enough positives in every class. A note names k that are left out or lack negatives.
 
     Raises:
         DataError: the headline's k is not among them, or a class has no negative.
@@ -107,7 +106,7 @@ def possible(train: ImageSplit, config: Config, ctx: RunContext[ImageSplit]) -> 
     if left_out:
         rarest = int(positives.argmin())
         have = f"{train.classes[rarest]} has only {positives[rarest]} positive images"
-        ctx.notes.append(f"left out: k={', '.join(left_out)}, for {have}")
+        ctx.notes.append(f"left out: k={', '.join(left_out)}, because {have}")
     for k in kept:
         short = [name for name, have in zip(train.classes, negatives, strict=True) if have < config.negatives * k]
         if short:
@@ -118,7 +117,7 @@ def possible(train: ImageSplit, config: Config, ctx: RunContext[ImageSplit]) -> 
 
 
 def draw(labels_NK: np.ndarray, positives: int, negatives: int, sample: int) -> np.ndarray:
-    """(N, classes) int8: 1 and -1 for the images drawn for a class, 0 for the rest; all negatives where there are fewer."""
+    """Return (N, classes) int8: 1 and -1 for the images drawn for a class, 0 for the rest. Too few negatives: all of them."""
     drawn = np.zeros_like(labels_NK)
     for label in range(labels_NK.shape[1]):
         generator = np.random.default_rng([positives, sample, label])
@@ -136,6 +135,6 @@ TASK = Task(
     smoke=smoke,
     splits=voc07_svm.splits,
     run=run,
-    deterministic=True,  # the draws are fixed, too
+    deterministic=True,  # the draws are fixed too
     unfit=needs_stages,
 )

@@ -2,8 +2,8 @@
 
 24k iterations of 16 images, rate 0.02, drops after 18k and 22k, warm-up 100, shorter side 480 to 800, BatchNorm
 synchronised and unfrozen, an extra norm behind res5, PreciseBN (facebookresearch/moco detection/configs/
-pascal_voc_R_50_C4_24k_moco.yaml). AP is the mean over IoU .50:.05:.95 of VOC07's 11-point AP; difficult objects are
-trained on, and ignored in the test. `demo` is a short course for the embedded scenes.
+pascal_voc_R_50_C4_24k_moco.yaml). AP is the mean over IoU .50:.05:.95 of VOC07's 11-point AP. Difficult objects are
+trained on and ignored in the test. `demo` is a short training on the rendered scenes.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _MOCO = DetectionSpec(
     warmup=100,
     sides_train=tuple(range(480, 801, 32)),
 )
-# Some two and a half minutes on two idle CPU cores for a ResNet-18: few and small pictures, few proposals. Its rate was
-# chosen on scenes rendered from other seeds than the demo's; its length is what fits the demo's ten minutes.
+# About two and a half minutes on two idle CPU cores for a ResNet-18: few and small pictures, few proposals. The rate was
+# chosen on scenes rendered from other seeds than the demo's. The length fits the demo's ten minutes.
 _DEMO = DetectionSpec(
     head="c4",
     iterations=500,
@@ -65,28 +65,30 @@ class Config(DetectionConfig):
     data: DataSpec = DataSpec(name="voc")
     preset: str = "moco"
     spec: DetectionSpec = _MOCO
-    train: str = "trainval07+12"  # 2007's and 2012's trainval together; else a list of ImageSets/Main
+    train: str = "trainval07+12"  # trainval of 2007 and 2012 together, or a list in ImageSets/Main
     test: str = "test"
     eleven_point: bool = True  # VOC07's AP; false: area under the curve
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
         if self.spec.masks:
-            raise ValueError("VOC's layout holds boxes and no masks; set spec.masks=false, or give the data as COCO's")
+            raise ValueError(
+                "VOC's layout has boxes and no masks; set spec.masks=false, or give the data in COCO's layout"
+            )
         detection.check_names(self.train, self.test)
         return self
 
 
 def primary(config: Config) -> str:
-    """Headline metric."""
+    """Return the name of the headline metric."""
     return "AP"
 
 
 def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
-    """Annotated images of both splits.
+    """Return the annotated images of both splits.
 
     Raises:
-        DataError: incomplete, or not the published images although `expect` asks for them.
+        DataError: the data are incomplete, or not the published images although `expect` asks for them.
     """
     root = places.of(config.data.name)
     assert root is not None, "`missing` was asked"
@@ -97,10 +99,10 @@ def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
 
 
 def run(backbone: Backbone, config: Config, ctx: RunContext[DetectionSplit]) -> dict[str, Metric]:
-    """`AP`, `AP50`, `AP75`."""
+    """Return `AP`, `AP50` and `AP75`."""
     found = detection.detections(backbone, config, ctx)
     if absent := voc_eval.without_objects(ctx.splits["test"]):
-        ctx.notes.append(f"classes without an object that counts, whose AP is 0: {some(absent)}")
+        ctx.notes.append(f"classes without an object that counts have AP 0: {some(absent)}")
     scores = voc_eval.evaluate(ctx.splits["test"], found, eleven_point=config.eleven_point, rounded=True)
     return {name: Metric(scores[name]) for name in ("AP", "AP50", "AP75")}
 

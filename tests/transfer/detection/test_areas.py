@@ -142,7 +142,7 @@ def test_mended_areas_are_other_data_where_they_decide_a_number(tmp_path):
 )
 def test_what_has_nothing_that_counts_cannot_be_measured(tmp_path, fields, words):
     split = read_coco(write(tmp_path, SOUND, **fields), "val2017")
-    with pytest.raises(DataError, match=rf"instances_val2017\.json: no object that counts in the 4 images.*{words}"):
+    with pytest.raises(DataError, match=rf"instances_val2017\.json: no object counts in the 4 test images.*{words}"):
         check_measurable(split, masks=True)
 
 

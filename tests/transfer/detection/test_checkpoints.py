@@ -91,7 +91,7 @@ def test_a_checkpoint_with_one_other_bit_is_passed_over(tmp_path, capsys):
     course = a_course()
     assert checkpoints.resume(tmp_path, {"seed": 1}, course)[0] == 2
     assert torch.equal(course["model"].weight, load_torch(tmp_path / "model_0000001.pth")["model"]["weight"])
-    assert re.search(r"model_0000002\.pth: .*; going back to the one before", capsys.readouterr().err)
+    assert re.search(r"model_0000002\.pth: .*; trying the previous checkpoint", capsys.readouterr().err)
 
 
 def test_what_a_killed_run_left_half_written_is_cleared(tmp_path):

@@ -145,7 +145,7 @@ def test_what_was_left_out_of_the_split_is_not_missed(tmp_path):
 def test_a_file_of_boxes_only(tmp_path):
     split = own(tmp_path, [thing(1, 40, 77, 0, 40) | {"segmentation": []}])
     assert evaluate(split, near_truth(split))["box_AP"] == pytest.approx(100)
-    with pytest.raises(DataError, match=r"instances_mine\.json: no object with a mask in it to find"):
+    with pytest.raises(DataError, match=r"instances_mine\.json: contains no object with a mask to find"):
         evaluate(split, nothing(split), masks=True)
 
 
@@ -155,20 +155,20 @@ def test_what_cannot_be_evaluated_is_refused(tmp_path):
     (row,) = [i for i, one in enumerate(found) if len(one.scores)]
     with pytest.raises(DataError, match="no annotation file in COCO's format"):
         evaluate(replace(split, annotations=None), found)
-    with pytest.raises(DataError, match="detections of 1 images, not of 2"):
+    with pytest.raises(DataError, match="detections for 1 images, not for 2"):
         evaluate(split, found[:1])
     maskless = [replace(one, masks=None) for one in found]
     assert evaluate(split, maskless)["box_AP"] == pytest.approx(100)
-    with pytest.raises(DataError, match=r"40\.png: 0 masks of 1 detections"):
+    with pytest.raises(DataError, match=r"40\.png: 0 masks for 1 detections"):
         evaluate(split, maskless, masks=True)
     found[row] = replace(found[row], masks=[rle(square(0, 10), 100, 50)])
-    with pytest.raises(DataError, match=r"40\.png: a detection's mask is not of the image's size"):
+    with pytest.raises(DataError, match=r"40\.png: a detection's mask does not have the size of the image"):
         evaluate(split, found, masks=True)
 
 
 def test_only_crowds_is_nothing_to_find(tmp_path):
     split = own(tmp_path, [thing(1, 40, 77, 0, 40, iscrowd=1)])
-    with pytest.raises(DataError, match="no object in it to find"):
+    with pytest.raises(DataError, match="contains no object to find"):
         evaluate(split, nothing(split))
 
 

@@ -94,7 +94,7 @@ def test_both_years_need_both(devkit, tmp_path):
     with pytest.raises(DataError, match="side by side"):
         read_voc(devkit / "VOCdevkit/VOC2007", "trainval07+12")
     (devkit / "VOCdevkit/VOC2012/ImageSets/Main/bus_trainval.txt").unlink()
-    with pytest.raises(DataError, match=r"VOC2012/ImageSets/Main: its classes are not those of .*VOC2007"):
+    with pytest.raises(DataError, match=r"VOC2012/ImageSets/Main: its classes differ from those of .*VOC2007"):
         read_voc(devkit, "trainval07+12")
     shutil.rmtree(devkit / "VOCdevkit/VOC2012")
     with pytest.raises(DataError, match="no VOCdevkit/VOC2012/ImageSets/Main"):
@@ -109,7 +109,7 @@ def test_classes_of_a_data_set_without_lists_of_them_are_those_of_its_annotation
     annotate(devkit, "a", "<annotation>")
     split = read_voc(devkit, "trainval", bad="skip")
     assert split.classes == read_voc(devkit, "test").classes == ("cup", "van")
-    assert "classes by the annotations: cup, van" in capsys.readouterr().err
+    assert "classes from the annotations: cup, van" in capsys.readouterr().err
     assert [[o.label for o in p.instances] for p in split.pictures] == [[0], [0]]
     for name in "bct":
         annotate(devkit, name, xml())
@@ -213,7 +213,7 @@ def test_missing_and_unreadable_images(devkit, capsys):
         read_voc(devkit, "trainval")
     assert [p.id for p in read_voc(devkit, "trainval", bad="skip").pictures] == ["c"]
     (folder / "JPEGImages/c.jpg").unlink()
-    with pytest.raises(DataError, match="no image of it can be used"):
+    with pytest.raises(DataError, match="none of its images can be used"):
         read_voc(devkit, "trainval", bad="skip")
 
 
@@ -259,7 +259,7 @@ def test_images_that_an_engine_would_stop_at_are_found_before(devkit, monkeypatc
     monkeypatch.setattr(faults, "HEADERS", 0)  # the sample did not hold it
     split = read_voc(devkit, "trainval")
     assert len(split) == 3 and split.left_out == ()
-    words = "images that cannot be decoded, or not to the size that their annotation states: 1, e.g. b.jpg"
+    words = "images that cannot be decoded, or not to the size in their annotation: 1, e.g. b.jpg"
     with pytest.raises(DataError, match=re.escape(words) + ".*bad=skip"):
         whole_images(split, bad="error")
     capsys.readouterr()
@@ -284,7 +284,7 @@ def test_one_misfit_of_the_sample_leads_to_a_look_at_all(devkit, monkeypatch):
     for name in "abc":
         annotate(devkit, name, xml(("cup", 0, 3, 5, 20, 30), size=(61, 40)))
     monkeypatch.setattr(faults, "HEADERS", 1)
-    with pytest.raises(DataError, match="no image of it can be used"):
+    with pytest.raises(DataError, match="none of its images can be used"):
         read_voc(devkit, "trainval", bad="skip")
 
 
@@ -396,7 +396,7 @@ def test_training_leaves_out_what_has_nothing_to_learn(coco, capsys):
     kept = trainable(split)
     assert [p.id for p in kept.pictures] == ["4", "30"]
     assert kept.source.paths == ("004.jpg", "030.jpg")
-    assert "images without an object, left out of training: 2, e.g. 002.jpg, 007.jpg" in capsys.readouterr().err
+    assert "left out of training, images without an object: 2, e.g. 002.jpg, 007.jpg" in capsys.readouterr().err
     assert kept.manifest_sha256() != whole == split.manifest_sha256()
     assert trainable(kept) is kept
 
@@ -415,12 +415,36 @@ BAD_COCO = {
     "huge": (thing(9, 7, box=(1, 2, 10**400, 3)), "boxes that are not four numbers", 0),
     "infinite": (thing(9, 7, box=(1, 2, float("inf"), 3)), "boxes that are not four numbers", 0),
     "outside": (thing(9, 7, box=(60, 10, 5, 5)), "boxes outside their image: 1, e.g. annotation 9 of 007.jpg", 0),
-    "polygon": (thing(9, 7, mask=[[1, 2, 3, 4]]), "polygons that are not three points or more", 0),
-    "odd": (thing(9, 7, mask=[[1, 2, 3, 4, 5, 6, 7]]), "polygons that are not three points or more", 0),
-    "one of two": (thing(9, 7, mask=[[1, 2], *SQUARE]), "polygons that are not three points or more", 1),
-    "words": (thing(9, 7, mask=[["a"] * 6]), "polygons that are not three points or more", 0),
-    "no list": (thing(9, 7, mask=3), "polygons that are not three points or more", 0),
-    "far away": (thing(9, 7, mask=[[10, 10, 30, 10, 30, 1e9]]), "polygons that are not three points or more", 0),
+    "polygon": (
+        thing(9, 7, mask=[[1, 2, 3, 4]]),
+        "polygons with fewer than three points, or with points far outside their image",
+        0,
+    ),
+    "odd": (
+        thing(9, 7, mask=[[1, 2, 3, 4, 5, 6, 7]]),
+        "polygons with fewer than three points, or with points far outside their image",
+        0,
+    ),
+    "one of two": (
+        thing(9, 7, mask=[[1, 2], *SQUARE]),
+        "polygons with fewer than three points, or with points far outside their image",
+        1,
+    ),
+    "words": (
+        thing(9, 7, mask=[["a"] * 6]),
+        "polygons with fewer than three points, or with points far outside their image",
+        0,
+    ),
+    "no list": (
+        thing(9, 7, mask=3),
+        "polygons with fewer than three points, or with points far outside their image",
+        0,
+    ),
+    "far away": (
+        thing(9, 7, mask=[[10, 10, 30, 10, 30, 1e9]]),
+        "polygons with fewer than three points, or with points far outside their image",
+        0,
+    ),
     "parts of pixels": (thing(9, 7, mask=RUNS | {"counts": [100.5, 199.5, 2100]}), "run-length masks that do not", 0),
     "runs' size": (thing(9, 7, mask=RUNS | {"size": [60, 40]}), "run-length masks that do not fill their image", 0),
     "runs' sum": (thing(9, 7, mask=RUNS | {"counts": [1, 2, 3]}), "run-length masks that do not fill their image", 0),
@@ -482,7 +506,7 @@ def test_bad_coco_annotations(coco, annotation, words, left, capsys):
 )
 def test_sizes_that_the_pictures_contradict(coco, change):
     write(coco, [thing(1, 30, box=(1, 1, 2, 2)), thing(2, 2, box=(1, 1, 2, 2))], change=change)
-    with pytest.raises(DataError, match=r"not of the size that their annotation states: 1, e\.g\. 002\.jpg"):
+    with pytest.raises(DataError, match=r"not of the size in their annotation: 1, e\.g\. 002\.jpg"):
         read_coco(coco, "val2017")
     assert [p.id for p in read_coco(coco, "val2017", bad="skip").pictures] == ["4", "7", "30"]
 
@@ -520,8 +544,8 @@ def test_categories_of_one_name_are_kept_apart_and_said(coco, capsys):
     file = coco / "annotations/instances_val2017.json"
     file.write_text(file.read_text().replace('"bus"', '"cup"'))
     split = read_coco(coco, "val2017")
-    assert split.classes == ("cup", "cup") and split.repaired["categories of one name, kept apart"] == 1
-    assert "categories of one name, kept apart: 1, e.g. 'cup' (ids 5, 90)" in capsys.readouterr().err
+    assert split.classes == ("cup", "cup") and split.repaired["categories with the same name, kept separate"] == 1
+    assert "categories with the same name, kept separate: 1, e.g. 'cup' (ids 5, 90)" in capsys.readouterr().err
 
 
 def test_sizes_written_as_floats_are_sizes(coco):

@@ -499,7 +499,7 @@ def test_pictures_are_read_as_the_annotations_count(tmp_path):
     turned[274] = 6  # a viewer turns it by 90 degrees; boxes are counted in the file's own pixels
     Image.fromarray(grey).save(tmp_path / "turned.jpg", exif=turned)
     assert engine.read_image(tmp_path / "turned.jpg", 64, 48).shape == (48, 64, 3)
-    with pytest.raises(DataError, match=r"grey\.png: is 64x48 pixels, its annotation says 48x64"):
+    with pytest.raises(DataError, match=r"grey\.png: has 64x48 pixels, but 48x64 in its annotation"):
         engine.read_image(tmp_path / "grey.png", 48, 64)
     whole = (tmp_path / "turned.jpg").read_bytes()
     (tmp_path / "torn.jpg").write_bytes(whole[: len(whole) // 2])

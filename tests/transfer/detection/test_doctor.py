@@ -56,8 +56,11 @@ def test_usable_engines_exit_with_zero(only, capsys):
     ("broken", "advice"),
     [
         (an_engine(missing=lambda: "it is not installed: do this"), "it is not installed: do this"),
-        (an_engine(prepare=refuse("no module\n called x")), "ImportError: no module called x; what is installed"),
-        (an_engine(try_operators=refuse("nms")), "ImportError: nms; what is installed is kept, so first pip uninstall"),
+        (an_engine(prepare=refuse("no module\n called x")), "ImportError: no module called x; install keeps"),
+        (
+            an_engine(try_operators=refuse("nms")),
+            "ImportError: nms; install keeps what is installed, so first pip uninstall",
+        ),
     ],
     ids=["absent", "does not import", "does not work"],
 )

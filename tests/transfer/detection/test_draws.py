@@ -70,8 +70,8 @@ def test_all_generators_are_put_back(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"workers": 2}, "begun with 2 workers instead of 0"),
-        ({"processes": 4}, "begun with 4 processes instead of 1"),
+        ({"workers": 2}, "started with 2 workers instead of 0"),
+        ({"processes": 4}, "started with 4 processes instead of 1"),
         (None, "its checkpoint is of an older version"),
     ],
 )
@@ -81,7 +81,7 @@ def test_what_cannot_be_put_back_is_noted(tmp_path, changed, words):
     if changed:
         draws.load_state_dict(draws.state_dict() | changed)
     assert not draws.restore()
-    assert job.notes == [f"resumed with other random draws than an uninterrupted run's: {words}"]
+    assert job.notes == [f"resumed with other random draws than an uninterrupted run: {words}"]
 
 
 def test_another_number_of_threads_rounds_otherwise_and_draws_the_same(tmp_path):
@@ -90,7 +90,7 @@ def test_another_number_of_threads_rounds_otherwise_and_draws_the_same(tmp_path)
     draws.load_state_dict(draws.state_dict() | {"threads": 64})
     expected = drawn()
     assert draws.restore() and drawn() == expected
-    assert "begun with 64 threads instead of" in job.notes[0]
+    assert "started with 64 threads instead of" in job.notes[0]
 
 
 def test_batches_after_others():

@@ -423,9 +423,9 @@ def test_a_broken_image_is_named(tmp_path, pair):
 def test_an_image_of_another_size_than_annotated_is_named(tmp_path, pair):
     Image.new("RGB", (21, 30)).save(tmp_path / "a.png")
     cfg = engine.write_native(course("c4", batch=1), backbone(), pair, job(tmp_path))
-    with pytest.raises(DataError, match=r"a\.png: is 21x30 pixels, its annotation says 20x30"):
+    with pytest.raises(DataError, match=r"a\.png: has 21x30 pixels, but 20x30 in its annotation"):
         next(engine.train_loader(cfg, 0, job(tmp_path)))
-    with pytest.raises(DataError, match=r"a\.png: is 21x30 pixels, its annotation says 20x30"):
+    with pytest.raises(DataError, match=r"a\.png: has 21x30 pixels, but 20x30 in its annotation"):
         engine.detect(torch.nn.Identity(), course("c4"), pair, job(tmp_path))
 
 

@@ -79,9 +79,9 @@ def test_every_cell_is_a_course_at_every_batch(name, profile, batch):
 @pytest.mark.parametrize(
     ("cell", "field", "words"),
     [
-        ("voc0712_detection", "spec.masks=true", "VOC's layout holds boxes and no masks; set spec.masks=false"),
-        ("voc0712_detection", "spec.side_max=700", "side_max=700 is shorter than a shorter side, 800"),
-        ("voc0712_detection", "spec.side_test=1400", "side_max=1333 is shorter than a shorter side, 1400"),
+        ("voc0712_detection", "spec.masks=true", "VOC's layout has boxes and no masks; set spec.masks=false"),
+        ("voc0712_detection", "spec.side_max=700", "side_max=700 is less than a shorter side, 800"),
+        ("voc0712_detection", "spec.side_test=1400", "side_max=1333 is less than a shorter side, 1400"),
         ("voc0712_detection", "spec.sides_train=[]", "sides_train"),
         ("coco_instance_segmentation", "spec.milestones=[9,9]", r"milestones=\[9, 9\] do not rise"),
         ("coco_instance_segmentation", "spec.milestones=[9,5]", r"milestones=\[9, 5\] do not rise"),
@@ -156,7 +156,7 @@ def test_another_batch_is_noted_and_warned_of(batch, notes, context, short, monk
     ("overrides", "note"),
     [
         ([], None),
-        (["spec.batch=4"], "batch 4 at the rate and the iterations of 16: set <cell>.batch=4 to scale them"),
+        (["spec.batch=4"], "batch 4 with the rate and iterations for 16: set <cell>.batch=4 to scale them"),
         (["batch=4"], None),
         (["spec.batch=4", "spec.lr=0.005"], None),
         (["preset=moco"], None),
@@ -180,7 +180,7 @@ def test_numbers_of_several_processes_are_noted(ranks, context, short, monkeypat
     monkeypatch.setattr(run, "world_size", lambda: ranks)
     monkeypatch.setattr(run, "detect", lambda *_: Stub().detect("model", None, context.splits["test"], None))
     run.detections(object(), run.DetectionConfig(spec=short("c4")), context)
-    words = "ranks draw their own proposals and flips: numbers of 2 processes are those of another seed"
+    words = "each rank draws its own proposals and flips: 2 processes give numbers like another seed"
     assert (words in context.notes) == (ranks == 2)
 
 
@@ -215,7 +215,9 @@ def test_a_limit_keeps_the_same_images_and_says_so(scenes, tmp_path):
 def test_other_images_than_the_published_ones_are_refused(scenes, tmp_path):
     splits = {"train": scenes(tmp_path, 3), "test": replace(scenes(tmp_path / "test", 1), split="test")}
     config = build(tasks.get("coco_instance_segmentation").Config, {})
-    with pytest.raises(DataError, match=r"'coco' has train 3, test 1; published: train 5, test 1\. Half a data set\?"):
+    with pytest.raises(
+        DataError, match=r"'coco' has train 3, test 1; published: train 5, test 1\. Is the data set incomplete\?"
+    ):
         run.check_splits(splits, config, {"train": 5, "test": 1})
     run.check_splits(splits, config, {"train": 3, "test": 1})
     free = config.model_copy(update={"data": config.data.model_copy(update={"expect": "any"})})
@@ -250,7 +252,7 @@ def test_every_image_is_decoded_before_a_course(scenes, tmp_path, monkeypatch):
     last = int(np.random.default_rng(0).permutation(4)[-1])
     file, places = tmp_path / f"train2017/{last}.png", DataPlaces(None, {"coco": tmp_path})
     file.write_bytes(file.read_bytes()[:-2000])
-    words = rf"not to the size that their annotation states: 1, e\.g\. {last}\.png"
+    words = rf"not to the size in their annotation: 1, e\.g\. {last}\.png"
     cell = plan.load_cell("coco_instance_segmentation", ["data.expect=any", "bad=skip"])
     assert len(cell.task.splits(cell.config, places)["train"]) == 3
     monkeypatch.setattr(run, "check_splits", lambda *_: None)
@@ -285,7 +287,7 @@ def test_what_was_left_out_is_in_the_record_and_not_called_published(context, sh
     config = run.DetectionConfig(spec=short("c4"))
     run.detections(object(), config, context)
     assert "left out of train: boxes with no area: 1, e.g. b.xml" in context.notes
-    with pytest.raises(DataError, match=r"of train something was left out \(bad=skip\).*set <cell>\.data\.expect=any"):
+    with pytest.raises(DataError, match=r"bad=skip left something out of train.*set <cell>\.data\.expect=any"):
         run.check_splits(context.splits, config, {})
 
 
@@ -294,7 +296,7 @@ def test_what_was_left_out_is_in_the_record_and_not_called_published(context, sh
     ("train", "test", "words"),
     [
         ("all", "all", "train and test are both 'all'"),
-        ("../x", "test", "'../x' is not a split's name"),
+        ("../x", "test", "'../x' is not the name of a split"),
         ("x", "", "'' is no"),
     ],
 )

@@ -129,7 +129,7 @@ def test_rounding_is_that_of_printing_and_reading():
 def test_a_class_without_objects_counts_0_and_is_named(capsys):
     split = split_of([Instance(0, CUP), Instance(2, CUP, difficult=True)], classes=("cup", "bus", "cat"))
     assert evaluate(split, [found((0.9, CUP), (0.9, CUP, 1))])["AP50"] == pytest.approx(100 / 3)
-    assert "classes without an object that counts, their AP is 0: 2, e.g. bus, cat" in capsys.readouterr().err
+    assert "classes without an object that counts have AP 0: 2, e.g. bus, cat" in capsys.readouterr().err
 
 
 def test_only_the_ious_asked_for():
@@ -149,7 +149,7 @@ def test_boxes_turned_inside_out_are_false():
 @pytest.mark.parametrize(
     ("detections", "words"),
     [
-        ([], "voc test: detections of 0 images, not of 1"),
+        ([], "voc test: detections for 0 images, not for 1"),
         ([replace(found((0.9, CUP)), labels=np.zeros(2, np.int64))], r"0\.jpg: 1 boxes, 1 scores, 2 labels"),
         ([found((float("nan"), CUP))], r"0\.jpg: a detection's box or score is not a number"),
         ([found((0.9, (0, 0, float("inf"), 1)))], r"0\.jpg: a detection's box or score is not a number"),

@@ -1,1 +1,1 @@
-"""One file per adaptation of a library to current versions: what it does, for which versions, when it can go."""
+"""Adapt libraries to current versions, one file each: what it does, for which versions, when to remove it."""

@@ -1,8 +1,8 @@
-"""Detectron2 v0.6 on Pillow >= 10 and NumPy >= 1.24, which dropped names that it uses.
+"""Make Detectron2 v0.6 work with Pillow >= 10 and NumPy >= 1.24, which removed names that it uses.
 
-`PIL.Image.LINEAR` (detectron2/data/transforms/transform.py, at import) is Pillow's old name of BILINEAR; `np.str`,
-`np.bool`, ... (data/datasets/pascal_voc.py, evaluation/pascal_voc_evaluation.py) are NumPy's old names of Python's types.
-Can go when a Detectron2 newer than v0.6 is the oldest one supported.
+`PIL.Image.LINEAR` (detectron2/data/transforms/transform.py, at import) is Pillow's old name for BILINEAR; `np.str`,
+`np.bool`, ... (data/datasets/pascal_voc.py, evaluation/pascal_voc_evaluation.py) are NumPy's old names for Python's types.
+Remove this when the oldest supported Detectron2 is newer than v0.6.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def apply() -> None:
-    """Give the old names back where they are gone; nothing else is changed. Idempotent."""
+    """Restore the old names if they are missing. Changes nothing else. Idempotent."""
     import numpy as np
     from PIL import Image
 

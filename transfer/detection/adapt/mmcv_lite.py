@@ -1,8 +1,8 @@
-"""mmcv-lite 2.x in the place of a compiled mmcv: the three operators of R-CNN models, served by torchvision.
+"""Use mmcv-lite 2.x instead of a compiled mmcv: torchvision serves the three operators of R-CNN models.
 
-mmdet imports `mmcv.ops`, which imports the compiled `mmcv._ext`; mmcv-lite has none, and the full mmcv does not compile
+mmdet imports `mmcv.ops`, which imports the compiled `mmcv._ext`. mmcv-lite lacks it, and the full mmcv does not compile
 against current PyTorch. torchvision has `nms` and ROIAlign with the same meaning. Any other operator raises when it is
-called. A compiled mmcv is left alone. Can go when mmcv publishes wheels for the PyTorch versions supported here.
+called. A compiled mmcv stays untouched. Remove this when mmcv publishes wheels for the PyTorch versions supported here.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ _NAME = "mmcv._ext"
 
 
 def is_compiled() -> bool:
-    """Whether mmcv has its own operators."""
+    """True if mmcv has its own operators."""
     if _NAME in sys.modules:
         return not isinstance(sys.modules[_NAME], _Served)
     return importlib.util.find_spec("mmcv") is not None and importlib.util.find_spec(_NAME) is not None
 
 
 def apply() -> None:
-    """Put the module in place unless mmcv has its own. Idempotent."""
+    """Install the module `mmcv._ext` unless mmcv has its own. Idempotent."""
     if not is_compiled():
         sys.modules.setdefault(_NAME, _Served(_NAME))
 
 
 def nms(boxes: Any, scores: Any, iou_threshold: float, offset: int = 0) -> Any:
-    """Rows kept, by falling score. Boxes (N, 4) x0 y0 x1 y1; `offset` 1 counts the last pixel in, as mmcv does."""
+    """Return the kept rows by falling score. Boxes (N, 4) x0 y0 x1 y1; `offset` 1 includes the last pixel, as in mmcv."""
     import torch
     import torchvision
 
     if offset:  # an area of (x1 - x0 + 1)(y1 - y0 + 1)
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
-    if boxes.dtype not in (torch.float32, torch.float64):  # torchvision has no half on the CPU
+    if boxes.dtype not in (torch.float32, torch.float64):  # torchvision does not support half on the CPU
         boxes, scores = boxes.float(), scores.float()
     return torchvision.ops.nms(boxes, scores.to(boxes.dtype), float(iou_threshold))
 
@@ -54,7 +54,7 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Average-pooled ROIAlign into `output`."""
+    """Write average-pooled ROIAlign to `output`."""
     import torch
     import torchvision  # noqa: F401 (registers its operators)
 
@@ -79,7 +79,7 @@ def roi_align_backward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """The gradient of `roi_align_forward` with respect to its input, into `grad_input`."""
+    """Write the gradient of `roi_align_forward` with respect to its input to `grad_input`."""
     import torch
     import torchvision  # noqa: F401 (registers its operators)
 
@@ -99,9 +99,9 @@ def _only_average(pool_mode: int) -> None:
 
 
 class _Served(ModuleType):
-    """The module `mmcv._ext` as far as R-CNN models need it; any other operator raises when it is called.
+    """The part of the module `mmcv._ext` that R-CNN models need. Any other operator raises when it is called.
 
-    Its specification has no loader: that is how mmengine asks whether mmcv is the full one (mmcv_full_available).
+    Its spec has no loader, so that mmengine does not take mmcv for the full one (mmcv_full_available).
     """
 
     def __init__(self, name: str) -> None:

@@ -1,6 +1,6 @@
-"""Notices that a reader cannot act on: Detectron2 v0.6 and MMDetection 3 call parts of PyTorch that will change one day.
+"""Silence warnings that users cannot act on: Detectron2 v0.6 and MMDetection 3 call parts of PyTorch that will change.
 
-Each can go when the engine no longer causes it.
+Remove an entry when the engine no longer causes it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,6 @@ NOTICES: tuple[tuple[type[Warning], str], ...] = (
 
 
 def apply() -> None:
-    """Silence these notices, and no other. Idempotent."""
+    """Silence exactly these warnings. Idempotent."""
     for category, beginning in NOTICES:
         warnings.filterwarnings("ignore", message=beginning, category=category)

@@ -1,1 +1,1 @@
-"""Annotated images: read, checked, mended, written."""
+"""Read, check, repair and write annotated images."""

@@ -1,4 +1,4 @@
-"""Turn COCO's annotations into objects; check every number for type and range, and report repairs."""
+"""Turn COCO's annotations into objects. Check every number for type and range, and report repairs."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from transfer.detection.annotations.faults import NO_AREA, Faults, box_fault, cl
 from transfer.detection.annotations.split import Box, Instance
 
 NUMBERS = "boxes that are not four numbers"
-POLYGON = "polygons that are not three points or more, in or near their image"
+POLYGON = "polygons with fewer than three points, or with points far outside their image"
 RUN_LENGTH = "run-length masks that do not fill their image"
 CROWD = "objects whose iscrowd is neither 0 nor 1"
 NO_CROWD = "objects whose iscrowd is null, read as 0"
 NO_MASK = "objects without a mask"
-_FLAT_IN_TRAIN2017 = (200365, 550395)  # the two images whose official annotations hold a box of no height
-_LONGEST = 1_000_000  # pixels of a side; an image of more is read by no decoder, and its masks would fill the memory
-_MOST = 178_956_970  # pixels, beyond which Pillow decodes nothing (twice its MAX_IMAGE_PIXELS)
+_FLAT_IN_TRAIN2017 = (200365, 550395)  # two images with a box of height 0 in the official annotations
+_LONGEST = 1_000_000  # pixels of a side; no decoder reads a longer one, and its masks would fill the memory
+_MOST = 178_956_970  # pixels; Pillow decodes no larger image (twice its MAX_IMAGE_PIXELS)
 
 
 @dataclass(frozen=True)
 class Sized:
-    """An image by its annotation file."""
+    """An image as listed in its annotation file."""
 
     id: int | str
     name: str
@@ -32,7 +32,7 @@ class Sized:
 
 
 def pixels_of(image: dict[str, Any]) -> tuple[int, int] | None:
-    """Width and height by a COCO file; None where they cannot be an image's size."""
+    """Return width and height from a COCO file, or None if they cannot be an image's size."""
     width, height = image["width"], image["height"]
     if not all(type(side) is int and 0 < side <= _LONGEST for side in (width, height)):
         return None
@@ -40,11 +40,11 @@ def pixels_of(image: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def instance(annotation: dict[str, Any], image: Sized, label: int, faults: Faults, *, masks: bool) -> Instance | None:
-    """The object, or None where no engine and no metric can use it; `faults` collects faults and repairs.
+    """Return the object, or None if no engine and no metric can use it. `faults` collects faults and repairs.
 
     Args:
         label: row of its category.
-        masks: an object needs one.
+        masks: every object needs a mask.
     """
     name = f"annotation {annotation['id']} of {image.name}"
     mask, fault = usable_mask(annotation.get("segmentation"), image)
@@ -83,10 +83,10 @@ def _box_fault(box: object, image: Sized) -> str | None:
 def _area(
     annotation: dict[str, Any], mask: Any, image: Sized, name: str, faults: Faults
 ) -> tuple[float, Literal["stated", "mask", "box"]]:
-    """The area by which the metric calls an object small, medium or large, and counts it at all: the stated one.
+    """Return the area by which the metric counts an object as small, medium or large, and its source.
 
-    Where that cannot be an area it is the mask's, or the box's where there is no mask (as pycocotools' users do it, and
-    detectron2 evaluation/coco_evaluation.py): pycocotools itself counts an object of less than 0 neither way.
+    This is the stated area. If that is impossible, it is the mask's, or the box's without a mask (as detectron2
+    evaluation/coco_evaluation.py does). pycocotools ignores an object with an area below 0.
     """
     stated: Any = annotation.get("area")
     wrong = _area_fault(stated, image)
@@ -99,7 +99,7 @@ def _area(
 
 
 def _area_fault(area: Any, image: Sized) -> str | None:
-    """The fault of a stated area, or None. Like boxes, masks may reach a pixel over the edge."""
+    """Return the fault of a stated area, or None. Like boxes, masks may reach one pixel over the edge."""
     if area is None:
         return "areas that are missing"
     if not is_number(area):
@@ -112,7 +112,7 @@ def _area_fault(area: Any, image: Sized) -> str | None:
 
 
 def mask_area(mask: Any, image: Sized) -> float:
-    """Pixels of a mask that `usable_mask` passed, as pycocotools counts them; 0 of none."""
+    """Return the pixels of a mask that `usable_mask` accepted, as pycocotools counts them; 0 without a mask."""
     if not mask:
         return 0.0
     from pycocotools import mask as coco_mask
@@ -127,7 +127,7 @@ def mask_area(mask: Any, image: Sized) -> float:
 
 
 def usable_mask(mask: Any, image: Sized) -> tuple[Any, str | None]:
-    """A `segmentation` without what no engine can use, None when nothing is left or was there; and what that was."""
+    """Return the usable part of a `segmentation`, or None, and the fault of the rest, or None."""
     if not mask:
         return None, None
     if isinstance(mask, dict):
@@ -142,7 +142,7 @@ def usable_mask(mask: Any, image: Sized) -> tuple[Any, str | None]:
 
 
 def _is_polygon(points: object, width: int, height: int) -> bool:
-    """Three points or more; points far outside the image (by its own size) are refused, because rendering them takes memory."""
+    """True for at least three points within one image size of the image; rendering points farther away takes memory."""
     if not _are_numbers(points) or len(points) < 6 or len(points) % 2:
         return False
     return all(-s <= low and high <= 2 * s for s, low, high in (
@@ -151,7 +151,7 @@ def _is_polygon(points: object, width: int, height: int) -> bool:
 
 
 def _are_numbers(values: object) -> TypeGuard[list[float]]:
-    """Whether it is a list of finite numbers whose sum is finite too."""
+    """True for a list of finite numbers with a finite sum."""
     if not isinstance(values, list):
         return False
     kinds = set(map(type, values))
@@ -162,7 +162,7 @@ def _are_numbers(values: object) -> TypeGuard[list[float]]:
 
 
 def _is_run_length(mask: dict[str, Any], width: int, height: int) -> bool:
-    """Whether a mask's size is the image's, and its runs fill it."""
+    """True if a mask has the image's size and its runs fill it."""
     counts = mask.get("counts")
     if not _are_numbers(mask.get("size")) or mask["size"] != [height, width] or not counts:
         return False
@@ -173,10 +173,10 @@ def _is_run_length(mask: dict[str, Any], width: int, height: int) -> bool:
 
 
 def unpacked(counts: str) -> list[int] | None:
-    """The runs of a packed run-length mask, None when the string packs none (cocoapi common/maskApi.c, rleFrString).
+    """Return the runs of a packed run-length mask, or None if the string is invalid (cocoapi common/maskApi.c, rleFrString).
 
-    A character holds five bits, low ones first, and whether more follow; from the fourth run on, what is packed is the
-    difference to the run before the last. pycocotools checks nothing: of another string it makes pixels, or crashes.
+    A character has five bits, low ones first, and a flag if more follow. From the fourth run on, the packed value is the
+    difference to the run two places before. pycocotools checks nothing: on other strings it makes up pixels or crashes.
     """
     runs: list[int] = []
     value = shift = 0
@@ -195,7 +195,7 @@ def unpacked(counts: str) -> list[int] | None:
 
 
 def whole_box(item: Instance) -> Box:
-    """x, y, width and height as the file states them, not clipped: what COCO's metric compares with."""
+    """Return x, y, width and height as stated in the file, not clipped. COCO's metric uses this box."""
     if item.stated is not None:
         return item.stated
     x0, y0, x1, y1 = item.box

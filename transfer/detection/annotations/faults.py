@@ -1,4 +1,4 @@
-"""Faults of annotations and images: counted and named before training, then left out or refused."""
+"""Count and name faults of annotations and images before training, then leave them out or refuse them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from transfer.detection.annotations.split import Box, DetectionSplit, of_rows
 Bad = Literal["error", "skip"]
 
 HEADERS = 200  # images whose header is read with the annotations
-_READERS = 8  # threads: reading from a network's disk is mostly waiting
-UNDECODED = "images that cannot be decoded, or not to the size that their annotation states"
-SIZE = "images that are unreadable or not of the size that their annotation states"
+_READERS = 8  # threads: reading from a network disk is mostly waiting
+UNDECODED = "images that cannot be decoded, or not to the size in their annotation"
+SIZE = "images that are unreadable or not of the size in their annotation"
 MISSING = "images that are not in the folder"
 NO_AREA = "boxes with no area"
 OUTSIDE = "boxes outside their image"
@@ -33,12 +33,11 @@ TWICE = "images that are listed twice"
 
 
 class Faults:
-    """Faults of a split by kind: how many, and the first names, go into the log.
+    """Faults of a split by kind. Their number and first names go into the log.
 
-    With `bad="error"` they are then a DataError. With `skip` whatever holds one is left out: an image that is missing,
-    of another size than stated, listed twice or without a readable annotation; an object without area, outside its
-    image, of an unknown class, of an unknown image or of no crowd or object that is known; a polygon that is none, and
-    its object when it has no other.
+    With `bad="error"` they raise a DataError. With `skip` the faulty part is left out: an image that is missing, has another
+    size than stated, is listed twice or has no readable annotation; an object without area, outside its image, of an unknown
+    class or image, or with an invalid iscrowd; an invalid polygon, and its object if it has no other.
     """
 
     def __init__(self, where: Path, bad: Bad) -> None:
@@ -47,15 +46,15 @@ class Faults:
         self.mended: dict[str, list[str]] = {}
 
     def add(self, kind: str, name: str) -> None:
-        """Something that cannot be used."""
+        """Add something that cannot be used."""
         self.names.setdefault(kind, []).append(printable(name))
 
     def mend(self, kind: str, name: str) -> None:
-        """Something that was put right, or is known of the official files: never an error."""
+        """Add something that was repaired or is a known fault of the official files. It is never an error."""
         self.mended.setdefault(kind, []).append(printable(name))
 
     def settle(self) -> list[str]:
-        """Print a sentence for each kind of fault and object left out. Raises DataError for faults with `bad="error"`."""
+        """Print and return a sentence for each kind of fault. Raises DataError for faults with `bad="error"`."""
         for kind, names in self.mended.items():
             say(f"{self.where}: {kind}: {some(names)}")
         if not self.names:
@@ -69,7 +68,7 @@ class Faults:
 
 
 def box_fault(box: Box, width: int, height: int) -> str | None:
-    """The fault of a box, or None."""
+    """Return the fault of a box, or None."""
     x0, y0, x1, y1 = box
     if not all(math.isfinite(value) for value in box) or x1 <= x0 or y1 <= y0:
         return NO_AREA
@@ -79,7 +78,7 @@ def box_fault(box: Box, width: int, height: int) -> str | None:
 
 
 def clipped(box: Box, width: int, height: int, name: str, faults: Faults) -> Box:
-    """The box clipped to its image; a fault is noted when it reached further than rounding does."""
+    """Return the box clipped to its image. A box that reached more than one pixel over the edge is noted."""
     x0, y0, x1, y1 = inside = (max(box[0], 0), max(box[1], 0), min(box[2], width), min(box[3], height))
     if max(abs(a - b) for a, b in zip(box, inside, strict=True)) > 1:
         faults.mend("boxes that reached over the image's edge, clipped", name)
@@ -87,44 +86,47 @@ def clipped(box: Box, width: int, height: int, name: str, faults: Faults) -> Box
 
 
 def sound(split: DetectionSplit, faults: Faults) -> DetectionSplit:
-    """The split without images of another size than stated, by the headers of a sample. Raises DataError as `read_voc`."""
+    """Return the split without images of another size than stated. Raises DataError like `read_voc`.
+
+    It reads the headers of a sample, and those of all images if one of the sample is wrong.
+    """
     _refuse_other_boxes(split, faults.where)
     sample = np.random.default_rng(0).permutation(len(split))[:HEADERS].tolist()
     misfits = _of_another_size(split, sample)
-    if misfits:  # where one is wrong others are
+    if misfits:  # then others may be wrong too
         misfits |= _of_another_size(split, range(len(split)))
     return _without(split, misfits, SIZE, faults)
 
 
 def _refuse_other_boxes(split: DetectionSplit, where: Path) -> None:
-    """DataError where the boxes of a whole split are in another form than the layout's, which a detector would learn."""
+    """Raise DataError if all boxes of a split have another form than the layout's: a detector would learn wrong boxes."""
     objects = [(o, p) for p in split.pictures for o in p.instances]
     if objects and all(max(o.box[2:]) <= 1 < min(p.width, p.height) for o, p in objects):
         raise DataError(
-            f"{where}: all {len(objects)} boxes lie in the first pixel of their image: they are shares of its sides, are they "
-            "not? Multiply them by its width and height"
+            f"{where}: all {len(objects)} boxes lie in the first pixel of their image, so they seem to be fractions of its "
+            "sides: multiply them by its width and height"
         )
     stated = [(o.stated, p) for o, p in objects if o.stated is not None]  # x, y, width, height
     over = sum(x + w > p.width + 1 or y + h > p.height + 1 for (x, y, w, h), p in stated)
     if 2 * over > len(stated) and all(x < w <= p.width + 1 and y < h <= p.height + 1 for (x, y, w, h), p in stated):
         raise DataError(
-            f"{where}: {over} of {len(stated)} boxes reach over their image's edge, and all would fit as two corners: COCO's "
-            "boxes are x, y, width, height; convert them"
+            f"{where}: {over} of {len(stated)} boxes reach over the edge of their image, and all would fit as two corners: "
+            "COCO's boxes are x, y, width, height; convert them"
         )
 
 
 def whole_images(split: DetectionSplit, *, bad: Bad) -> DetectionSplit:
-    """The split once every image of it was decoded: an engine would come upon a broken one hours into its course.
+    """Decode every image and return the split without broken ones. An engine would meet them hours into its training.
 
     Raises:
-        DataError: broken images with `bad="error"`, or nothing left.
+        DataError: broken images with `bad="error"`, or no image is left.
     """
     broken = undecodable(split, range(len(split)))
     return _without(split, broken, UNDECODED, Faults(split.source.root, bad))
 
 
 def undecodable(split: DetectionSplit, rows: Collection[int]) -> set[int]:
-    """Those rows whose image an engine would stop at."""
+    """Return those rows with an image that would stop an engine."""
 
     def decodes(row: int) -> bool:
         picture = split.pictures[row]
@@ -140,7 +142,7 @@ def undecodable(split: DetectionSplit, rows: Collection[int]) -> set[int]:
 
 
 def _of_another_size(split: DetectionSplit, rows: Collection[int]) -> set[int]:
-    """Rows whose image's header is unreadable or gives another size than the annotation."""
+    """Return rows with an image header that is unreadable or has another size than the annotation."""
 
     def fits(row: int) -> bool:
         try:
@@ -158,12 +160,12 @@ def _failing(test: Callable[[int], bool], rows: Collection[int], *, label: str) 
 
 
 def _without(split: DetectionSplit, rows: set[int], kind: str, faults: Faults) -> DetectionSplit:
-    """The split without some images, and with all faults said. Raises DataError as `read_voc`."""
+    """Return the split without some images, and report all faults. Raises DataError like `read_voc`."""
     for row in sorted(rows):
         faults.add(kind, split.source.name(row))
     left_out = (*split.left_out, *faults.settle())
     if len(rows) == len(split):
-        raise DataError(f"{faults.where}: no image of it can be used; is the data set whole?")
+        raise DataError(f"{faults.where}: none of its images can be used; is the data set complete?")
     kept = of_rows(split, [row for row in range(len(split)) if row not in rows]) if rows else split
     repaired = {kind: len(names) for kind, names in faults.mended.items()}
     return replace(kept, left_out=left_out, repaired={**split.repaired, **repaired})

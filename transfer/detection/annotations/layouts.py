@@ -1,4 +1,4 @@
-"""VOC's and COCO's layouts, of any classes, into annotated splits."""
+"""Read annotated splits in VOC's and COCO's layouts, with any classes."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def read_voc(
     bad: Bad = "error",
     dataset: str = "voc",
 ) -> DetectionSplit:
-    """A split of VOC 2007's layout (any classes), or `trainval07+12`: 2007's trainval, then 2012's.
+    """Read a split of VOC 2007's layout (any classes), or `trainval07+12`: trainval of 2007, then of 2012.
 
     Boxes are (xmin - 1, ymin - 1, xmax, ymax) (detectron2 data/datasets/pascal_voc.py). Difficult objects are kept.
-    Classes are those of the lists `<class>_<split>.txt`, or, where a year has none, of its annotations.
+    Classes come from the lists `<class>_<split>.txt`, or from the annotations if a year has no such lists.
 
     Args:
-        bad: what follows from a fault in the annotations once it was counted and said; see `Faults`.
+        bad: whether faults in the annotations raise an error or are left out; see `Faults`.
 
     Raises:
-        DataError: half a devkit, faults with `bad="error"`, or nothing left.
+        DataError: an incomplete devkit, faults with `bad="error"`, or no image is left.
     """
     folders, own = _voc_folders(root, split)
     lists = [folder / "ImageSets" / "Main" for folder in folders]
@@ -51,7 +51,7 @@ def read_voc(
     classes = _voc_classes(folders[0], own, images[0])
     for other, there in zip(lists[1:], images[1:], strict=True):
         if voc.class_names(other, own, there) != classes:
-            raise DataError(f"{other}: its classes are not those of {lists[0]}; both years need the same lists")
+            raise DataError(f"{other}: its classes differ from those of {lists[0]}; both years need the same lists")
     base = folders[0] / "JPEGImages" if len(folders) == 1 else folders[0].parent
     faults = Faults(base, bad)
     paths, pictures = [], []
@@ -76,16 +76,16 @@ def read_coco(
     masks: bool = False,
     dataset: str = "coco",
 ) -> DetectionSplit:
-    """A split of COCO's layout: images by id, categories by id without gaps, crowds marked, masks as they stand.
+    """Read a split of COCO's layout: images by id, categories by id without gaps, crowds marked, masks unchanged.
 
-    Images without objects are kept: an evaluation counts what is found in them.
+    Images without objects are kept, because the metric counts detections in them.
 
     Args:
-        bad: what follows from a fault in the annotations once it was counted and said; see `Faults`.
-        masks: every object needs one.
+        bad: whether faults in the annotations raise an error or are left out; see `Faults`.
+        masks: every object needs a mask.
 
     Raises:
-        DataError: not COCO's format, faults with `bad="error"`, or nothing left.
+        DataError: not COCO's format, faults with `bad="error"`, or no image is left.
     """
     file, folder = coco.annotation_file(root, split), Path(root) / split
     known = coco.instances(file, strict=False)
@@ -93,7 +93,7 @@ def read_coco(
     for number, key in known.stray:
         faults.add(f"annotations whose {key} is unknown", f"annotation {number}")
     for names in coco.names_alike(known.categories):
-        faults.mend("categories of one name, kept apart", names)
+        faults.mend("categories with the same name, kept separate", names)
     labels = {category["id"]: row for row, category in enumerate(known.categories)}
     of_image: dict[Any, list[dict[str, Any]]] = {}
     for annotation in known.annotations:
@@ -119,7 +119,7 @@ def read_coco(
 
 
 def _file_fault(name: str, folder: Path, there: set[str]) -> str | None:
-    """The fault of a file's name in a folder whose listing is given; never looks outside the folder."""
+    """Return the fault of a file name, or None. `there` lists the folder; never looks outside the folder."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         return LEADS_OUT
@@ -127,7 +127,7 @@ def _file_fault(name: str, folder: Path, there: set[str]) -> str | None:
 
 
 def _voc_folders(root: Path, split: str) -> tuple[list[Path], str]:
-    """The years' folders and the name of their list."""
+    """Return the folders of the years and the name of their list."""
     if split != "trainval07+12":
         return [voc.year_folder(root)], split
     folders = [voc.year_folder(root, year) for year in (2007, 2012)]
@@ -137,25 +137,25 @@ def _voc_folders(root: Path, split: str) -> tuple[list[Path], str]:
 
 
 def _voc_classes(folder: Path, split: str, images: Mapping[str, str]) -> tuple[str, ...]:
-    """Those of the devkit's lists; of a data set that has no lists of classes, the names in all its annotations."""
+    """Return the classes of the devkit's lists, or without such lists the names in all annotations."""
     lists = folder / "ImageSets" / "Main"
     if voc.has_classes(lists, split, images):
         return voc.class_names(lists, split, images)
     found: set[str] = set()
     faults = []
-    own = [file for file in lists.glob("*.txt") if not file.name.startswith(".")]  # those are of a Mac, or of an editor
+    own = [file for file in lists.glob("*.txt") if not file.name.startswith(".")]  # made by macOS or an editor
     for name in sorted({name for file in own for name in voc.image_ids(file, images)}):
         try:
             found |= {item.name for item in voc.annotation(folder / "Annotations" / f"{name}.xml").objects}
-        except DataError as error:  # counted where the split is read
+        except DataError as error:  # counted when the split is read
             faults.append(str(error))
     if not found and faults:
         raise DataError(
-            f"{lists}: no lists <class>_{split}.txt in it, and {len(faults)} annotations with faults: {faults[0]}"
+            f"{lists}: no lists <class>_{split}.txt, and {len(faults)} annotations with faults: {faults[0]}"
         )
     if not found:
-        raise DataError(f"{lists}: no lists <class>_{split}.txt in it, and no object in the annotations")
-    say(f"{lists}: no lists <class>_{split}.txt in it; classes by the annotations: {', '.join(sorted(found))}")
+        raise DataError(f"{lists}: no lists <class>_{split}.txt, and no object in the annotations")
+    say(f"{lists}: no lists <class>_{split}.txt; classes from the annotations: {', '.join(sorted(found))}")
     return tuple(sorted(found))
 
 

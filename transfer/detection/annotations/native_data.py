@@ -1,4 +1,4 @@
-"""A run's images in COCO's format, for the native configurations of both engines: `train.json` and `test.json`."""
+"""Write a run's images in COCO's format for both engines' native configurations: `train.json` and `test.json`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transfer.detection.job import Job
 
 
 def write(train: DetectionSplit, job: Job) -> None:
-    """Write both files to the job's folder, `test.json` where the job knows its test split; existing files stay."""
+    """Write `train.json`, and `test.json` if the job has a test split, to the job's folder. Equal files stay."""
     for name, split in (("train.json", train), ("test.json", job.test)):
         if split is not None:
             file, text = job.folder / name, json.dumps(in_coco_format(split, difficult=name == "train.json"))
@@ -20,10 +20,10 @@ def write(train: DetectionSplit, job: Job) -> None:
 
 
 def in_coco_format(split: DetectionSplit, *, difficult: bool) -> dict[str, Any]:
-    """The split in COCO's format: images numbered from 1 in the split's order.
+    """Return the split in COCO's format, images numbered from 1 in the split's order.
 
     Args:
-        difficult: difficult objects are objects as any other, as in training; else marked as crowds, which no metric counts.
+        difficult: treat difficult objects like all others, as in training; else mark them as crowds, which no metric counts.
     """
     images: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []

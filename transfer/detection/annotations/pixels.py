@@ -1,4 +1,4 @@
-"""An image's pixels as its annotations count them: what both engines start from."""
+"""Read an image's pixels as its annotations count them. Both engines use this."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from backbench.data.splits import Files
 from backbench.errors import DataError
 from backbench.files import Status
 
-# Engines hand on nothing but a file's path, to processes that they fork: what is known of it must be found by that.
+# Engines pass only a file's path to the processes that they fork, so the path is the key here.
 _listed: dict[str, Status] = {}
 
 
 def hold(source: Files) -> None:
-    """From now on it is an error, in this process and those it forks, when an image that changed since is read."""
+    """Make reading an image that changes from now on an error, in this process and those it forks."""
     roots = {source.root, source.root.resolve()}  # MMDet is given the latter
     for index, path in enumerate(source.paths):
         _listed.update({str(root / path): source.status(index) for root in roots})
 
 
 def read_image(file: Path, width: int, height: int) -> np.ndarray:
-    """(height, width, 3) uint8 RGB, as stored: boxes are counted before any EXIF tag turns the image.
+    """Return (height, width, 3) uint8 RGB as stored. Boxes are counted before any EXIF tag rotates the image.
 
     Raises:
-        DataError: it cannot be decoded, is of another size, or changed since it was listed.
+        DataError: the image cannot be decoded, has another size, or changed since it was listed.
     """
     image = open_rgb(read_bytes(file, _listed.get(str(file))), str(file))
     if image.size != (width, height):
-        raise DataError(f"{file}: is {image.width}x{image.height} pixels, its annotation says {width}x{height}")
+        raise DataError(f"{file}: has {image.width}x{image.height} pixels, but {width}x{height} in its annotation")
     return np.array(image)

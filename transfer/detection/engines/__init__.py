@@ -1,4 +1,4 @@
-"""One file per engine; the module name is the registry. Each offers the functions of `Engine`."""
+"""One module per engine, found by its name. Each offers the functions of `Engine`."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ class Engine(Protocol):
 
     def prepare(self) -> None: ...  # applies the engine's adaptations; nothing else does
     def missing(self) -> str | None: ...  # why it cannot be used, or None
-    def version(self) -> str: ...  # of everything that decides its numbers
-    def compiled(self) -> bool: ...  # whether it brings its own operators
+    def version(self) -> str: ...  # versions of everything that affects its numbers
+    def compiled(self) -> bool: ...  # True if it has its own operators
     def try_operators(self) -> None: ...  # raises when NMS or ROIAlign do not work
     def train(self, spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> object: ...
     def detect(self, model: object, spec: DetectionSpec, test: DetectionSplit, job: Job) -> list[Detections]: ...
 
 
 def absent(modules: tuple[str, ...]) -> str | None:
-    """Why an engine that needs these modules cannot be used, or None."""
+    """Return why an engine that needs these modules cannot be used, or None."""
     lacking = [name for name in modules if importlib.util.find_spec(name) is None]
     return f"{', '.join(lacking)} not installed: python -m transfer.detection install" if lacking else None
 
 
 def names() -> list[str]:
-    """The names of all engines."""
+    """Return the names of all engines."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def get(name: str) -> Engine:
-    """The engine's module; ConfigError with the nearest name otherwise."""
+    """Return the engine's module. Raises ConfigError with the nearest name if it is unknown."""
     if name not in names():
         raise ConfigError(f"unknown engine '{name}'{nearest(name, names())}")
     return cast(Engine, importlib.import_module(f"transfer.detection.engines.{name}"))

@@ -1,1 +1,1 @@
-"""Detections, scored and drawn."""
+"""Score and draw detections."""

@@ -1,4 +1,4 @@
-"""COCO's average precision of boxes and masks, by pycocotools (Lin et al. 2014, https://cocodataset.org/#detection-eval)."""
+"""COCO's average precision of boxes and masks with pycocotools (Lin et al. 2014, https://cocodataset.org/#detection-eval)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 def evaluate(split: DetectionSplit, detections: Sequence[Detections], *, masks: bool = False) -> dict[str, float]:
-    """`box_AP`, `box_AP50`, `box_AP75`, `box_APs`, `box_APm`, `box_APl` in percent; with masks `mask_AP`, ... too.
+    """Return `box_AP`, `box_AP50`, `box_AP75`, `box_APs`, `box_APm`, `box_APl` in percent; with masks also `mask_AP`, ...
 
-    A size that no object has is left out. The truth is what was read of the split's annotation file, boxes not clipped;
-    at most 100 detections an image count.
+    A size without objects is left out. The truth is the split's annotation file with unclipped boxes. At most 100 detections
+    per image count.
 
     Raises:
-        DataError: no annotation file or no object, detections that `voc_eval.check` refuses, or masks that are not there.
+        DataError: no annotation file or no object, `voc_eval.check` refuses the detections, or masks are missing.
     """
     if split.annotations is None:
         raise DataError(f"{split.dataset} {split.split}: no annotation file in COCO's format, so no COCO metric")
@@ -39,12 +39,12 @@ def evaluate(split: DetectionSplit, detections: Sequence[Detections], *, masks: 
 def _average_precision(
     split: DetectionSplit, detections: Sequence[Detections], kind: str, *, masks: bool
 ) -> dict[str, float]:
-    """Images and categories are numbered by their rows, which are in the order of their ids in the file."""
+    """Compute the metrics of one kind. Images and categories are numbered by row, in the order of their ids in the file."""
     from pycocotools.cocoeval import COCOeval
 
     truth = list(_truth(split, masks=masks))
     if not any(not item["iscrowd"] for item in truth):
-        raise DataError(f"{split.annotations}: no object {'with a mask ' if masks else ''}in it to find")
+        raise DataError(f"{split.annotations}: contains no object {'with a mask ' if masks else ''}to find")
     found = _boxes(detections) if kind == "bbox" else _masks(detections)
     with contextlib.redirect_stdout(io.StringIO()):
         run = COCOeval(_coco(split, truth), _coco(split, found), kind)
@@ -57,7 +57,7 @@ def _average_precision(
 
 
 def _truth(split: DetectionSplit, *, masks: bool) -> Iterator[dict[str, Any]]:
-    """The objects as COCO's annotations; with `masks` those that have one, for boxes too."""
+    """Yield the objects as COCO annotations; with `masks` only objects with a mask, for boxes too."""
     for row, picture in enumerate(split.pictures):
         for item in picture.instances:
             if masks and item.mask is None:
@@ -84,7 +84,7 @@ def _boxes(detections: Sequence[Detections]) -> Iterator[dict[str, Any]]:
 
 
 def _masks(detections: Sequence[Detections]) -> Iterator[dict[str, Any]]:
-    """Small, medium or large by the mask's own area, as both engines do it."""
+    """Yield the masks as COCO results. The mask's area decides about small, medium or large, as in both engines."""
     from pycocotools import mask as coco_mask
 
     for image, one in enumerate(detections):
@@ -104,13 +104,13 @@ def _check_masks(split: DetectionSplit, detections: Sequence[Detections]) -> Non
     for index, (picture, one) in enumerate(zip(split.pictures, detections, strict=True)):
         masks = one.masks or []
         if len(masks) != len(one.scores):
-            raise DataError(f"{split.file(index)}: {len(masks)} masks of {len(one.scores)} detections")
+            raise DataError(f"{split.file(index)}: {len(masks)} masks for {len(one.scores)} detections")
         if any(list(mask["size"]) != [picture.height, picture.width] for mask in masks):
-            raise DataError(f"{split.file(index)}: a detection's mask is not of the image's size")
+            raise DataError(f"{split.file(index)}: a detection's mask does not have the size of the image")
 
 
 def _coco(split: DetectionSplit, annotations: Sequence[Any] | Iterator[Any]) -> Any:
-    """pycocotools' index; annotations are numbered from 1, since it takes a match with number 0 for none."""
+    """Return pycocotools' index. Annotations are numbered from 1, because it takes a match with number 0 for no match."""
     from pycocotools.coco import COCO
 
     index = COCO()

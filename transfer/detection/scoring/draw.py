@@ -35,7 +35,7 @@ def grid(
     *,
     threshold: float = 0.5,
 ) -> None:
-    """Write a PNG, 1200 pixels wide: for each image its objects (green) and, beside, detections of a score at least.
+    """Write a PNG, 1200 pixels wide: each image with its objects (green), and beside it with detections above a score.
 
     Difficult objects and crowds are marked; masks are translucent. Two images a row, or one when it is the only one.
 
@@ -65,7 +65,7 @@ def grid(
 
 @dataclass(frozen=True)
 class _Shown:
-    """A box in the original's pixels, and how it is drawn."""
+    """A box in the original image's pixels, with its mask, text and colour."""
 
     box: Any
     mask: Any
@@ -74,7 +74,7 @@ class _Shown:
 
 
 def _pair(split: DetectionSplit, found: Detections, index: int, side: int, threshold: float) -> list[Image.Image]:
-    """The image with its objects, and with what was found, both `side` wide."""
+    """Return the image with its objects and the image with its detections, both `side` wide."""
     picture, image = split.pictures[index], split.source.pil(index)
     objects = []
     for item in picture.instances:
@@ -91,7 +91,7 @@ def _pair(split: DetectionSplit, found: Detections, index: int, side: int, thres
 
 
 def _panel(image: Image.Image, items: Sequence[_Shown], title: str, side: int) -> Image.Image:
-    """The image, `side` wide, with masks below boxes below names, and a title above."""
+    """Return the image, `side` wide, with a title, masks, boxes over the masks and names over the boxes."""
     scale = side / image.width
     drawn = image.resize((side, max(1, round(image.height * scale))), Image.Resampling.BILINEAR)
     for item in items:
@@ -116,7 +116,7 @@ def _panel(image: Image.Image, items: Sequence[_Shown], title: str, side: int) -
 def _place(
     box: Sequence[float], width: float, size: tuple[int, int], taken: Sequence[tuple[float, float, float, float]]
 ) -> tuple[float, float, float, float]:
-    """Where a box's name goes: above it, else the first of a few places by its edges that hides no other name."""
+    """Return the place of a box's name: above it, else the first place at its edges that hides no other name."""
     height = _FONT + 3
     x0, y0, x1, y1 = box
     places = []
@@ -128,7 +128,7 @@ def _place(
 
 
 def _alpha(mask: Any, size: tuple[int, int], scale: float) -> Image.Image:
-    """(W, H) opacity of a COCO mask: polygons in the original's pixels, or RLE."""
+    """Return the (W, H) opacity of a COCO mask: polygons in the original's pixels, or RLE."""
     if isinstance(mask, list):
         alpha = Image.new("L", size)
         for polygon in mask:

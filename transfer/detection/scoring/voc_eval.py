@@ -1,8 +1,8 @@
 """PASCAL VOC's average precision for both engines and any classes (Everingham et al. 2010; the devkit's VOCevaldet.m).
 
 The rules are those of detectron2 evaluation/pascal_voc_evaluation.py (v0.6): pixels count from 1 and a box includes its
-last one; a detection is matched to the object that it overlaps most, taken or not; a second one is a false positive;
-one that is matched to a difficult object counts neither way.
+last pixel; a detection matches the object with the largest overlap, even if another detection has matched it already; a
+second match is a false positive; a match with a difficult object does not count.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from backbench.progress import say
 from transfer.detection.annotations.split import Detections, DetectionSplit
 
 IOUS = tuple(percent / 100 for percent in range(50, 100, 5))
-_FROM_ONE = np.array([1, 1, 0, 0], np.float32)  # from (0, 0) as the corner to VOC's pixels
-_PAIRS = 1_000_000  # overlaps computed at a time: bounds the memory
+_FROM_ONE = np.array([1, 1, 0, 0], np.float32)  # from pixels counted from 0 to VOC's
+_PAIRS = 1_000_000  # overlaps computed at a time: limits the memory
 
 
 @dataclass(frozen=True)
 class Flat:
-    """Boxes of many images one below the other, in the images' order."""
+    """Boxes of many images in one table, in the order of the images."""
 
     images: np.ndarray  # (N,) int64, rows of the split
     labels: np.ndarray  # (N,) int64
-    boxes: np.ndarray  # (N, 4) float64, VOC's pixels: from 1, the last one included
-    scores: np.ndarray  # (N,) float64; of objects: 0
-    difficult: np.ndarray  # (N,) bool; of detections: False
+    boxes: np.ndarray  # (N, 4) float64, VOC's pixels: counted from 1, the last one included
+    scores: np.ndarray  # (N,) float64; 0 for objects
+    difficult: np.ndarray  # (N,) bool; False for detections
 
     def of_class(self, label: int) -> Flat:
-        """The rows of one class."""
+        """Return the rows of one class."""
         rows = self.labels == label
         return Flat(self.images[rows], self.labels[rows], self.boxes[rows], self.scores[rows], self.difficult[rows])
 
@@ -47,18 +47,18 @@ def evaluate(
     eleven_point: bool = True,
     rounded: bool = True,
 ) -> dict[str, Any]:
-    """`AP` (mean over classes and IoUs), `AP50`, `AP75` in percent, and `per_class`: AP50 by class name.
+    """Return `AP` (mean over classes and IoUs), `AP50`, `AP75` in percent, and `per_class`: AP50 by class name.
 
-    A class without objects counts 0, as in Detectron2, and is named in the log.
+    A class without objects has AP 0, as in Detectron2, and is named in the log.
 
     Args:
         detections: one for each image of the split, in its order.
-        eleven_point: VOC 2007's metric; otherwise the area below the curve, as since 2010.
-        rounded: scores to 3 decimals and boxes to 1, as the result files that Detectron2's evaluator writes; equal
-            scores then stand in the order of NumPy's default sort, as there, and otherwise in that of the images.
+        eleven_point: VOC 2007's metric; otherwise the area under the curve, as since 2010.
+        rounded: round scores to 3 decimals and boxes to 1, as in the result files of Detectron2's evaluator. Equal scores
+            are then in the order of NumPy's default sort, as there; otherwise in the order of the images.
 
     Raises:
-        DataError: not a detection for each image, an unknown label, or a box or score that is not a number.
+        DataError: not one entry per image, an unknown label, or a box or score that is not a number.
     """
     found, truth = flatten(split, detections, rounded=rounded), _objects(split)
     table = np.zeros((len(ious), len(split.classes)))
@@ -66,7 +66,7 @@ def evaluate(
         objects = truth.of_class(label)
         table[:, label] = _class_aps(found.of_class(label), objects, ious, eleven_point=eleven_point, rounded=rounded)
     if absent := without_objects(split):
-        say(f"{split.dataset} {split.split}: classes without an object that counts, their AP is 0: {some(absent)}")
+        say(f"{split.dataset} {split.split}: classes without an object that counts have AP 0: {some(absent)}")
     means = {iou: float(np.mean(row * 100)) for iou, row in zip(ious, table, strict=True)}
     metrics: dict[str, Any] = {"AP": float(np.mean(list(means.values())))}
     metrics |= {name: means[iou] for name, iou in (("AP50", 0.5), ("AP75", 0.75)) if iou in means}
@@ -77,14 +77,14 @@ def evaluate(
 
 
 def flatten(split: DetectionSplit, detections: Sequence[Detections], *, rounded: bool) -> Flat:
-    """All detections in VOC's pixels. Raises DataError as `evaluate`."""
+    """Return all detections in VOC's pixels. Raises DataError like `evaluate`."""
     check(split, detections)
     images = np.repeat(np.arange(len(split)), [len(d.scores) for d in detections])
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(np.reshape(d.boxes, (-1, 4)) for d in detections)])
     scores = np.concatenate([np.zeros(0, np.float32), *(d.scores for d in detections)])
     labels = np.concatenate([np.zeros(0, np.int64), *(d.labels for d in detections)])
     if rounded:
-        # Ten or a thousand times a float32 is exact in float64, so that this is what printing and reading back gives.
+        # Ten or a thousand times a float32 is exact in float64, so this equals printing and reading back.
         boxes = boxes.astype(np.float32) + _FROM_ONE
         boxes = np.rint(boxes.astype(np.float64) * 10) / 10
         scores = np.rint(scores.astype(np.float32).astype(np.float64) * 1000) / 1000
@@ -94,15 +94,15 @@ def flatten(split: DetectionSplit, detections: Sequence[Detections], *, rounded:
 
 
 def without_objects(split: DetectionSplit) -> list[str]:
-    """Classes that no object has which counts."""
+    """Return the classes without an object that counts."""
     counting = {o.label for picture in split.pictures for o in picture.instances if not (o.difficult or o.crowd)}
     return [printable(name) for label, name in enumerate(split.classes) if label not in counting]
 
 
 def check(split: DetectionSplit, detections: Sequence[Detections]) -> None:
-    """Raises DataError when the detections are not one for each image, or hold what is not a box, score or label."""
+    """Raise DataError if there is not one entry per image, or a box, score or label is invalid."""
     if len(detections) != len(split):
-        raise DataError(f"{split.dataset} {split.split}: detections of {len(detections)} images, not of {len(split)}")
+        raise DataError(f"{split.dataset} {split.split}: detections for {len(detections)} images, not for {len(split)}")
     for index, one in enumerate(detections):
         boxes, scores, labels = np.asarray(one.boxes), np.asarray(one.scores), np.asarray(one.labels)
         if not boxes.size == 4 * scores.size == 4 * labels.size:
@@ -129,7 +129,7 @@ def _objects(split: DetectionSplit) -> Flat:
 
 
 def _class_aps(found: Flat, objects: Flat, ious: Sequence[float], *, eleven_point: bool, rounded: bool) -> list[float]:
-    """AP (0 to 1) of one class at each IoU."""
+    """Return the AP (0 to 1) of one class at each IoU."""
     positives = int((~objects.difficult).sum())
     if not positives:
         return [0.0] * len(ious)
@@ -141,7 +141,7 @@ def _class_aps(found: Flat, objects: Flat, ious: Sequence[float], *, eleven_poin
         difficult = near & objects.difficult[matched]
         hits = np.flatnonzero(near & ~difficult)
         true = np.zeros(len(order), bool)
-        true[hits[np.unique(matched[hits], return_index=True)[1]]] = True  # the first one, best score, of each object
+        true[hits[np.unique(matched[hits], return_index=True)[1]]] = True  # each object's detection with the best score
         tp = np.cumsum(true, dtype=np.float64)
         fp = np.cumsum(~true & ~difficult, dtype=np.float64)
         precision = tp / np.maximum(tp + fp, np.finfo(np.float64).eps)
@@ -150,7 +150,7 @@ def _class_aps(found: Flat, objects: Flat, ious: Sequence[float], *, eleven_poin
 
 
 def _best(found: Flat, objects: Flat) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) largest overlap of each detection with an object of its image, and that object's row; -1 and 0 for none."""
+    """Return each detection's largest overlap with an object of its image, (N,), and that object's row; -1 and 0 for none."""
     overlaps, matched = np.full(len(found.images), -1.0), np.zeros(len(found.images), np.int64)
     first = np.searchsorted(objects.images, found.images, side="left")
     counts = np.searchsorted(objects.images, found.images, side="right") - first
@@ -162,12 +162,14 @@ def _best(found: Flat, objects: Flat) -> tuple[np.ndarray, np.ndarray]:
         best = np.maximum.reduceat(iou, starts)
         at_best = np.flatnonzero(iou == np.repeat(best, counts[rows]))
         overlaps[rows] = best
-        matched[rows] = item[at_best[np.unique(detection[at_best], return_index=True)[1]]]  # the first of equal ones
+        matched[rows] = item[
+            at_best[np.unique(detection[at_best], return_index=True)[1]]
+        ]  # the first of equal overlaps
     return overlaps, matched
 
 
 def _parts(rows: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
-    """Rows in parts of about `_PAIRS` pairs."""
+    """Split rows into parts of about `_PAIRS` pairs."""
     if not len(rows):
         return []
     part = np.cumsum(counts[rows]) // _PAIRS
@@ -175,26 +177,26 @@ def _parts(rows: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(P,) intersection over union of pairs of boxes (P, 4), the last pixel included."""
+    """Return the intersection over union, (P,), of pairs of boxes (P, 4), with the last pixel included."""
     width = np.maximum(np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0]) + 1.0, 0.0)
     height = np.maximum(np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1]) + 1.0, 0.0)
     intersection = width * height
     area_a = (a[:, 2] - a[:, 0] + 1.0) * (a[:, 3] - a[:, 1] + 1.0)
     area_b = (b[:, 2] - b[:, 0] + 1.0) * (b[:, 3] - b[:, 1] + 1.0)
     union = area_a + area_b - intersection
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union != 0)  # 0: a box turned inside out
+    return np.divide(intersection, union, out=np.zeros_like(union), where=union != 0)  # 0: a box with swapped corners
 
 
 def _eleven_point(recall: np.ndarray, precision: np.ndarray) -> float:
-    """Mean over recalls 0, 0.1, ..., 1 of the best precision at that recall or a larger one (VOC 2007)."""
+    """Return the mean over recalls 0, 0.1, ..., 1 of the best precision at that recall or more (VOC 2007)."""
     best = np.concatenate([np.maximum.accumulate(precision[::-1])[::-1], [0.0]])
-    # The recalls are multiples of 0.1 as floats, as in the devkit: 3 of 10 objects are not yet 0.30000000000000004.
+    # As in the devkit, recalls are float multiples of 0.1: 3 of 10 objects do not reach 0.30000000000000004.
     points = best[np.searchsorted(recall, np.arange(0.0, 1.1, 0.1), side="left")]
     return float(sum(points / 11.0))
 
 
 def _area(recall: np.ndarray, precision: np.ndarray) -> float:
-    """Area below the precision's envelope (VOC 2010)."""
+    """Return the area under the precision's envelope (VOC 2010)."""
     best = np.concatenate([np.maximum.accumulate(precision[::-1])[::-1], [0.0]])
     recall = np.concatenate([[0.0], recall, [1.0]])
     steps = np.flatnonzero(recall[1:] != recall[:-1])

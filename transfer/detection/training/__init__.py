@@ -1,1 +1,1 @@
-"""The training course that both engines share."""
+"""Training loop and checkpoints shared by both engines."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a training, for both engines: written atomically, the last two kept, the newest resumed."""
+"""Training checkpoints of both engines: written atomically, the last two kept, the newest resumed."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _KEPT = 2
 
 
 def under_way(folder: Path) -> list[Path]:
-    """Checkpoints of a course that is not finished, the newest first."""
+    """Return the checkpoints of an unfinished training, newest first."""
     return sorted((file for file in folder.glob("model_[0-9]*.pth") if file.is_file()), reverse=True)
 
 
 def is_due(iteration: int, iterations: int, every: int, *, more: bool) -> bool:
-    """Whether to save after `iteration`: after the last only where `more` follows before the final checkpoint."""
+    """True if a checkpoint follows `iteration`. After the last one, only if `more` work precedes the final checkpoint."""
     return more if iteration + 1 == iterations else (iteration + 1) % every == 0
 
 
 def name(iteration: int) -> str:
-    """The checkpoint's file name after `iteration`, counted from 0."""
+    """Return the file name of the checkpoint after `iteration`, counted from 0."""
     return f"model_{iteration:07d}.pth"
 
 
@@ -53,10 +53,10 @@ def identity(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job
 
 
 def save(file: Path, iteration: int, identity: dict[str, Any], course: dict[str, Any]) -> Path:
-    """Write the state after `iteration`: each part of the course under its name. Every rank calls it.
+    """Write the state after `iteration`, each part of the course under its name. Every rank must call it.
 
     Raises:
-        BackbenchError: a weight is not finite, or the file cannot be written; existing checkpoints stay.
+        BackbenchError: a weight is not finite, or the file cannot be written. Existing checkpoints stay.
     """
     state = {name: part.state_dict() for name, part in course.items()}
     if distributed.is_main():
@@ -85,10 +85,9 @@ def _refuse_not_finite(file: Path, iteration: int, course: dict[str, Any]) -> No
 
 
 def resume(folder: Path, identity: dict[str, Any], course: dict[str, Any]) -> tuple[int, bool]:
-    """Load the newest whole checkpoint into the course; returns the iterations done (0 without one) and whether all are.
+    """Load the newest readable checkpoint into the course. Return the iterations done (0 without one) and True if finished.
 
-    After the last iteration BatchNorm's statistics may still have to be estimated. A killed run's half-written file
-    is removed.
+    After the last iteration PreciseBN may still have to run. An incomplete file of a killed run is removed.
 
     Raises:
         BackbenchError: none of the checkpoints can be read, or they are of another run.
@@ -106,7 +105,7 @@ def resume(folder: Path, identity: dict[str, Any], course: dict[str, Any]) -> tu
                 raise BackbenchError(f"{file} is of a run with another {other[0]}; give another folder or remove it")
             _put_in(state, course, file)
         except CheckpointError as error:
-            say(f"{error}; going back to the one before")
+            say(f"{error}; trying the previous checkpoint")
             continue
         say(f"resuming after {state['iteration'] + 1} iterations: {file}")
         return int(state["iteration"]) + 1, file.name == FINAL
@@ -116,13 +115,13 @@ def resume(folder: Path, identity: dict[str, Any], course: dict[str, Any]) -> tu
 
 
 def _read(file: Path, course: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint that has every part of the course but `draws.PART`, which older ones lack.
+    """Read a checkpoint with every part of the course; older ones may lack `draws.PART`.
 
     Raises:
-        CheckpointError: damaged.
-        BackbenchError: not one of ours.
+        CheckpointError: the file is damaged.
+        BackbenchError: another tool wrote it.
     """
-    state = load_torch(file)  # which compares the checksums that torch.save wrote
+    state = load_torch(file)  # compares the checksums that torch.save wrote
     if not isinstance(state, dict) or not isinstance(state.get("identity"), dict):
         raise BackbenchError(f"{file} was written by other tools; give another folder or move it away")
     lacking = [name for name in course if name not in state and name != PART]
@@ -132,7 +131,7 @@ def _read(file: Path, course: dict[str, Any]) -> dict[str, Any]:
 
 
 def _put_in(state: dict[str, Any], course: dict[str, Any], file: Path) -> None:
-    """Load every part. CheckpointError where a part has another shape; the parts must not be trained further then."""
+    """Load every part. Raises CheckpointError if one does not fit; then none of the parts may be trained further."""
     try:
         for name, part in course.items():
             if name in state:

@@ -1,7 +1,7 @@
 """Training loop shared by both engines: resume, step, log, stop on NaN, save.
 
-A resumed run ends like an uninterrupted one: its batches come in the same order, and the random numbers drawn
-before its checkpoint are drawn again or restored (`draws`). PreciseBN resumes too; its batches have their own order.
+A resumed run gives the same result as an uninterrupted one: batches come in the same order, and the random numbers before
+the checkpoint are drawn again or restored (`draws`). PreciseBN resumes too; its batches have a separate order.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from transfer.detection.training.accumulation import split
 from transfer.detection.training.draws import PART, Draws
 from transfer.detection.training.steps import cut, diverged, log, parallel, precise_statistics, rate, refuse_not_finite
 
-ESTIMATE = 1_000_003  # the start that PreciseBN's batches are drawn for; no iteration has this number
+ESTIMATE = 1_000_003  # `start` of PreciseBN's batches; no iteration has this number
 
 
 @dataclass
 class Course:
-    """An engine's detector and how it trains."""
+    """An engine's detector with its optimiser, schedule, losses and loader."""
 
-    label: str  # of the progress bar
+    label: str  # for the progress bar
     model: nn.Module
     optimizer: torch.optim.Optimizer
     parts: dict[str, Any]  # the contents of a checkpoint, under the engine's names; the optimizer is "optimizer"
-    advance: Callable[[], None]  # the schedule by one iteration
-    losses: Callable[[nn.Module, Any], dict[str, Tensor]]  # of the model, in its parallel wrapper or not, on a batch
+    advance: Callable[[], None]  # moves the schedule by one iteration
+    losses: Callable[[nn.Module, Any], dict[str, Tensor]]  # (model, perhaps in its parallel wrapper; batch) -> losses
     loader: Callable[[int], Iterable[Any]]  # endless batches from an iteration on, or ESTIMATE's
-    seed: Callable[[int], None]  # for the draws of this rank from an iteration on
+    seed: Callable[[int], None]  # seeds this rank's generators from an iteration on
 
 
 def run(course: Course, spec: DetectionSpec, identity: dict[str, Any], job: Job) -> nn.Module:
-    """The trained detector; resumes from the folder's last checkpoint and records where in the job.
+    """Train and return the detector. Resumes from the folder's last checkpoint and records this in the job.
 
     Raises:
         BackbenchError: a loss or a weight is not finite, or the folder holds the checkpoint of another run.
@@ -68,7 +68,7 @@ def run(course: Course, spec: DetectionSpec, identity: dict[str, Any], job: Job)
 
 
 def iterate(course: Course, spec: DetectionSpec, identity: dict[str, Any], start: int, job: Job) -> None:
-    """From iteration `start` to the last, with checkpoints and losses.jsonl."""
+    """Train from iteration `start` to the last. Writes checkpoints and losses.jsonl."""
     optimizer, file = course.optimizer, job.folder / "losses.jsonl"
     forward = parallel(course.model, job.device)
     cut(file, start)
@@ -107,7 +107,7 @@ def backward(
 
 
 def estimate(course: Course, spec: DetectionSpec, job: Job) -> None:
-    """PreciseBN, over batches in their own order."""
+    """Run PreciseBN over batches in a separate order."""
     model, saved = course.model.train(), next(iter(checkpoints.under_way(job.folder)), None)
 
     def forward(batch: Any) -> object:
@@ -118,8 +118,8 @@ def estimate(course: Course, spec: DetectionSpec, job: Job) -> None:
 
 
 def _losses(course: Course, forward: nn.Module, batch: Any, iteration: int, saved: Path | None) -> dict[str, Tensor]:
-    """The losses of a batch; Detectron2's error for proposals that are not finite becomes ours."""
+    """Return the losses of a batch. Turns Detectron2's error for proposals that are not finite into ours."""
     try:
         return course.losses(forward, batch)
-    except FloatingPointError:  # of this rank alone: the others may be in the backward pass already
+    except FloatingPointError:  # on this rank only: the others may already be in the backward pass
         raise diverged({"proposals": float("nan")}, iteration, rate(course.optimizer), saved) from None

@@ -1,4 +1,4 @@
-"""Random generators in a checkpoint, so that a resumed run draws the same numbers as an uninterrupted one."""
+"""Store random generators in a checkpoint, so that a resumed run draws the same numbers as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 from backbench import distributed
 from transfer.detection.job import Job
 
-PART = "draws"  # of a checkpoint; those of older versions have none
+PART = "draws"  # part of a checkpoint; older versions lack it
 
 
 class Draws:
-    """The random generators of all ranks, as a part of a checkpoint, and the iterations at which the run was resumed."""
+    """Part of a checkpoint: the random generators of all ranks, and the iterations at which the run was resumed."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -25,22 +25,22 @@ class Draws:
         self._kept: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The generators' state; every rank must call it. The data workers' draws follow from their number alone."""
+        """Return the generators' state. Every rank must call it. The data workers' draws depend only on their number."""
         states = distributed.gather(_generators(self.job.device))
         return {"resumed_at": list(self.resumed_at), "states": states, **_shape(self.job)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Keep the state that `restore` puts back."""
+        """Keep the state for `restore`."""
         self._kept, self.resumed_at = state, list(state["resumed_at"])
 
     def restore(self) -> bool:
-        """Restore this rank's generators; False, and a note, where that is impossible."""
+        """Restore this rank's generators. Return False, with a note, if that is impossible."""
         mine = _shape(self.job)
         other = [f"{self._kept[name]} {name} instead of {mine[name]}" for name in mine
                  if self._kept and self._kept[name] != mine[name]]  # fmt: skip
         if other or not self._kept:
-            why = f"begun with {' and '.join(other)}" if other else "its checkpoint is of an older version"
-            self.job.notes.append(f"resumed with other random draws than an uninterrupted run's: {why}")
+            why = f"started with {' and '.join(other)}" if other else "its checkpoint is of an older version"
+            self.job.notes.append(f"resumed with other random draws than an uninterrupted run: {why}")
         if not self._kept or any(self._kept[name] != mine[name] for name in ("processes", "workers")):
             return False
         _put_back(self._kept["states"][distributed.rank()], self.job.device)
@@ -48,7 +48,7 @@ class Draws:
 
 
 def after(batches: Iterable[Any], count: int) -> Iterator[Any]:
-    """The batches that follow the first `count`, which are taken at once: by then their random numbers are drawn."""
+    """Take the first `count` batches at once, which draws their random numbers, and return the rest."""
     rest = iter(batches)
     for _ in islice(rest, count):
         pass
@@ -56,7 +56,7 @@ def after(batches: Iterable[Any], count: int) -> Iterator[Any]:
 
 
 def _shape(job: Job) -> dict[str, int]:
-    """Settings that, with the generators, decide what is drawn and how sums are rounded."""
+    """Return the settings that affect draws and the rounding of sums, besides the generators."""
     return {"processes": distributed.world_size(), "workers": job.workers, "threads": torch.get_num_threads()}
 
 

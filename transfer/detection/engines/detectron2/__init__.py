@@ -1,6 +1,6 @@
-"""Detectron2 v0.6: the reference engine of both protocols (facebookresearch/moco detection/, Base-RCNN-FPN).
+"""Detectron2 v0.6, the reference engine of both protocols (facebookresearch/moco detection/, Base-RCNN-FPN).
 
-The run's folder gets `detectron2.yaml`, which Detectron2's own tools read, the exported weights and checkpoints.
+It writes `detectron2.yaml` for Detectron2's own tools, the exported weights and checkpoints to the run's folder.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from transfer.detection.training.steps import rle
 
 PACKAGES = ("detectron2", "fvcore", "iopath", "yacs", "omegaconf", "hydra", "cloudpickle", "tabulate", "termcolor",
             "pycocotools")  # fmt: skip
-_OFFICIAL = {  # (data set, its test split, train split) -> what Detectron2 itself calls train and test
+_OFFICIAL = {  # (data set, test split, train split) -> Detectron2's names of train and test
     ("voc", "test", "trainval07+12"): (("voc_2007_trainval", "voc_2012_trainval"), ("voc_2007_test",)),
     ("voc", "test", "trainval"): (("voc_2007_trainval",), ("voc_2007_test",)),
     ("coco", "val2017", "train2017"): (("coco_2017_train",), ("coco_2017_val",)),
@@ -57,7 +57,7 @@ _NATIVE_DATA = """\
 
 
 def prepare() -> None:
-    """Apply the adaptations, and register the C4 head with its extra norm."""
+    """Apply the adaptations and register the C4 head with its extra norm."""
     notices.apply()
     detectron2_v06.apply()
     from detectron2.modeling import ROI_HEADS_REGISTRY
@@ -67,12 +67,12 @@ def prepare() -> None:
 
 
 def missing() -> str | None:
-    """Why the engine cannot be used."""
+    """Return why the engine cannot be used, or None."""
     return absent(PACKAGES)
 
 
 def version() -> str:
-    """Of Detectron2, of fvcore, and of torchvision, whose NMS and ROIAlign it calls."""
+    """Return the versions of Detectron2, fvcore and torchvision (NMS and ROIAlign)."""
     from importlib.metadata import version as of
 
     import detectron2
@@ -81,7 +81,7 @@ def version() -> str:
 
 
 def compiled() -> bool:
-    """Whether this Detectron2 has its own operators; both protocols use torchvision's in any case."""
+    """True if this Detectron2 has its own operators. Both protocols use torchvision's in any case."""
     return importlib.util.find_spec("detectron2._C") is not None and not _is_pure()
 
 
@@ -92,7 +92,7 @@ def _is_pure() -> bool:
 
 
 def try_operators() -> None:
-    """A tiny NMS and ROIAlign through Detectron2's layers; raises when they do not work."""
+    """Run a tiny NMS and ROIAlign through Detectron2's layers. Raises if they do not work."""
     from detectron2.layers import ROIAlign, batched_nms
 
     boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 3.9]])
@@ -128,7 +128,9 @@ def new_course(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, j
     cfg = write_native(spec, backbone, train, job)
     seed_all_rng(cfg.SEED)
     model = build(cfg, backbone, job.device)
-    optimizer = build_optimizer(cfg, model)  # it knows the norms it must not decay, and not the global ones
+    optimizer = build_optimizer(
+        cfg, model
+    )  # before synchronising: it gives norms no decay, but does not know GlobalBatchNorm
     scheduler = build_lr_scheduler(cfg, optimizer)
     model = distributed.synchronise_batchnorm(model, job.device)
     return Course(
@@ -139,14 +141,16 @@ def new_course(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, j
         advance=scheduler.step,
         losses=lambda forward, batch: forward(batch),
         loader=lambda start: train_loader(cfg, usable, start, job),
-        # ranks draw other proposals and flips
+        # each rank draws its own proposals and flips
         seed=lambda start: seed_all_rng(cfg.SEED + 7919 * start + 104_729 * distributed.rank()),
     )
 
 
 def write_native(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> Any:
-    """`backbone.pkl` and `detectron2.yaml` in the job's folder; returns the configuration. Data that Detectron2 does not
-    know go there too, in COCO's format."""
+    """Write `backbone.pkl` and `detectron2.yaml` to the job's folder and return the configuration.
+
+    Data that Detectron2 does not know are written there too, in COCO's format.
+    """
     weights = make_folder(job.folder) / "backbone.pkl"
     cfg = configuration(spec, backbone, len(train.classes), job, weights)
     official = _official(train, job.test)
@@ -169,7 +173,7 @@ def write_native(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit,
 
 
 def _official(train: DetectionSplit, test: DetectionSplit | None) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-    """Detectron2's names for the images, where they are exactly those that it knows under a name."""
+    """Return Detectron2's names of train and test if the images are exactly those, else None."""
     if test is None:
         return None
     names = _OFFICIAL.get((train.dataset, test.split, train.split))
@@ -177,16 +181,16 @@ def _official(train: DetectionSplit, test: DetectionSplit | None) -> tuple[tuple
 
 
 def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
-    """The detector with the backbone's weights in it, tensors and features compared with the exported ones.
+    """Build the detector with the backbone's weights. Compares tensors and features with the exported ones.
 
     Raises:
-        ExportError: something was not loaded, or the trunk computes something else.
+        ExportError: a tensor was not loaded, or the trunk's features differ.
     """
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.modeling import build_model
 
     model = build_model(cfg).cpu()
-    logging.getLogger("fvcore.common.checkpoint").setLevel(logging.ERROR)  # only warns of what is checked below
+    logging.getLogger("fvcore.common.checkpoint").setLevel(logging.ERROR)  # it only warns; the next lines check
     DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     exporter.check_engine_state(backbone, model.state_dict())
     model.eval()
@@ -197,7 +201,7 @@ def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
 
 
 def trunk_stages(model: Any, x: Tensor) -> list[Tensor]:
-    """Normalised RGB (N, 3, H, W) -> C2..C5 of a detector; C4 keeps its res5 in the head, the extra norm behind it."""
+    """Return C2..C5 of a detector for normalised RGB (N, 3, H, W). C4 has its res5 in the head, before the extra norm."""
     trunk = getattr(model.backbone, "bottom_up", model.backbone)
     stages = [getattr(trunk, name) for name in ("res2", "res3", "res4")]
     if hasattr(trunk, "res5"):
@@ -212,9 +216,9 @@ def trunk_stages(model: Any, x: Tensor) -> list[Tensor]:
 
 
 def train_loader(cfg: Any, split: DetectionSplit, start: int, job: Job) -> Iterable[Any]:
-    """Endless batches from iteration `start` on; draws the random numbers of earlier iterations without reading images.
+    """Return endless batches from iteration `start` on. Draws the earlier iterations' random numbers without reading images.
 
-    PreciseBN's (`ESTIMATE`) have an order of their own.
+    PreciseBN's batches (`ESTIMATE`) have a separate order.
     """
     from detectron2.data import build_detection_train_loader
     from detectron2.data.samplers import TrainingSampler
@@ -234,7 +238,7 @@ def train_loader(cfg: Any, split: DetectionSplit, start: int, job: Job) -> Itera
 
 
 def _mapper(cfg: Any) -> Any:
-    """Detectron2's mapper over our reading: files are named in errors, and turned by no EXIF tag, as annotations are."""
+    """Return Detectron2's mapper with our reader: errors name the file, and EXIF tags rotate no image."""
     from detectron2.data import DatasetMapper
     from detectron2.data.transforms import AugInput
 
@@ -248,7 +252,7 @@ def _mapper(cfg: Any) -> Any:
             return record
 
         def draw(self, record: dict[str, Any]) -> dict[str, Any]:
-            """The random numbers of a call, and nothing else: they depend on no pixel."""
+            """Draw only the random numbers of a call. They do not depend on pixels."""
             pixels = np.broadcast_to(np.zeros((1, 1, 1), np.uint8), (record["height"], record["width"], 3))
             for augmentation in self.augmentations.augs:
                 augmentation.get_transform(pixels)
@@ -262,10 +266,10 @@ def _mapper(cfg: Any) -> Any:
 
 @torch.no_grad()
 def detect(model: nn.Module, spec: DetectionSpec, test: DetectionSplit, job: Job) -> list[Detections]:
-    """The detections in every image of the split, in order, boxes in the image's own pixels.
+    """Return the detections in every image of the split, in order, with boxes in the original image's pixels.
 
     Raises:
-        DataError: an image cannot be decoded, or is of another size than its annotation says.
+        DataError: an image cannot be decoded, or has another size than its annotation states.
     """
     from detectron2.data.transforms import AugInput, ResizeShortestEdge
 

@@ -1,4 +1,4 @@
-"""Annotated images as Detectron2 takes them in, and an order of them whose beginning is skipped."""
+"""Give annotated images to Detectron2, and skip the beginning of their order on resume."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transfer.detection.annotations.split import DetectionSplit
 
 
 def records(split: DetectionSplit) -> list[dict[str, Any]]:
-    """The split in Detectron2's form."""
+    """Return the split as Detectron2's records."""
     from detectron2.structures import BoxMode
 
     return [
@@ -36,7 +36,7 @@ def records(split: DetectionSplit) -> list[dict[str, Any]]:
 
 
 def _packed(mask: Any) -> Any:
-    """Polygons as they are; a run-length mask packed, as Detectron2 wants it."""
+    """Return polygons unchanged and a run-length mask packed, as Detectron2 expects."""
     if isinstance(mask, dict) and isinstance(mask["counts"], list):
         from pycocotools import mask as coco_mask
 
@@ -45,7 +45,7 @@ def _packed(mask: Any) -> Any:
 
 
 def skipped(split: DetectionSplit, sampler: Iterable[int], batch: int, count: int) -> set[int]:
-    """Places in the sampler's order of the images of the first `count` batches, which are of wide ones or of others."""
+    """Return the places in the sampler's order of the first `count` batches. A batch has only wide or only other images."""
     waiting: tuple[list[int], list[int]] = ([], [])
     places: set[int] = set()
     for place, row in enumerate(sampler if count else ()):
@@ -61,7 +61,7 @@ def skipped(split: DetectionSplit, sampler: Iterable[int], batch: int, count: in
 
 
 def skipping(sampler: Any, places: set[int]) -> Any:
-    """The sampler's rows, -1 - row at the places that are skipped."""
+    """Return the sampler, with -1 - row at skipped places."""
     from torch.utils.data import Sampler
 
     class Skipping(Sampler[int]):
@@ -72,7 +72,7 @@ def skipping(sampler: Any, places: set[int]) -> Any:
 
 
 def mapped(known: list[dict[str, Any]], mapper: Any) -> Any:
-    """Mapped records by their rows; of -1 - row what is drawn for it alone."""
+    """Return a data set of mapped records by row. For -1 - row it only draws the random numbers."""
     from detectron2.data import DatasetFromList
 
     packed = DatasetFromList(known, copy=False)

@@ -1,4 +1,4 @@
-"""The protocols as Detectron2's own configuration, and the head of C4 that it lacks."""
+"""Translate the protocols to Detectron2's configuration, and define the C4 head that it lacks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEAD = "Res5ROIHeadsExtraNorm"
 
 
 def configuration(spec: DetectionSpec, backbone: Backbone, classes: int, job: Job, weights: Path) -> Any:
-    """The spec as Detectron2's own configuration.
+    """Return the spec as Detectron2's configuration.
 
     Raises:
         ConfigError: the batch does not divide by the number of processes.
@@ -31,8 +31,10 @@ def configuration(spec: DetectionSpec, backbone: Backbone, classes: int, job: Jo
         )
     cfg = get_cfg()
     cfg.VERSION = 2
-    cfg.OUTPUT_DIR = str(job.folder.resolve() / "native")  # its own tools write files that are not our checkpoints
-    cfg.SEED = job.seed + 1  # 0 or less means: draw one
+    cfg.OUTPUT_DIR = str(
+        job.folder.resolve() / "native"
+    )  # keeps the files of Detectron2's tools apart from our checkpoints
+    cfg.SEED = job.seed + 1  # Detectron2 draws a seed for 0 or less
     cfg.MODEL.DEVICE = job.device.type
     cfg.MODEL.WEIGHTS = str(weights.resolve())
     cfg.merge_from_other_cfg(CfgNode(exporter.settings(backbone)))
@@ -84,7 +86,7 @@ def extra_norm_head() -> type:
     from detectron2.modeling.roi_heads import Res5ROIHeads
 
     class Res5ROIHeadsExtraNorm(Res5ROIHeads):
-        """res5 as the head and a norm behind it (facebookresearch/moco detection/train_net.py); basic blocks too."""
+        """res5 as the head, followed by a norm (facebookresearch/moco detection/train_net.py); also with basic blocks."""
 
         @classmethod
         def _build_res5_block(cls, cfg: Any) -> tuple[nn.Sequential, int]:

@@ -1,11 +1,11 @@
-"""MMDetection 3: the same protocols as `detectron2.py`, with everything in which MMDetection's defaults differ set right.
+"""MMDetection 3, the same protocols as the Detectron2 engine; fields correct MMDetection's differing defaults.
 
-The run's folder gets `mmdet_config.py`, a native configuration that MMDetection's own tools/train.py and tools/test.py
-run, with the annotations (`train.json`, `test.json`, COCO's format) and exported weights that it names, and checkpoints.
-What is trained here is built from that configuration. Differences that stay: the order and draws of random numbers, deltas
-of box sizes clamped from below too, boxes of less than one pixel left out (mmdet/datasets/coco.py), detections scaled
-before their NMS instead of after it, losses of the proposal network divided by the anchors that were there instead of by
-the 256 that are asked for (fewer only in tiny images).
+It writes `mmdet_config.py` to the run's folder, a native configuration for MMDetection's own tools/train.py and
+tools/test.py, with the annotations (`train.json`, `test.json`, COCO's format), exported weights and checkpoints. The detector
+trained here is built from that configuration. Remaining differences: the order and draws of random numbers; deltas of box
+sizes are also clamped from below; boxes under one pixel are left out (mmdet/datasets/coco.py); detections are scaled before
+NMS, not after it; the losses of the proposal network are divided by the number of anchors present, not by the requested 256
+(fewer only in tiny images).
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from transfer.detection.training.course import ESTIMATE, Course
 from transfer.detection.training.draws import after
 from transfer.detection.training.steps import rle
 
-NATIVE = "mmdet_config.py"  # a file mmdet.py would be imported for the package by whoever works in its folder
+NATIVE = "mmdet_config.py"  # a file mmdet.py would shadow the package for Python started in its folder
 PACKAGES = ("mmengine", "mmcv", "mmdet", "addict", "yapf", "terminaltables", "shapely", "scipy", "termcolor",
             "pycocotools")  # fmt: skip
 
 
 def prepare() -> None:
-    """Apply the adaptations, register what MMDetection lacks and make its registries the ones that are searched."""
+    """Apply the adaptations, register missing parts and make MMDetection's registries the default scope."""
     notices.apply()
     if importlib.util.find_spec("detectron2") is not None:
-        detectron2_v06.apply()  # mmdet imports Detectron2 where there is one
+        detectron2_v06.apply()  # mmdet imports an installed Detectron2
     mmcv_lite.apply()
     mmengine_resume.apply()
     from mmengine.registry import init_default_scope
@@ -61,12 +61,12 @@ def prepare() -> None:
 
 
 def missing() -> str | None:
-    """Why the engine cannot be used."""
+    """Return why the engine cannot be used, or None."""
     return absent(PACKAGES)
 
 
 def version() -> str:
-    """Versions of the three packages, and whose NMS and ROIAlign they call."""
+    """Return the versions of the three packages and of the NMS and ROIAlign they call."""
     from importlib.metadata import distributions
 
     there = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
@@ -76,15 +76,15 @@ def version() -> str:
 
 
 def compiled() -> bool:
-    """Whether mmcv brings its own operators."""
+    """True if mmcv has its own operators."""
     return mmcv_lite.is_compiled()
 
 
 def try_operators() -> None:
-    """A tiny NMS and ROIAlign through mmcv, forward and backward.
+    """Run a tiny NMS and ROIAlign through mmcv, forward and backward.
 
     Raises:
-        BackbenchError: they give something else than they should.
+        BackbenchError: a result is wrong.
     """
     prepare()
     from mmcv.ops import nms, roi_align
@@ -141,7 +141,7 @@ def new_course(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, j
 
 
 def write_native(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> Any:
-    """`backbone.pth`, `train.json`, `test.json` and `mmdet_config.py` in the job's folder; returns the configuration."""
+    """Write `backbone.pth`, `train.json`, `test.json` and `mmdet_config.py` to the job's folder. Return the configuration."""
     make_folder(job.folder)
     usable = trainable(train)
     cfg = configuration(spec, backbone, usable, job)
@@ -156,10 +156,10 @@ def write_native(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit,
 
 
 def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
-    """The detector with the backbone's weights in it, tensors and features compared with the exported ones.
+    """Build the detector with the backbone's weights. Compares tensors and features with the exported ones.
 
     Raises:
-        BackbenchError: a tensor is missing, over or another one, or the trunk computes something else.
+        BackbenchError: a tensor is missing, extra or different, or the trunk's features differ.
     """
     from mmdet.registry import MODELS
 
@@ -194,7 +194,7 @@ def _quiet() -> None:
 
 
 def trunk_stages(model: Any, x: Tensor) -> list[Tensor]:
-    """Normalised RGB (N, 3, H, W) -> C2..C5 of a detector; C4 keeps its layer4 in the head, the extra norm behind it."""
+    """Return C2..C5 of a detector for normalised RGB (N, 3, H, W). C4 has its layer4 in the head, before the extra norm."""
     trunk = model.backbone
     stages = [getattr(trunk, name) for name in trunk.res_layers]
     if len(stages) == 3:
@@ -215,9 +215,9 @@ def _schedulers(cfg: Any, optimizer: torch.optim.Optimizer) -> _Schedulers:
 
 
 def train_loader(cfg: Any, start: int, job: Job) -> Iterator[Any]:
-    """Endless batches from iteration `start` on; draws the random numbers of earlier iterations without reading images.
+    """Return endless batches from iteration `start` on. Draws the earlier iterations' random numbers without reading images.
 
-    PreciseBN's (`ESTIMATE`) have an order of their own.
+    PreciseBN's batches (`ESTIMATE`) have a separate order.
     """
     from mmengine.runner import Runner
 
@@ -226,25 +226,25 @@ def train_loader(cfg: Any, start: int, job: Job) -> Iterator[Any]:
     if skip:
         fields.batch_sampler.update(type="SkippingBatchSampler", skip=skip)
         fields.dataset.type = "DrawingDataset"
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools speaks there
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         loader = Runner.build_dataloader(fields, seed=(job.seed + 7919 * begin) % 2**31)
         return after(loader, skip)
 
 
 class _Schedulers(list[Any]):
-    """All of them as one."""
+    """Several schedulers with the interface of one."""
 
     def step(self) -> None:
-        """By one iteration."""
+        """Advance all by one iteration."""
         for scheduler in self:
             scheduler.step()
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """One after the other, as mmengine's own checkpoints hold them."""
+        """Return the list of states, as in mmengine's own checkpoints."""
         return [scheduler.state_dict() for scheduler in self]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """The inverse."""
+        """Load the list of states."""
         for scheduler, state in zip(self, states, strict=True):
             scheduler.load_state_dict(state)
 
@@ -254,10 +254,10 @@ class _Schedulers(list[Any]):
 
 @torch.no_grad()
 def detect(model: Any, spec: DetectionSpec, test: DetectionSplit, job: Job) -> list[Detections]:
-    """The detections in every image of the split, in order, boxes in the image's own pixels.
+    """Return the detections in every image of the split, in order, with boxes in the original image's pixels.
 
     Raises:
-        DataError: an image cannot be decoded, or is of another size than its annotation says.
+        DataError: an image cannot be decoded, or has another size than its annotation states.
     """
     prepare()
     from mmcv.transforms import Compose

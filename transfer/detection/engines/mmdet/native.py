@@ -1,7 +1,7 @@
-"""`custom_imports` of the native MMDetection files: importing it makes mmdet usable here and registers our parts.
+"""`custom_imports` of the native MMDetection configurations. Importing it makes mmdet work here and registers our parts.
 
-`python -m transfer.detection.engines.mmdet.native tools/test.py CONFIG CHECKPOINT` runs a tool of MMDetection's that asks for
-mmcv's operators before it reads a configuration, which mmcv-lite lacks.
+`python -m transfer.detection.engines.mmdet.native tools/test.py CONFIG CHECKPOINT` runs an MMDetection tool that imports
+mmcv's operators, missing in mmcv-lite, before it reads a configuration.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""Parts that the protocols need and MMDetection lacks, in its registries. Importing this module needs mmdet to be importable:
-`engines.mmdet.prepare()` sees to it, in native configurations through `transfer.detection.engines.mmdet.native`.
+"""Register parts that the protocols need and MMDetection lacks.
+
+Call `engines.mmdet.prepare()` before importing this module; native configurations do so through
+`transfer.detection.engines.mmdet.native`.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from transfer.detection.training.steps import precise_statistics
 
 @MODELS.register_module()
 class ResLayerExtraNorm(BaseModule):
-    """layer4 as the head of C4 and a norm behind it (facebookresearch/moco detection/train_net.py); basic blocks too."""
+    """layer4 as the head of C4, followed by a norm (facebookresearch/moco detection/train_net.py); also with basic blocks."""
 
     def __init__(
         self,
@@ -56,11 +58,11 @@ class ResLayerExtraNorm(BaseModule):
         self.norm = build_norm_layer(norm_cfg, planes * block.expansion)[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(R, C, 14, 14) of res4 -> (R, 2C, 7, 7)."""
+        """Turn (R, C, 14, 14) of res4 into (R, 2C, 7, 7)."""
         return self.norm(self.layer4(x))
 
     def train(self, mode: bool = True) -> ResLayerExtraNorm:
-        """Frozen norms stay in evaluation mode, as in mmdet's ResNet."""
+        """Set train mode. Frozen norms stay in eval mode, as in mmdet's ResNet."""
         super().train(mode)
         if self.norm_eval:
             for module in self.modules():
@@ -71,18 +73,18 @@ class ResLayerExtraNorm(BaseModule):
 
 @TASK_UTILS.register_module()
 class LowQualityAssigner(MaxIoUAssigner):
-    """Every box gets its best anchors, however bad, and an anchor keeps the box that it overlaps most.
+    """Assign each box its best anchors, however small the overlap; an anchor keeps the box that it overlaps most.
 
-    So does detectron2/modeling/matcher.py; MaxIoUAssigner's own low-quality match has a least overlap, and gives the
-    anchor to the last box instead.
+    This is the rule of detectron2/modeling/matcher.py. MaxIoUAssigner's low-quality match has a minimum overlap and gives
+    the anchor to the last box.
     """
 
     def assign_wrt_overlaps(self, overlaps: Tensor, gt_labels: Tensor) -> AssignResult:
-        """(K boxes, N anchors) overlaps -> 0 negative, -1 neither, k + 1 the box."""
+        """Assign anchors from overlaps (K boxes, N anchors): 0 negative, -1 ignored, k + 1 box k."""
         result = super().assign_wrt_overlaps(overlaps, gt_labels)
         if overlaps.numel():
             best = overlaps.amax(dim=1, keepdim=True)
-            low = ((overlaps == best) & (best > 0)).any(dim=0)  # an empty box overlaps no anchor, and gets none
+            low = ((overlaps == best) & (best > 0)).any(dim=0)  # an empty box overlaps no anchor and gets none
             box = overlaps.argmax(dim=0)[low]
             result.gt_inds[low] = box + 1
             result.labels[low] = gt_labels[box]
@@ -91,10 +93,10 @@ class LowQualityAssigner(MaxIoUAssigner):
 
 @MODELS.register_module()
 class WholeBatchPreprocessor(DetDataPreprocessor):
-    """Anchors in the padding of a batch count as background (detectron2/modeling/proposal_generator/rpn.py)."""
+    """Count anchors in the padding of a batch as background (detectron2/modeling/proposal_generator/rpn.py)."""
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """mmdet keeps to each image's own padded shape, Detectron2 to the batch's."""
+        """Use the batch's padded shape, as Detectron2 does; mmdet uses each image's own."""
         data = super().forward(data, training)
         for sample in data["data_samples"] or []:
             sample.set_metainfo({"pad_shape": sample.batch_input_shape})
@@ -103,20 +105,20 @@ class WholeBatchPreprocessor(DetDataPreprocessor):
 
 @MODELS.register_module()
 class SmallStartMaskHead(FCNMaskHead):
-    """The last layer starts with a standard deviation of 0.001 (detectron2/modeling/roi_heads/mask_head.py)."""
+    """Mask head with a last layer of initial standard deviation 0.001 (detectron2/modeling/roi_heads/mask_head.py)."""
 
     def init_weights(self) -> None:
-        """As mmdet, but for the last layer."""
+        """Initialise as mmdet does, except the last layer."""
         super().init_weights()
         nn.init.normal_(self.conv_logits.weight, std=0.001)
 
 
 @TRANSFORMS.register_module()
 class LoadNamedImage(BaseTransform):
-    """Our reading in place of mmcv's, which turns images by their EXIF tag and names no file that it cannot decode."""
+    """Read an image with our reader. mmcv's rotates images by EXIF tag and does not name a file that it cannot decode."""
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """`img_path`, `width` and `height` -> `img` (H, W, 3) uint8 BGR and its shapes. Raises DataError."""
+        """Add `img` (H, W, 3) uint8 BGR and its shapes for `img_path`, `width` and `height`. Raises DataError."""
         pixels = read_image(Path(results["img_path"]), results["width"], results["height"])
         shape = pixels.shape[:2]
         return results | {"img": np.ascontiguousarray(pixels[:, :, ::-1]), "img_shape": shape, "ori_shape": shape}
@@ -124,24 +126,24 @@ class LoadNamedImage(BaseTransform):
 
 @DATA_SAMPLERS.register_module()
 class SkippingBatchSampler(AspectRatioBatchSampler):
-    """The first `skip` batches as -1 - row, for `DrawingDataset`."""
+    """Give -1 - row for the first `skip` batches; `DrawingDataset` only draws random numbers for them."""
 
     def __init__(self, sampler: Any, batch_size: int, skip: int) -> None:
         super().__init__(sampler, batch_size)
         self.skip = skip
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Rows of each batch."""
+        """Yield the rows of each batch."""
         for place, rows in enumerate(super().__iter__()):
             yield [-1 - row for row in rows] if place < self.skip else rows
 
 
 @DATASETS.register_module()
 class DrawingDataset(CocoDataset):
-    """Of row -1 - row only the random numbers are drawn: they depend on no pixel."""
+    """Data set that only draws the random numbers for index -1 - row. They do not depend on pixels."""
 
     def __getitem__(self, idx: int) -> dict[str, Any]:
-        """A sample, or nothing."""
+        """Return a sample, or an empty dict for -1 - row."""
         if idx >= 0:
             return super().__getitem__(idx)
         for transform in self.pipeline.transforms:
@@ -152,15 +154,15 @@ class DrawingDataset(CocoDataset):
 
 @HOOKS.register_module()
 class PreciseStatisticsHook(Hook):
-    """Recompute BatchNorm's statistics after the last iteration of a native run, so that its last checkpoint has them."""
+    """Recompute BatchNorm's statistics after the last iteration of a native run, before its last checkpoint."""
 
-    priority = "VERY_HIGH"  # before the CheckpointHook, which saves after the iteration too
+    priority = "VERY_HIGH"  # before the CheckpointHook, which also runs after the iteration
 
     def __init__(self, count: int) -> None:
         self.count = count
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Over training batches in another order; the runner's own sampler cannot be started a second time."""
+        """Recompute over training batches in another order: the runner's own sampler cannot restart."""
         if not self.is_last_train_iter(runner):
             return
         model = getattr(runner.model, "module", runner.model)
@@ -171,10 +173,10 @@ class PreciseStatisticsHook(Hook):
 
 
 def losses(model: Any, batch: Mapping[str, Any], forward: nn.Module | None = None) -> dict[str, Tensor]:
-    """The detector's losses for a collated batch; `forward` is the model in its parallel wrapper."""
+    """Return the detector's losses for a collated batch. `forward` is the model, perhaps in its parallel wrapper."""
     data = model.data_preprocessor(batch, True)
     found = (forward or model)(**data, mode="loss")
-    names = {"loss_bbox": "loss_box_reg", "loss_rpn_bbox": "loss_rpn_loc"}  # Detectron2's, in losses.jsonl
+    names = {"loss_bbox": "loss_box_reg", "loss_rpn_bbox": "loss_rpn_loc"}  # Detectron2's names for losses.jsonl
     summed = {name: torch.stack([v.mean() for v in value]).sum() if isinstance(value, list) else value.mean()
               for name, value in found.items() if "loss" in name}  # fmt: skip
     return {names.get(name, name): value for name, value in summed.items()}

@@ -1,4 +1,4 @@
-"""The protocols as MMDetection's own configuration; it names files of the run's folder."""
+"""Translate the protocols to MMDetection's configuration. It names files in the run's folder."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from transfer.detection.annotations.split import DetectionSplit, mask_format
 from transfer.detection.job import Job
 from transfer.detection.spec import DetectionSpec
 
-_OF_LAYER4 = ("depth", "base_channels", "style", "groups", "base_width", "avg_down")  # fields that decide its blocks
+_OF_LAYER4 = ("depth", "base_channels", "style", "groups", "base_width", "avg_down")  # fields that define its blocks
 
 
 def configuration(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> Any:
-    """The spec as MMDetection's own configuration; it names files of the job's folder.
+    """Return the spec as MMDetection's configuration. It names files in the job's folder.
 
     Raises:
         ConfigError: the batch does not divide by the number of processes.
@@ -53,9 +53,9 @@ def configuration(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit
         "custom_hooks": [{"type": "PreciseStatisticsHook", "count": spec.precise_bn}] if spec.estimates else [],
         "log_processor": course,
         "randomness": {"seed": job.seed},
-        "sync_bn": "torch",  # in a job of several processes
+        "sync_bn": "torch",  # with several processes
         "find_unused_parameters": True,
-        "work_dir": str(folder / "native"),  # its own tools write files that are not our checkpoints
+        "work_dir": str(folder / "native"),  # keeps the files of MMDetection's tools apart from our checkpoints
         **(_test(spec, job.test, job, folder / "test.json") if job.test is not None else {}),
     })  # fmt: skip
 
@@ -220,7 +220,7 @@ def _loader(spec: DetectionSpec, train: DetectionSplit, job: Job, annotations: P
             "with_bbox": True,
             "with_mask": spec.masks,
             "poly2mask": mask_format(train) == "bitmask",
-        },  # as polygons, objects with run-length masks would be ignored
+        },  # with polygons, objects with run-length masks would be ignored
         {"type": "RandomChoiceResize", "scales": scales, "keep_ratio": True, "backend": "pillow"},
         {"type": "RandomFlip", "prob": 0.5},
         {"type": "PackDetInputs"},
@@ -254,9 +254,9 @@ def test_pipeline(spec: DetectionSpec) -> list[dict[str, Any]]:
 
 
 def _test(spec: DetectionSpec, test: DetectionSplit, job: Job, file: Path) -> dict[str, Any]:
-    """The evaluator for tools/test.py: COCO's metric, or VOC's at the protocol's overlaps without a COCO file.
+    """Return the evaluator for tools/test.py: COCO's metric, or without a COCO file VOC's at the protocol's overlaps.
 
-    Its numbers may differ from ours: sizes of objects (APs, APm, APl) are those of boxes, VOC's boxes a pixel wider.
+    Its numbers may differ from ours: object sizes (APs, APm, APl) come from boxes, and VOC's boxes are one pixel wider.
     """
     truth = {"type": "LoadAnnotations", "with_bbox": True}
     load, resize, pack = test_pipeline(spec)
