@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -132,6 +132,19 @@ def dotted_keys(model: type[Config], prefix: str = "") -> list[str]:
         kind, _ = _plain_type(field.annotation)
         keys += dotted_keys(kind, f"{prefix}{name}.") if _is_model(kind) else [f"{prefix}{name}"]
     return keys
+
+
+def takes_commas(model: type[Config], key: str) -> Literal["text", "list"] | None:
+    """How one value of the field `a.b` can hold a comma, if the model has the field and it can."""
+    kind: Any = model
+    for name in key.split("."):
+        field = kind.model_fields.get(name) if _is_model(kind) else None
+        if field is None:
+            return None
+        annotation, (kind, _) = field.annotation, _plain_type(field.annotation)
+    if kind is str:
+        return None if "Literal" in str(annotation) else "text"
+    return "list" if typing.get_origin(kind) in (tuple, list, dict) else None
 
 
 def indifferent_keys(model: type[Config], prefix: str = "") -> list[str]:

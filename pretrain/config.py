@@ -168,7 +168,7 @@ def recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), *, where: s
     except ConfigError as error:
         raise ConfigError(f"{where}: 'method.name': {error}") from None
     complete = dict(values) | ({"method": stated | {"name": name}} if isinstance(stated, dict) else {})
-    config = build(_model(method), complete, overrides, where=where)
+    config = build(fields_of(method), complete, overrides, where=where)
     if config.method.name != name:
         raise ConfigError(f"{where}: give the method as method.name={config.method.name}")
     if config.optim.tau_base is not None and not isinstance(method.target, Ema):
@@ -179,7 +179,7 @@ def recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), *, where: s
 
 
 @functools.cache
-def _model(method: Method) -> type[PretrainConfig]:
+def fields_of(method: Method) -> type[PretrainConfig]:
     """The recipe's model with the method's own fields, and its default of `optim.tau_base`."""
     optim: type[OptimConfig] = OptimConfig
     if isinstance(method.target, Ema):
