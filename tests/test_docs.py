@@ -25,6 +25,7 @@ from backbench.errors import BackbenchError
 from benchmarks import cli, pairs, plan
 from model_zoo import entries
 from pretrain import config as pretrain_config
+from pretrain import grid
 from transfer import tasks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,7 +98,8 @@ def check_names(module: str, args: argparse.Namespace) -> None:
         for name in [args.ckpt] if isinstance(args.ckpt, str) else args.ckpt:
             assert not name.startswith("zoo:") or entries.get(name.removeprefix("zoo:"))
     if module == "pretrain.run":
-        pretrain_config.load(args.config, args.override)
+        if not grid.points(args.config, args.override):
+            pretrain_config.load(args.config, args.override)
     if module == "model_zoo.__main__" and args.command in ("show", "download"):
         for name in [args.name] if isinstance(args.name, str) else args.name:
             entries.get(name)
