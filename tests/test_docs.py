@@ -97,9 +97,8 @@ def check_names(module: str, args: argparse.Namespace) -> None:
         catalogue.parse_places([pair for pair in args.data if pair.partition("=")[0] not in catalogue.OWN])
         for name in [args.ckpt] if isinstance(args.ckpt, str) else args.ckpt:
             assert not name.startswith("zoo:") or entries.get(name.removeprefix("zoo:"))
-    if module == "pretrain.run":
-        if not grid.points(args.config, args.override):
-            pretrain_config.load(args.config, args.override)
+    if module == "pretrain.run" and not grid.points(args.config, args.override):
+        pretrain_config.load(args.config, args.override)
     if module == "model_zoo.__main__" and args.command in ("show", "download"):
         for name in [args.name] if isinstance(args.name, str) else args.name:
             entries.get(name)
