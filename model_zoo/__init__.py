@@ -1,1 +1,1 @@
-"""Backbones: what defines one, how a file becomes one, how one is exported."""
+"""Backbones: their definition, how a file becomes one, and how one is exported."""

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def parser(prog: str = "python -m model_zoo") -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog=prog, description="Checkpoints in, checked backbones out.")
     commands = parser.add_subparsers(dest="command", required=True)
-    verify = commands.add_parser("verify", help="say what a checkpoint is and whether it is sound")
+    verify = commands.add_parser("verify", help="describe a checkpoint and check that it is sound")
     verify.add_argument("file", help="a checkpoint, https://..., zoo:NAME, timm:NAME or module:function")
     verify.add_argument("--json", action="store_true")
     add_options(verify)
@@ -44,7 +44,10 @@ def parser(prog: str = "python -m model_zoo") -> argparse.ArgumentParser:
     down.add_argument("name", nargs="*", help="entries, see list")
     down.add_argument("--all", action="store_true", help="every entry that a program can fetch")
     down.add_argument(
-        "--to", type=Path, metavar="DIR", help="here in place of the cache (fit for BACKBENCH_ZOO, a mirror)"
+        "--to",
+        type=Path,
+        metavar="DIR",
+        help="download to DIR instead of the cache (usable as BACKBENCH_ZOO or as a mirror)",
     )
     for command in commands.choices.values():
         plugins.add_option(command)
@@ -52,7 +55,7 @@ def parser(prog: str = "python -m model_zoo") -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None, *, prog: str = "python -m model_zoo") -> int:
-    """Dispatch a sub-command; returns the exit code."""
+    """Run a sub-command and return the exit code."""
     args = parser(prog).parse_args(argv)
     known = {"verify": _verify, "convert": _convert, "list": _list, "show": _show, "download": _download}
     return known[args.command](args)
@@ -92,16 +95,16 @@ def _convert(args: argparse.Namespace) -> int:
         target.write(backbone, args.output)
     else:
         save(args.output, backbone.state, backbone.arch, backbone.input)
-        for path in set(sidecars) & set(existing):  # they describe the file that was there before
+        for path in set(sidecars) & set(existing):  # they describe the overwritten file
             with writing(path):
                 path.unlink()
-            print(f"{printable(path, 1000)}: removed, it described the file that was there before")
+            print(f"{printable(path, 1000)}: removed, it described the overwritten file")
     for note in backbone.notes:
         print(f"note: {note}")
     origin = f"weights {backbone.weights_sha256[:8]}, from layout '{backbone.format}'"
     print(f"{printable(args.output, 1000)}: {backbone.arch.name}, {origin}")
     for path in written[1:]:
-        print(f"{printable(path, 1000)}: {'read by us' if path == written[1] else f'what {args.to} must be told'}")
+        print(f"{printable(path, 1000)}: {'read by backbench' if path == written[1] else f'settings for {args.to}'}")
     return 0
 
 
@@ -144,7 +147,7 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _card(entry: Entry) -> list[tuple[str, str]]:
-    """(label, value) of what is known of an entry's weights."""
+    """Return (label, value) rows about an entry's weights."""
     recipe = ", ".join(f"{value} {key}" for key, value in entry.recipe.model_dump().items() if value)
     rows = [("pretrained on", entry.pretrained_on + (f" ({recipe})" if recipe else ""))]
     if not entry.has_weights:

@@ -1,4 +1,4 @@
-"""The parts of an architecture: convolutions with their norms, names and shapes, without building a network."""
+"""The convolutions and norms of an architecture, with names and shapes, without building a network."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ BLOCKS: dict[str, tuple[int, int, int, int]] = {
     "resnet50": (3, 4, 6, 3),
     "resnet101": (3, 4, 23, 3),
     "resnet152": (3, 8, 36, 3),
-    "resnet26": (2, 2, 2, 2),  # timm's, of bottlenecks
+    "resnet26": (2, 2, 2, 2),  # timm's, with bottlenecks
     "resnet200": (3, 24, 36, 3),
 }
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A convolution and the norm after it, by our names (torchvision's; timm's of a deep stem), and where they stand."""
+    """A convolution and the norm after it: our names (torchvision's, timm's for a deep stem) and the position."""
 
     conv: str
     norm: str
@@ -34,22 +34,22 @@ class Unit:
 
 
 def expansion(arch: Architecture) -> int:
-    """A block's outputs over its stage's planes."""
+    """Return a block's output channels per plane of its stage."""
     return 1 if arch.name in BASIC else 4
 
 
 def planes(arch: Architecture) -> tuple[int, ...]:
-    """Of the four stages: a block gives `expansion` times as many channels."""
+    """Return the planes of the four stages; a block returns `expansion` times as many channels."""
     return tuple(round(64 * arch.width) * 2**i for i in range(4))
 
 
 def inner_planes(arch: Architecture) -> tuple[int, ...]:
-    """Channels of the 3x3 convolutions of the four stages, all groups together."""
+    """Return the channels of the 3x3 convolutions in the four stages, over all groups."""
     return tuple(each * arch.base_width // 64 * arch.groups for each in planes(arch))
 
 
 def stem_planes(arch: Architecture) -> tuple[int, ...]:
-    """Channels after each convolution of the stem; the last are those that the first stage sees."""
+    """Return the channels after each convolution of the stem; the first stage takes the last."""
     last = round(64 * arch.stem_width)
     if arch.stem not in DEEP:
         return (last,)
@@ -57,17 +57,17 @@ def stem_planes(arch: Architecture) -> tuple[int, ...]:
 
 
 def feature_dim(arch: Architecture) -> int:
-    """C of the pooled features."""
+    """Return C of the pooled features."""
     return planes(arch)[-1] * expansion(arch)
 
 
 def first_convolution(arch: Architecture) -> str:
-    """The weight that sees the image."""
+    """Return the name of the first convolution's weight."""
     return next(units(arch)).conv + ".weight"
 
 
 def units(arch: Architecture) -> Iterator[Unit]:
-    """Every convolution of the trunk with its norm, in the order of its tensors."""
+    """Yield every convolution of the trunk with its norm, in the order of its tensors."""
     yield from _stem(arch)
     before = stem_planes(arch)[-1]
     for stage, (count, wide, inner) in enumerate(
@@ -79,7 +79,7 @@ def units(arch: Architecture) -> Iterator[Unit]:
             for index, shape in enumerate(_block(arch, before, inner, after), start=1):
                 yield Unit(f"{here}.conv{index}", f"{here}.bn{index}", stage, block, index, shape)
             if block == 0 and (stage > 1 or before != after):  # a shortcut where the shape changes
-                first = 1 if arch.avg_down else 0  # the average stands before it
+                first = 1 if arch.avg_down else 0  # after the average pooling
                 path = f"{here}.downsample"
                 yield Unit(f"{path}.{first}", f"{path}.{first + 1}", stage, block, 0, (after, before, 1, 1))
             before = after
@@ -104,7 +104,7 @@ def _block(arch: Architecture, before: int, inner: int, after: int) -> tuple[tup
 
 @functools.lru_cache(maxsize=64)
 def expected_shapes(arch: Architecture) -> Mapping[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the architecture, in a state_dict's order; computed, nothing is allocated."""
+    """Return name and shape of every tensor, in the order of a state_dict. Allocates no tensors."""
     shapes: dict[str, tuple[int, ...]] = {}
     for unit in units(arch):
         shapes[f"{unit.conv}.weight"] = unit.shape

@@ -1,4 +1,4 @@
-"""A backbone is data: architecture, input convention, tensors. `build()` gives a fresh module each time."""
+"""A backbone is data: architecture, input convention, tensors. `build()` returns a new module each time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORMAT = "backbench-1"
 class Backbone:
     """A backbone as data.
 
-    `state` holds every tensor of the architecture under torchvision's names, without a head, float32, on the CPU.
+    `state` has every tensor of the architecture under torchvision's names, without a head, float32, on the CPU.
     """
 
     name: str
@@ -32,18 +32,18 @@ class Backbone:
     state: Mapping[str, Tensor]
     input: InputSpec
     source: str  # file or zoo name it came from
-    format: str  # the layout it was read as
-    notes: tuple[str, ...] = ()  # what the weights could not tell, what was dropped
-    named: bool = False  # whether the user gave the name: only such a name joins several backbones in one row
+    format: str  # the layout of that file
+    notes: tuple[str, ...] = ()  # assumptions, and dropped tensors
+    named: bool = False  # whether the user gave the name; only such a name joins several backbones in one row
 
     @functools.cached_property
     def weights_sha256(self) -> str:
-        """Identity of the weights, whatever container they came in (num_batches_tracked does not count)."""
+        """Identity of the weights, independent of the container (num_batches_tracked does not count)."""
         return tensors_sha256(identity_tensors(self.state))
 
     @property
     def is_resnet(self) -> bool:
-        """Whether it is a ResNet with stages; `model_zoo.external` has the others."""
+        """Whether it is a ResNet with stages; `model_zoo.external` has other networks."""
         return True
 
     @property
@@ -52,14 +52,14 @@ class Backbone:
         return feature_dim(self.arch)
 
     def build(self) -> nn.Module:
-        """A fresh module: `module(x)` -> pooled features (N, C), `module.stages(x)` -> (C2, C3, C4, C5)."""
-        with torch.device("meta"):  # nothing is initialised only to be overwritten
+        """Return a new module: `module(x)` -> pooled features (N, C), `module.stages(x)` -> (C2, C3, C4, C5)."""
+        with torch.device("meta"):  # skips an initialisation that would be overwritten
             module = Trunk(self.arch)
         module.load_state_dict({name: tensor.clone() for name, tensor in self.state.items()}, strict=True, assign=True)
         return module
 
     def record(self) -> dict[str, Any]:
-        """The fields of a result's `backbone`."""
+        """Return the fields of a result's `backbone`."""
         return {
             "name": self.name,
             "weights_sha256": self.weights_sha256,
@@ -70,7 +70,7 @@ class Backbone:
 
 
 def identity_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that decide what a network computes."""
+    """Return the tensors that determine what a network computes."""
     return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
 
 

@@ -1,6 +1,6 @@
-"""torchvision's ResNet without its head, written out: the same tensors, initialisation and numbers.
+"""torchvision's ResNet without its head: the same tensors, initialisation and numbers.
 
-`torchvision.models` takes seconds to import, since its detectors compile; a file is recognised without it. After
+`torchvision.models` takes seconds to import, since its detectors compile; this module does not need it. After
 pytorch/vision, torchvision/models/resnet.py (BSD-3-Clause); a test compares the two.
 """
 
@@ -22,7 +22,7 @@ def _conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and the shortcut."""
+    """Two 3x3 convolutions and a shortcut."""
 
     expansion: ClassVar[int] = 1
 
@@ -37,7 +37,7 @@ class BasicBlock(nn.Module):
     ) -> None:
         super().__init__()
         if groups != 1 or base_width != 64:
-            raise ValueError("a basic block has neither groups nor base_width")
+            raise ValueError("a basic block takes neither groups nor base_width")
         self.conv1 = _conv3x3(inplanes, planes, stride)
         self.bn1 = nn.BatchNorm2d(planes)
         self.relu = nn.ReLU(inplace=True)
@@ -55,7 +55,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution and the shortcut; the 3x3 has the stride (ResNet v1.5)."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut; the 3x3 has the stride (ResNet v1.5)."""
 
     expansion: ClassVar[int] = 4
 
@@ -93,7 +93,7 @@ Block = type[BasicBlock] | type[Bottleneck]
 
 
 class ResNet(nn.Module):
-    """Stem and four stages."""
+    """A stem and four stages."""
 
     def __init__(self, block: Block, layers: Sequence[int], groups: int = 1, width_per_group: int = 64) -> None:
         super().__init__()
@@ -107,17 +107,19 @@ class ResNet(nn.Module):
         self.layer3 = self.make_layer(block, 256, layers[2], stride=2)
         self.layer4 = self.make_layer(block, 512, layers[3], stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
-        nn.Linear(512 * block.expansion, 1000)  # torchvision draws its head here: the same random numbers follow
+        nn.Linear(
+            512 * block.expansion, 1000
+        )  # torchvision draws its head here; this keeps the random numbers the same
         self.initialise()
 
     def initialise(self) -> None:
-        """Draw every convolution as torchvision does; the norms are 1 and 0 by themselves."""
+        """Initialise the convolutions as torchvision does; norms are 1 and 0 by default."""
         for module in self.modules():
-            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # there torch compiles what it draws
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # torch compiles random draws on meta
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def make_layer(self, block: Block, planes: int, blocks: int, stride: int = 1) -> nn.Sequential:
-        """A stage; the next one takes its outputs."""
+        """Return a stage; the next call continues with its output channels."""
         outputs = planes * block.expansion
         downsample = None
         if stride != 1 or self.inplanes != outputs:

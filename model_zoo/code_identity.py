@@ -1,4 +1,4 @@
-"""Identity of a user's network besides its weights: its code files by hash, installed libraries by version."""
+"""Identity of the code of a user's network: hashes of its files, versions of installed libraries."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from backbench.files.hashes import file_sha256
 
 
 def of_network(function: object, module: nn.Module) -> tuple[str, str]:
-    """(libraries with their versions, SHA-256 of the files) of a network that `function` returned.
+    """Return (libraries with versions, SHA-256 of the files) of a network that `function` returned.
 
-    Counted are the modules of the function and of every class of the network, inherited ones too, and what files that are
-    no installed library hold from other modules at their top level, from file to file; an import inside a function is not
-    seen. Features have no part in it: rounded however coarsely, some lie on an edge and differ between machines.
+    The modules of the function and of every class of the network count, with base classes. The files among them that are
+    not of an installed library are followed through their top-level imports; imports inside functions are not seen.
+    Features do not count: even coarsely rounded, some would differ between machines.
     """
     classes = {kind for part in module.modules() for kind in type(part).__mro__}
     files, libraries = _walk({getattr(function, "__module__", None), *(kind.__module__ for kind in classes)})
@@ -28,7 +28,7 @@ def of_network(function: object, module: nn.Module) -> tuple[str, str]:
 
 
 def _walk(names: Iterable[object]) -> tuple[set[Path], set[str]]:
-    """The user's files and the libraries that modules come from, following imports within the files."""
+    """Return the user's files and the libraries of the modules, following the imports of the files."""
     files: set[Path] = set()
     libraries: set[str] = set()
     waiting, seen = set(names), set()
@@ -39,7 +39,7 @@ def _walk(names: Iterable[object]) -> tuple[set[Path], set[str]]:
         top = str(name).partition(".")[0]
         if (
             module is None or top in sys.stdlib_module_names or name == "backbench"
-        ):  # our face: holds what is loaded so far
+        ):  # `backbench` has attributes that are loaded so far
             continue
         file = Path(getattr(module, "__file__", None) or "")
         if {"site-packages", "dist-packages"} & set(file.parts) and (known := _versions(top)):
@@ -52,13 +52,13 @@ def _walk(names: Iterable[object]) -> tuple[set[Path], set[str]]:
 
 
 def _held(module: ModuleType) -> set[object]:
-    """Names of the modules that the values at a module's top level are or come from."""
+    """Return the names of modules that a module's top-level values are or come from."""
     values = list(vars(module).values())
     return {value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) for value in values}
 
 
 def _versions(top: str) -> list[str]:
-    """`torch 2.9.1` of a top-level package; the build of a version (`+cu130`) is the same code."""
+    """Return `torch 2.9.1` for a top-level package; builds of a version (`+cu130`) have the same code."""
     return [f"{d} {importlib.metadata.version(d).partition('+')[0]}" for d in set(_distributions().get(top, ()))]
 
 

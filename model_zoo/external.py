@@ -1,8 +1,8 @@
 """Backbones other than our ResNets: any timm model, any importable function that returns an nn.Module.
 
-They serve the frozen and the fine-tuning protocols by their features (N, C); what needs a ResNet's stages (the detection
-engines, C5 maps, export, conversion) says so. Their code is not ours, so a record names it: timm's version, or the
-libraries' versions and the hash of the files that define a function's network.
+Their features (N, C) serve the frozen and the fine-tuning protocols. Parts that need a ResNet's stages (the detection
+engines, C5 maps, export, conversion) refuse them. Their code is not ours, so a record names it: timm's version, or the
+libraries' versions and the hash of the files that define the network.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from model_zoo.architecture import InputSpec
 from model_zoo.backbone import Backbone
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-_TOLERANCE = 1e-3  # of features, as a share of the largest: rounding, not another function
+_TOLERANCE = 1e-3  # of features, relative to the largest: allows for rounding
 
 
 class ExternalArchitecture(Config):
-    """Who makes the network; part of a record's identity."""
+    """The code of the network; part of a record's identity."""
 
     name: str
     library: str | None = None  # with its version
@@ -44,14 +44,14 @@ class ExternalArchitecture(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ExternalBackbone(Backbone):
-    """A backbone whose network is kept as it was made; `build()` copies it. Its `arch` is an ExternalArchitecture."""
+    """A backbone that keeps its network; `build()` copies it. Its `arch` is an ExternalArchitecture."""
 
     module: nn.Module = field(repr=False, compare=False)
     features: int
 
     @property
     def is_resnet(self) -> bool:
-        """Never: no stages, no engine."""
+        """False: it has no stages, so no engine takes it."""
         return False
 
     @property
@@ -60,12 +60,12 @@ class ExternalBackbone(Backbone):
         return self.features
 
     def build(self) -> nn.Module:
-        """A fresh module: `module(x)` -> features (N, C)."""
+        """Return a new module: `module(x)` -> features (N, C)."""
         return copy.deepcopy(self.module)
 
 
 def is_function(source: str) -> bool:
-    """Whether `source` reads as `module:function`, and no such file is there."""
+    """Return whether `source` has the form `module:function`, and no file has that name."""
     return _FUNCTION.fullmatch(source) is not None and not os.path.exists(source)  # noqa: PTH110 (which raises for long names)
 
 
@@ -73,14 +73,14 @@ def is_function(source: str) -> bool:
 
 
 def timm_model(source: str) -> tuple[nn.Module, InputSpec, str]:
-    """timm's model without its classifier, what it wants to see, and its name.
+    """Return a timm model without its classifier, its input, and its name.
 
     Args:
-        source: `timm:NAME` or `hf-hub:OWNER/NAME` with timm's pretrained weights, or `timm:NAME?pretrained=false` as timm
-            initialises it (`&seed=1` from another seed).
+        source: `timm:NAME` or `hf-hub:OWNER/NAME` with timm's pretrained weights, or `timm:NAME?pretrained=false` for
+            timm's initialisation (`&seed=1` for another seed).
 
     Raises:
-        CheckpointError: timm knows no such model, has no weights at hand, or the model takes no RGB squares.
+        CheckpointError: timm has no such model or cannot get its weights, or the model does not take square RGB images.
     """
     import timm
 
@@ -89,26 +89,26 @@ def timm_model(source: str) -> tuple[nn.Module, InputSpec, str]:
     try:
         with _seeded(seed):
             model = timm.create_model(name, pretrained=pretrained, num_classes=0)
-    except Exception as error:  # the hub's client has its own errors for every way to be offline
-        what = "has no such weights at hand" if pretrained else "cannot make this model"
+    except Exception as error:  # the hub's client has many kinds of errors
+        what = "cannot get these weights" if pretrained else "cannot build this model"
         hint = f"; untrained: timm:{name}?pretrained=false" if pretrained and timm.is_model(name) else ""
         raise CheckpointError(f"{source}: timm {what} ({_first(error)}){hint}") from None
     config = _published_config(model)
     channels, height, width = config["input_size"]
     if channels != 3 or height != width:
-        raise CheckpointError(f"{source}: takes images of {channels} x {height} x {width}, not RGB squares")
+        raise CheckpointError(f"{source}: takes images of {channels} x {height} x {width}, not square RGB images")
     fields = {"size": height, "mean": list(config["mean"]), "std": list(config["std"])}
     return model, _input(source, fields), name if pretrained else f"{name} untrained"
 
 
 def _published_config(model: nn.Module) -> dict[str, Any]:
-    """What timm keeps beside a model: its input and where the weights come from."""
+    """Return timm's description of a model: its input and the origin of its weights."""
     config: Any = model.pretrained_cfg
     return dict(config)
 
 
 def _options(source: str, query: str) -> tuple[bool, int]:
-    """(pretrained, seed) of what follows the question mark."""
+    """Return (pretrained, seed) from the text after the question mark."""
     given = dict(parse_qsl(query, keep_blank_values=True))
     if unknown := set(given) - {"pretrained", "seed"}:
         raise CheckpointError(
@@ -118,18 +118,18 @@ def _options(source: str, query: str) -> tuple[bool, int]:
     if pretrained not in ("true", "false") or not seed.isdigit():
         raise CheckpointError(f"{source}: write ?pretrained=false, and &seed=1 for another initialisation")
     if pretrained == "true" and "seed" in given:
-        raise CheckpointError(f"{source}: a seed only decides an initialisation: add pretrained=false")
+        raise CheckpointError(f"{source}: a seed only affects an initialisation: add pretrained=false")
     return pretrained == "true", int(seed)
 
 
 def of_timm(source: str, model: nn.Module, spec: InputSpec, name: str) -> ExternalBackbone:
-    """A timm model that is no ResNet known here; its features are timm's own, pooled as the model does."""
+    """Return a timm model that is not one of our ResNets; its features are timm's own, pooled as the model does."""
     import timm
 
     config = _published_config(model)
     arch = ExternalArchitecture(name=str(config.get("architecture") or name), library=f"timm {timm.__version__}")
     note = (
-        f"no ResNet known here: timm's own features; timm evaluates it at crop_pct {config.get('crop_pct')}, "
+        f"not one of our ResNets: timm's own features; timm evaluates it at crop_pct {config.get('crop_pct')}, "
         f"{config.get('interpolation')}, the protocols here at 256/224, bilinear"
     )
     return _checked(source, model, arch, spec, name, "timm", (note,))
@@ -139,23 +139,23 @@ def of_timm(source: str, model: nn.Module, spec: InputSpec, name: str) -> Extern
 
 
 def of_function(source: str, name: str | None = None) -> ExternalBackbone:
-    """The module that an importable function without arguments returns; the working folder is importable.
+    """Return the network that an importable function without arguments returns; the working folder is importable.
 
-    It is called under a fixed seed of torch's generator: what it initialises is the same network in every process.
+    The function is called with a fixed seed of torch's generator, so it initialises the same network in every process.
 
-    An attribute `input_spec` of the returned module, a mapping of InputSpec's fields, says what it wants to see.
+    The attribute `input_spec` of the returned module, a mapping of InputSpec's fields, states its input.
 
     Raises:
-        CheckpointError: it cannot be imported or called, returns other weights each time, or does not return features
-            (N, C) of finite numbers.
+        CheckpointError: it cannot be imported or called, returns different weights each time, or its network does not
+            return finite features (N, C).
     """
-    with _seeded():  # modules may draw weights as they are imported
+    with _seeded():  # modules may draw weights during their import
         function = _imported(source)
     module, other = _called(source, function), _called(source, function)
     if _weights(module) != _weights(other):
         raise CheckpointError(
-            f"{source}: called twice it returns other weights, so no result could be told to be of the same network; "
-            "let it read them from a file, or draw them from torch's generator alone"
+            f"{source}: two calls return different weights, so results could not be compared; "
+            "read them from a file, or draw them from torch's generator only"
         )
     stated = getattr(module, "input_spec", None)
     if stated is not None and not isinstance(stated, Mapping):
@@ -169,7 +169,7 @@ def of_function(source: str, name: str | None = None) -> ExternalBackbone:
 
 @contextlib.contextmanager
 def _seeded(seed: int = 0) -> Iterator[None]:
-    """torch's generator at `seed`, and afterwards where it was."""
+    """Seed torch's generator, and restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -182,7 +182,7 @@ def _called(source: str, function: Callable[[], Any]) -> nn.Module:
     except Exception as error:
         raise CheckpointError(f"{source}: calling it failed ({_first(error)})") from error
     if not isinstance(module, nn.Module):
-        raise CheckpointError(f"{source}: returns a {type(module).__name__}, an nn.Module is needed")
+        raise CheckpointError(f"{source}: returns a {type(module).__name__}, not an nn.Module")
     return module
 
 
@@ -213,15 +213,15 @@ def _imported(source: str) -> Callable[[], Any]:
 
 
 def probe(spec: InputSpec) -> Tensor:
-    """Two normalised images (2, 3, size, size), always the same."""
+    """Return two normalised images (2, 3, size, size), always the same."""
     return torch.randn(2, 3, spec.size, spec.size, generator=torch.Generator().manual_seed(0))
 
 
 def of_network(label: str, module: nn.Module, arch: ExternalArchitecture, spec: InputSpec) -> ExternalBackbone:
-    """A network in memory that returns features (N, C).
+    """Return a backbone from a network in memory that returns features (N, C).
 
     Raises:
-        CheckpointError: it does not, or not the same ones each time.
+        CheckpointError: it returns something else, or different features each time.
     """
     return _checked(label, module, arch, spec, label, "module", ())
 
@@ -235,32 +235,32 @@ def _checked(
     kind: str,
     notes: tuple[str, ...],
 ) -> ExternalBackbone:
-    """The backbone, after checking that its features are (N, C), finite, repeatable and of each image alone.
+    """Return the backbone, after checking that its features are (N, C), finite, repeatable and independent per image.
 
     Raises:
-        CheckpointError: one sentence that says which of these they are not.
+        CheckpointError: one sentence that says which check failed.
     """
     module = module.cpu().eval()
     x = probe(spec)
     try:
-        run = functools.partial(copy.deepcopy(module), x)  # no state of the pass stays in what is measured
+        run = functools.partial(copy.deepcopy(module), x)  # copies, so that no state of a pass remains
         with torch.no_grad():
             first, again, alone = run(), run(), copy.deepcopy(module)(x[:1])
     except Exception as error:
         raise CheckpointError(f"{source}: fails on images {tuple(x.shape)} ({_first(error)})") from error
     if not isinstance(first, Tensor):
-        raise CheckpointError(f"{source}: gives a {type(first).__name__}, features (N, C) are needed")
+        raise CheckpointError(f"{source}: returns a {type(first).__name__}, features (N, C) are needed")
     if first.ndim != 2 or len(first) != len(x):
         pool = ": pool the maps" if first.ndim == 4 else ""
         raise CheckpointError(
-            f"{source}: gives {tuple(first.shape)} for {len(x)} images, features (N, C) are needed{pool}"
+            f"{source}: returns {tuple(first.shape)} for {len(x)} images, features (N, C) are needed{pool}"
         )
     if not bool(torch.isfinite(first).all()):
         raise CheckpointError(f"{source}: features are NaN or infinite")
     scale = float(first.abs().max())
     for other, why in (
-        (again, "the same images twice give other features"),
-        (alone, "they depend on the other images"),
+        (again, "the same images give different features each time"),
+        (alone, "features depend on the other images"),
     ):
         if not torch.allclose(first[: len(other)], other, rtol=0, atol=_TOLERANCE * scale):
             raise CheckpointError(f"{source}: in evaluation mode {why}: no frozen features")
@@ -277,5 +277,5 @@ def _input(source: str, fields: dict[str, Any]) -> InputSpec:
 
 
 def _first(error: Exception) -> str:
-    """Kind and text of another library's error, on one line, cut short."""
+    """Return kind and text of another library's error, on one line, shortened."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

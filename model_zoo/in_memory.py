@@ -1,4 +1,4 @@
-"""A backbone from a network in memory: as a ResNet if its tensors and features are a ResNet's, else unchanged."""
+"""A backbone from a network in memory: a ResNet if its tensors and features are a ResNet's, else the network itself."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from model_zoo.recognise import recognise
 
 
 def of_module(module: nn.Module, name: str | None = None, input_fields: Mapping[str, Any] | None = None) -> Backbone:
-    """A backbone with a copy of the module's weights; the module itself is left as it is.
+    """Return a backbone with a copy of the module's weights; the module itself is not changed.
 
-    A torchvision or timm ResNet becomes a ResNet with stages, and its classifier is left out. Any other module must
+    A torchvision or timm ResNet becomes a ResNet with stages, without its classifier. Any other module must
     return features (N, C).
 
     Args:
-        name: the row's name; the class's name unless given.
-        input_fields: fields of InputSpec (size, mean, std, order); the module's own `input_spec`, else ImageNet's.
+        name: the row's name; default: the class's name.
+        input_fields: fields of InputSpec (size, mean, std, order); default: the module's `input_spec`, else ImageNet's.
 
     Raises:
-        CheckpointError: the module gives no features (N, C), or other ones each time.
+        CheckpointError: the module does not return features (N, C), or returns different ones each time.
     """
     module = copy.deepcopy(module).cpu().eval()
     label = name or type(module).__name__
@@ -50,7 +50,7 @@ def of_module(module: nn.Module, name: str | None = None, input_fields: Mapping[
 
 
 def _as_resnet(module: nn.Module, label: str, spec: InputSpec) -> Backbone | None:
-    """The ResNet that has the same tensors and the same features, before a classifier `fc` where there is one."""
+    """Return the ResNet with the same tensors and features (without a classifier `fc`), or None."""
     try:
         recognised = recognise(module.state_dict())
         found = recognised.found

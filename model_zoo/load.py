@@ -1,4 +1,4 @@
-"""`load(path or name) -> Backbone`: exactly one layout matches, every tensor is there and sound, nothing is left over."""
+"""`load(path or name) -> Backbone`: exactly one layout matches, all tensors are present and sound, none is left over."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from model_zoo.stated import plain, refuse_contradiction, sidecar
 if TYPE_CHECKING:
     from model_zoo.entries import Entry
 
-_LONGEST = 2000  # characters of a sentence
+_LONGEST = 2000  # characters of an error
 UNKNOWABLE = (
-    "channel order, stride placement and padding cannot be told from weights; RGB and torchvision's conventions assumed"
+    "weights do not show channel order, stride placement and padding; RGB and torchvision's conventions assumed"
 )
 _SUFFIXES = {".pth", ".pt", ".tar", ".ckpt", ".th", ".torch", ".pkl", ".bin", ".safetensors", ".zip", ".npy", ".npz"}
 _GENERIC = {"model", "checkpoint", "last", "latest", "final", "backbone", "ckpt", "best", "weights"}
@@ -52,23 +52,23 @@ def load(
     Args:
         source: a path, an importable `module:function`, `random:resnet50`, or, downloaded on first use, an `https://`
             address, `zoo:NAME`, or timm's `timm:NAME` and `hf-hub:OWNER/NAME`.
-        name: what to call it in tables; from the path unless given.
-        seed: of a random backbone.
-        like: a backbone whose architecture and input a random one takes.
-        choice: which network of a checkpoint file is meant (`--key`, `--prefix`).
+        name: its name in tables; default: from the path.
+        seed: for a random backbone.
+        like: a random backbone takes the architecture and input of this one.
+        choice: the network to read in a checkpoint file (`--key`, `--prefix`).
 
     Raises:
-        CheckpointError: one sentence that says what was found and what is wrong with it.
+        CheckpointError: one sentence on what was found and what is wrong with it.
     """
     try:
         return _load(source, name, seed, like, choice)
-    except CheckpointError as error:  # it may quote names that come from the file
+    except CheckpointError as error:  # it may quote names from the file
         raise CheckpointError(printable(error, _LONGEST)) from None
 
 
 def _load(source: str | Path, name: str | None, seed: int, like: Backbone | None, choice: Choice) -> Backbone:
     if choice != NO_CHOICE and not is_file(source):
-        raise CheckpointError(f"{source}: --key and --prefix choose within a checkpoint file, which this is not")
+        raise CheckpointError(f"{source}: --key and --prefix apply to checkpoint files only; leave them out")
     if str(source).startswith("random:"):
         return _random(str(source), name, seed, like)
     if str(source).startswith("zoo:"):
@@ -90,16 +90,16 @@ def _load(source: str | Path, name: str | None, seed: int, like: Backbone | None
 
 
 def is_file(source: str | Path) -> bool:
-    """Whether a source is a checkpoint file (or a folder that holds one), no zoo entry, function or random network."""
+    """Return whether a source is a checkpoint file or folder, not a zoo entry, function or random network."""
     from model_zoo import external
 
     return not str(source).startswith(("random:", "zoo:", "timm:", "hf-hub:")) and not external.is_function(str(source))
 
 
 def default_name(path: Path) -> str:
-    """The file's stem, or its folder's name where the stem is generic (`runs/photos/model.pth` -> `photos`).
+    """Return the file's stem, or its folder's name if the stem is generic (`runs/photos/model.pth` -> `photos`).
 
-    HuggingFace's cache calls a folder `models--microsoft--resnet-50/snapshots/<commit>`: `resnet-50`.
+    HuggingFace's cache names a folder `models--microsoft--resnet-50/snapshots/<commit>`: `resnet-50`.
     """
     if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
         return path.parent.parent.name.rpartition("--")[2]
@@ -115,7 +115,7 @@ def _random(source: str, name: str | None, seed: int, like: Backbone | None) -> 
     if usual is None:
         raise CheckpointError(f"{printable(source, 80)}: unknown architecture{nearest(wanted[:80], LAYERS)}")
     if like is not None and not like.is_resnet:
-        raise CheckpointError(f"{source}: cannot be like {like.name}, which is no ResNet")
+        raise CheckpointError(f"{source}: cannot be like {like.name}, which is not a ResNet")
     arch = like.arch if like is not None and like.arch.name == wanted else usual
     spec = like.input if like is not None else InputSpec()
     state = build(arch, seed).state_dict()
@@ -123,7 +123,7 @@ def _random(source: str, name: str | None, seed: int, like: Backbone | None) -> 
 
 
 def _from_zoo(source: str, name: str | None) -> Backbone:
-    """The entry's file, with the architecture and input that the entry states."""
+    """Load the entry's file, with the entry's architecture and input."""
     from model_zoo import entries, fetch
 
     entry = entries.get(source.removeprefix("zoo:"))
@@ -139,7 +139,7 @@ def _from_zoo(source: str, name: str | None) -> Backbone:
 
 
 def _from_url(source: str, name: str | None, choice: Choice) -> Backbone:
-    """The backbone of a file at an address, recognised from its tensors alone."""
+    """Load a file at an address, recognised from its tensors."""
     from model_zoo import fetch
 
     path, stem = fetch.fetch_url(source)
@@ -151,7 +151,7 @@ def _from_url(source: str, name: str | None, choice: Choice) -> Backbone:
 
 
 def _from_timm(source: str, name: str | None) -> Backbone:
-    """A timm model with timm's weights and input: as our ResNet where it is one, else as timm's own network."""
+    """Load a timm model with its weights and input: as our ResNet if it is one, else as timm's own network."""
     from model_zoo import external
 
     model, spec, default = external.timm_model(source)
@@ -163,7 +163,7 @@ def _from_timm(source: str, name: str | None) -> Backbone:
     except (CheckpointError, ConfigError):
         return external.of_timm(source, model, spec, name or default)
     x = external.probe(spec)
-    with torch.no_grad():  # names and shapes may agree and the function not: anti-aliasing has no tensors
+    with torch.no_grad():  # the function may differ in spite of equal names and shapes: anti-aliasing has no tensors
         alike = torch.allclose(backbone.build().eval()(x), model.eval()(x), rtol=1e-3, atol=1e-5)
     return backbone if alike else external.of_timm(source, model, spec, name or default)
 
@@ -172,7 +172,7 @@ def _from_file(path: Path, name: str | None, entry: Entry | None = None, choice:
     read = snapshot.contents(path)
     try:
         return _from_contents(path, read, name, entry, choice)
-    except CheckpointError as error:  # what was left unread may be what is missed
+    except CheckpointError as error:  # an unread object may be the missing part
         raise CheckpointError("; ".join((str(error), *read.notes))) from None
 
 
@@ -210,13 +210,13 @@ def _from_contents(path: Path, read: Contents, name: str | None, entry: Entry | 
 
 
 def _derived_name(path: Path, choice: Choice) -> str:
-    """From the path and, where one network of several was chosen, from what chose it."""
+    """Return a name from the path and from the choice of one network."""
     said = [printable(part) for part in (choice.key, choice.prefix) if part]
     return printable(default_name(path)) + (f"[{' '.join(said)}]" if said else "")
 
 
 def _refuse_resume_state(path: Path, obj: Any) -> None:
-    """CheckpointError for our own pretraining's resume state: it holds two networks; `model.pth` holds the right one."""
+    """Raise CheckpointError for our pretraining's resume state: it has two networks, `model.pth` the right one."""
     kind = obj.get("kind") if isinstance(obj, Mapping) else None
     if isinstance(kind, str) and kind.startswith("backbench-pretrain-"):
         model = path.parent / "model.pth"
@@ -225,22 +225,22 @@ def _refuse_resume_state(path: Path, obj: Any) -> None:
 
 
 def dead_channels(state: Mapping[str, Tensor]) -> list[str]:
-    """A note where running variances are 0. BatchNorm accepts them (it adds eps), but no image ever moved such a channel."""
+    """Return a note on running variances of 0. BatchNorm accepts them (it adds eps), but no image moved such a channel."""
     found = {n: int((t == 0).sum()) for n, t in state.items() if n.endswith("running_var") and bool((t == 0).any())}
     if not found:
         return []
-    why = "channels without life, or a copy in half precision"
+    why = "dead channels, or a copy in half precision"
     return [f"{sum(found.values())} running variances are 0 ({why}): {some(list(found), counted=False)}"]
 
 
 def check(found: Extracted, arch: Architecture, advice: str = "") -> dict[str, Tensor]:
-    """The state in float32, after checking names, shapes, finite values, variances, and that nothing is left over.
+    """Return the state in float32, after checking names, shapes, finite values and variances, and for leftovers.
 
     Args:
-        advice: follows the names of the tensors that are left over.
+        advice: text after the names of leftover tensors.
 
     Raises:
-        CheckpointError: names the first tensors that are wrong.
+        CheckpointError: names the first wrong tensors.
     """
     expected, known = expected_shapes(arch), family(arch)
     counters = {name for name in expected if name.endswith("num_batches_tracked")}
@@ -268,29 +268,29 @@ def check(found: Extracted, arch: Architecture, advice: str = "") -> dict[str, T
         if tuple(tensor.shape) != shape:
             raise CheckpointError(f"'{name}' has shape {tuple(tensor.shape)}, {known} needs {shape}")
         if not tensor.is_floating_point():
-            raise CheckpointError(f"'{name}' holds {tensor.dtype}, not floating-point numbers")
+            raise CheckpointError(f"'{name}' has {tensor.dtype}, not floating-point numbers")
         tensor = tensor.detach().to(torch.float32).contiguous()
         if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"'{name}' holds NaN or infinite values")
+            raise CheckpointError(f"'{name}' has NaN or infinite values")
         if name.endswith("running_var") and bool((tensor < 0).any()):
-            raise CheckpointError(f"'{name}' has {int((tensor < 0).sum())} variances that are negative")
+            raise CheckpointError(f"'{name}' has {int((tensor < 0).sum())} negative variances")
         state[name] = tensor
     return state
 
 
 def _refuse_shards(state: Mapping[str, Tensor]) -> None:
-    """CheckpointError for names without values: ZeRO-3 and FSDP keep the values in the files of the ranks."""
+    """Raise CheckpointError for names without values: ZeRO-3 and FSDP store them in the files of the ranks."""
     empty = [name for name, tensor in state.items() if isinstance(tensor, Tensor) and not tensor.numel()]
     if len(empty) > len(state) // 2:
         raise CheckpointError(
             f"{len(empty)} of {len(state)} tensors are empty: {some(empty, counted=False)}; "
-            "their numbers lie in other files (ZeRO-3, FSDP): "
+            "their values are in other files (ZeRO-3, FSDP): "
             "gather them first, with DeepSpeed by `python zero_to_fp32.py . weights.pth` in the checkpoint's folder"
         )
 
 
 def _of_entry(entry: Entry, found: Extracted) -> dict[str, dict[str, Any]]:
-    """Every field of an entry's `arch` and `input`; only what it leaves to the defaults may be stated by the layout."""
+    """Return an entry's `arch` and `input`; the layout may state only fields that the entry leaves at the defaults."""
     parts = {"arch": (entry.arch, found.arch), "input": (entry.input, found.input)}
     return {
         part: {key: value for key, value in config if key in config.model_fields_set or key not in stated}

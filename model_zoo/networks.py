@@ -1,4 +1,4 @@
-"""Every network in a file, at any depth: a second one beside the backbone is named, never ignored."""
+"""Find every network in a file, at any depth, so that a second one beside the backbone is never ignored."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from model_zoo.formats import haiku
 from model_zoo.reading import Inert
 from model_zoo.wrappers import MOST_TENSORS, tensors_of, word
 
-_FEWEST = 20  # tensors of the smallest ResNet, without BatchNorm
-_MOST_PLACES = 1_000_000  # dictionaries and lists that are looked into
+_FEWEST = 20  # tensors in the smallest ResNet, without BatchNorm
+_MOST_PLACES = 1_000_000  # dictionaries and lists to inspect
 _STAGE = re.compile(r"layer([1-4])\.[0-9]{1,4}\.conv1\.weight$")
-# By parameter's name, and yet no network: what optimizers keep.
+# Not a network, although by parameter name: the state of optimizers.
 _NO_NETWORK = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum", "momentum_buffer", "velocity", "grad", "grads",
                "gradients", "mu", "nu"}  # fmt: skip
-# What an optimizer may keep for each parameter that is an average of it (torch's ASGD: `ax`).
+# An optimizer's average of each parameter (torch's ASGD: `ax`).
 _AVERAGE = re.compile(r"(?i)(^|_)(ema|swa|shadow|slow|averaged?)(_|$)|^ax$|^param_avg$")
 
 _NETWORK_CLASS = re.compile(r"(?i)ema|averag|swa|teacher|model|net")
@@ -34,24 +34,24 @@ Keys = tuple[Any, ...]
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """Tensors that are named as a ResNet's, in one dictionary."""
+    """Tensors with a ResNet's names, in one dictionary."""
 
-    path: Keys  # of the dictionary
-    prefix: str  # before its names; "" where a layout's own names stand there
+    path: Keys  # to the dictionary
+    prefix: str  # of its names; "" for a layout's own names
     state: Mapping[str, Tensor]  # torchvision's names
     place: Any  # the dictionary itself
 
     @property
     def names(self) -> set[str]:
-        """As they stand in the dictionary, without what wrappers put inside them."""
+        """The names in the dictionary, without the parts that wrappers add."""
         return {self.prefix + name for name in self.state}
 
 
 def walk(obj: Any) -> Iterator[tuple[Any, Any]]:
-    """(linked path, container) of every dictionary and list, the nearest first, each once however often it is held.
+    """Yield (linked path, container) of every dictionary and list, breadth first, each once.
 
     Raises:
-        CheckpointError: too many to look into.
+        CheckpointError: there are too many.
     """
     seen = {id(obj)}
     waiting: deque[tuple[Any, Any]] = deque([(None, obj)])
@@ -59,20 +59,20 @@ def walk(obj: Any) -> Iterator[tuple[Any, Any]]:
         path, value = waiting.popleft()
         yield path, value
         for key, child in value.items() if isinstance(value, Mapping) else enumerate(value):
-            if isinstance(child, _VALUES):  # nearly all there is: not asked further
+            if isinstance(child, _VALUES):  # the most common case
                 continue
             if isinstance(child, Mapping | list | tuple) and id(child) not in seen:
                 if len(seen) > _MOST_PLACES:
                     raise CheckpointError(
-                        f"more than {_MOST_PLACES:,} nested dictionaries and lists, too many to look for networks in: "
-                        "add --key with the place of the one you mean"
+                        f"more than {_MOST_PLACES:,} nested dictionaries and lists, too many to search for networks: "
+                        "add --key with the place of the one you want"
                     )
                 seen.add(id(child))
                 waiting.append(((path, key), child))
 
 
 def keys_of(path: Any) -> Keys:
-    """The keys of a linked path, outermost first."""
+    """Return the keys of a linked path, outermost first."""
     keys = []
     while path is not None:
         path, key = path
@@ -81,7 +81,7 @@ def keys_of(path: Any) -> Keys:
 
 
 def survey(obj: Any) -> list[Network]:
-    """Every network below `obj`, the nearest first."""
+    """Return every network below `obj`, breadth first."""
     found: list[Network] = []
     if not isinstance(obj, Mapping | list | tuple):
         return found
@@ -113,19 +113,19 @@ def _in_dictionary(path: Any, value: Mapping[Any, Any]) -> Iterator[Network]:
 
 
 def _by_another_scheme(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The state that the one layout of other names finds, nothing where none does."""
-    for obj in (tensors, {"network": tensors}):  # OBoW's names are known by that key
+    """Return the state that a layout with other names extracts; empty unless exactly one layout matches."""
+    for obj in (tensors, {"network": tensors}):  # this key identifies OBoW's names
         fitting = list(formats.matching(obj).values())
         if len(fitting) == 1:
             try:
                 return fitting[0].extract(obj).state
-            except CheckpointError:  # a detector, half a network: another network all the same
+            except CheckpointError:  # a detector or an incomplete network, which is still another network
                 return tensors
     return {}
 
 
 def _of_an_optimizer(keys: Keys, state: Mapping[str, Tensor]) -> bool:
-    """Whether these are momenta or gradients: without BatchNorm's statistics, under an optimizer or a name of theirs."""
+    """Return whether these are momenta or gradients: no BatchNorm statistics, and under an optimizer or such a name."""
     if not keys or any(name.endswith("running_var") for name in state):
         return False
     last = word(keys[-1]).lower()
@@ -134,7 +134,7 @@ def _of_an_optimizer(keys: Keys, state: Mapping[str, Tensor]) -> bool:
 
 
 def distinct(networks: list[Network]) -> list[Network]:
-    """One of each; the copies of a network that are equal to the bit are one."""
+    """Return the networks without bitwise equal copies."""
     found: list[Network] = []
     for network in networks:
         if not any(same(network.state, other.state) or same(other.state, network.state) for other in found):
@@ -143,13 +143,13 @@ def distinct(networks: list[Network]) -> list[Network]:
 
 
 def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Whether every tensor that decides what a network computes is in `other`, equal."""
+    """Return whether `other` has an equal tensor for each one that determines what `one` computes."""
     names = [name for name in one if not name.endswith("num_batches_tracked")]
     return bool(names) and all(name in other and equal(one[name], other[name]) for name in names)
 
 
 def equal(one: Any, other: Any) -> bool:
-    """Whether two tensors are equal to the bit, in float32 where types differ; other objects equal only themselves."""
+    """Return whether two tensors are bitwise equal, in float32 if dtypes differ; other objects equal only themselves."""
     if one is other:
         return True
     if not (is_plain(one) and is_plain(other)) or one.shape != other.shape:
@@ -160,7 +160,7 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether this is a dense tensor with values, none that is sparse, quantised, nested or without storage."""
+    """Return whether this is a dense tensor with values: not sparse, quantised, nested or meta."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
@@ -169,7 +169,7 @@ def is_plain(value: Any) -> bool:
 
 
 def kind_of(value: Any) -> str:
-    """`a sparse tensor`, `a str`: a description of a value that is not a dense tensor."""
+    """Describe a value that is not a dense tensor: `a tensor that is sparse`, `a str`."""
     if not isinstance(value, Tensor):
         return value.kind if isinstance(value, Inert) else f"a {type(value).__name__}"
     kinds = {"quantised": value.is_quantized, "nested": value.is_nested, "without values (meta)": value.is_meta}
@@ -182,14 +182,14 @@ def kind_of(value: Any) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Unnamed:
-    """A copy of a network as a mere list of tensors: an optimizer's or an EMA's, in the order of the parameters."""
+    """A copy of a network as a list of tensors, from an optimizer or an EMA, in the order of the parameters."""
 
     path: Keys
-    tensors: list[Tensor]  # of four dimensions
+    tensors: list[Tensor]  # those of four dimensions
 
 
 def unnamed_copies(obj: Any, state: Mapping[str, Tensor]) -> list[Unnamed]:
-    """Lists of tensors with other weights for all of a state's convolutions; whose is whose cannot be told from them."""
+    """Return lists of tensors with the shapes of a state's convolutions and other values; the lists have no names."""
     mine = [tensor for tensor in state.values() if isinstance(tensor, Tensor) and tensor.ndim == 4]
     wanted = Counter(tensor.shape for tensor in mine)
     found = []
@@ -204,7 +204,7 @@ def unnamed_copies(obj: Any, state: Mapping[str, Tensor]) -> list[Unnamed]:
 
 
 def unread_networks(obj: Any) -> list[tuple[str, Keys]]:
-    """(class, place) of pickled objects that hold a network's worth of tensors and are left unread: a module, an average."""
+    """Return (class, place) of unread pickled objects with as many tensors as a network: a module, an average."""
     found = []
     for path, value in walk(obj):
         for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
@@ -216,14 +216,14 @@ def unread_networks(obj: Any) -> list[tuple[str, Keys]]:
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    """Equal, or equal once the more exact is rounded to the type of the other (an optimizer's master copy)."""
+    """Return whether two tensors are equal, or equal after rounding one to the other's dtype (master copies)."""
     if one.shape != other.shape or not (is_plain(one) and is_plain(other)):
         return False
     return equal(one, other) or equal(one, other.to(one.dtype)) or equal(one.to(other.dtype), other)
 
 
 def _lists(value: Any) -> Iterator[tuple[Keys, list[Tensor]]]:
-    """Lists of tensors in a container, and what an optimizer's state holds as an average for each parameter."""
+    """Yield lists of tensors in a container, and an optimizer's averages of the parameters."""
     if not _FEWEST <= len(value) <= MOST_TENSORS:
         return
     items = [

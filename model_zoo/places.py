@@ -1,4 +1,4 @@
-"""Places in a file as a user types them (`--key a.b --prefix trunk.`): find them, and spell them for messages."""
+"""Places in a file as a user types them (`--key a.b --prefix trunk.`): find them, and write them for messages."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from model_zoo import formats
 from model_zoo.networks import Keys, Network, keys_of, walk
 from model_zoo.wrappers import is_counter, tensors_of, word
 
-TOP = "."  # --key of the whole file
+TOP = "."  # --key for the whole file
 _BARE = ("conv1", "bn1", "stem", "layer1", "layer2", "layer3", "layer4", "fc")
 _SHOWN = 5
 
 
 def spelled(keys: Keys) -> str:
-    """A path as a user types it: keys joined by dots, control characters spelled out; `.` for the whole file."""
+    """Return a path as a user types it: keys joined by dots, control characters escaped; `.` for the whole file."""
     return ".".join(printable(word(key)) for key in keys) if keys else TOP
 
 
 def options(obj: Any, keys: Keys, prefix: str | None = None) -> str | None:
-    """`--key model --prefix trunk.`, quoted for a shell; None where the path cannot be typed (it leads elsewhere).
+    """Return `--key model --prefix trunk.`, quoted for a shell; None if the path is ambiguous when typed.
 
     Args:
         obj: the file.
-        prefix: None where all of the dictionary is meant.
+        prefix: None for the whole dictionary.
     """
     path = spelled(keys)
     try:
@@ -45,15 +45,15 @@ def options(obj: Any, keys: Keys, prefix: str | None = None) -> str | None:
 
 
 def _typed(option: str, words: str) -> str:
-    """`--key 'my net'`; joined by `=` where the words would be taken for another option."""
+    """Return `--key 'my net'`, joined by `=` if the words look like an option."""
     return shlex.quote(f"{option}={words}") if words.startswith("-") else f"{option} {shlex.quote(words)}"
 
 
 def descend(obj: Any, path: str) -> tuple[Mapping[Any, Any], Keys]:
-    """The dictionary at a path of keys joined by dots (keys may hold dots themselves), and its keys.
+    """Return the dictionary at a path of keys joined by dots (keys may contain dots), and its keys.
 
     Raises:
-        CheckpointError: nothing lies there, or no dictionary; the sentence says what there is.
+        CheckpointError: there is no dictionary; the sentence lists the tensors' places.
     """
     if path == TOP:
         found: tuple[Any, Keys] | None = (obj, ())
@@ -69,7 +69,7 @@ def descend(obj: Any, path: str) -> tuple[Mapping[Any, Any], Keys]:
 
 
 def _resolved(value: Any, rest: str) -> Iterator[tuple[Any, Keys]]:
-    """Everything that a path may mean, long keys first."""
+    """Yield every value that a path may mean, long keys first."""
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
     fitting = []
     for key, child in items:
@@ -83,27 +83,27 @@ def _resolved(value: Any, rest: str) -> Iterator[tuple[Any, Keys]]:
 
 
 def _what_there_is(obj: Any, path: str) -> str:
-    """`; tensors lie under: 'model' (122), ...` and the nearest of them."""
+    """Return `; tensors are under: 'model' (122), ...` with the nearest match."""
     sizes = {}
     for linked, value in walk(obj) if isinstance(obj, Mapping | list | tuple) else ():
         items = value.values() if isinstance(value, Mapping) else ()
         if count := sum(isinstance(item, Tensor) for item in items):
             sizes[spelled(keys_of(linked))] = count
     if not sizes:
-        return "; no tensors lie in this file"
+        return "; this file has no tensors"
     largest = sorted(sizes, key=lambda each: -sizes[each])[:_SHOWN]
     more = f" and {len(sizes) - _SHOWN} more" if len(sizes) > _SHOWN else ""
     close = hint if "did you mean" in (hint := nearest(path[:200], sizes)) else ""
-    return f"; tensors lie under: {_counted(largest, sizes)}{more}{close}"
+    return f"; tensors are under: {_counted(largest, sizes)}{more}{close}"
 
 
 def below(obj: Any, prefix: str, networks: list[Network]) -> tuple[dict[str, Tensor], int, Keys]:
-    """The tensors whose names begin with a prefix, without it; how many others their dictionary holds; its keys.
+    """Return the tensors with a prefix, without it; the number of others in their dictionary; its keys.
 
-    "" stands for a ResNet's bare names; a missing dot at the end is added.
+    "" means a ResNet's bare names; a missing dot at the end is added.
 
     Raises:
-        CheckpointError: no tensors, or those of several dictionaries.
+        CheckpointError: no dictionary has such tensors, or several have.
     """
     found = []
     for linked, value in walk(obj) if isinstance(obj, Mapping | list | tuple) else ():
@@ -114,7 +114,7 @@ def below(obj: Any, prefix: str, networks: list[Network]) -> tuple[dict[str, Ten
             if taken := _taken(tensors, prefix):
                 found.append((taken, len(tensors) - len(taken), keys_of(linked)))
                 break
-    if len(found) > 1:  # of a head or an optimizer there may be some, too
+    if len(found) > 1:  # a head or an optimizer may have some, too
         whole = [each for each in found if any(network.path == each[2] for network in networks)]
         found = whole or found
     if len(found) == 1:
@@ -140,15 +140,15 @@ def _taken(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _prefixes(obj: Any) -> str:
-    """`; there are: 'module.' (62), ...`: what stands before ResNet names, else how names begin."""
+    """Return `; prefixes of ResNet names: 'module.' (62), ...`."""
     seen: dict[str, int] = {}
     for _, value in walk(obj) if isinstance(obj, Mapping | list | tuple) else ():
         for prefix, names in formats.prefixes(tensors_of(value) if isinstance(value, Mapping) else ()).items():
             seen[prefix] = seen.get(prefix, 0) + len(names)
     if not seen:
-        return "; no names of a ResNet stand in this file"
+        return "; this file has no ResNet names"
     largest = sorted(seen, key=lambda each: -seen[each])[:_SHOWN]
-    return f"; ResNet names stand after: {_counted(largest, seen)}"
+    return f"; prefixes of ResNet names: {_counted(largest, seen)}"
 
 
 def _counted(words: list[str], counts: Mapping[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""Which layout a file has, and which of its networks is the backbone; every other network is accounted for."""
+"""Find the layout of a file and its backbone; every other network is reported or refused."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ from model_zoo.networks import (
 from model_zoo.places import below, descend, options, spelled
 from model_zoo.wrappers import MOST_TENSORS, is_counter, tensors_of, unwrapped, word
 
-_NAMED = 4  # networks in an error
-_DEEPEST = 6  # parts of a prefix that is looked for
+_NAMED = 4  # most networks in an error
+_DEEPEST = 6  # most parts of a prefix
 _NUMBERS = {2: "two", 3: "three", 4: "four"}
-_ALONE = "save the one you mean on its own"
+_ALONE = "save the one you want in a separate file"
 
 
 @dataclass(frozen=True)
 class Recognised:
-    """A backbone's tensors, the layout they were found in, what was passed over and why."""
+    """A backbone's tensors, their layout, and notes on what was skipped and why."""
 
     layout: str
     found: Extracted
     notes: tuple[str, ...] = ()
-    advice: str = ""  # the words that leave out what is left over, where there are such
+    advice: str = ""  # options that leave out the leftover tensors, if there are any
 
 
 @dataclass(frozen=True)
 class _Scope:
-    """The part of a file that was chosen."""
+    """The chosen part of a file."""
 
     file: Any
     keys: Keys = ()
     prefix: str | None = None
 
     def options(self, network: Network, by_prefix: bool) -> str | None:
-        """The words to type for a network found in this part."""
+        """Return the options to type for a network in this part."""
         inner = network.prefix if by_prefix else None
         if self.prefix is not None:
             inner = self.prefix + (inner or "")
@@ -62,28 +62,28 @@ class _Scope:
 
 
 def recognise(obj: Any, choice: Choice = NO_CHOICE) -> Recognised:
-    """The one layout that matches, and what it found.
+    """Return the one layout that matches, and the backbone it extracts.
 
     Raises:
-        CheckpointError: no layout matches, or a second network lies in the file and no rule says which transfers; the
-            sentence says what was seen and what to type.
+        CheckpointError: no layout matches, or the file has a second network and no rule chooses; the sentence says what
+            was found and what to type.
     """
     scope, notes = _Scope(obj), []
     if choice.key is not None:
         part, keys = descend(obj, choice.key)
-        own = any(not network.path for network in survey(part))  # then what lies deeper is another place
+        own = any(not network.path for network in survey(part))  # then deeper networks are other places
         scope = _Scope(obj, keys)
         obj = {key: value for key, value in part.items() if isinstance(value, Tensor)} if own else part
     if choice.prefix is not None:
         obj, outside, keys = below(obj, choice.prefix, survey(obj))
         scope = _Scope(scope.file, (*scope.keys, *keys), choice.prefix)
         if outside:
-            notes.append(f"{outside} tensors outside the prefix '{printable(choice.prefix)}' are passed over, as asked")
+            notes.append(f"{outside} tensors outside the prefix '{printable(choice.prefix)}' are skipped, as requested")
     networks = survey(obj)
     recognised = _by_layout(obj, networks, scope)
     if choice != NO_CHOICE:
         others = [network for network in survey(scope.file) if not same(network.state, recognised.found.state)]
-        notes += [f"passed over, as asked: the network {_where(network)}" for network in others]
+        notes += [f"skipped, as requested: the network {_where(network)}" for network in others]
     return replace(recognised, notes=(*notes, *recognised.notes, *_averaged(obj)))
 
 
@@ -119,9 +119,9 @@ def _by_layout(obj: Any, networks: list[Network], scope: _Scope) -> Recognised:
 
 
 def _alone(obj: Any, network: Network) -> Recognised | None:
-    """The network's dictionary on its own, wherever it lies and whatever wraps its names; None where nothing matches.
+    """Recognise the network's dictionary alone, at any place and without wrappers of its names; None if nothing matches.
 
-    The first way to read it, unless a later one leaves nothing over.
+    Return the first way to read it that leaves no tensor over, else the first one.
     """
     ways: list[Recognised] = []
     for tensors in unwrapped(tensors_of(network.place)):
@@ -136,7 +136,7 @@ def _alone(obj: Any, network: Network) -> Recognised | None:
 
 
 def _settings(obj: Any, tensors: Mapping[str, Tensor]) -> Iterator[Mapping[str, Any]]:
-    """The tensors as the layouts look for them: in the file's own container, flat, under the keys that mean something."""
+    """Yield the tensors in every form that layouts expect: in the file's container, flat, under special keys."""
     container = {
         key: obj[key] for key in ("pytorch-lightning_version", "meta") if isinstance(obj, Mapping) and key in obj
     }
@@ -144,12 +144,12 @@ def _settings(obj: Any, tensors: Mapping[str, Tensor]) -> Iterator[Mapping[str, 
         yield {**container, "state_dict": tensors}
     yield tensors
     yield {"state_dict": tensors}
-    if obow.has_blocks(tensors):  # known by that key
+    if obow.has_blocks(tensors):  # this key identifies it
         yield {"network": tensors}
 
 
 def _accounted(recognised: Recognised, obj: Any, networks: list[Network], scope: _Scope) -> Recognised:
-    """With a note for every other network; CheckpointError for one that neither the layout's rule nor equality covers."""
+    """Add a note for every other network. Raises CheckpointError: one is neither equal nor skipped by the layout's rule."""
     found, notes, beside = recognised.found, list(recognised.notes), []
     mine = [network for network in networks if same(network.state, found.state)]
     rule = getattr(formats.modules()[recognised.layout], "passed_over", None)
@@ -159,44 +159,46 @@ def _accounted(recognised: Recognised, obj: Any, networks: list[Network], scope:
             continue
         by_rule = any(fnmatch.fnmatchcase(spelled(network.path), pattern) for pattern in passed)
         if by_rule or network.names <= set(found.dropped):
-            notes.append(f"passed over by the rule of layout '{recognised.layout}': the network {_where(network)}")
+            notes.append(f"skipped by the rule of layout '{recognised.layout}': the network {_where(network)}")
         else:
             beside.append(network)
     if beside:
         raise CheckpointError(_refusal([*mine[:1], *distinct(beside)], scope))
     if len(mine) > 1:
-        notes.append(f"stored {len(mine)} times, equal to the bit: {', '.join(_where(network) for network in mine)}")
+        notes.append(f"stored {len(mine)} times, bitwise equal: {', '.join(_where(network) for network in mine)}")
     others = [("without names, in the list", copy.path) for copy in unnamed_copies(obj, found.state)]
     others += [(f"left unread ({printable(name, 80)}),", path) for name, path in unread_networks(obj)]
     if others:
         way = mine and scope.options(mine[0], by_prefix=False)
         raise CheckpointError(
-            f"holds two networks, {_where(mine[0]) if mine else 'one with names'} and, {others[0][0]} "
+            f"contains two networks, {_where(mine[0]) if mine else 'one with names'} and, {others[0][0]} "
             f"'{spelled((*scope.keys, *others[0][1]))}': " + (f"add {way} to take the first" if way else _ALONE)
         )
     return replace(recognised, notes=tuple(notes), advice=_advice(found, mine[0], scope) if mine else "")
 
 
 def _refusal(networks: list[Network], scope: _Scope) -> str:
-    """`holds two networks, under 'model' and under 'model_ema': add --key model or --key model_ema`."""
+    """Return `contains two networks, under 'model' and under 'model_ema': add --key model or --key model_ema`."""
     paths = [network.path for network in networks]
     ways = [scope.options(network, paths.count(network.path) > 1) for network in networks]
     places = [_where(network) for network in networks]
     number = _NUMBERS.get(len(networks), str(len(networks)))
     more = f" and {len(networks) - _NAMED} more places" if len(networks) > _NAMED else ""
     typed = " or ".join(way for way in ways[:_NAMED] if way)
-    return f"holds {number} networks, {' and '.join(places[:_NAMED])}{more}: " + (f"add {typed}" if typed else _ALONE)
+    return f"contains {number} networks, {' and '.join(places[:_NAMED])}{more}: " + (
+        f"add {typed}" if typed else _ALONE
+    )
 
 
 def _where(network: Network) -> str:
-    """`under 'model' after 'student.'`."""
+    """Return `under 'model' after 'student.'`."""
     place = f"under '{spelled(network.path)}'" if network.path else ""
     prefix = f"after '{printable(network.prefix)}'" if network.prefix else ""
     return " ".join(filter(None, (place, prefix))) or "at the top"
 
 
 def _advice(found: Extracted, network: Network, scope: _Scope) -> str:
-    """`; if they do not belong to the backbone, add --prefix ...`, where all that is left over lies outside the prefix."""
+    """Return `; if they do not belong to the backbone, add --prefix ...` if all leftovers are outside the prefix."""
     if not found.leftover or scope.prefix is not None:
         return ""
     without = "; if they do not belong to the backbone, save the file again without them"
@@ -210,7 +212,7 @@ def _advice(found: Extracted, network: Network, scope: _Scope) -> str:
 
 
 def _averaged(obj: Any) -> list[str]:
-    """A note on torch's AveragedModel: its counter is not a weight, and its statistics are not averaged."""
+    """Return a note on torch's AveragedModel: its counter is not a weight, its statistics are not averaged."""
     parts = [obj, *obj.values()] if isinstance(obj, Mapping) else []
     if any(is_counter(key, value) for part in parts if isinstance(part, Mapping) for key, value in part.items()):
         return [
@@ -221,28 +223,28 @@ def _averaged(obj: Any) -> list[str]:
 
 
 def _describe(obj: Any, networks: list[Network], scope: _Scope) -> str:
-    """What was seen, for someone who wonders why their file is not recognised."""
+    """Describe the contents of a file that is not recognised."""
     if not isinstance(obj, Mapping):
-        return f"the file holds {kind_of(obj)}, not a dictionary of tensors"
+        return f"the file contains {kind_of(obj)}, not a dictionary of tensors"
     if networks:
         network = networks[0]
         way = scope.options(network, by_prefix=True)
-        stand = f"stand after the unknown prefix '{printable(network.prefix)}' ({len(network.state)} tensors)"
+        stand = f"have the unknown prefix '{printable(network.prefix)}' ({len(network.state)} tensors)"
         if not network.prefix:
             others = sorted(prefix for prefix in formats.prefixes(tensors_of(network.place)) if prefix)
-            stand = f"stand beside names of another ResNet's kind, after '{some(others, counted=False)}'"
+            stand = f"are beside names of another kind of ResNet, with the prefix '{some(others, counted=False)}'"
         return f"ResNet tensors{_under(network.path)} {stand}: " + (f"add {way}" if way else _ALONE)
     keys, tensors = _largest(obj)
     if len(tensors) > MOST_TENSORS:
-        return f"{len(tensors):,} tensors{_under(keys)}, more than any network here has"
+        return f"{len(tensors):,} tensors{_under(keys)}, more than in any supported network"
     if not tensors:
         return f"no tensors under its keys {some([word(key) for key in obj], counted=False) or '(it is empty)'}"
     if found := formats.prefixes(tensors):
         counts = ", ".join(f"'{printable(p)}' ({len(names)} tensors)" for p, names in sorted(found.items()))
-        return f"ResNet tensors{_under(keys)} stand after the unknown prefix {counts}"
+        return f"ResNet tensors{_under(keys)} have the unknown prefix {counts}"
     if prefix := _hidden(tensors):
         way = options(scope.file, (*scope.keys, *keys), (scope.prefix or "") + prefix)
-        return f"names of a known layout{_under(keys)} stand after the unknown prefix '{printable(prefix)}': " + (
+        return f"names of a known layout{_under(keys)} have the unknown prefix '{printable(prefix)}': " + (
             f"add {way}" if way else _ALONE
         )
     return f"{len(tensors)} tensors{_under(keys)}, none named as in a ResNet: {some(list(tensors), counted=False)}"
@@ -253,7 +255,7 @@ def _under(keys: Keys) -> str:
 
 
 def _largest(obj: Mapping[Any, Any]) -> tuple[Keys, dict[str, Tensor]]:
-    """The dictionary with the most tensors, and where it lies."""
+    """Return the path and the tensors of the dictionary with the most tensors."""
     found: tuple[Any, dict[str, Tensor]] = (None, {})
     for path, value in walk(obj):
         if isinstance(value, Mapping) and len(value) > len(found[1]) and len(own := tensors_of(value)) > len(found[1]):
@@ -262,7 +264,7 @@ def _largest(obj: Mapping[Any, Any]) -> tuple[Keys, dict[str, Tensor]]:
 
 
 def _hidden(tensors: Mapping[str, Tensor]) -> str:
-    """What stands before all convolutions, where names of one known layout are left without it; else nothing."""
+    """Return the prefix of all convolutions if the names without it fit one known layout, else an empty string."""
     names = [name for name, tensor in tensors.items() if tensor.ndim == 4]
     parts = names[0].split(".")[:_DEEPEST] if names else []
     for depth in range(1, len(parts)):

@@ -1,4 +1,4 @@
-"""The only place that builds a ResNet: `model_zoo.blocks`, with the fields of an Architecture applied."""
+"""Build a ResNet from an Architecture, with the parts of `model_zoo.blocks`. No other module builds one."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ LAYERS: dict[str, tuple[Block, tuple[int, int, int, int]]] = {
 
 
 def same_padding(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
-    """(N, C, H, W) padded as TensorFlow's SAME does: ceil(side / stride) outputs, the odd pixel at the end."""
+    """Pad (N, C, H, W) as TensorFlow's SAME: ceil(side / stride) outputs, an odd pixel at the end."""
     total = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[-2:]]
     (top, bottom), (left, right) = ((each // 2, each - each // 2) for each in total)
     return F.pad(x, (left, right, top, bottom), value=value)
 
 
 class SameConv2d(nn.Conv2d):
-    """A square convolution with TensorFlow's SAME padding; its tensors are those of nn.Conv2d."""
+    """A square convolution with TensorFlow's SAME padding and the tensors of nn.Conv2d."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', ceil(H / stride), ceil(W / stride))."""
@@ -43,7 +43,7 @@ class SameMaxPool2d(nn.MaxPool2d):
 
 
 class Trunk(ResNet):
-    """torchvision's ResNet without a head; initialised exactly as torchvision initialises it."""
+    """torchvision's ResNet without a head, initialised exactly as torchvision does."""
 
     def __init__(self, arch: Architecture) -> None:
         block, layers = LAYERS[arch.name]
@@ -80,7 +80,7 @@ class Trunk(ResNet):
 
 
 def _deep_stem(first: int, second: int, last: int) -> nn.Sequential:
-    """Three 3x3 convolutions; the norm after the last is the trunk's `bn1`, as timm names it."""
+    """Return three 3x3 convolutions; the norm after the last is the trunk's `bn1`, as timm names it."""
     return nn.Sequential(
         nn.Conv2d(3, first, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(first),
@@ -93,7 +93,7 @@ def _deep_stem(first: int, second: int, last: int) -> nn.Sequential:
 
 
 def _averaging(shortcut: nn.Sequential) -> nn.Sequential:
-    """ResNet-D's: where the convolution had a stride, an average over 2x2 before it has it (timm's and mmcls's padding)."""
+    """Return ResNet-D's shortcut: a 2x2 average takes over the convolution's stride (padding as in timm and mmcls)."""
     conv, norm = shortcut
     assert isinstance(conv, nn.Conv2d)
     strided, conv.stride = conv.stride != (1, 1), (1, 1)
@@ -102,7 +102,7 @@ def _averaging(shortcut: nn.Sequential) -> nn.Sequential:
 
 
 def _pad_as_tensorflow(trunk: nn.Module) -> None:
-    """Every strided convolution in place of its own with SAME padding; at stride 1 both paddings are alike."""
+    """Give every strided convolution SAME padding; at stride 1 both paddings are equal."""
     for parent in list(trunk.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Conv2d) and child.stride != (1, 1):
@@ -113,7 +113,7 @@ def _pad_as_tensorflow(trunk: nn.Module) -> None:
 
 
 def build(arch: Architecture, seed: int | None = None) -> Trunk:
-    """A freshly initialised trunk; with a `seed`, always the same one, without touching the global generator."""
+    """Return a newly initialised trunk; a `seed` makes it reproducible and leaves the global generator unchanged."""
     if seed is None:
         return Trunk(arch)
     with torch.random.fork_rng(devices=[]):

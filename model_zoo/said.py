@@ -1,4 +1,4 @@
-"""The word by which a training or a hub names a network (`arch: resnetaa50`), where its tensors alone say a ResNet.
+"""The network's name in a checkpoint (`arch: resnetaa50`), which can contradict tensors that look like a ResNet's.
 
 Anti-aliasing, another activation or a dilation has no tensors: names and shapes are a ResNet's, the function is not.
 """
@@ -23,17 +23,17 @@ _PIXELS = 64
 
 
 def words(obj: Any) -> list[str]:
-    """The network's name as the top of a file states it."""
+    """Return the names of the network at the top of a file."""
     found = [obj.get(key) for key in _KEYS] if isinstance(obj, Mapping) else []
     return [word for word in found if isinstance(word, str)]
 
 
 def refuse_another_function(said: list[str], arch: Architecture, state: Mapping[str, Tensor]) -> None:
-    """CheckpointError where timm's network of a name that was said has these tensors and computes something else.
+    """Raise CheckpointError if timm's network of a stated name has these tensors and computes something else.
 
     Args:
-        said: names; those that timm does not know, or whose tensors are others, say nothing.
-        state: tensors by torchvision's names, whole.
+        said: names; those unknown to timm, or with other tensors, are ignored.
+        state: all tensors by torchvision's names.
     """
     for word in said:
         name = word.rpartition("/")[2].partition(".")[0]  # `timm/resnetaa50.a1h_in1k`
@@ -44,15 +44,15 @@ def refuse_another_function(said: list[str], arch: Architecture, state: Mapping[
             and not _computes_the_same(name, arch, state)
         ):
             raise CheckpointError(
-                f"says that it is a {printable(name)}, whose tensors are named as those of {arch.name} and which computes "
-                "something else from them (anti-aliasing, say); `--ckpt module:function` takes any network for the "
+                f"says that it is a {printable(name)}, which has the tensors of {arch.name} but computes something else "
+                "(for example, with anti-aliasing); `--ckpt module:function` takes any network for the "
                 "frozen and fine-tuning protocols"
             )
 
 
 @torch.no_grad()
 def _computes_the_same(name: str, arch: Architecture, state: Mapping[str, Tensor]) -> bool:
-    """Whether timm's network of this name gives our features; True where there is none with these tensors."""
+    """Return whether timm's network of this name computes our features; True if it has other tensors."""
     import timm
 
     if not timm.is_model(name):

@@ -1,4 +1,4 @@
-"""A folder as HuggingFace's hub has them: `config.json`, the weights in one file or in shards, what the images want.
+"""A folder from HuggingFace's hub: `config.json`, the weights in one file or in shards, and the input of the network.
 
 `preprocessor_config.json` is transformers' (`image_mean`, `image_std`, `size`), `pretrained_cfg` in `config.json` timm's.
 """
@@ -17,9 +17,9 @@ from backbench.printable import printable
 from model_zoo import folders, formats, reading
 from model_zoo.stated import plain
 
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in this order, as transformers looks for them
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in the order in which transformers looks for them
 _LARGEST_JSON = 16 << 20
-# timm's `model_args` that leave what the features are as they were.
+# timm's `model_args` that do not change the features.
 _HARMLESS = {"num_classes", "in_chans", "drop_rate", "drop_path_rate", "global_pool"}
 
 
@@ -31,11 +31,11 @@ class Contents:
     arch: Mapping[str, Any] = field(default_factory=dict)
     input: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    said: tuple[str, ...] = ()  # what the network is called
+    said: tuple[str, ...] = ()  # names of the network
 
 
 def contents(path: Path) -> Contents:
-    """The contents of a checkpoint file or of a folder as HuggingFace's hub has them.
+    """Return the contents of a checkpoint file or of a folder from HuggingFace's hub.
 
     Raises:
         CheckpointError: as `model_zoo.reading.read` and `read`.
@@ -58,7 +58,7 @@ def contents(path: Path) -> Contents:
 
 
 def _describes(config: Path) -> bool:
-    """Whether a `config.json` beside a file of weights is that of a network, as transformers and timm write it."""
+    """Return whether a `config.json` beside the weights describes a network, as transformers and timm write it."""
     if not config.is_file():
         return False
     values = _json(config)
@@ -66,13 +66,13 @@ def _describes(config: Path) -> bool:
 
 
 def read(folder: Path, read_file: Callable[[Path], Any]) -> Contents:
-    """The weights, architecture and input of a snapshot.
+    """Return the weights, architecture and input of a snapshot.
 
     Args:
-        read_file: what reads one checkpoint file.
+        read_file: reads one checkpoint file.
 
     Raises:
-        CheckpointError: another folder (the sentence names the checkpoints in it), or a snapshot that is not whole.
+        CheckpointError: another kind of folder (the sentence names its checkpoints), or an incomplete snapshot.
     """
     indices = [folder / f"{name}.index.json" for name in _WEIGHTS]
     files = [folder / name for name in _WEIGHTS]
@@ -86,7 +86,7 @@ def read(folder: Path, read_file: Callable[[Path], Any]) -> Contents:
 
 
 def _described(folder: Path, content: Any) -> Contents:
-    """The weights, with the description in the files beside them."""
+    """Return the weights, with the description in the files beside them."""
     config = _json(folder / "config.json")
     arch = _architecture(config)
     spec, notes = _input(folder, config)
@@ -97,17 +97,17 @@ def _described(folder: Path, content: Any) -> Contents:
 def _json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LARGEST_JSON:
-            raise CheckpointError(f"{path.name}: {path.stat().st_size} bytes are too many for a configuration")
+            raise CheckpointError(f"{path.name}: {path.stat().st_size} bytes are too large for a configuration")
         values = json.loads(path.read_bytes().decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name}: not readable as JSON ({printable(error, 100)})") from None
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path.name}: holds a {type(values).__name__}, a mapping is needed")
+        raise CheckpointError(f"{path.name}: contains a {type(values).__name__}, a mapping is needed")
     return values
 
 
 def _sharded(index: Path, read_file: Callable[[Path], Any]) -> dict[str, Any]:
-    """The tensors of all shards, after comparing them with the index."""
+    """Return the tensors of all shards, after comparing them with the index."""
     table = _json(index).get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
         raise CheckpointError(f"{index.name}: has no 'weight_map' from names of tensors to files")
@@ -119,16 +119,16 @@ def _sharded(index: Path, read_file: Callable[[Path], Any]) -> dict[str, Any]:
         part = read_file(path)
         wanted = {tensor for tensor, file in table.items() if file == name}
         if not isinstance(part, Mapping) or set(part) != wanted:
-            raise CheckpointError(f"{printable(name)}: does not hold the tensors that {index.name} says")
+            raise CheckpointError(f"{printable(name)}: does not have the tensors listed in {index.name}")
         content.update(part)
     return content
 
 
 def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of transformers' configuration that weights cannot tell.
+    """Return fields from transformers' configuration that the weights do not show.
 
     Raises:
-        CheckpointError: another kind of network, or a ResNet that computes something else from such weights.
+        CheckpointError: another kind of network, or a ResNet that computes something else from these weights.
     """
     kind, given = config.get("model_type"), config.get("model_args")
     if isinstance(given, dict) and (other := sorted(set(map(str, given)) - _HARMLESS)):
@@ -140,18 +140,18 @@ def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if kind != "resnet":
         raise CheckpointError(
-            f"config.json says model_type '{printable(kind, 80)}', which is no ResNet; `--ckpt module:function` takes any "
+            f"config.json says model_type '{printable(kind, 80)}', which is not a ResNet; `--ckpt module:function` takes any "
             "network for the frozen and fine-tuning protocols"
         )
     for key, usual in (("hidden_act", "relu"), ("downsample_in_first_stage", False)):
         if (value := config.get(key, usual)) != usual:
-            raise CheckpointError(f"config.json says {key} is {printable(value, 80)}, where a ResNet here has {usual}")
+            raise CheckpointError(f"config.json says {key} is {printable(value, 80)}, but ResNets here have {usual}")
     bottleneck = config.get("layer_type", "bottleneck") == "bottleneck"
     return {"stride_in_1x1": True} if bottleneck and config.get("downsample_in_bottleneck") is True else {}
 
 
 def _input(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """`mean`, `std` and `size` as the files say them, and a note where none does."""
+    """Return `mean`, `std` and `size` from the files, and a note if some are missing."""
     path = folder / "preprocessor_config.json"
     if path.is_file():
         values = _json(path)
@@ -162,15 +162,15 @@ def _input(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], lis
         return {}, ["no preprocessor_config.json: ImageNet's mean and std and 224 px are assumed"]
     if lacking := [key for key in ("mean", "std", "size") if key not in spec]:
         said = f"{path.name if path.is_file() else 'config.json'} does not say {', '.join(lacking)}"
-        return plain(spec, "input"), [f"{said}: ImageNet's usual ones are assumed"]
+        return plain(spec, "input"), [f"{said}: ImageNet's usual values are assumed"]
     return plain(spec, "input"), []
 
 
 def _of_transformers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """An image processor's settings; pixels are scaled by 1/255 before mean and std."""
+    """Return mean, std and size from an image processor's settings; pixels must be scaled by 1/255."""
     factor = values.get("rescale_factor", 1 / 255)
     if values.get("do_rescale", True) is not True or not isinstance(factor, float) or abs(factor * 255 - 1) > 1e-3:
-        raise CheckpointError("preprocessor_config.json does not scale pixels by 1/255, which every protocol here does")
+        raise CheckpointError("preprocessor_config.json does not scale pixels by 1/255, as every protocol here does")
     spec = {"mean": values.get("image_mean"), "std": values.get("image_std")}
     if values.get("do_normalize", True) is False:
         spec = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
@@ -180,7 +180,7 @@ def _of_transformers(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _side(size: Any) -> int | None:
-    """224 of `224`, `{"height": 224, "width": 224}` or `{"shortest_edge": 224}`."""
+    """Return 224 for `224`, `{"height": 224, "width": 224}` or `{"shortest_edge": 224}`."""
     if isinstance(size, dict):
         sides = [size[key] for key in ("height", "width", "shortest_edge") if key in size]
         size = sides[0] if sides and all(side == sides[0] for side in sides) else None

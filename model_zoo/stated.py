@@ -1,4 +1,4 @@
-"""Architecture and input as a file, or a `.yaml` beside it, states them, checked before use."""
+"""Architecture and input stated by a file or by a `.yaml` beside it, checked before use."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from backbench.config import Config, read_mapping
 from backbench.errors import CheckpointError, ConfigError
 from backbench.printable import printable
 
-_LONGEST = 16  # items of a value, characters of a number
+_LONGEST = 16  # items of a list
 
 
 def plain(fields: Mapping[Any, Any], where: str) -> dict[str, Any]:
-    """The fields, after checking that each is a word, a number, a truth value or a short list of numbers.
+    """Return the fields, after checking that each is a word, a number, a boolean or a short list of numbers.
 
     Raises:
-        CheckpointError: names the field that holds something else.
+        CheckpointError: names the field that has another value.
     """
     for key, value in fields.items():
         if not isinstance(key, str):
             raise CheckpointError(f"{where}: a key must be a word, not {printable(key, 80)}")
         if not _is_plain(value):
             raise CheckpointError(
-                f"{where}: '{printable(key, 80)}' is {printable(value, 80)}, no word, number or short list"
+                f"{where}: '{printable(key, 80)}' is {printable(value, 80)}, not a word, number or short list"
             )
     return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
 
@@ -43,7 +43,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def sidecar(path: Path) -> dict[str, Any]:
-    """`<checkpoint>.yaml` beside the file: `arch` and `input` fields that weights cannot tell.
+    """Return `<checkpoint>.yaml` beside the file: `arch` and `input` fields that the weights do not show.
 
     Raises:
         ConfigError: it exists but is not a regular YAML file.
@@ -68,26 +68,26 @@ def sidecar(path: Path) -> dict[str, Any]:
 
 
 def _refuse_other_names(path: Path) -> None:
-    """CheckpointError for a sidecar with a nearly right name, which would otherwise be ignored."""
+    """Raise CheckpointError for a sidecar with a nearly right name, which would otherwise be ignored."""
     for other in (Path(f"{path}.yml"), path.with_suffix(".yaml"), path.with_suffix(".yml")):
         if not os.path.isfile(other):  # noqa: PTH113 (which raises for long names)
             continue
         try:
             meant = set(read_mapping(other)) <= {"arch", "input"}
-        except ConfigError:  # a training's own file, whatever it is
+        except ConfigError:  # another YAML file of the training
             continue
         if meant and other.stat().st_size:
             raise CheckpointError(
-                f"{printable(other.name)} is not read: rename it to {printable(path.name)}.yaml, or remove it if it is not "
-                "of this checkpoint"
+                f"{printable(other.name)} is not read: rename it to {printable(path.name)}.yaml, or remove it if it does not "
+                "belong to this checkpoint"
             )
 
 
 def refuse_contradiction(path: Path, part: str, own: Config, both: Config) -> None:
-    """Our own layout states this itself: a sidecar may repeat it, else it was left from another file."""
+    """Raise CheckpointError if a sidecar contradicts what our own layout states; it may repeat it."""
     for key, value in own:
         if (beside := getattr(both, key)) != value:
             raise CheckpointError(
                 f"{path.name}.yaml says {part}.{key} is {beside!r}, the checkpoint itself {value!r}: remove the .yaml if it "
-                "was left from another file of this name"
+                "belongs to another file"
             )

@@ -1,4 +1,4 @@
-"""Describe a checkpoint, and report whatever looks wrong about it."""
+"""Describe a checkpoint, and report what looks wrong with it."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from model_zoo.load import UNKNOWABLE, dead_channels, load
 from model_zoo.resnet import build
 
 IMAGES = 16
-_LOWEST_RANK = 2.0  # of at most 15: below it the images are hardly told apart
-_LIKE_FRESH = 0.02  # a layer whose spread is as near as this to a fresh network's has hardly been trained
+_LOWEST_RANK = 2.0  # of at most 15; with a lower rank, features hardly distinguish the images
+_LIKE_FRESH = 0.02  # a layer this close to a fresh network's spread is hardly trained
 
 
 def card(source: str | Path, choice: Choice = NO_CHOICE) -> dict[str, Any]:
-    """Facts about a checkpoint, `zoo:NAME`, `timm:NAME` or `module:function`, in order, after every check of `load`.
+    """Return facts about a checkpoint, `zoo:NAME`, `timm:NAME` or `module:function`, after every check of `load`.
 
     Args:
-        choice: which network of a checkpoint file is meant.
+        choice: the network to read in a checkpoint file.
 
     Raises:
-        CheckpointError: the file does not hold a sound backbone.
+        CheckpointError: the file does not contain a sound backbone.
     """
     backbone = load(source, choice=choice)
     if not backbone.is_resnet:
@@ -47,7 +47,7 @@ def card(source: str | Path, choice: Choice = NO_CHOICE) -> dict[str, Any]:
         "input": _input(backbone.input),
         "parameters": f"{sum(t.numel() for n, t in backbone.state.items() if n.endswith(('weight', 'bias'))):,}",
         "weights_sha256": backbone.weights_sha256,
-        "file_sha256": file_sha256(path) if path else "no file of its own",
+        "file_sha256": file_sha256(path) if path else "no file",
         "features": _spread(_features(backbone.build(), x), _features(fresh, x), warnings),
         "batchnorm": _batchnorm(backbone, fresh.state_dict(), warnings),
         "weights": _weights(backbone, fresh.state_dict(), warnings),
@@ -58,7 +58,7 @@ def card(source: str | Path, choice: Choice = NO_CHOICE) -> dict[str, Any]:
 
 
 def conventions(backbone: Backbone) -> list[str]:
-    """Differences from torchvision's conventions; forgetting one changes numbers."""
+    """Return the differences from torchvision's conventions; ignoring one changes numbers."""
     usual, arch, spec = InputSpec(), backbone.arch, backbone.input
     plain = Architecture(name=arch.name)
     found = []
@@ -72,11 +72,11 @@ def conventions(backbone: Backbone) -> list[str]:
         found.append("strided convolutions have TensorFlow's SAME padding")
     if arch.stem in DEEP:
         planes = ", ".join(map(str, stem_planes(arch)))
-        found.append(f"the stem is three 3x3 convolutions of {planes} planes (ResNet-C, -D and their kind)")
+        found.append(f"the stem is three 3x3 convolutions of {planes} planes (ResNet-C, ResNet-D and similar)")
     elif arch.stem != plain.stem:
         found.append(f"the stem is {arch.stem}, for small images")
     if arch.avg_down:
-        found.append("shortcuts average 2x2 where they have a stride (ResNet-D)")
+        found.append("strided shortcuts average 2x2 (ResNet-D)")
     if spec.order == "bgr":
         found.append("channels are BGR")
     if tuple(spec.std) != tuple(usual.std) or tuple(spec.mean) not in (tuple(usual.mean), tuple(usual.mean)[::-1]):
@@ -90,7 +90,7 @@ def _input(spec: InputSpec) -> str:
 
 
 def _external_card(backbone: Backbone) -> dict[str, Any]:
-    """The rows for a network that is not our ResNet, for which no statistics of BatchNorm and weights are known."""
+    """Return the rows for a network that is not our ResNet; statistics of BatchNorm and weights do not apply."""
     warnings: list[str] = []
     arch, module = backbone.arch.model_dump(mode="json", exclude_none=True), backbone.build()
     rows = {
@@ -100,14 +100,14 @@ def _external_card(backbone: Backbone) -> dict[str, Any]:
         "parameters": f"{sum(p.numel() for p in module.parameters()):,}",
         "weights_sha256": backbone.weights_sha256,
         "features": _rank(_features(module, images(backbone.input)), warnings),
-        "not checked": "layout, conventions, BatchNorm and weight statistics: they are known of ResNets only",
+        "not checked": "layout, conventions, BatchNorm and weight statistics, which apply to ResNets only",
         "notes": list(backbone.notes) or ["none"],
     }
     return {**rows, "warnings": warnings or ["none"]}
 
 
 def _file(source: str | Path) -> Path | None:
-    """The file itself, where there is one; `load` has fetched a zoo entry's already."""
+    """Return the file, if there is one; `load` has already fetched a zoo entry's."""
     from model_zoo import entries, fetch
     from model_zoo.fetch import url_file
 
@@ -119,7 +119,7 @@ def _file(source: str | Path) -> Path | None:
 
 
 def images(spec: InputSpec) -> Tensor:
-    """Rendered scenes (16, 3, size, size) as the backbone wants to see them."""
+    """Return rendered scenes (16, 3, size, size), normalised for the backbone."""
     import numpy as np
 
     from backbench.data.demo.render import CLASSES, render_single
@@ -135,17 +135,17 @@ def images(spec: InputSpec) -> Tensor:
 
 @torch.no_grad()
 def _features(module: torch.nn.Module, x: Tensor) -> Tensor:
-    """(16, C) pooled features."""
+    """Return the pooled features, (16, C)."""
     return module.eval()(x)
 
 
 def _spread(features: Tensor, fresh: Tensor, warnings: list[str]) -> str:
-    """Whether the features tell the rendered scenes apart, compared with a fresh network."""
+    """Describe how well the features distinguish the rendered scenes, compared with a fresh network."""
     return _rank(features, warnings, f" (fresh network: {effective_rank(fresh):.1f})")
 
 
 def _rank(features: Tensor, warnings: list[str], beside: str = "") -> str:
-    """Whether the features tell the rendered scenes apart."""
+    """Describe how well the features distinguish the rendered scenes."""
     if not bool(torch.isfinite(features).all()):
         warnings.append("features of ordinary images are NaN or infinite")
         return f"{features.shape[1]} dimensions, not finite"
@@ -159,7 +159,7 @@ def _rank(features: Tensor, warnings: list[str], beside: str = "") -> str:
 
 
 def _batchnorm(backbone: Backbone, fresh: dict[str, Tensor], warnings: list[str]) -> str:
-    """Whether the running statistics were ever updated, and whether the weights left their initialisation."""
+    """Describe whether the running statistics were ever updated, and whether the weights left their initialisation."""
     layers = [name.removesuffix(".running_mean") for name in backbone.state if name.endswith("running_mean")]
     untouched = [
         layer
@@ -170,7 +170,7 @@ def _batchnorm(backbone: Backbone, fresh: dict[str, Tensor], warnings: list[str]
     ]
     if len(untouched) == len(layers):
         affine = all(bool((backbone.state[f"{layer}.weight"] == 1).all()) for layer in layers)
-        how = "those of a fresh network" if affine else "those of a fresh network, folded into scale and shift perhaps"
+        how = "those of a fresh network" if affine else "those of a fresh network, perhaps folded into scale and shift"
         warnings.append(f"BatchNorm statistics are {how}")
         return f"UNTRAINED: all running statistics are {how}"
     if untouched:
@@ -184,13 +184,13 @@ def _batchnorm(backbone: Backbone, fresh: dict[str, Tensor], warnings: list[str]
 
 
 def _weights(backbone: Backbone, fresh: dict[str, Tensor], warnings: list[str]) -> str:
-    """Spread of each convolution's weights over that of random initialisation, and filters without any weight."""
+    """Describe the spread of the convolutions' weights relative to random initialisation, and count zero filters."""
     convolutions = [name for name, tensor in backbone.state.items() if tensor.ndim == 4]
     ratios = sorted(float(backbone.state[name].std() / fresh[name].std()) for name in convolutions)
     empty = sum(int((backbone.state[name].flatten(1).norm(dim=1) == 0).sum()) for name in convolutions)
     middle = ratios[len(ratios) // 2]
     if all(abs(ratio - 1) < _LIKE_FRESH for ratio in ratios[len(ratios) // 4 : -len(ratios) // 4]):
-        warnings.append("the weights spread as at random initialisation: hardly trained")
+        warnings.append("the weights have the spread of a random initialisation: hardly trained")
     if empty:
         warnings.append(f"{empty} filters are all zero")
     return (

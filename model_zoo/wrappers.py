@@ -1,4 +1,4 @@
-"""Names that wrappers put before or into a network's own: torch.compile, (Fully Sharded) Data Parallel, trainers."""
+"""Parts of names that wrappers add: torch.compile, (Fully Sharded) Data Parallel, trainers."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from torch import Tensor
 
 from backbench.printable import printable
 
-# Parts of names that wrappers add, wherever they stand: torch.compile, FSDP of torch and FairScale, Lightning's
-# Fabric, activation checkpointing.
+# Parts that wrappers add anywhere in a name: torch.compile, FSDP of torch and FairScale, Lightning's Fabric,
+# activation checkpointing.
 _NEVER_OWN = frozenset(
     {"_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_forward_module", "_checkpoint_wrapped_module"}
 )
-_OUTER = ("module", "model", "net", "network")  # (Distributed)DataParallel, DeepSpeed, and a trainer's attribute
-MOST_TENSORS = 10_000  # in one dictionary: a ResNet-152 has 930
-_LONGEST = 1000  # characters of a name that are told apart
+_OUTER = ("module", "model", "net", "network")  # (Distributed)DataParallel, DeepSpeed, a trainer's attribute
+MOST_TENSORS = 10_000  # in one dictionary; a ResNet-152 has 930
+_LONGEST = 1000  # characters of a name
 _COUNTER = "n_averaged"  # torch.optim.swa_utils.AveragedModel
 
 
 def word(key: Any) -> str:
-    """A key of a mapping as text, cut where it is too long to be a name; only text can be a ResNet's name."""
+    """Return a mapping's key as text, shortened if it is too long for a name."""
     if not isinstance(key, str):
         return printable(key)
     return key if len(key) <= _LONGEST else f"{key[:_LONGEST]}..."
 
 
 def is_counter(key: Any, value: Any) -> bool:
-    """Whether this is the number of averaged models in an `AveragedModel`, which is not a weight."""
+    """Return whether this is the counter of an `AveragedModel`, which is not a weight."""
     return (
         isinstance(value, Tensor)
         and isinstance(key, str)
@@ -39,7 +39,7 @@ def is_counter(key: Any, value: Any) -> bool:
 
 
 def tensors_of(mapping: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The tensors of a dictionary by name, without what wrappers add: their parts of names, an average's counter."""
+    """Return a dictionary's tensors by name, without the parts of names and the counters that wrappers add."""
     tensors: dict[str, Tensor] = {}
     for key, value in mapping.items():
         if isinstance(value, Tensor) and not is_counter(key, value):
@@ -51,9 +51,9 @@ def tensors_of(mapping: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def unwrapped(tensors: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
-    """The tensors, then without one outer wrapper after another, then the same without `module.` inside the names.
+    """Yield the tensors, then without one outer wrapper after another, then each without `module.` inside the names.
 
-    An outer wrapper stands before every convolution; what does not stand below it keeps its name.
+    An outer wrapper precedes every convolution's name; other names keep their form.
     """
     levels = [tensors]
     while (outer := _outermost(levels[-1])) and (
@@ -68,12 +68,12 @@ def unwrapped(tensors: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
 
 
 def _outermost(tensors: Mapping[str, Tensor]) -> str | None:
-    """The wrapper that all convolutions' names begin with."""
+    """Return the wrapper with which all convolutions' names begin, or None."""
     first = {name.partition(".")[0] for name, tensor in tensors.items() if tensor.ndim == 4}
     return next(iter(first)) if len(first) == 1 and first <= set(_OUTER) else None
 
 
 def _renamed(tensors: Mapping[str, Tensor], change: Any) -> dict[str, Tensor] | None:
-    """With the parts of every name changed; None where two names would become one, or one nothing."""
+    """Return the tensors with changed names; None if two names would become equal, or one empty."""
     renamed = {".".join(change(name.split("."))): tensor for name, tensor in tensors.items()}
     return renamed if len(renamed) == len(tensors) and "" not in renamed else None

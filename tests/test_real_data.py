@@ -56,7 +56,7 @@ def test_the_anchor_loads_by_its_fields_and_by_its_name(
     anchor.with_name("thin.pth.yaml").unlink()
     bare = load(anchor)
     assert bare.arch.width == 0.5, "the width can be told"
-    assert any("cannot be told from weights" in note for note in bare.notes), "stride and padding cannot"
+    assert any("weights do not show" in note for note in bare.notes), "stride and padding cannot"
 
 
 def test_the_anchor_is_refused_by_the_engines_for_its_pool(

@@ -1,4 +1,4 @@
-"""Zoo entries: one YAML per backbone of the literature, with the numbers published for it and their sources."""
+"""Zoo entries: one YAML file per backbone from the literature, with its published numbers and their sources."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _FOLDER = Path(__file__).resolve().parent
 
 
 class PublishedNumber(Config):
-    """A number of the literature: never ours. Of the evaluation's protocol only what its source states; None: not stated."""
+    """A number from the literature, never ours. None: the source does not state the field."""
 
-    cell: str  # the cell that measures the same
+    cell: str  # the cell that measures the same thing
     metric: str
     value: Annotated[float, Field(allow_inf_nan=False)]
-    preset: str | None = None  # of the cell's task, where the source follows it
+    preset: str | None = None  # of the cell's task, if the source follows one
     engine: str | None = None  # of a detection cell
-    batch: Annotated[int, Field(gt=0)] | None = None  # of the evaluation, as are the epochs
+    batch: Annotated[int, Field(gt=0)] | None = None  # of the evaluation, like the epochs
     epochs: Annotated[int, Field(gt=0)] | None = None
-    frozen: bool | None = None  # the encoder, where a protocol may train it
-    data: str | None = None  # where the number is of another data set than the cell's
+    frozen: bool | None = None  # whether the encoder was frozen
+    data: str | None = None  # if the number is for another data set than the cell's
     variant: str | None = None  # of the pretraining: epochs, batch, views, weights of the losses
     source: str
 
     @property
     def setting(self) -> str:
-        """`K=4; preset msbreg, batch 1024, encoder frozen`: what the source states beside method and value."""
+        """The stated setting: `K=4; preset msbreg, batch 1024, encoder frozen`."""
         named = {name: getattr(self, name) for name in ("preset", "engine", "batch", "epochs", "data")}
         stated = [f"{name} {value}" for name, value in named.items() if value is not None]
         if self.frozen is not None:
@@ -43,7 +43,7 @@ class PublishedNumber(Config):
 
 
 class Recipe(Config):
-    """The pretraining, as its source describes it."""
+    """The pretraining, as the source describes it."""
 
     epochs: Annotated[int, Field(gt=0)] | None = None
     batch: Annotated[int, Field(gt=0)] | None = None
@@ -55,7 +55,7 @@ Url = Annotated[str, Field(pattern=r"^https?://\S+$")]
 
 
 class Entry(Config):
-    """A backbone of the literature, with the place of its weights or the reason why there are none."""
+    """A backbone from the literature, with the address of its weights or the reason why there are none."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]  # also the name of its file in the cache
     method: str
@@ -65,49 +65,49 @@ class Entry(Config):
     recipe: Recipe = Recipe()
     url: Url | None = None
     mirrors: tuple[Url, ...] = ()  # the same bytes elsewhere
-    by_hand: str | None = None  # why a program cannot fetch the url; without a url: how the file is made
-    no_weights: str | None = None  # why there are none
-    see: tuple[str, ...] = ()  # entries with public weights of the same method
+    by_hand: str | None = None  # why a program cannot fetch the url; without a url: how to make the file
+    no_weights: str | None = None  # why there are no weights
+    see: tuple[str, ...] = ()  # entries of the same method with public weights
     sha256: Sha256 | None = None  # None: unknown until the first download, then pinned in the cache
-    sha256_prefix: HashPrefix | None = None  # what the authors publish of it
+    sha256_prefix: HashPrefix | None = None  # the prefix that the authors publish
     md5_prefix: HashPrefix | None = None
     size_mb: Annotated[float, Field(gt=0)] | None = None
-    format: str | None = None  # the layout its source describes; None: not stated
+    format: str | None = None  # the layout in the source; None: not stated
     licence: str | None = None
-    source: str | None = None  # where the facts above were read
-    notes: tuple[str, ...] = ()  # what weights cannot tell, and what keeps a number from being reached
+    source: str | None = None  # source of these facts
+    notes: tuple[str, ...] = ()  # facts that the weights do not show, and obstacles to reaching a number
     published: tuple[PublishedNumber, ...] = ()
 
     @property
     def has_weights(self) -> bool:
-        """Whether a weights file exists, possibly one that is made by hand."""
+        """Whether a weights file exists, possibly one made by hand."""
         return self.no_weights is None
 
     @property
     def file(self) -> str:
-        """Its file's name in the cache: the entry's own name, since many authors call theirs `resnet50.pth`."""
+        """The file name in the cache: the entry's name, since many authors use `resnet50.pth`."""
         return self.name + self.suffix
 
     @property
     def remote_file(self) -> str:
-        """The file's name where it is published, as a browser saves it."""
+        """The published file name, as a browser saves it."""
         return unquote(PurePosixPath(urlsplit(self.url or "").path).name)
 
     @property
     def suffix(self) -> str:
-        """`.pth.tar` of `moco_v2_200ep_pretrain.pth.tar`; `.pth` where the url does not say."""
+        """The suffix, `.pth.tar` for `moco_v2_200ep_pretrain.pth.tar`; `.pth` if the url has none."""
         found = re.search(r"(\.pth)?\.(pth|pt|tar|ckpt|torch|pkl|zip|safetensors)$", self.remote_file)
         return found[0] if found else ".pth"
 
 
 def all_entries() -> tuple[Entry, ...]:
-    """Every entry that can be read, by name; one that cannot is named in a warning."""
+    """Return every readable entry, sorted by name; a warning names the others."""
     found = _parts().found
     return tuple(found[name] for name in sorted(found))
 
 
 def get(name: str) -> Entry:
-    """An entry by name; an error with the nearest name, or with what is wrong in its file."""
+    """Return an entry by name. Raises BackbenchError: unknown (with the nearest name), or its file is broken."""
     by_name = {entry.name: entry for entry in all_entries()}
     if name not in by_name:
         broken = _parts().broken
@@ -120,8 +120,8 @@ def _parts() -> plugins.Parts[Entry]:
 
 
 def _read(path: Path) -> Entry:
-    """Raises ConfigError: it does not fit, or its name is not its file's."""
+    """Return the entry in a file. Raises ConfigError: it is invalid, or its name differs from the file's."""
     entry = build(Entry, read_mapping(path), where=f"entry {path}")
     if entry.name != path.stem:
-        raise ConfigError(f"entry {path} calls itself '{entry.name}'; name the file {entry.name}.yaml")
+        raise ConfigError(f"entry {path} has the name '{entry.name}'; name the file {entry.name}.yaml")
     return entry

@@ -1,7 +1,7 @@
-"""One module per target; the module name is the registry: a backbone leaves as weights and the settings they imply.
+"""Export of a backbone as weights and the settings they imply: one module per target, found by its name.
 
 Each has `key_table(arch)`, `refuse(backbone)`, `export(backbone)`, `write(backbone, path)`, `settings(backbone)` and
-`check_engine_state(backbone, state)`. Engines only ever see RGB: a BGR backbone is exported as `in_rgb` makes it.
+`check_engine_state(backbone, state)`. Engines always get RGB images: `in_rgb` converts a BGR backbone before its export.
 """
 
 from __future__ import annotations
@@ -24,40 +24,40 @@ if TYPE_CHECKING:
     from model_zoo.architecture import Architecture
     from model_zoo.backbone import Backbone
 
-FEATURE_TOLERANCE = 1e-4  # of an engine's features against torchvision's, as a share of a stage's largest value
+FEATURE_TOLERANCE = 1e-4  # between an engine's features and torchvision's, as a fraction of a stage's largest value
 _SHOWN = 3  # names in an error
 
 
 class ExportError(BackbenchError):
-    """A backbone that a target cannot hold, or an engine that does not hold what was exported."""
+    """A target cannot represent a backbone, or an engine's weights differ from the exported ones."""
 
 
 def names() -> list[str]:
-    """The names of all targets."""
+    """Return the names of all targets."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def get(name: str) -> ModuleType:
-    """The target's module; ConfigError with the nearest name otherwise."""
+    """Return a target's module. Raises ConfigError: unknown name (with the nearest one)."""
     if name not in names():
         raise ConfigError(f"unknown target '{name}'{nearest(name, names())}")
     return importlib.import_module(f"model_zoo.export.{name}")
 
 
 def refuse_trunk(arch: Architecture, engine: str) -> None:
-    """Refuse an architecture that neither engine can build.
+    """Raise ExportError for an architecture that neither engine can build.
 
     Raises:
-        ExportError: no ResNet, or another stem, max-pool or padding than torchvision's.
+        ExportError: not a ResNet, or a stem, max-pool or padding that differs from torchvision's.
     """
     from model_zoo.architecture import DEEP, Architecture
 
     if not isinstance(arch, Architecture):
-        raise ExportError(f"{engine} is given ResNets only, which {arch.name} is not")
+        raise ExportError(f"{engine} takes ResNets only, and {arch.name} is not one")
     if arch.name in ("resnet26", "resnet200"):
         raise ExportError(
             f"{engine} builds ResNets of 18, 34, 50, 101 and 152 layers, this backbone is a {arch.name}; the frozen and "
-            "fine-tuning protocols take it"
+            "fine-tuning protocols support it"
         )
     if arch.stem not in ("7x7", *DEEP):
         raise ExportError(
@@ -77,7 +77,7 @@ def refuse_trunk(arch: Architecture, engine: str) -> None:
 
 
 def in_rgb(backbone: Backbone) -> Backbone:
-    """The same function of an RGB image: the input channels of conv1, mean and std of a BGR backbone turned around."""
+    """Return a backbone for RGB images: for a BGR backbone, reverse the input channels of conv1, the mean and the std."""
     if backbone.input.order == "rgb":
         return backbone
     from model_zoo.anatomy import first_convolution
@@ -87,22 +87,22 @@ def in_rgb(backbone: Backbone) -> Backbone:
     )
     first = first_convolution(backbone.arch)
     state = {**backbone.state, first: backbone.state[first].flip(1).contiguous()}
-    notes = (*backbone.notes, "conv1's input channels turned from BGR to RGB")
+    notes = (*backbone.notes, "conv1's input channels reversed from BGR to RGB")
     return dataclasses.replace(backbone, state=state, input=spec, notes=notes)
 
 
 def pixel_scale(values: Sequence[float]) -> list[float]:
-    """Mean or std of images in [0, 1] as engines want it, in 0-255."""
+    """Return a mean or std for images in [0, 1] on the engines' scale, 0-255."""
     return [round(255 * value, 6) for value in values]
 
 
 def sidecars(path: Path) -> tuple[Path, Path]:
-    """Beside an exported file: `.yaml`, what `model_zoo.load` reads, and `.settings.yaml`, the engine's."""
+    """Return the two files beside an exported one: `.yaml` for `model_zoo.load`, `.settings.yaml` for the engine."""
     return path.with_name(f"{path.name}.yaml"), path.with_name(f"{path.name}.settings.yaml")
 
 
 def write_sidecars(backbone: Backbone, path: Path, settings: Mapping[str, Any]) -> None:
-    """What weights cannot tell, for us and for the engine; written before the weights, which are nothing without."""
+    """Write what the weights do not show, for us and for the engine. Call it before the weights are written."""
     from backbench.files.atomic import atomic_write_text
     from backbench.yaml_text import write_yaml
 
@@ -113,21 +113,21 @@ def write_sidecars(backbone: Backbone, path: Path, settings: Mapping[str, Any]) 
 
 @dataclass(frozen=True)
 class Places:
-    """Where an engine's models keep the tensors of a backbone."""
+    """Where an engine's models store a backbone's tensors."""
 
     engine: str
-    prefixes: tuple[str, ...]  # before the ResNet's names: none, or a detector's
-    stems: tuple[str, ...]  # every backbone has one of these tensors, to find the prefix by
-    last_stage: str  # what a C4 detector keeps elsewhere,
+    prefixes: tuple[str, ...]  # of the ResNet's names: none, or a detector's
+    stems: tuple[str, ...]  # every backbone has one of these tensors; used to find the prefix
+    last_stage: str  # a C4 detector stores this stage elsewhere,
     c4_head: str  # under this prefix
     own: re.Pattern[str]  # the start of a ResNet's names, without prefix
 
 
 def check_state(exported: Mapping[str, Tensor], state: Mapping[str, Tensor], places: Places) -> None:
-    """Whether the engine's model holds exactly the exported tensors; num_batches_tracked does not count.
+    """Check that the engine's model has exactly the exported tensors; num_batches_tracked does not count.
 
     Raises:
-        ExportError: names the first tensors that are missing, were not exported, or are different.
+        ExportError: names the first tensors that are missing, were not exported, or differ.
     """
     import torch
 
@@ -153,7 +153,7 @@ def check_state(exported: Mapping[str, Tensor], state: Mapping[str, Tensor], pla
     different = [n for n, tensor in expected.items() if not torch.equal(state[n].detach().cpu().float(), tensor)]
     if different:
         raise ExportError(
-            f"{len(different)} of {len(expected)} tensors in {engine} are not the exported ones (not loaded, or "
+            f"{len(different)} of {len(expected)} tensors in {engine} differ from the exported ones (not loaded, or "
             f"changed since): {_some(different)}"
         )
 
@@ -168,10 +168,10 @@ def _backbone_names(state: Mapping[str, Tensor], prefixes: Sequence[str], own: r
 
 
 def feature_difference(backbone: Backbone, stages_fn: Callable[[Tensor], Sequence[Tensor]]) -> float:
-    """Largest difference between an engine's C2..C5 and torchvision's, as a share of a stage's largest value.
+    """Return the largest difference between an engine's C2..C5 and torchvision's, relative to a stage's largest value.
 
     Args:
-        backbone: the one that was exported.
+        backbone: the exported one.
         stages_fn: normalised RGB (2, 3, 64, 96) -> the engine's (C2, C3, C4, C5), norms in evaluation mode.
 
     Raises:

@@ -1,8 +1,8 @@
 """Detectron2 0.6: its ResNet's names without prefix, in a pickle of numpy arrays, as its own converters write them.
 
-`matching_heuristics` makes Detectron2 find the names' ends wherever a detector keeps its backbone (`backbone.`,
-`backbone.bottom_up.`, `roi_heads.res5`): without it a detector ignores bare names with a warning and trains from noise
-(detectron2/checkpoint/detection_checkpoint.py, tools/convert-torchvision-to-d2.py).
+With `matching_heuristics`, Detectron2 matches the names' ends wherever a detector has its backbone (`backbone.`,
+`backbone.bottom_up.`, `roi_heads.res5`). Without it, a detector ignores bare names with a warning and trains from random
+weights (detectron2/checkpoint/detection_checkpoint.py, tools/convert-torchvision-to-d2.py).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _PLACES = Places(
     stems=("stem.conv1.weight",),
     last_stage="res5.",
     c4_head="roi_heads.",
-    own=re.compile(r"stem\.|res[2-5]\.\d+\."),  # roi_heads.res5.norm is MoCo's extra norm, no part of the backbone
+    own=re.compile(r"stem\.|res[2-5]\.\d+\."),  # roi_heads.res5.norm is MoCo's extra norm, not a part of the backbone
 )
 
 
 def key_table(arch: Architecture) -> dict[str, str]:
-    """Our name -> Detectron2's, for every tensor; a deep stem's are those of its DeepLab project."""
+    """Return our name -> Detectron2's, for every tensor; deep stems have the names of its DeepLab project."""
     table = {}
     for unit in units(arch):
         target = _target(unit)
@@ -51,15 +51,15 @@ def _target(unit: Unit) -> str:
 
 
 def refuse(backbone: Backbone) -> None:
-    """Refuse a backbone that `build_resnet_backbone` cannot build (detectron2/modeling/backbone/resnet.py).
+    """Raise ExportError for a backbone that `build_resnet_backbone` cannot build (detectron2/modeling/backbone/resnet.py).
 
     Raises:
-        ExportError: another stem, max-pool or width than it has a field for.
+        ExportError: a stem, max-pool or width for which it has no field.
     """
     arch = backbone.arch
     refuse_trunk(arch, "Detectron2")
     elsewhere = (
-        "" if arch.stem == "deep-tiered" or (arch.groups == 1 and arch.base_width != 64) else "; mmdet can hold it"
+        "" if arch.stem == "deep-tiered" or (arch.groups == 1 and arch.base_width != 64) else "; mmdet can build it"
     )
     if arch.stem in DEEP:
         raise ExportError(
@@ -79,7 +79,7 @@ def refuse(backbone: Backbone) -> None:
 
 
 def export(backbone: Backbone) -> dict[str, Any]:
-    """The file's contents: {"model": {name: float32 array}, "__author__", "matching_heuristics"}."""
+    """Return the file's contents: {"model": {name: float32 array}, "__author__", "matching_heuristics"}."""
     return {
         "model": {name: tensor.numpy() for name, tensor in _tensors(backbone).items()},
         "__author__": "backbench",
@@ -88,7 +88,7 @@ def export(backbone: Backbone) -> dict[str, Any]:
 
 
 def _tensors(backbone: Backbone) -> dict[str, Tensor]:
-    """Exported tensors; num_batches_tracked is dropped: no norm of Detectron2 needs it, and FrozenBN has none."""
+    """Return the exported tensors, without num_batches_tracked: Detectron2's norms do not need it, FrozenBN has none."""
     refuse(backbone)
     state = in_rgb(backbone).state
     table = key_table(backbone.arch)
@@ -99,7 +99,7 @@ def write(backbone: Backbone, path: Path) -> None:
     """Write the pickle and two files beside it: FILE.yaml for backbench, FILE.settings.yaml for Detectron2.
 
     Raises:
-        ExportError: Detectron2 cannot build the backbone, or would not take the file for a pickle.
+        ExportError: Detectron2 cannot build the backbone, or would not read the file as a pickle.
     """
     if path.suffix != ".pkl":
         raise ExportError(f"{path}: Detectron2 reads a pickle only from a file named .pkl; name it {path.stem}.pkl")
@@ -109,7 +109,7 @@ def write(backbone: Backbone, path: Path) -> None:
 
 
 def settings(backbone: Backbone) -> dict[str, Any]:
-    """The configuration these weights imply, for `cfg.merge_from_other_cfg(CfgNode(...))` or `merge_from_file`."""
+    """Return the configuration that the weights imply, for `cfg.merge_from_other_cfg(CfgNode(...))` or `merge_from_file`."""
     refuse(backbone)
     arch, spec = backbone.arch, in_rgb(backbone).input
     return {
@@ -130,9 +130,9 @@ def settings(backbone: Backbone) -> dict[str, Any]:
 
 
 def check_engine_state(backbone: Backbone, state: Mapping[str, Tensor]) -> None:
-    """Whether a Detectron2 model (a ResNet or a detector around one) holds exactly the exported tensors.
+    """Check that a Detectron2 model (a ResNet or a detector with one) has exactly the exported tensors.
 
     Raises:
-        ExportError: names the first tensors that are missing, different or were not exported.
+        ExportError: names the first tensors that are missing, differ, or were not exported.
     """
     check_state(_tensors(backbone), state, _PLACES)

@@ -1,8 +1,8 @@
-"""MMDetection 3: its ResNet has torchvision's names; they stand under `backbone.`, where a detector keeps them.
+"""MMDetection 3: its ResNet has torchvision's names; the file has them under `backbone.`, as a detector does.
 
-Under that prefix the file works as `load_from` and, with `prefix: backbone.`, as `init_cfg`; without it mmengine only
-warns and trains from noise (mmengine/runner/checkpoint.py, mmdet/models/backbones/resnet.py). A C4 detector keeps layer4
-in `roi_head.shared_head`, which needs the same `init_cfg` for itself: `load_from` leaves it as initialised.
+With that prefix, the file works as `load_from` and, with `prefix: backbone.`, as `init_cfg`. Without it, mmengine only
+warns and trains from random weights (mmengine/runner/checkpoint.py, mmdet/models/backbones/resnet.py). A C4 detector has
+layer4 in `roi_head.shared_head`, which needs the same `init_cfg`: `load_from` does not load it.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _PLACES = Places(
 
 
 def key_table(arch: Architecture) -> dict[str, str]:
-    """Our name -> the name in the file, for every tensor."""
+    """Return our name -> the name in the file, for every tensor."""
     deep = len(stem_planes(arch)) > 1
     table = {}
     for unit in units(arch):
         conv, norm = unit.conv, unit.norm
-        if unit.stage == 0 and deep:  # mmdet keeps all of a deep stem in one Sequential
+        if unit.stage == 0 and deep:  # mmdet has a deep stem in one Sequential
             conv, norm = conv.replace("conv1.", "stem."), norm.replace("conv1.", "stem.").replace("bn1", "stem.7")
         table[f"{unit.conv}.weight"] = f"{PREFIX}{conv}.weight"
         table |= {f"{unit.norm}.{leaf}": f"{PREFIX}{norm}.{leaf}" for leaf in NORM_TENSORS}
@@ -48,10 +48,10 @@ def key_table(arch: Architecture) -> dict[str, str]:
 
 
 def refuse(backbone: Backbone) -> None:
-    """Refuse a backbone that mmdet's ResNet cannot build.
+    """Raise ExportError for a backbone that mmdet's ResNet cannot build.
 
     Raises:
-        ExportError: another stem, max-pool or width than it has a field for.
+        ExportError: a stem, max-pool or width for which it has no field.
     """
     arch = backbone.arch
     refuse_trunk(arch, "MMDetection")
@@ -64,12 +64,12 @@ def refuse(backbone: Backbone) -> None:
         raise ExportError(
             f"MMDetection widens the 3x3 convolutions of grouped blocks (ResNeXt) only, this backbone is a Wide ResNet "
             f"(base_width {arch.base_width}, one group)"
-            + ("; Detectron2 can hold it" if arch.stem == "7x7" and not arch.avg_down else "")
+            + ("; Detectron2 can build it" if arch.stem == "7x7" and not arch.avg_down else "")
         )
 
 
 def export(backbone: Backbone) -> dict[str, Any]:
-    """The file's contents: mmengine's {"state_dict", "meta"}."""
+    """Return the file's contents: mmengine's {"state_dict", "meta"}."""
     meta = {"author": "backbench", "backbone": backbone.name}
     return {"state_dict": _tensors(backbone), "meta": meta}
 
@@ -88,9 +88,9 @@ def write(backbone: Backbone, path: Path) -> None:
 
 
 def settings(backbone: Backbone) -> dict[str, Any]:
-    """The settings that the weights imply: `model.backbone`, `model.data_preprocessor` and the `init_cfg`'s `prefix`.
+    """Return the settings that the weights imply: `model.backbone`, `model.data_preprocessor` and the `init_cfg`'s `prefix`.
 
-    `bgr_to_rgb` is true because mmdet decodes images as BGR; mean and std are then RGB's, in 0-255.
+    `bgr_to_rgb` is true because mmdet decodes images as BGR; mean and std are in RGB order, in 0-255.
     """
     refuse(backbone)
     arch, spec = backbone.arch, in_rgb(backbone).input
@@ -98,7 +98,7 @@ def settings(backbone: Backbone) -> dict[str, Any]:
     backbone_fields = {
         "type": "ResNeXt" if arch.groups > 1 else "ResNet",
         "depth": int(arch.name.removeprefix("resnet")),
-        "stem_channels": stem_planes(arch)[-1],  # else base_channels would widen the stem too
+        "stem_channels": stem_planes(arch)[-1],  # otherwise base_channels would widen the stem too
         "base_channels": planes(arch)[0],
         "style": "caffe" if caffe else "pytorch",
     }
@@ -116,9 +116,9 @@ def settings(backbone: Backbone) -> dict[str, Any]:
 
 
 def check_engine_state(backbone: Backbone, state: Mapping[str, Tensor]) -> None:
-    """Whether an mmdet model (a ResNet or a detector around one) holds exactly the exported tensors.
+    """Check that an mmdet model (a ResNet or a detector with one) has exactly the exported tensors.
 
     Raises:
-        ExportError: names the first tensors that are missing, different or were not exported.
+        ExportError: names the first tensors that are missing, differ, or were not exported.
     """
     check_state({name.removeprefix(PREFIX): tensor for name, tensor in _tensors(backbone).items()}, state, _PLACES)

@@ -46,17 +46,17 @@ _DEEP_STEM = re.compile(
 
 @dataclass(frozen=True)
 class Extracted:
-    """The tensors that a layout found in a file."""
+    """The tensors that a layout extracted from a file."""
 
-    state: Mapping[str, Tensor]  # torchvision names
-    dropped: tuple[str, ...] = ()  # by the layout's explicit list
-    leftover: tuple[str, ...] = ()  # neither backbone nor on the list: load() refuses these
-    arch: Mapping[str, Any] = field(default_factory=dict)  # fields that the file itself states
+    state: Mapping[str, Tensor]  # by torchvision's names
+    dropped: tuple[str, ...] = ()  # names on the layout's list
+    leftover: tuple[str, ...] = ()  # neither backbone nor on the list; load() refuses them
+    arch: Mapping[str, Any] = field(default_factory=dict)  # fields stated in the file
     input: Mapping[str, Any] = field(default_factory=dict)
 
 
 def modules() -> dict[str, ModuleType]:
-    """Every layout, by name."""
+    """Return every layout, by name."""
     return dict(plugins.modules("formats", sys.modules[__name__]).found)
 
 
@@ -66,9 +66,9 @@ def pickled() -> dict[str, Pickled]:
 
 
 def matching(obj: Any) -> dict[str, ModuleType]:
-    """The layouts that a file fits, without those that give way to a more specific one among them.
+    """Return the layouts that a file fits, without those that give way to a more specific one among them.
 
-    A plug-in whose `matches` raises is named in a warning and fits nothing.
+    If `matches` of a plug-in raises, a warning names it and it does not match.
     """
     fitting = {name: module for name, module in modules().items() if _fits(module, obj)}
     general = {name for module in fitting.values() for name in getattr(module, "MORE_SPECIFIC_THAN", ())}
@@ -80,14 +80,14 @@ def _fits(module: ModuleType, obj: Any) -> bool:
         return bool(module.matches(obj))
     try:
         return bool(module.matches(obj))
-    except Exception as error:  # of a stranger's code: may be anything
+    except Exception as error:  # a plug-in can raise anything
         plugins.warn(f"{module.__file__}: matches() raised {type(error).__name__}: {error}; this layout is left out")
         return False
 
 
 WRAPPERS = ("state_dict", "model")
-_LONGEST = 120  # characters of a name that are compared with a layout's
-# A copy of the network beside the one that transfers: averaged, of the keys, or of the teacher.
+_LONGEST = 120  # characters of a name compared with a layout's
+# Prefixes of a second network beside the one that transfers: averaged, key or teacher network.
 TWINS = ("momentum_backbone.", "momentum_encoder.", "backbone_momentum.", "teacher_backbone.", "student_backbone.",
          "key_backbone.", "target_backbone.")  # fmt: skip
 _COPIES = ("encoder_q.0.", "encoder_k.0.", "online_net.0.", "target_net.0.", "encoder.0.", "encoder_k.module.0.",
@@ -95,7 +95,7 @@ _COPIES = ("encoder_q.0.", "encoder_k.0.", "online_net.0.", "target_net.0.", "en
 
 
 def tensor_dicts(obj: Any, keys: Iterable[str] = WRAPPERS) -> list[tuple[str, Mapping[str, Tensor]]]:
-    """Dictionaries of tensors: the object itself, then those under the usual keys, with the key."""
+    """Return (key, tensors) of the object itself, with key "", and of the dictionaries under the usual keys."""
     found: list[tuple[str, Mapping[str, Tensor]]] = []
     for key, value in (("", obj), *((k, obj.get(k)) for k in keys if isinstance(obj, Mapping))):
         if isinstance(value, Mapping) and len(value) <= MOST_TENSORS and (tensors := tensors_of(value)):
@@ -104,7 +104,7 @@ def tensor_dicts(obj: Any, keys: Iterable[str] = WRAPPERS) -> list[tuple[str, Ma
 
 
 def prefixes(keys: Iterable[str]) -> dict[str, list[str]]:
-    """Canonical ResNet names found, by prefix."""
+    """Return the canonical ResNet names, by prefix."""
     found: dict[str, list[str]] = {}
     for key in keys:
         match = _CANONICAL.match(key)
@@ -114,14 +114,14 @@ def prefixes(keys: Iterable[str]) -> dict[str, list[str]]:
 
 
 def is_openmmlab(obj: Any) -> bool:
-    """mmengine's container {"state_dict", "meta"} with a ResNet under `backbone.`."""
+    """Return whether this is mmengine's container {"state_dict", "meta"} with a ResNet under `backbone.`."""
     if not isinstance(obj, Mapping) or not isinstance(obj.get("meta"), Mapping):
         return False
     return any(where == "state_dict" and "backbone." in prefixes(tensors) for where, tensors in tensor_dicts(obj))
 
 
 def is_lightning(obj: Any) -> bool:
-    """Lightning's container, or its `state_dict` alone with a twin network, around `backbone.` or `encoder.`."""
+    """Return whether this is Lightning's container, or its `state_dict` with a twin, with `backbone.` or `encoder.`."""
     if not isinstance(obj, Mapping):
         return False
     for where, tensors in tensor_dicts(obj):
@@ -132,13 +132,13 @@ def is_lightning(obj: Any) -> bool:
 
 
 def mmselfsup_copies(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Prefixes under which mmselfsup 0.x, OpenSelfSup and DenseCL store the network of `backbone.` once more."""
+    """Return the prefixes of mmselfsup 0.x, OpenSelfSup and DenseCL for copies of the network under `backbone.`."""
     found = prefixes(tensors)
     return [copy for copy in _COPIES if copy in found] if "backbone." in found else []
 
 
 def nearest(obj: Any, count: int = 3) -> list[str]:
-    """The layouts whose names are most like those of the ResNet seen in a file that fits none."""
+    """Return the layouts with the most similar names, for a file that fits none."""
     keys = [key[:_LONGEST] for _, tensors in tensor_dicts(obj) for key in tensors]
     seen = sorted({_shape_of(key) for key in keys if key.endswith("weight")})[:8]
     sample = {"conv1.weight": torch.zeros(2, 3, 7, 7), "bn1.running_mean": torch.zeros(2)}
@@ -153,7 +153,7 @@ def nearest(obj: Any, count: int = 3) -> list[str]:
 
 
 def _keys_below(obj: Any) -> list[str]:
-    """Names of all tensors, however deep."""
+    """Return the names of all tensors, at any depth."""
     found = []
     for key, value in obj.items() if isinstance(obj, Mapping) else ():
         found += [str(key)] if isinstance(value, Tensor) else _keys_below(value)
@@ -165,28 +165,28 @@ def _shape_of(key: str) -> str:
 
 
 class SeveralNetworks(CheckpointError):
-    """A file holds more than one network of a layout; `model_zoo.recognise` names them, and how to choose."""
+    """A file has several networks of a layout; `model_zoo.recognise` names them and how to choose."""
 
 
 def the_one(
     obj: Any, wanted: Callable[[Mapping[str, Tensor]], object], keys: Iterable[str] = WRAPPERS
 ) -> Mapping[str, Tensor]:
-    """The dictionary of tensors, itself or under `keys`, that is `wanted`; SeveralNetworks when a file holds more."""
+    """Return the `wanted` dictionary of tensors, the object or one under `keys`. Raises SeveralNetworks: not exactly one."""
     found = [(where, tensors) for where, tensors in tensor_dicts(obj, keys) if wanted(tensors)]
     if len(found) != 1:
         places = " and ".join(f"'{where}'" if where else "the top" for where, _ in found)
-        raise SeveralNetworks(f"holds {len(found)} networks of this layout, under {places}")
+        raise SeveralNetworks(f"contains {len(found)} networks of this layout, under {places}")
     return found[0][1]
 
 
 def _as_timm(match: re.Match[str]) -> str:
-    """`stem.0.weight` -> `conv1.0.weight`, `stem.7.bias` -> `bn1.bias`."""
+    """Rename `stem.0.weight` to `conv1.0.weight`, `stem.7.bias` to `bn1.bias`."""
     place = "bn1" if match["place"] == "7" else f"conv1.{match['place']}"
     return f"{match['prefix']}{place}.{match['leaf']}"
 
 
 def take(tensors: Mapping[str, Tensor], prefix: str, drop: Iterable[str]) -> Extracted:
-    """The canonical names under `prefix`; the rest is dropped where it fits a pattern of `drop`, else left over."""
+    """Extract the canonical names under `prefix`; other names are dropped if they fit a pattern, else left over."""
     state: dict[str, Tensor] = {}
     dropped, leftover = [], []
     patterns = tuple(drop)

@@ -1,4 +1,4 @@
-"""Ours: {"format": "backbench-1", "arch", "input", "state_dict"} with torchvision names and no head."""
+"""Our own layout: {"format": "backbench-1", "arch", "input", "state_dict"} with torchvision names and no head."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from model_zoo.backbone import FORMAT
 from model_zoo.formats import Extracted, take
 from model_zoo.wrappers import word
 
-MORE_SPECIFIC_THAN = ("torchvision", "prefixed", "mmdet", "lightning")  # the file says so itself
+MORE_SPECIFIC_THAN = ("torchvision", "prefixed", "mmdet", "lightning")  # the file states its format
 
 
 def matches(obj: Any) -> bool:
-    """Whether the file states our format, in any version."""
+    """Return whether the file states our format, in any version."""
     return isinstance(obj, Mapping) and isinstance(obj.get("format"), str) and obj["format"].startswith("backbench-")
 
 
 def extract(obj: Any) -> Extracted:
-    """The tensors with the architecture and input that the file states."""
+    """Return the tensors with the architecture and input stated in the file."""
     if obj["format"] != FORMAT:
-        raise CheckpointError(f"format '{obj['format']}' is not known to this version, which reads '{FORMAT}'")
+        raise CheckpointError(f"format '{obj['format']}' is unknown to this version, which reads '{FORMAT}'")
     absent = [key for key in ("arch", "input", "state_dict") if not isinstance(obj.get(key), Mapping)]
     if absent:
-        raise CheckpointError(f"says it is '{FORMAT}' but has no '{absent[0]}'")
+        raise CheckpointError(f"states format '{FORMAT}' but has no '{absent[0]}'")
     found = take({word(key): value for key, value in obj["state_dict"].items()}, "", ())
     return Extracted(found.state, found.dropped, found.leftover, arch=obj["arch"], input=obj["input"])
 
 
 def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:
-    """A file of this layout."""
+    """Return a file of this layout."""
     return {
         "format": FORMAT,
         "arch": arch.model_dump(mode="json"),

@@ -1,7 +1,7 @@
 """Caffe2's blobs (`res2_0_branch2a_w`, `res_conv1_bn_s`), flat or under `blobs`: fair_self_supervision_benchmark's pickles.
 
 `rm` and `riv` are running mean and variance (VISSL's extra_scripts/convert_caffe2_to_torchvision_resnet.py and
-Detectron2's c2_model_loading.py take `riv` as it is). Input is BGR on the 0-255 scale; where the stride lies is not said.
+Detectron2's c2_model_loading.py take `riv` as it is). Input is BGR on the 0-255 scale; the place of the stride is not stated.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _INPUT = {"order": "bgr", "mean": (0.406, 0.456, 0.485), "std": (1 / 255, 1 / 25
 
 
 def _canonical(key: str) -> str | None:
-    """torchvision's name of a blob."""
+    """Return torchvision's name of a blob."""
     if key == "conv1_w":
         return "conv1.weight"
     if key.startswith("res_conv1_bn_"):
@@ -48,12 +48,12 @@ def _blobs(obj: Any) -> Mapping[str, Tensor]:
 
 
 def matches(obj: Any) -> bool:
-    """Whether there are blobs of a Caffe2 ResNet."""
+    """Return whether there are blobs of a Caffe2 ResNet."""
     return bool(_blobs(obj))
 
 
 def extract(obj: Any) -> Extracted:
-    """The tensors under torchvision's names, channels as they are, with the input that Caffe2 has."""
+    """Return the tensors under torchvision's names, with unchanged channels and Caffe2's input."""
     blobs = _blobs(obj)
     state = {name: tensor for key, tensor in blobs.items() if (name := _canonical(key))}
     rest = [key for key in blobs if not _canonical(key)]
@@ -62,7 +62,7 @@ def extract(obj: Any) -> Extracted:
 
 
 def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:
-    """A file of this layout (with tensors for arrays)."""
+    """Return a file of this layout (with tensors instead of arrays)."""
     leaves = {leaf: short for short, leaf in _LEAVES.items()}
     blobs = {}
     for name, tensor in state.items():

@@ -1,7 +1,7 @@
 """Detectron2's ResNet names (`stem.conv1.norm`, `res2.0.shortcut`), flat or under `model`: its converters' pickles, .pth.
 
-Without a prefix, as tools/convert-torchvision-to-d2.py, MoCo's and our own converter write them; a classifier or
-projector becomes `stem.fc` there. A whole detector's checkpoint is refused by name.
+The names have no prefix, as in files of tools/convert-torchvision-to-d2.py, of MoCo's converter and of ours; these write a
+classifier or projector as `stem.fc`. A whole detector's checkpoint is refused.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ def _prefixes(tensors: Mapping[str, Tensor]) -> set[str]:
 
 
 def matches(obj: Any) -> bool:
-    """Whether there are names of Detectron2's ResNet, bare or in a detector."""
+    """Return whether there are names of Detectron2's ResNet, bare or in a detector."""
     return any(_prefixes(tensors) for _, tensors in tensor_dicts(obj))
 
 
 def extract(obj: Any) -> Extracted:
-    """The tensors under torchvision's names; of the tables of all depths, which never disagree."""
+    """Return the tensors under torchvision's names; the tables of all depths agree."""
     tensors = the_one(obj, _prefixes)
     wrapped = _prefixes(tensors) - {""}
     if wrapped:
         raise CheckpointError(
             f"a whole Detectron2 detector (ResNet under '{min(wrapped)}'), whose backbone was trained for detection; "
-            "save the tensors of its ResNet alone, without prefix, if that is the one you mean"
+            "if you want it, save the tensors of its ResNet alone, without prefix"
         )
     stem = "deep" if "stem.conv2.weight" in tensors else "7x7"  # DeepLabStem (projects/DeepLab/deeplab/resnet.py)
     archs = [Architecture(name=name, stem=stem) for name in LAYERS]  # type: ignore[arg-type]
@@ -51,7 +51,7 @@ def extract(obj: Any) -> Extracted:
 
 
 def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:
-    """A file of this layout, as MoCo's converter writes it (with tensors for arrays)."""
+    """Return a file of this layout, as MoCo's converter writes it (with tensors instead of arrays)."""
     table = key_table(arch)
     tensors = {table[name]: tensor for name, tensor in state.items()}
     return {

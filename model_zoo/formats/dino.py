@@ -1,7 +1,7 @@
 """DINO's run checkpoint {"student", "teacher", "optimizer", "args", ...}: the teacher's `backbone.`.
 
-The teacher is what facebookresearch/dino evaluates (eval_linear.py, --checkpoint_key teacher); the student is passed over
-and DINO's `head` is dropped. Its published backbone alone has torchvision's layout.
+facebookresearch/dino evaluates the teacher (eval_linear.py, --checkpoint_key teacher); the student is skipped and DINO's
+`head` is dropped. The published backbone files have torchvision's layout.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def _teacher(obj: Any) -> Mapping[str, Tensor]:
 
 
 def matches(obj: Any) -> bool:
-    """Whether a ResNet stands under the teacher's `backbone.` and the student is of the same kind.
+    """Return whether a ResNet is under the teacher's `backbone.` and the student has the same shapes.
 
-    A distillation's file has these two words as well, of networks that are not alike.
+    Distillation files have these two keys as well, for networks with different shapes.
     """
     teacher = _teacher(obj)
     if not any(prefix in _PREFIXES for prefix in prefixes(teacher)):
@@ -37,26 +37,26 @@ def matches(obj: Any) -> bool:
 
 
 def _backbone(network: Any) -> dict[str, torch.Size]:
-    """Shapes of the backbone's tensors, by their names without the wrapper's."""
+    """Return the shapes of the backbone's tensors, by their names without the wrapper."""
     tensors = tensors_of(network) if isinstance(network, Mapping) else {}
     found = {name.removeprefix("module."): tensor.shape for name, tensor in tensors.items()}
     return {name: shape for name, shape in found.items() if name.startswith("backbone.")}
 
 
 def passed_over(obj: Any) -> tuple[str, ...]:
-    """The student."""
+    """Skip the student."""
     return ("student",)
 
 
 def extract(obj: Any) -> Extracted:
-    """The teacher's tensors."""
+    """Return the teacher's tensors."""
     tensors = _teacher(obj)
     prefix = next(prefix for prefix in _PREFIXES if prefix in prefixes(tensors))
     return take(tensors, prefix, (f"{prefix}fc.*", f"{prefix.removesuffix('backbone.')}head.*"))
 
 
 def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:
-    """A file of this layout."""
+    """Return a file of this layout."""
     teacher = {f"backbone.{name}": tensor for name, tensor in state.items()}
     student = {f"module.backbone.{name}": torch.zeros_like(tensor) for name, tensor in state.items()}
     return {"student": student, "teacher": {**teacher, "head.mlp.0.weight": torch.zeros(8, 8)}, "epoch": 100}

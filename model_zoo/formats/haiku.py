@@ -1,7 +1,7 @@
 """DeepMind's BYOL and ReLICv2: Haiku's arrays by module, in `experiment_state` as `online_params` and `online_state`.
 
-Convolutions are HWIO, statistics the `average` of a moving average (ajtejankar/byol-convert, convert.py); the online
-network is taken, projector, predictor and classifier are dropped.
+Convolutions are HWIO, statistics the `average` of a moving average (ajtejankar/byol-convert, convert.py). The online
+network transfers; projector, predictor and classifier are dropped.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PICKLED = {
 
 
 def _canonical(module: str) -> str | None:
-    """torchvision's name of a module."""
+    """Return torchvision's name of a module."""
     if module.rpartition("/")[2] in _STEM:
         return _STEM[module.rpartition("/")[2]]
     if not (found := _BLOCK.search(module)):
@@ -55,7 +55,7 @@ def _canonical(module: str) -> str | None:
 
 
 def _online(obj: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
-    """The online network's parameters and state."""
+    """Return the online network's parameters and state."""
     state = obj.get("experiment_state") if isinstance(obj, Mapping) else None
     if not isinstance(state, Mapping):
         return None
@@ -64,7 +64,7 @@ def _online(obj: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
 
 
 def _leaves(arrays: Mapping[str, Any]) -> Iterator[tuple[str, str, Tensor]]:
-    """(module, leaf, tensor) of a nested mapping."""
+    """Yield (module, leaf, tensor) of a nested mapping."""
     for module, values in arrays.items():
         for leaf, value in values.items() if isinstance(values, Mapping) else ():
             if isinstance(value, Tensor):
@@ -72,18 +72,18 @@ def _leaves(arrays: Mapping[str, Any]) -> Iterator[tuple[str, str, Tensor]]:
 
 
 def matches(obj: Any) -> bool:
-    """Whether there are Haiku's parameters of a ResNet."""
+    """Return whether the file has a ResNet's Haiku parameters."""
     found = _online(obj)
     return found is not None and has_blocks(found[0])
 
 
 def has_blocks(params: Mapping[Any, Any]) -> bool:
-    """Whether these are the parameters of a ResNet."""
+    """Return whether these are the parameters of a ResNet."""
     return any(isinstance(module, str) and _BLOCK.search(module) for module in params)
 
 
 def parameters(params: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """A network's parameters under torchvision's names, OIHW, and the names of all others, `module:leaf`."""
+    """Return a network's parameters under torchvision's names, OIHW, and the names of all others, `module:leaf`."""
     state, others = {}, []
     for module, leaf, tensor in _leaves(params):
         name = _canonical(module)
@@ -97,12 +97,12 @@ def parameters(params: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]
 
 
 def passed_over(obj: Any) -> tuple[str, ...]:
-    """The target network."""
+    """Skip the target network."""
     return ("experiment_state.target_params",)
 
 
 def extract(obj: Any) -> Extracted:
-    """The online network's tensors, OIHW, under torchvision's names."""
+    """Return the online network's tensors, OIHW, under torchvision's names."""
     found = _online(obj)
     assert found is not None
     state, others = parameters(found[0])
@@ -121,7 +121,7 @@ def extract(obj: Any) -> Extracted:
 
 
 def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:
-    """A file of this layout (with tensors for arrays)."""
+    """Return a file of this layout (with tensors instead of arrays)."""
     params: dict[str, dict[str, Tensor]] = {"projector/linear": {"w": torch.zeros(8, 8)}}
     averages: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():

@@ -1,7 +1,7 @@
-"""HuggingFace transformers' ResNet: `embedder.embedder`, `encoder.stages.0.layers.0.layer.0`, maybe under `resnet.`.
+"""HuggingFace transformers' ResNet: `embedder.embedder`, `encoder.stages.0.layers.0.layer.0`, optionally under `resnet.`.
 
-As `save_pretrained` writes it, safetensors or torch (transformers, models/resnet/modeling_resnet.py); the classifier is
-dropped.
+`save_pretrained` writes it as safetensors or torch files (transformers, models/resnet/modeling_resnet.py). The classifier
+is dropped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BLOCK = re.compile(
 
 
 def _canonical(key: str) -> str | None:
-    """torchvision's name of a tensor."""
+    """Return torchvision's name of a tensor."""
     if found := _STEM.match(key):
         return f"{'conv1' if found['kind'] == 'convolution' else 'bn1'}.{found['leaf']}"
     if not (found := _BLOCK.match(key)):
@@ -41,12 +41,12 @@ def _blocks(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def matches(obj: Any) -> bool:
-    """Whether there are names of transformers' ResNet."""
+    """Return whether the file has names of transformers' ResNet."""
     return any(_blocks(tensors) for _, tensors in tensor_dicts(obj))
 
 
 def extract(obj: Any) -> Extracted:
-    """The tensors under torchvision's names."""
+    """Return the tensors under torchvision's names."""
     tensors = the_one(obj, _blocks)
     state = {name: tensor for key, tensor in tensors.items() if (name := _canonical(key))}
     rest = [key for key in tensors if not _canonical(key)]
@@ -55,7 +55,7 @@ def extract(obj: Any) -> Extracted:
 
 
 def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:
-    """A file of this layout with a classifier."""
+    """Return a file of this layout with a classifier."""
     tensors = {}
     for name, tensor in state.items():
         *path, part, leaf = name.replace("downsample.0", "shortcut0").replace("downsample.1", "shortcut1").split(".")

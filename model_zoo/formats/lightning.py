@@ -1,7 +1,7 @@
 """Lightning's {"state_dict", "pytorch-lightning_version", ...} of solo-learn, lightly and bolts: `backbone.` or `encoder.`.
 
-A twin is dropped. In lightly's DINO `backbone.` is the teacher, elsewhere the student (lightly,
-benchmarks/imagenet/resnet50/dino.py); solo-learn once called it `encoder.` (solo-learn, main_linear.py).
+A twin network is dropped. `backbone.` is the teacher in lightly's DINO, elsewhere the student (lightly,
+benchmarks/imagenet/resnet50/dino.py); old versions of solo-learn use `encoder.` (solo-learn, main_linear.py).
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ HEADS = ("projector", "predictor", "classifier", "prototypes", "projection_head"
 
 
 def matches(obj: Any) -> bool:
-    """Whether a ResNet stands under `backbone.` or `encoder.` in Lightning's container."""
+    """Return whether a ResNet is under `backbone.` or `encoder.` in Lightning's container."""
     return is_lightning(obj)
 
 
 def extract(obj: Any) -> Extracted:
-    """The network without its twin."""
+    """Return the network without its twin."""
     tensors = tensors_of(obj["state_dict"])
     found = [prefix for prefix in ("backbone.", "encoder.") if prefix in prefixes(tensors)]
     if len(found) > 1:
-        raise SeveralNetworks("holds two networks, under 'backbone.' and 'encoder.'")
+        raise SeveralNetworks("contains two networks, under 'backbone.' and 'encoder.'")
     drop = [f"{head}{end}" for head in HEADS for end in ("", ".*", "_*", "[0-9].*")]
     return take(tensors, found[0], [f"{found[0]}fc.*", *(f"{twin}*" for twin in TWINS), *drop])
 
 
 def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:
-    """A file of this layout, as solo-learn writes it."""
+    """Return a file of this layout, as solo-learn writes it."""
     tensors = {f"backbone.{name}": tensor for name, tensor in state.items()}
     twin = {f"momentum_backbone.{name}": torch.zeros_like(tensor) for name, tensor in state.items()}
     heads = {"projector.0.weight": torch.zeros(8, 8), "classifier.weight": torch.zeros(8, 8)}

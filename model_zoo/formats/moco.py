@@ -1,7 +1,7 @@
 """MoCo v1 and v2, PCL, AdCo, ReSim, MoCHi, MSF: `module.encoder_q.`, its momentum twin `encoder_k` and a queue.
 
-The query encoder is the one that transfers (facebookresearch/moco, main_lincls.py); the twin, the queue and the head
-`fc` are dropped. ReSSL has the network one level deeper (`encoder_q.net.`), MSF calls the twin `encoder_t`.
+The query encoder transfers (facebookresearch/moco, main_lincls.py); the twin, the queue and the head
+`fc` are dropped. ReSSL has the network one level deeper (`encoder_q.net.`); MSF names the twin `encoder_t`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def _query(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def matches(obj: Any) -> bool:
-    """Whether there is a query encoder."""
+    """Return whether the file has a query encoder."""
     return any(_query(tensors) for _, tensors in tensor_dicts(obj))
 
 
 def extract(obj: Any) -> Extracted:
-    """The query encoder's tensors."""
+    """Return the query encoder's tensors."""
     tensors = the_one(obj, _query)
     prefix = _query(tensors) or ""
     outer = prefix.partition("encoder_q.")[0]
@@ -38,7 +38,7 @@ def extract(obj: Any) -> Extracted:
 
 
 def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:
-    """A file of this layout."""
+    """Return a file of this layout."""
     tensors = {f"module.encoder_q.{name}": tensor for name, tensor in state.items()}
     twin = {f"module.encoder_k.{name}": torch.zeros_like(tensor) for name, tensor in state.items()}
     extra = {"module.encoder_q.fc.0.weight": torch.zeros(8, 8), "module.queue": torch.zeros(8, 16)}

@@ -23,12 +23,12 @@ def _base(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def matches(obj: Any) -> bool:
-    """Whether there is a base encoder."""
+    """Return whether the file has a base encoder."""
     return any(_base(tensors) for _, tensors in tensor_dicts(obj))
 
 
 def extract(obj: Any) -> Extracted:
-    """The base encoder's tensors."""
+    """Return the base encoder's tensors."""
     tensors = the_one(obj, _base)
     prefix = _base(tensors) or ""
     outer = prefix.removesuffix("base_encoder.")
@@ -36,7 +36,7 @@ def extract(obj: Any) -> Extracted:
 
 
 def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:
-    """A file of this layout."""
+    """Return a file of this layout."""
     tensors = {f"module.base_encoder.{name}": tensor for name, tensor in state.items()}
     twin = {f"module.momentum_encoder.{name}": torch.zeros_like(tensor) for name, tensor in state.items()}
     heads = {f"module.{name}.0.weight": torch.zeros(8, 8) for name in ("base_encoder.fc", "predictor")}

@@ -1,7 +1,7 @@
-"""OBoW's {"network": ...}: its own names, or torchvision's in the file that it converts.
+"""OBoW's {"network": ...}: its own names, or torchvision's in its converted file.
 
-The student is `feature_extractor._feature_blocks.` in the whole model and `_feature_blocks.` where its solver saves the
-feature extractor alone, the stem's convolution `0.Conv` (valeoai/obow, obow/feature_extractor.py); the teacher, the word
+The student is `feature_extractor._feature_blocks.` in the whole model, and `_feature_blocks.` in its solver's file of the
+feature extractor; the stem's convolution is `0.Conv` (valeoai/obow, obow/feature_extractor.py). The teacher, the word
 extractor and predictor and the classifier are dropped.
 """
 
@@ -24,7 +24,7 @@ _DROP = ("fc.*", *(f"{start}{name}.*" for start in ("", "module.") for name in
 
 
 def _network(obj: Any) -> dict[str, Tensor]:
-    """The tensors under `network`, their own names turned into torchvision's."""
+    """Return the tensors under `network`, with OBoW's names changed to torchvision's."""
     if not isinstance(obj, Mapping) or not isinstance(obj.get("network"), Mapping):
         return {}
     return {_canonical(key): value for key, value in tensors_of(obj["network"]).items()}
@@ -41,22 +41,22 @@ def _canonical(key: str) -> str:
 
 
 def has_blocks(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether OBoW's own names are among them."""
+    """Return whether OBoW's own names are among the tensors' names."""
     return any(_OWN.match(name) for name in tensors)
 
 
 def matches(obj: Any) -> bool:
-    """Whether a ResNet stands under `network`."""
+    """Return whether a ResNet is under `network`."""
     return "" in prefixes(_network(obj))
 
 
 def extract(obj: Any) -> Extracted:
-    """The student's tensors."""
+    """Return the student's tensors."""
     return take(_network(obj), "", _DROP)
 
 
 def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:
-    """The whole model's file."""
+    """Return a file of the whole model."""
     stem = {"conv1": "0.Conv", "bn1": "0.bn", **{f"layer{i}": str(i) for i in range(1, 5)}}
     tensors = {}
     for name, tensor in state.items():

@@ -1,6 +1,6 @@
 """PixPro and SoCo: `model` with `module.encoder.` and its momentum twin `module.encoder_k.`.
 
-The first encoder transfers (zdaxie/PixPro, transfer/detection/convert_pretrain_to_d2.py); twin, projectors and the
+`encoder` transfers (zdaxie/PixPro, transfer/detection/convert_pretrain_to_d2.py); twin, projectors and the
 pixel-to-propagation module's `value_transform` are dropped.
 """
 
@@ -29,19 +29,19 @@ def _has_both(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def matches(obj: Any) -> bool:
-    """Whether there are an encoder and its twin."""
+    """Return whether the file has an encoder and its twin."""
     return any(_has_both(tensors) for _, tensors in tensor_dicts(obj))
 
 
 def extract(obj: Any) -> Extracted:
-    """The encoder's tensors."""
+    """Return the encoder's tensors."""
     tensors = the_one(obj, _has_both)
     outer = _outer(tensors) or ""
     return take(tensors, f"{outer}encoder.", [outer + name for name in _DROP])
 
 
 def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:
-    """A file of this layout."""
+    """Return a file of this layout."""
     tensors = {f"module.encoder.{name}": tensor for name, tensor in state.items()}
     twin = {f"module.encoder_k.{name}": torch.zeros_like(tensor) for name, tensor in state.items()}
     return {"model": {**tensors, **twin, "module.value_transform.weight": torch.zeros(8, 8)}, "epoch": 400}

@@ -1,7 +1,7 @@
 """A ResNet without its head as `nn.Sequential(*list(resnet.children())[:-1])`: `0` conv1, `1` bn1, `4` to `7` the stages.
 
-yaox12/BYOL-PyTorch's `online_backbone` (utils/load_and_convert.py), and lightly's tutorials under `backbone.`; momentum twins
-and heads beside it are dropped by the list of Lightning's layout.
+yaox12/BYOL-PyTorch has it as `online_backbone` (utils/load_and_convert.py), lightly's tutorials under `backbone.`. Momentum
+twins and heads are dropped by the list of Lightning's layout.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ def _has_stages(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def matches(obj: Any) -> bool:
-    """Whether there is a ResNet by the numbers of its children."""
+    """Return whether the file has a ResNet named by its children's numbers."""
     return any(_has_stages(tensors) for _, tensors in tensor_dicts(obj, (*WRAPPERS, _KEY)))
 
 
 def passed_over(obj: Any) -> tuple[str, ...]:
-    """BYOL's target network."""
+    """Skip BYOL's target network."""
     return ("target_backbone",) if isinstance(obj, Mapping) and _KEY in obj else ()
 
 
 def extract(obj: Any) -> Extracted:
-    """The tensors under torchvision's names."""
+    """Return the tensors under torchvision's names."""
     tensors = the_one(obj, _has_stages, (*WRAPPERS, _KEY))
     prefix = _prefix(tensors) or ""
     renamed = {}
@@ -56,7 +56,7 @@ def extract(obj: Any) -> Extracted:
 
 
 def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:
-    """A file of this layout, as yaox12/BYOL-PyTorch writes it."""
+    """Return a file of this layout, as yaox12/BYOL-PyTorch writes it."""
     numbers = {name: number for number, name in _PLACES.items()}
     tensors = {}
     for name, tensor in state.items():

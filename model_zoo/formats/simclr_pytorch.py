@@ -1,6 +1,6 @@
 """SimCLR v2 in Separius/SimCLRv2-Pytorch's names (`net.1.blocks.0.net.0`), flat or as {"resnet", "head"}.
 
-SimCLR takes images in [0, 1] without normalisation (google-research/simclr, README), which is stated for the input.
+SimCLR takes images in [0, 1] without normalisation (google-research/simclr, README); the layout states this input.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _INPUT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
 def _canonical(key: str) -> str | None:
-    """torchvision's name of a tensor."""
+    """Return torchvision's name of a tensor."""
     if key.startswith("net.0.0."):
         return f"conv1.{key.removeprefix('net.0.0.')}"
     if key.startswith("net.0.1.0."):
@@ -42,12 +42,12 @@ def _blocks(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def matches(obj: Any) -> bool:
-    """Whether there are names of that ResNet."""
+    """Return whether the file has names of that ResNet."""
     return any(_blocks(tensors) for _, tensors in tensor_dicts(obj, ("resnet",)))
 
 
 def extract(obj: Any) -> Extracted:
-    """The tensors under torchvision's names."""
+    """Return the tensors under torchvision's names."""
     tensors = the_one(obj, _blocks, ("resnet",))
     state = {name: tensor for key, tensor in tensors.items() if (name := _canonical(key))}
     rest = [key for key in tensors if not _canonical(key)]
@@ -56,14 +56,14 @@ def extract(obj: Any) -> Extracted:
 
 
 def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:
-    """A file of this layout."""
+    """Return a file of this layout."""
     tensors = {}
     for name, tensor in state.items():
         *path, part, leaf = name.replace("downsample.0", "shortcut").replace("downsample.1", "bn.0").split(".")
         if not path:
             tensors[f"net.0.{'0' if part == 'conv1' else '1.0'}.{leaf}"] = tensor
             continue
-        if path[-1] == "bn":  # the shortcut's norm was split at its own dot
+        if path[-1] == "bn":  # the dot in the shortcut's norm split it
             path, part = path[:-1], "bn.0"
         inner = f"projection.{part}"
         if part[-1] in "123":

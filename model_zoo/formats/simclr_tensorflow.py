@@ -1,12 +1,12 @@
 """TensorFlow's variables of SimCLR v1 and v2 (`base_model/conv2d_3/kernel`), saved as .npz or as a pickle of arrays.
 
-TensorFlow numbers layers as they are created, and a block's projection is created before its first convolution
+TensorFlow numbers layers in the order of their creation; a block's projection is created before its first convolution
 (google-research/simclr resnet.py, tonylins/simclr-converter convert.py). Kernels are HWIO. Heads, optimizer and v2's
-averaged copy are dropped. Strided convolutions are padded on both sides there, the max-pool is TensorFlow's SAME, images
-are in [0, 1] without mean and std. Selective kernels and ResNet-D, which v2 also has, have other numbers of layers.
+averaged copy are dropped. Strided convolutions have padding on both sides, the max-pool has TensorFlow's SAME, images are
+in [0, 1] without mean and std. v2's selective kernels and ResNet-D have other numbers of layers.
 
-From a TensorFlow checkpoint: `numpy.savez(file, **{n: r.get_tensor(n) for n in r.get_variable_to_shape_map()})` of
-`r = tf.train.load_checkpoint(path)`.
+To convert a TensorFlow checkpoint: `r = tf.train.load_checkpoint(path)`, then
+`numpy.savez(file, **{n: r.get_tensor(n) for n in r.get_variable_to_shape_map()})`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _DROP = re.compile(r"(.*/Momentum(_\d+)?|global_step|(ema_model/)?head_.*|ema_mo
 
 
 def _order(name: str, projected: bool) -> Iterator[tuple[str, str]]:
-    """(convolution, norm) by torchvision's names, as TensorFlow creates them; `projected`: in the first stage, too."""
+    """Yield (convolution, norm) by torchvision's names, in TensorFlow's order; `projected`: the first stage has one, too."""
     block, layers = LAYERS[name]
     yield "conv1", "bn1"
     for stage, count in enumerate(layers, start=1):
@@ -54,15 +54,15 @@ def _variables(obj: Any) -> Mapping[str, Tensor]:
 
 
 def matches(obj: Any) -> bool:
-    """Whether there are TensorFlow's variables below `base_model`."""
+    """Return whether the file has TensorFlow's variables under `base_model`."""
     return bool(_variables(obj))
 
 
 def extract(obj: Any) -> Extracted:
-    """The tensors, OIHW, under torchvision's names; which ResNet it is follows from the number of convolutions.
+    """Return the tensors, OIHW, under torchvision's names; the number of convolutions determines the ResNet.
 
     Raises:
-        CheckpointError: no ResNet has so many.
+        CheckpointError: no ResNet has this number.
     """
     variables = _variables(obj)
     found = {name: match for name in variables if (match := _VARIABLE.match(name))}
@@ -70,7 +70,9 @@ def extract(obj: Any) -> Extracted:
     orders = [list(_order(name, projected)) for name in LAYERS for projected in (True, False)]
     order = next((each for each in orders if len(each) == count), None)
     if order is None:
-        raise CheckpointError(f"{count} convolutions below base_model: no ResNet here (selective kernels, ResNet-D?)")
+        raise CheckpointError(
+            f"{count} convolutions under base_model: not a known ResNet (selective kernels, ResNet-D?)"
+        )
     state, leftover = {}, [name for name in variables if name not in found and not _DROP.match(name)]
     for name, match in found.items():
         index = int(match["index"] or 0)
@@ -85,7 +87,7 @@ def extract(obj: Any) -> Extracted:
 
 
 def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:
-    """A file of this layout (with tensors for arrays)."""
+    """Return a file of this layout (with tensors instead of arrays)."""
     projected = "layer1.0.downsample.0.weight" in state
     variables = {"global_step": torch.tensor(1), "head_supervised/linear_layer/dense/kernel": torch.zeros(8, 8)}
     leaves = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}

@@ -19,16 +19,16 @@ def _bare(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def matches(obj: Any) -> bool:
-    """Whether bare ResNet names are the only ones."""
+    """Return whether bare ResNet names are the only ones."""
     return any(_bare(tensors) for _, tensors in tensor_dicts(obj))
 
 
 def extract(obj: Any) -> Extracted:
-    """The tensors without the classifier."""
+    """Return the tensors without the classifier."""
     return take(the_one(obj, _bare), "", _DROP)
 
 
 def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:
-    """A file of this layout."""
+    """Return a file of this layout."""
     channels = next(reversed([t for n, t in state.items() if n.endswith("running_mean")])).shape[0]
     return {**state, "fc.weight": torch.zeros(1000, channels), "fc.bias": torch.zeros(1000)}

@@ -1,7 +1,7 @@
 """VISSL's trunks: `_feature_blocks.` deep in `classy_state_dict`, or under `model_state_dict` in converted files.
 
-The keys are those of facebookresearch/vissl, vissl/utils/checkpoint.py and configs/config/model_zoo; the heads stand
-beside the trunk and are passed over.
+The keys are from facebookresearch/vissl, vissl/utils/checkpoint.py and configs/config/model_zoo. The heads beside the trunk
+are skipped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TRUNK = ("classy_state_dict", "base_model", "model", "trunk")
 
 
 def _trunks(obj: Any) -> list[tuple[str, Mapping[str, Tensor]]]:
-    """(prefix, tensors) of every trunk."""
+    """Return (prefix, tensors) of every trunk."""
     inner = obj
     for key in _TRUNK:
         inner = inner.get(key) if isinstance(inner, Mapping) else None
@@ -30,26 +30,26 @@ def _trunks(obj: Any) -> list[tuple[str, Mapping[str, Tensor]]]:
 
 
 def matches(obj: Any) -> bool:
-    """Whether there is a trunk."""
+    """Return whether the file has a trunk."""
     return bool(_trunks(obj))
 
 
 def passed_over(obj: Any) -> tuple[str, ...]:
-    """A loss's own momentum encoder (vissl/losses/moco_loss.py)."""
+    """Skip a loss's momentum encoder (vissl/losses/moco_loss.py)."""
     return ("classy_state_dict.loss*",)
 
 
 def extract(obj: Any) -> Extracted:
-    """The trunk's tensors."""
+    """Return the trunk's tensors."""
     found = _trunks(obj)
     if len(found) > 1:
-        raise SeveralNetworks("holds two trunks of VISSL")
+        raise SeveralNetworks("contains two trunks of VISSL")
     prefix, tensors = found[0]
     return take(tensors, prefix, ("heads.*",))
 
 
 def example(state: Mapping[str, Tensor], arch: Architecture) -> Any:
-    """A file of this layout, as VISSL's training writes it."""
+    """Return a file of this layout, as VISSL's training writes it."""
     trunk = {_BLOCKS + name: tensor for name, tensor in state.items()}
     model = {"trunk": trunk, "heads": {"0.clf.0.weight": torch.zeros(8, 8)}}
     return {

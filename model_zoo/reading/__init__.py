@@ -165,7 +165,7 @@ def _refuse_networks(value: Any) -> None:
         where = f"under '{key}' " if key else ""
         model = f"checkpoint['{key}']" if key else "model"
         raise CheckpointError(
-            f"holds {where}a pickled network ({network.name}), which only its own code can read: load it where that code "
+            f"contains {where}a pickled network ({network.name}), which only its own code can read: load it where that code "
             f"is and save its state_dict() instead: torch.save({model}.state_dict(), 'weights.pth')"
         )
 
@@ -186,7 +186,7 @@ def _notes(names: dict[str, int]) -> list[str]:
         if len(names) == 1
         else f"{len(names)} kinds of objects that are not tensors"
     )
-    notes = [f"holds {kinds} ({shown}): left unread, nothing was run"]
+    notes = [f"contains {kinds} ({shown}): left unread, nothing was run"]
     if armed := [name for name in names if name.startswith(_ARMED)]:
         notes.append(
             f"names functions that only an attack calls ({', '.join(armed[:_NAMED])}): do not load this file with other tools"

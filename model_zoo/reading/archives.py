@@ -49,7 +49,7 @@ class Archive:
                 f"{size} bytes that would unpack to {self.unpacked}: refused, weights do not compress so much"
             )
         if twice := [name for name, count in Counter(self.names).items() if count > 1]:
-            raise CheckpointError(f"holds '{printable(twice[0])}' twice, so readers would differ; refused")
+            raise CheckpointError(f"contains '{printable(twice[0])}' twice, so readers would differ; refused")
         self._refuse_overlap()
         self._by_name = {member.filename: member for member in self.members}
         self._sound: set[str] = set()
@@ -156,11 +156,11 @@ def the_checkpoint(archive: Archive) -> io.BytesIO:
     """
     for name in archive.names:
         if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or re.match(r"[A-Za-z]:", name):
-            raise CheckpointError(f"holds '{printable(name)}', which leads out of its folder; refused")
+            raise CheckpointError(f"contains '{printable(name)}', which leads out of its folder; refused")
     if "model.weights.h5" in archive.names:
         raise CheckpointError("is a Keras model, which is not supported; save its arrays with numpy.savez")
     if {"archive_format", "serialized_exported_program.json"} & {name.rpartition("/")[2] for name in archive.names}:
-        raise CheckpointError("is a torch.export program, which holds code; save the network's state_dict() instead")
+        raise CheckpointError("is a torch.export program, which contains code; save the network's state_dict() instead")
     found = [name for name in archive.names if name.lower().endswith(_CHECKPOINTS) and not _HIDDEN.search(name)]
     if len(found) != 1:
         raise CheckpointError(f"an archive with {len(found)} checkpoints; unpack it and give the one you want")

@@ -1,4 +1,4 @@
-"""Every detection engine: what its module must offer, and that cells can name it."""
+"""Every detection engine offers the required functions, and cells can name it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_present_engine_names_its_version_and_works(name):
     if engine.missing() is not None:
         pytest.skip(engine.missing())
     engine.prepare()
-    engine.prepare()  # more than once is as good as once
+    engine.prepare()  # may be called more than once
     assert any(character.isdigit() for character in engine.version())
     assert isinstance(engine.compiled(), bool)
     engine.try_operators()
@@ -67,7 +67,7 @@ def test_an_unknown_engine_names_the_nearest():
         engines.get("detectron")
 
 
-ARCHITECTURES = [  # what makes another network of a ResNet; narrow, so that it is built quickly
+ARCHITECTURES = [  # variants of a ResNet; narrow, so that they are built quickly
     {},
     {"name": "resnet18", "width": 1},
     {"groups": 4, "base_width": 32},
@@ -86,7 +86,7 @@ ARCHITECTURES = [  # what makes another network of a ResNet; narrow, so that it 
     {"name": "resnet200"},
     {"name": "resnet152", "groups": 4, "base_width": 32},
 ]
-CANNOT = {  # the word in the reason for which an engine cannot build it
+CANNOT = {  # a word in the reason why an engine cannot build it
     "detectron2": [("resnet26", "18, 34, 50"), ("resnet200", "18, 34, 50"), ("deep", "three of 3x3"), ("avg_down", "avg_down"),
                    ("resnet18", None), ("resnet34", "width 1 only")],
     "mmdet": [("resnet26", "18, 34, 50"), ("resnet200", "18, 34, 50"), ("deep-tiered", "deep-tiered"),
@@ -95,7 +95,7 @@ CANNOT = {  # the word in the reason for which an engine cannot build it
 
 
 def cannot(engine: str, arch: Architecture) -> str | None:
-    """The word, or None where the engine must build it."""
+    """Return the word, or None if the engine must build it."""
     return next((word for feature, word in CANNOT[engine] if feature in architecture_fields(arch)), None)
 
 
@@ -109,7 +109,7 @@ def words(fields: dict[str, object]) -> str:
     return " ".join(f"{k}={v}" for k, v in fields.items())
 
 
-# With the other head where stages differ: whether there is a res5 in the trunk, basic blocks, groups, deep stems.
+# With the other head where stages differ: a res5 in the trunk, basic blocks, groups, deep stems.
 CASES = [("c4", fields) for fields in ARCHITECTURES]
 CASES += [("fpn", fields) for fields in ARCHITECTURES if fields in ({}, *ARCHITECTURES[1:4], ARCHITECTURES[8])]
 
@@ -118,7 +118,7 @@ CASES += [("fpn", fields) for fields in ARCHITECTURES if fields in ({}, *ARCHITE
 @pytest.mark.parametrize(("head", "fields"), CASES, ids=[f"{head} {words(fields)}" for head, fields in CASES])
 @pytest.mark.parametrize("name", engines.names())
 def test_an_engine_holds_the_backbone_or_says_why_not(name, fields, head, tmp_path):
-    """Built with either head: `build` compares every tensor and the features; never another network."""
+    """`build` compares every tensor and the features, with either head, so it never builds another network."""
     engine = engines.get(name)
     if engine.missing() is not None:
         pytest.skip(engine.missing())

@@ -24,10 +24,10 @@ CELLS = {
 METRICS = {"top1", "top5", "top1_k5", "top1_k20", "top1_k200", "mAP", "mAP_11pt", "AP", "AP50", "AP75", "box_AP",
            "mask_AP", "alignment", "uniformity", *(f"mAP_k{k}" for k in (1, 2, 4, 8, 16))}  # fmt: skip
 
-# Numbers printed in each table of the paper, dashes not counted. Tables 6 and 13 hold the same rows.
+# Numbers printed in each table of the paper, without dashes. Tables 6 and 13 have the same rows.
 NUMBERS_PER_TABLE = {1: 26, 2: 23, 3: 26, 4: 9, 5: 51, 7: 9, 8: 12, 10: 16, 11: 60, 12: 12, 13: 8}
 
-# Numbers of each method in each table: a row that is lost is seen by its method.
+# Numbers of each method in each table, so that a lost row is found by its method.
 NUMBERS_PER_METHOD = {
     1: {"BYOL": 5, "MoCo": 2, "SimCLR": 2, "Wang and Isola": 2, "W-MSE": 5, "MSBReg": 10},
     2: {"BYOL": 3, "SimCLR": 3, "MoCo v2": 3, "W-MSE": 2, "SwAV": 6, "SimSiam": 3, "MSBReg": 3},
@@ -91,13 +91,13 @@ def test_entry_is_sound(path):
     assert entry.name == path.stem
     assert entries.get(path.stem) == entry
     assert entry.method.strip() and entry.pretrained_on.strip()
-    assert not (entry.url and entry.no_weights), "either weights or the reason why there are none"
+    assert not (entry.url and entry.no_weights), "either weights or a reason why there are none"
     assert entry.url or entry.no_weights or (entry.by_hand and entry.sha256), (
         "what is made by hand is known by its hash"
     )
     assert entry.published or entry.has_weights
     if entry.has_weights:
-        assert entry.licence and entry.source, "where the facts were read, and under what terms the weights are"
+        assert entry.licence and entry.source, "the source of the facts, and the licence of the weights"
         assert entry.format is None or entry.format in formats.modules()
     for other in entry.see:
         assert entries.get(other).url, "points to weights"
@@ -111,7 +111,7 @@ def test_entry_is_sound(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_what_is_said_of_the_protocol_exists(path):
-    """Presets of the cell's task, engines that there are, an encoder that is trained at all."""
+    """The cell's task has the preset, the engine exists, and `frozen` appears only where an encoder can be trained."""
     for number in entries.get(path.stem).published:
         cell = plan.load_cell(number.cell)
         assert number.preset is None or number.preset in cell.task.Config.PRESETS
@@ -122,7 +122,7 @@ def test_what_is_said_of_the_protocol_exists(path):
 
 
 def test_protocols_of_the_papers_own_rows():
-    """Section 8: the encoder stands still on 1% of the labels, and on 10% it does not, as it does not in rivals' rows."""
+    """Section 8: the encoder is frozen for 1% of the labels; for 10%, and in rivals' rows, it is not."""
     own = {n.cell: n for t, e, n in msbreg_rows() if e.method == "MSBReg" and t in (3, 5, 10)}
     said = {cell: (n.preset, n.engine, n.batch, n.epochs, n.frozen) for cell, n in own.items()}
     assert said == {
@@ -158,7 +158,7 @@ def test_no_two_entries_share_a_place_or_a_file():
 
 
 def test_every_method_of_the_paper_has_a_row():
-    """Those with public weights point to them; the others say why not."""
+    """Rows with public weights point to them; the others give a reason."""
     rows = {entry.method: entry for _, entry, _ in msbreg_rows() if entry.pretrained_on == "ImageNet"}
     with_weights = {"BYOL", "SimCLR", "MoCo", "MoCo v2", "SwAV", "SimSiam", "Barlow Twins", "VICReg", "OBoW", "PixPro"}
     with_weights |= {"PIRL", "NPID", "PCL"}
@@ -227,7 +227,7 @@ def test_a_misnamed_or_misspelt_entry_is_refused(tmp_path, monkeypatch):
     text = "name: other\nmethod: X\narch: {name: resnet18}\npretrained_on: ImageNet\nno_weights: none\n"
     (tmp_path / "some.yaml").write_text(text)
     monkeypatch.setattr(entries, "_FOLDER", tmp_path)
-    with pytest.raises(BackbenchError, match=r"some\.yaml calls itself 'other'"):
+    with pytest.raises(BackbenchError, match=r"some\.yaml has the name 'other'"):
         entries.get("some")
     assert entries.all_entries() == (), "the others can be listed"
     (tmp_path / "some.yaml").write_text(text.replace("method:", "metod:"))

@@ -1,4 +1,4 @@
-"""Every export target: invertible names, weights that come back bit for bit, refusals, settings that are plain YAML."""
+"""Every export target: invertible names, bitwise equal weights after reading back, refusals, settings in plain YAML."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ def target(request):
 
 def test_the_targets_that_are_documented_are_there():
     assert {"detectron2", "mmdet"} <= set(TARGETS)
-    assert set(TARGETS) <= set(formats.modules()), "what leaves can come back"
+    assert set(TARGETS) <= set(formats.modules()), "exports can be read back"
     with pytest.raises(ConfigError, match="unknown target 'detectron'; did you mean 'detectron2'"):
         export.get("detectron")
 
@@ -97,7 +97,7 @@ def test_relatives_come_back_bit_for_bit_or_are_refused(target, fields, tmp_path
     try:
         target.write(before, tmp_path / "out.pkl")
     except ExportError:
-        assert list(tmp_path.iterdir()) == [], "nothing is written of what cannot be held"
+        assert list(tmp_path.iterdir()) == [], "a refused backbone writes nothing"
         return
     after = load(tmp_path / "out.pkl")
     assert after.arch == before.arch
@@ -111,7 +111,9 @@ def test_a_bgr_backbone_leaves_as_the_same_function_of_rgb(target, tmp_path):
     after = load(tmp_path / "out.pkl")
     assert (after.input.order, after.input.size) == ("rgb", 96)
     assert after.weights_sha256 == export.in_rgb(before).weights_sha256 != before.weights_sha256
-    image = torch.rand(2, 3, 48, 48, dtype=torch.float64)  # RGB in [0, 1]; double, so that the sums agree in any order
+    image = torch.rand(
+        2, 3, 48, 48, dtype=torch.float64
+    )  # RGB in [0, 1]; double, so that the order of sums is irrelevant
     channels = {"rgb": [0, 1, 2], "bgr": [2, 1, 0]}
     features = []
     for backbone in (before, after):
@@ -141,7 +143,7 @@ def test_what_an_engine_cannot_build_is_refused(target, arch, tmp_path):
 
 
 def engine_state(target, backbone, prefix=""):
-    """What a bare ResNet of the engine holds once it has loaded the export: built from the key table."""
+    """Return the state of the engine's ResNet after loading the export, built from the key table."""
     table = target.key_table(backbone.arch)
     bare = {table[name].removeprefix("backbone."): tensor.clone() for name, tensor in backbone.state.items()}
     return {prefix + name: tensor for name, tensor in bare.items()}
@@ -175,7 +177,7 @@ def test_an_engine_that_did_not_load_everything_is_named(target):
 
 def test_an_engine_of_another_depth_is_named(target):
     r50, r101 = make_backbone("resnet50"), make_backbone("resnet101")
-    deeper = engine_state(target, r101) | engine_state(target, r50)  # every tensor of the shallow one is there
+    deeper = engine_state(target, r101) | engine_state(target, r50)  # has every tensor of the shallow one
     with pytest.raises(ExportError, match="tensors that were not exported"):
         target.check_engine_state(r50, deeper)
     with pytest.raises(ExportError, match="no place for"):
@@ -183,7 +185,7 @@ def test_an_engine_of_another_depth_is_named(target):
 
 
 def test_an_engine_that_got_bgr_weights_is_named(target):
-    """The export turned conv1; the file of the backbone itself must not pass for it."""
+    """The export reverses conv1's channels; the backbone's own file must not pass for it."""
     backbone = make_backbone(spec=BGR)
     with pytest.raises(ExportError, match=r"^1 of \d+ tensors in .*conv1\.weight$"):
         target.check_engine_state(backbone, engine_state(target, backbone))

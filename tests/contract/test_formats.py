@@ -1,4 +1,4 @@
-"""Every checkpoint layout: documented, matched by itself alone, and lossless."""
+"""Every checkpoint layout is documented, matches only its own files, and is lossless."""
 
 import re
 import sys
@@ -25,7 +25,7 @@ def narrow(name):
 
 
 def trained_state(name, seed=0):
-    """A narrow network with statistics that are not those of a fresh one."""
+    """Return a narrow network with statistics that a fresh one does not have."""
     torch.manual_seed(seed)
     state = {key: tensor.clone() for key, tensor in build(narrow(name), seed=seed).state_dict().items()}
     for key in state:
@@ -70,7 +70,7 @@ def test_example_is_matched_by_its_own_layout_alone(layout, reference):
     example = formats.modules()[layout].example(state, narrow(name))
     assert list(formats.matching(example)) == [layout]
     rivals = {other for other, module in formats.modules().items() if module.matches(example)} - {layout}
-    assert rivals <= set(getattr(formats.modules()[layout], "MORE_SPECIFIC_THAN", ())), "each gives way by name"
+    assert rivals <= set(getattr(formats.modules()[layout], "MORE_SPECIFIC_THAN", ())), "each one gives way by name"
 
 
 def test_layouts_give_way_to_layouts_that_exist_and_never_in_a_circle():
@@ -229,12 +229,12 @@ def test_example_loads_to_the_same_tensors(layout, reference, tmp_path):
     torch.save(formats.modules()[layout].example(state, arch), wrapped)
     loaded = load(wrapped)
     assert loaded.format == layout
-    stated = getattr(formats.modules()[layout], "ARCH", {})  # what every file of the layout has
+    stated = getattr(formats.modules()[layout], "ARCH", {})  # fields of every file of the layout
     assert loaded.arch == arch.model_copy(update=stated)
     assert set(loaded.state) == set(state)
     counted = {key: key.endswith("num_batches_tracked") for key in state}
     assert all(torch.equal(loaded.state[key], state[key]) for key in state if not counted[key])
-    assert {int(loaded.state[key]) for key in state if counted[key]} <= {0, 7}, "0 where the layout does not count"
+    assert {int(loaded.state[key]) for key in state if counted[key]} <= {0, 7}, "0 if the layout has no counter"
     assert loaded.weights_sha256 == tensors_sha256(identity_tensors(state))
 
 

@@ -1,4 +1,4 @@
-"""Every way to start the cells' processes: exit codes in the order of the commands, and a slot for each."""
+"""Every launcher of cells' processes: exit codes in the order of the commands, and a slot for each."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _STUBBORN = [
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_wish_to_stop_ends_the_cells_and_keeps_the_codes(name, number, monkeypatch):
-    """The running cells are ended, those that wait are not begun, and what had ended keeps its code."""
+    """Running cells are stopped, waiting ones do not start, and finished ones keep their exit code."""
     monkeypatch.setattr(processes, "_GRACE_S", 0.5)
     launcher = importlib.import_module(f"benchmarks.launchers.{name}")
     done = [sys.executable, "-S", "-c", "pass"]

@@ -1,4 +1,4 @@
-"""Every data set by name, on the rendered scenes in its own layout: what `read` returns, and what it says of a lack."""
+"""Every data set by name, on rendered scenes in its layout: the result of `read`, and errors for missing files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from backbench.data import catalogue, demo, layouts
 from backbench.data.catalogue import DataPlaces
 from backbench.errors import DataError
 
-# ImageNet-100 has ImageNet's layout, and no scenes of its own.
+# ImageNet-100 has ImageNet's layout, and no separate scenes.
 OF_THE_SCENES = {name: {"imagenet100": "imagenet"}.get(name, name) for name in catalogue.known()}
 
 
@@ -29,7 +29,7 @@ def test_a_split_is_images_with_labels_and_names(name, role, scenes):
     assert len(split) == len(split.source) > 0 and len(split.classes) > 1
     rows = split.labels.shape
     assert rows == (len(split),) or rows == (len(split), len(split.classes))
-    assert len({split.source.name(i) for i in range(len(split))}) == len(split), "an image's name is its own"
+    assert len({split.source.name(i) for i in range(len(split))}) == len(split), "names of images are unique"
     pixels = split.source.rgb(0)
     assert pixels.dtype == np.uint8 and pixels.shape == (*reversed(split.source.pil(0).size), 3)
     assert split.source.size(0) > 0 and split.source.stored(0)

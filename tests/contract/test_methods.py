@@ -1,4 +1,4 @@
-"""Every pretraining method: its loss teaches, falls in real steps, and its target does what the method states.
+"""Every pretraining method: its loss has gradients and falls in real steps, and its target follows the stated rule.
 
 SimSiam and VICReg lie outside the package, in `tests/builders/plugin`: together with BYOL they cover the three rules.
 """
@@ -44,7 +44,7 @@ def p() -> torch.Tensor:
 
 
 def z_of(method: Method) -> torch.Tensor:
-    """Targets as the loop gives them, but with a gradient that the loss must not use."""
+    """Return targets as in the loop, but with a gradient that the loss must not use."""
     z = randn(K, B, D, seed=1)
     return (z[:0] if isinstance(method.target, NoTarget) else z).requires_grad_()
 
@@ -55,7 +55,7 @@ def noise() -> torch.Tensor:
 
 
 def small(name: str, *overrides: str) -> PretrainConfig:
-    """A recipe of the method whose data are never read."""
+    """Return a recipe of the method; its data are never read."""
     return tiny_recipe(Path("nowhere"), f"method.name={name}", "optim.base_lr=4.0", *overrides)
 
 
@@ -81,7 +81,7 @@ def test_the_mean_over_groups_of_views_is_the_whole_unless_the_method_couples_th
     """`run.views_per_pass` relies on it."""
     method = methods.get(name)
     if method.couples_views and group == 1:
-        return  # a pair of views cannot be compared
+        return  # the loss needs pairs of views
     z, config = z_of(method), method.Config()
     whole, _ = method.losses(p, z, noise, config, first=0)
     (expected,) = torch.autograd.grad(whole, p)
@@ -143,7 +143,7 @@ def test_a_few_steps_on_a_batch_lower_its_loss(name):
 
 
 def check_target(method: Method, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
-    """AssertionError unless the targets in a step, and after it, are those of the rule that the method states."""
+    """Assert that the targets during and after a step follow the stated rule."""
     given: list[torch.Tensor] = []
 
     def losses(p: torch.Tensor, z: torch.Tensor, *rest: Any, **fields: Any) -> Any:
@@ -173,7 +173,7 @@ def check_target(method: Method, monkeypatch: pytest.MonkeyPatch, *overrides: st
 
 
 def check_moved(before: dict[str, torch.Tensor], target: torch.nn.Module, online: torch.nn.Module, tau: float) -> None:
-    """AssertionError unless every parameter of the target went the part 1 - tau of its way to the online network's."""
+    """Assert that each target parameter moved by 1 - tau of its distance to the online network's."""
     theirs = dict(online.named_parameters())
     for name, parameter in target.named_parameters():
         torch.testing.assert_close(parameter, tau * before[name] + (1 - tau) * theirs[name].detach(), msg=name)

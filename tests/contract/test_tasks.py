@@ -1,4 +1,4 @@
-"""Every protocol and every cell: what a task module must offer, and that it returns what it promises."""
+"""Every protocol and every cell: a task module offers the required members and returns what it promises."""
 
 import importlib
 import math
@@ -21,15 +21,15 @@ from transfer.protocol import Metric, RunContext, Task, TaskConfig
 
 pytestmark = pytest.mark.slow  # runs every cell and preset
 
-# Fields that a tiny data set, which has no official list, needs otherwise.
+# Fields that must differ for a tiny data set, which has no official list.
 SMALL = {"k": "[1,3]", "headline_k": "3", "epochs": "1", "batch": "8", "list": "drawn", "size": "32", "resize": "32",
          "costs": "[0.1,1]", "samples": "2", "jobs": "1"}  # fmt: skip
 
 
-# Recipes for the embedded scenes: they measure nothing, and stand in no suite.
+# Recipes for the embedded scenes: they measure nothing and are in no suite.
 DEMO = ("detection_demo_long", "detection_demo_long_mmdet")
 
-# Each cell file, and of the pairs one of each protocol: the others differ in nothing but the name of the data.
+# Each cell file, and one pair per protocol: the others differ only in the name of the data.
 FILES = [path.stem for path in sorted((configs_folder() / "tasks").glob("*.yaml"))]
 MEASURED = sorted({*FILES, *(name for name in plan.cell_names() if name.startswith(("imagenet_", "coco_")))})
 
@@ -58,7 +58,7 @@ def stl10_folder(tmp_path):
 
 @pytest.fixture
 def places(image_folder, stl10_folder):
-    """A tiny folder for the layouts that are quickly written; the rendered demo for the rest."""
+    """Return a tiny folder for layouts that are quick to write, the rendered demo for the others."""
 
     def of(name):
         layout = catalogue.info(name).layout
@@ -98,12 +98,12 @@ def test_module_exports_its_task(name, tmp_path):
     for function in ("smoke", "missing", "splits", "run"):
         assert callable(getattr(task, function))
     reason = task.missing(config, DataPlaces())
-    assert config.data.name in reason, "absent data are a reason, not an exception"
+    assert config.data.name in reason, "missing data give a reason, not an exception"
     assert task.missing(config, DataPlaces(tmp_path / "nowhere")) is not None
 
 
 def holds(values, fields):
-    """Whether `values` has every field, nested ones too."""
+    """Return whether `values` has every field, including nested ones."""
     if not isinstance(fields, dict):
         return values == fields
     return all(key in values and holds(values[key], field) for key, field in fields.items())
@@ -163,13 +163,13 @@ def test_suite_holds_cells_that_exist(name):
 
 
 def small(config):
-    """Overrides for a data set of a few images."""
+    """Return overrides for a data set of a few images."""
     fields = type(config).model_fields
     return ["data.expect=any", "data.limit=48", *(f"{name}={value}" for name, value in SMALL.items() if name in fields)]
 
 
 def check_run(task, config, where, backbone, cache):
-    """The task's metrics hold its headline, finite and within their unit; a deterministic task repeats itself."""
+    """The metrics include the headline, finite and within their unit; a deterministic task repeats its numbers."""
     splits = task.splits(config, where)
     assert {"train", "test"} <= set(splits)
     ctx = RunContext(splits, 0, torch.device("cpu"), cache / "features", cache / "run")
@@ -184,7 +184,7 @@ def check_run(task, config, where, backbone, cache):
         assert task.run(backbone, config, RunContext(splits, 1, torch.device("cpu"), cache / "others")) == metrics
 
 
-# Every engine runs in tests/transfer/detection/test_own_data.py; here every task does, with an engine each.
+# Every engine runs in tests/transfer/detection/test_own_data.py; here every task runs, each with one engine.
 DETECTION = ("voc0712_detection", "coco_instance_segmentation_mmdet", "coco_detection")
 
 
@@ -220,7 +220,7 @@ def test_preset_runs_and_returns_its_headline(name, preset, image_folder, backbo
     if catalogue.info(config.data.name).layout != "imagefolder":
         pytest.skip("its data are no image folder")
     values = {**tasks.preset_fields(task, preset), "preset": preset}
-    larger = ["size=64", "resize=64"] if values.get("feature") == "res5_2x2" else []  # C5 of two cells a side
+    larger = ["size=64", "resize=64"] if values.get("feature") == "res5_2x2" else []  # C5 is 2 x 2
     config = build(task.Config, values, [*small(config), *larger])
     check_run(task, config, DataPlaces(None, {config.data.name: image_folder}), backbone, tmp_path)
 

@@ -1,4 +1,4 @@
-"""Hostile inputs, kills and damages: all of them with BACKBENCH_HARDENING=all, otherwise a seeded sample of each test."""
+"""Hostile inputs, kills and damage: all cases with BACKBENCH_HARDENING=all, otherwise a seeded sample of each test."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 _SAMPLE = 4  # parameters of one test function in an ordinary run
-# Of those that start processes and train: each of a few seconds to a minute.
+# Sample sizes of tests that start processes and train; each case takes seconds to a minute.
 _SAMPLE_OF = {
     "test_a_killed_pretraining_resumes_to_the_same_bits": 3,
     "test_two_ranks_resume_to_the_same_bits": 1,
@@ -27,7 +27,7 @@ _HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(config, items):
-    """Mark what lies here as slow; without the long run, keep a few parameters of each function, the same for one seed."""
+    """Mark tests in this folder as slow; in an ordinary run, keep a few parameters of each function, chosen by the seed."""
     by_function: dict[str, list[pytest.Item]] = {}
     for item in items:
         if _HERE in item.path.parents:

@@ -1,6 +1,6 @@
-"""Annotation files of all kinds of wrong, through what runs before a training: a sentence, or the right number.
+"""Faulty annotation files give a sentence before training, or the right number.
 
-A detector finds every object but the first exactly; what it scores is known without the file under test.
+A detector finds every object but the first exactly; its score is known without the file under test.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _no_hang() -> Iterator[None]:
 
 
 def sound() -> dict[str, list[dict[str, Any]]]:
-    """Four images with an object each: cat, dog, cat, dog."""
+    """Return four images with one object each: cat, dog, cat, dog."""
     images = [{"id": 101 + i, "file_name": f"{i}.png", "width": WIDTH, "height": HEIGHT} for i in range(4)]
     square = [5.0, 5.0, 35.0, 5.0, 35.0, 35.0, 5.0, 35.0]
     annotations = [
@@ -58,7 +58,7 @@ def sound() -> dict[str, list[dict[str, Any]]]:
 
 
 def coco(root: Path, text: str | bytes | None = None) -> Path:
-    """A sound data set, with another file of the test split's annotations."""
+    """Write a sound data set, with another annotation file for the test split."""
     (root / "annotations").mkdir(parents=True)
     for split in ("train2017", "val2017"):
         (root / split).mkdir()
@@ -72,7 +72,7 @@ def coco(root: Path, text: str | bytes | None = None) -> Path:
 
 
 def splits(cell: str, layout: str, root: Path, **fields: str) -> dict[str, DetectionSplit]:
-    """What a run does with its data before it trains."""
+    """Read and check the data as a run does before it trains."""
     one = plan.load_cell(cell, ["data.expect=any", *(f"{name}={value}" for name, value in fields.items())])
     found = one.task.splits(one.config, DataPlaces(None, {layout: root}))
     for split in found.values():
@@ -81,7 +81,7 @@ def splits(cell: str, layout: str, root: Path, **fields: str) -> dict[str, Detec
 
 
 def all_but_the_first(split: DetectionSplit) -> list[Detections]:
-    """Of the sound file: the objects of the images that are called 1, 2 and 3."""
+    """Return detections of the objects in images 1, 2 and 3 of the sound file."""
     found = []
     for row in range(len(split)):
         number = int(Path(split.source.name(row)).stem[-1])
@@ -92,7 +92,7 @@ def all_but_the_first(split: DetectionSplit) -> list[Detections]:
 
 
 def coco_ap(root: Path, bad: str) -> float | str:
-    """Box AP, or the sentence of a refusal."""
+    """Return the box AP, or the error."""
     try:
         test = splits("coco_instance_segmentation", "coco", root, bad=bad)["test"]
         return coco_eval.evaluate(test, all_but_the_first(test))["box_AP"]
@@ -102,7 +102,7 @@ def coco_ap(root: Path, bad: str) -> float | str:
 
 
 def said(found: float | str, expected: float | str | None) -> None:
-    """A number as expected, or a sentence with the words."""
+    """Check for the expected number, or for an error with the words."""
     if isinstance(expected, str):
         assert isinstance(found, str) and expected in found, found
     else:
@@ -113,7 +113,7 @@ def said(found: float | str, expected: float | str | None) -> None:
 
 
 def objects(**fields: Any) -> Callable[[dict], None]:
-    """The first object with other values; `...` takes one away."""
+    """Change values of the first object; `...` removes one."""
 
     def change(record: dict) -> None:
         for name, value in fields.items():
@@ -157,7 +157,7 @@ def test_what_is_mended_scores_as_it_should(tmp_path, kind):
         said(coco_ap(root, bad), HALF)
 
 
-REFUSED = {  # the words, and the score where the object (or its image) is left out with bad=skip
+REFUSED = {  # words of the error, and the score if bad=skip leaves out the object (or its image)
     **{f"iscrowd {v!r:.9}": (objects(iscrowd=v), "iscrowd is neither 0 nor 1", WHOLE)
        for v in (2, -1, "0", "1", NAN, [0], HUGE)},
     "box of no width": (objects(bbox=[5, 5, 0, 30]), "boxes with no area", WHOLE),
@@ -211,7 +211,7 @@ REFUSED = {  # the words, and the score where the object (or its image) is left 
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_is_refused_is_left_out_when_asked(tmp_path, kind):
-    """`listed twice` leaves out both of its images, and a cat with them."""
+    """`listed twice` leaves out both of its images, and their cat."""
     change, words, left = REFUSED[kind]
     record = sound()
     change(record)
@@ -220,11 +220,11 @@ def test_what_is_refused_is_left_out_when_asked(tmp_path, kind):
     said(coco_ap(root, "skip"), left)
 
 
-# ---------------------------------------------------------------- the file as a whole
+# ---------------------------------------------------------------- the whole file
 
 
 def both(record: dict, name: str, value: Any) -> dict:
-    """The record with another value of one of its lists' first items."""
+    """Change a value of the first item in one of the record's lists."""
     record = copy.deepcopy(record)
     kind, field = name.split(".")
     record[kind][0][field] = value
@@ -323,7 +323,7 @@ def cut(path: Path) -> None:
 
 
 def bomb(path: Path) -> None:
-    """A header of a picture with more pixels than any memory."""
+    """Return the header of a picture with more pixels than any memory."""
     data = bytearray(path.read_bytes())
     data[16:24] = (2**31 - 1).to_bytes(4, "big") * 2
     path.write_bytes(data)
@@ -357,7 +357,7 @@ def test_annotation_files_that_are_none(tmp_path, spoil, layout):
 @pytest.mark.parametrize("turned", [False, True], ids=["stated as stored", "stated as turned"])
 @pytest.mark.parametrize("layout", ["coco", "voc"])
 def test_photographs_with_a_turn_in_their_exif(tmp_path, turned, layout):
-    """Boxes are counted in the stored pixels; a size that was read of the turned image is refused."""
+    """Boxes refer to the stored pixels; the size of the rotated image is refused."""
     root = {"coco": coco, "voc": devkit}[layout](tmp_path / "d")
     image = next(root.rglob("val2017/0.png" if layout == "coco" else "JPEGImages/t0.png"))
     exif = Image.Exif()
@@ -381,7 +381,7 @@ def xml(name: str = "cat", difficult: str = PLAIN, box: str = BOX, size: str = S
 
 
 def devkit(root: Path, text: str | None = None) -> Path:
-    """The same four images and objects in VOC's layout, `text` as the annotation of the first test image."""
+    """Write the four images and objects in VOC's layout; `text` is the annotation of the first test image."""
     year = root / "VOCdevkit/VOC2007"
     for name in ("ImageSets/Main", "Annotations", "JPEGImages"):
         (year / name).mkdir(parents=True)
@@ -400,7 +400,7 @@ def devkit(root: Path, text: str | None = None) -> Path:
 
 
 def voc_ap(root: Path, bad: str) -> float | str:
-    """AP, or the sentence of a refusal."""
+    """Return the AP, or the error."""
     try:
         test = splits("voc0712_detection", "voc", root, bad=bad, train="trainval", test="test")["test"]
         return voc_eval.evaluate(test, all_but_the_first(test))["AP"]

@@ -1,6 +1,6 @@
-"""Networks that are nearly a ResNet of ours, damaged, renamed or of another kind: the right network, or one right sentence.
+"""Near-ResNets, damaged, renamed and other networks give the right network or one right sentence.
 
-Every file is small; a sentence names the network's kind or the tensor that is wrong, and `load` never gives another network.
+Every file is small. The sentence names the kind of network or the wrong tensor; `load` never returns another network.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ D = {"stem": "deep", "avg_down": True}
 
 
 def tensors(name="resnet26", width=0.125, **fields):
-    """A narrow ResNet's tensors, without counters."""
+    """Return a narrow ResNet's tensors, without counters."""
     state = make_backbone(name, width, **fields).state
     return {key: tensor.clone() for key, tensor in state.items() if not key.endswith("tracked")}
 
 
 def plus(key, shape=(8,), **fields):
-    """With a tensor more."""
+    """Add a tensor."""
     return tensors(**fields) | {key: torch.ones(shape)}
 
 
@@ -43,7 +43,7 @@ def without(pattern, **fields):
 
 
 def changed(changes, **fields):
-    """With tensors of other shapes."""
+    """Change the shapes of tensors."""
     return tensors(**fields) | {key: torch.ones(shape) for key, shape in changes.items()}
 
 
@@ -58,7 +58,7 @@ def of_timm(name, **fields):
 
 
 def preactivation():
-    """kuangliu's PreActBottleneck under torchvision's names: norms of what comes in."""
+    """Return kuangliu's PreActBottleneck under torchvision's names: norms have the input channels."""
     state = without(r"^bn1")
     for stage in (1, 2, 3, 4):
         for block in (0, 1):
@@ -78,7 +78,7 @@ def video():
 
 
 def folded():
-    """BatchNorm in the convolutions."""
+    """Fold BatchNorm into the convolutions."""
     state = without(r"bn\d|downsample\.1")
     return state | {key.replace("weight", "bias"): torch.ones(len(tensor)) for key, tensor in state.items()}
 
@@ -153,7 +153,7 @@ KINDS = {
     "transposed 3x3": (lambda: changed({"layer1.0.conv2.weight": (3, 3, 8, 8)}), "has shape"),
     "transposed 1x1": (lambda: changed({"layer1.0.conv3.weight": (8, 32, 1, 1)}), "has shape|planes"),
     "3x3 that is 1x1": (lambda: changed({"layer2.0.conv2.weight": (16, 16, 1, 1)}), "has shape"),
-    "groups that do not divide": (lambda: changed({"layer1.0.conv2.weight": (8, 3, 3, 3)}), "planes do not divide into groups"),
+    "groups that do not divide": (lambda: changed({"layer1.0.conv2.weight": (8, 3, 3, 3)}), "planes are not divisible"),
     "groups of nothing": (lambda: changed({"layer1.0.conv2.weight": (8, 0, 3, 3)}), "has shape"),
     "wide basic blocks": (lambda: changed({"layer1.0.conv1.weight": (16, 64, 3, 3)}, name="resnet18"), "has shape"),
     "planes that are no whole number": (lambda: changed({"layer1.0.conv3.weight": (34, 8, 1, 1)}), "planes"),
@@ -259,7 +259,7 @@ ARCHS = {
     "a stem that is not there": ({"stem": "deep"}, "missing"),
     "a stem in other words": ({"stem": "deeper"}, "stem"),
     "an unknown field": ({"depth": 26}, "depth"),
-    "a field that is no word": ({7: 1}, "word"),
+    "a field that is not a word": ({7: 1}, "word"),
     "a deep mapping": ({"name": {"a": {"b": {}}}}, "name"),
     "bytes": ({"name": b"resnet26"}, "name"),
 }  # fmt: skip

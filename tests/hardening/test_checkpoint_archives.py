@@ -1,4 +1,4 @@
-"""Archives that hide, link, swell or are damaged: a backbone or one sentence, within bounds, and nothing is touched."""
+"""Archives with hidden members, links, bombs or damage give a backbone or one sentence, within limits, and change no file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def state():
 
 
 def tar(path, *members, mode="w", how=tarfile.PAX_FORMAT, **headers):
-    """A tar of (name, kind, link or bytes)."""
+    """Write a tar of (name, kind, link or bytes)."""
     with tarfile.open(path, mode, format=how, pax_headers=headers or None) as archive:
         for name, kind, content in members:
             info = tarfile.TarInfo(name)
@@ -73,7 +73,7 @@ TARS = {
 
 
 def old_tar(path):
-    """A header without a magic, which only its checksum tells."""
+    """Write a header without magic bytes, recognisable by its checksum only."""
     header = bytearray(tar(path, *_MEMBERS, how=tarfile.USTAR_FORMAT).read_bytes())
     header[257:512] = bytes(255)
     header[148:156] = b" " * 8
@@ -106,7 +106,7 @@ def zip_of(path, *members, how=zipfile.ZIP_STORED):
 
 
 def good(path):
-    """A sound checkpoint in an archive."""
+    """Write a sound checkpoint in an archive."""
     return zip_of(path, ("m.pth", _GOOD))
 
 
@@ -117,7 +117,7 @@ def unix(name, mode):
 
 
 def patched(path, mark, at, new, times=-1):
-    """New bytes at an offset behind each of zip's signatures."""
+    """Write new bytes at an offset after each zip signature."""
     data, where = bytearray(path.read_bytes()), 0
     while times and (where := data.find(mark, where)) >= 0:
         data[where + at : where + at + len(new)] = new
@@ -132,7 +132,7 @@ _BIG = bytes(30 << 20)
 
 
 def overlapping(path):
-    """Two entries of the index that lie in the same bytes."""
+    """Write two entries of the index that share bytes."""
     zip_of(path, ("archive/data.pkl", b"\x80\x02N."), ("archive/data/0", bytes(1 << 20)), ("archive/data/1", b""))
     data = bytearray(path.read_bytes())
     first = data.find(_INDEX, data.find(_INDEX) + 4)
@@ -212,7 +212,7 @@ def test_zips(tmp_path, kind):
 @pytest.mark.parametrize("where", [0.02, 0.2, 0.5, 0.9, 0.99])
 @pytest.mark.parametrize("wrapped", [False, True], ids=["torch", "torch in a zip"])
 def test_a_flipped_byte(tmp_path, state, where, wrapped):
-    """In the numbers, in the pickle: the entry is named, or the file cannot be read; never another network."""
+    """Damage to numbers or pickle is named, or the file cannot be read; it never gives another network."""
     path, good = tmp_path / "m.pth", load_of(tmp_path / "good.pth", state)
     data = h.saved(state)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:

@@ -1,4 +1,4 @@
-"""Pickles, tensors and arrays that announce or unfold to more than there is: bounded by the file's own size."""
+"""Pickles, tensors and arrays that announce or unfold to too much: the file's size bounds time and memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _1M = 1_000_000
 
 
 def laughs(empty, pair, levels=60):
-    """A value that holds twice what the one before it holds, by the memo."""
+    """Return a value that contains the previous one twice, through the memo."""
     steps = [empty + b"q\x00"] + [pair(bytes([i - 1])) + b"q" + bytes([i]) for i in range(1, levels)]
     return h.pickled(*steps)
 
@@ -148,7 +148,7 @@ def state():
 
 
 def test_a_network_of_one_number(tmp_path):
-    """All tensors of a wide ResNet-152 as views of a few numbers: 5.5 GB where they are made real."""
+    """All tensors of a wide ResNet-152 as views of a few numbers: 5.5 GB if they are copied."""
     shapes = {n: t.shape for n, t in make_meta("resnet152", 8).items()}
     torch.save({n: torch.zeros(()).expand(shape) for n, shape in shapes.items()}, tmp_path / "m.pth")
     assert (tmp_path / "m.pth").stat().st_size < 2 << 20
@@ -252,7 +252,7 @@ def test_safetensors(tmp_path, kind, name):
 
 @pytest.mark.parametrize("wrap", ["torch", "pickle"])
 def test_arrays_of_a_shared_buffer(tmp_path, wrap):
-    """A megabyte of numbers that 5,000 arrays show, each with a copy of its own."""
+    """5,000 arrays share a megabyte of numbers, and each would copy it."""
     numbers = h.reduce("numpy.dtype", "f4", b"\x89", b"\x88") + b"q\x010"
     numbers += b"B" + struct.pack("<I", _1M) + bytes(_1M) + b"q\x020"
     shape = b"J" + struct.pack("<i", _1M // 4) + b"\x85"
@@ -263,7 +263,7 @@ def test_arrays_of_a_shared_buffer(tmp_path, wrap):
 
 
 def test_what_ordinary_pickles_hold_is_read_as_python_reads_it(tmp_path):
-    """Every protocol, beside Python's own unpickler: plain values come out equal."""
+    """For every protocol, plain values equal those of Python's unpickler."""
     from model_zoo import reading
 
     values = [

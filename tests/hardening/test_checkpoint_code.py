@@ -1,4 +1,4 @@
-"""Checkpoints that try to run code: in every container, by every operation of pickles that calls or changes something."""
+"""Checkpoints that try to run code, in every container, through every pickle opcode that calls or changes something."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.builders import hostile as h
 
 _TOUCH = "touch {trap}"
 _PYTHON = "open({trap!r}, 'w')"
-# What is called -> its arguments. `{trap}` is a file that must not be there afterwards.
+# Function -> its arguments. `{trap}` is a file that must not exist afterwards.
 GADGETS = {
     "os.system": (_TOUCH,),
     "posix.system": (_TOUCH,),
@@ -154,7 +154,7 @@ def scene(tmp_path):
 
 
 def outcome(path):
-    """A backbone's notes or a sentence; anything else fails the test, and so does a trace of anything having been run."""
+    """Return a backbone's notes or the error; anything else, or a trace of executed code, fails the test."""
     with h.bounded(), h.watched(path.parent):
         try:
             return "; ".join(load(path).notes)
@@ -166,7 +166,7 @@ def outcome(path):
 
 @pytest.fixture(autouse=True, scope="module")
 def warm(tmp_path_factory):
-    """What reading a file imports is imported before anything is watched."""
+    """Import everything that reading a file needs before the test watches for changes."""
     path = tmp_path_factory.mktemp("warm") / "m.pth"
     h.torch_zip(path, h.pickled(b"}"))
     with pytest.raises(CheckpointError):
@@ -174,7 +174,7 @@ def warm(tmp_path_factory):
 
 
 def test_the_gadgets_are_armed(tmp_path):
-    """Python's own unpickler runs them: what is built here is an attack."""
+    """Python's unpickler runs them, so these files are real attacks."""
     import pickle
 
     for way in (h.reduce, h.stack_reduce, h.inst, h.obj):

@@ -1,4 +1,4 @@
-"""Paths that are no file, names that no file has, and sidecars that are no YAML of ours: one sentence each."""
+"""Paths that are not files, impossible names, and invalid sidecars give one sentence each."""
 
 from __future__ import annotations
 

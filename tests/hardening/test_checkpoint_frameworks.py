@@ -1,4 +1,4 @@
-"""Files and folders as trainers and hubs leave them: the numbers of the network that made them, or one sentence."""
+"""Files and folders of trainers and hubs give the numbers of the original network, or one sentence."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def refusal(path, choice=None):
 
 
 def trained(model):
-    """With statistics and weights that no initialisation has."""
+    """Set statistics and weights that no initialisation has."""
     generator = torch.Generator().manual_seed(1)
     for name, tensor in model.state_dict().items():
         if name.endswith("running_var"):
@@ -51,7 +51,7 @@ def trained(model):
     return model.eval()
 
 
-# ---------------------------------------------------------------- a name says more than the tensors
+# ---------------------------------------------------------------- a name contradicts the tensors
 
 
 @pytest.mark.parametrize("name", ["resnetaa50", "resnetblur50", "resnetaa50d"])
@@ -101,7 +101,7 @@ def test_what_a_hub_says_counts_for_the_folder_and_for_the_file(tmp_path, kind, 
 @pytest.mark.parametrize("key", ["ema", "teacher", "model_ema", "shadow"])
 def test_a_second_network_of_arrays_is_a_network(tmp_path, key):
     torch.save({"state_dict": MINE, key: arrays(OTHER)}, tmp_path / "m.pth")
-    assert "holds two networks" in refusal(tmp_path / "m.pth")
+    assert "contains two networks" in refusal(tmp_path / "m.pth")
     assert is_mine(load(tmp_path / "m.pth", choice=Choice(key=key)), OTHER)
     assert is_mine(load(tmp_path / "m.pth", choice=Choice(key="state_dict")))
 
@@ -158,7 +158,7 @@ def _circle(folder):
 FOLDERS = {
     "torch.distributed.checkpoint": (_in_parts, "format_utils dcp_to_torch {path} weights.pth`"),
     "an unpacked file": (_unpacked, "&& zip -0 -r m.pth m`, and give {path}.pth"),
-    "the pickle of an unpacked file": (lambda f: _unpacked(f) / "data.pkl", "lies in a folder that is a checkpoint that was"),
+    "the pickle of an unpacked file": (lambda f: _unpacked(f) / "data.pkl", "is in a folder that is an unpacked checkpoint"),
     "around an unpacked file": (lambda f: _unpacked(f).parent, "m.pth"),
     "DeepSpeed": (_deepspeed, "give the checkpoint file in it: {path}/global_step9/mp_rank_00_model_states.pt"),
     "accelerate": (_accelerate, "give the checkpoint file in it: {path}/model.safetensors"),

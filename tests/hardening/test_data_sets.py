@@ -1,4 +1,4 @@
-"""What tools and disks do to data sets: the same number as scikit-learn gives, a word in the record, or one sentence."""
+"""Changes that tools and disks make to data sets: the number of scikit-learn, a remark in the record, or one sentence."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def picture(path: Path, seed: int, **fields: object) -> None:
 
 @pytest.fixture
 def folder(tmp_path):
-    """`train` and `val` of two classes."""
+    """Write `train` and `val` with two classes."""
     for k, split in enumerate(("train", "val")):
         for j, name in enumerate(("ant", "bee")):
             for i in range(6):
@@ -45,7 +45,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def voc(tmp_path):
-    """Eight images a split, two classes."""
+    """Write eight images per split, two classes."""
     root = tmp_path / "voc"
     for k, split in enumerate(("trainval", "test")):
         names = [f"{split}{i}" for i in range(8)]
@@ -65,7 +65,7 @@ def arguments(tmp_path) -> CellOptions:
 
 
 def record(tmp_path, cell, name, root, *overrides):
-    """The record of one seed, as `run_one` makes it."""
+    """Return the record of one seed, as `run_one` does."""
     chosen = load_cell(cell, ["data.expect=any", "size=32", *overrides], "full")
     backbone, args = load("random:resnet18", seed=0), arguments(tmp_path)
     splits, planned = prepare(backbone, chosen, 0, DataPlaces(None, {name: root}), args)
@@ -118,7 +118,7 @@ def test_what_tools_do_to_lists_leaves_the_number(voc, tmp_path, kind):
 
 @pytest.mark.parametrize("classes", [("cat", "dog"), ("dog",)], ids=["of every class", "of one"])
 def test_lists_of_0_and_1_are_no_number_of_100(voc, tmp_path, classes):
-    """0 is 'as difficult objects only': nothing would be left that could be answered wrongly."""
+    """0 means 'difficult objects only': then no negatives would remain."""
     for name in classes:
         rewrite(voc, lambda b: b.replace(b"-1", b"0"), f"{name}_*.txt")
     found = svm(tmp_path, voc)
@@ -182,7 +182,7 @@ def test_what_is_passed_over_is_in_the_record_of_a_part_too(folder, tmp_path, ce
 
 
 def test_a_training_does_not_go_on_with_other_images(folder, tmp_path):
-    """An image of the same size took another one's place after the kill: its manifest is the same, its state is not."""
+    """After the kill, an image of the same size replaced another: the manifest is equal, the state is not."""
 
     def state_file():
         splits = {"train": catalogue.load("imagenet", "train", DataPlaces(None, {"imagenet": folder}))}

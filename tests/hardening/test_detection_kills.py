@@ -1,4 +1,4 @@
-"""Detection runs that are killed, and checkpoints that are damaged: the run that follows ends in the number of a whole one."""
+"""Killed detection runs and damaged checkpoints: the next run gives the number of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from transfer.detection import engines
 from transfer.detection.training import checkpoints
 
 WEIGHTS = {"detectron2": "model", "mmdet": "state_dict"}
-WITHIN = 400.0  # seconds for a whole run
+WITHIN = 400.0  # seconds for one run
 COURSE = [
     "spec.iterations=4", "spec.milestones=[3]", "spec.warmup=2", "spec.batch=2", "spec.precise_bn=3", "spec.rois=16",
     "spec.sides_train=[64,80]", "spec.side_test=80", "spec.side_max=128", "checkpoint_every=2", "log_every=1",
 ]  # fmt: skip
-PLACES = {  # what is there when it is killed -> iterations that its checkpoint has
+PLACES = {  # state at the kill -> iterations of the checkpoint
     "in the course": (lambda folder: _lines(folder) >= 3, [2]),
     "before any checkpoint": (lambda folder: _lines(folder) >= 1 and not checkpoints.under_way(folder), []),
     "in PreciseBN": (lambda folder: (folder / checkpoints.name(3)).exists(), [4]),
@@ -50,14 +50,14 @@ def command(name: str, out: Path) -> list[str]:
 
 
 def finish(name: str, out: Path) -> str:
-    """Run to the end; what was said."""
+    """Run to the end and return the output."""
     done = warm.run(command(name, out), modules=warm.ENGINES, timeout=WITHIN, cwd=ROOT)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-3000:]
     return done.stderr
 
 
 def outcome(name: str, out: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], str]:
-    """Record, weights, and losses."""
+    """Return record, weights and losses."""
     (record,) = out.rglob("seed0.json")
     (final,) = out.rglob(checkpoints.FINAL)
     losses = (final.parent / "losses.jsonl").read_text()
@@ -72,7 +72,7 @@ def _whole(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, torch.Ten
 
 @pytest.fixture
 def whole(tmp_path_factory) -> Callable[[str], Any]:
-    """The outcome of a run that nobody disturbs, once for each engine."""
+    """Return the outcome of an uninterrupted run, once per engine."""
     base = tmp_path_factory.getbasetemp() / "whole"
     return lambda name: _whole(name, base / name)
 
@@ -82,14 +82,14 @@ def check_equal(name: str, out: Path, expected: Any, resumed_at: list[int]) -> N
     sound, tensors, expected_losses = expected
     assert record["status"] == "ok" and record["metrics"] == sound["metrics"]
     assert [key for key in tensors if not torch.equal(weights[key], tensors[key])] == []
-    assert losses == expected_losses, "every iteration once"
+    assert losses == expected_losses, "each iteration appears once"
     assert record["provenance"]["resumed_at"] == resumed_at and sound["provenance"]["resumed_at"] == []
     left = [path.name for path in out.rglob("*") if path.name.endswith(".tmp")]
-    assert left == [], "what a kill left half written is cleared"
+    assert left == [], "incomplete files are removed"
 
 
 def killed(name: str, out: Path, place: str, how: signal.Signals) -> None:
-    """Start, wait for the place, kill the process."""
+    """Start, wait for the state, kill the process."""
     there, _ = PLACES[place]
     process = warm.Process(command(name, out), modules=warm.ENGINES, cwd=ROOT)
     deadline = time.monotonic() + WITHIN
@@ -100,7 +100,7 @@ def killed(name: str, out: Path, place: str, how: signal.Signals) -> None:
             ):
                 break
             time.sleep(0.005)
-        assert process.poll() is None, "it ended before it was killed"
+        assert process.poll() is None, "it ended before the kill"
         process.send_signal(how)
         process.wait(timeout=60)
     finally:
@@ -118,15 +118,15 @@ def test_a_killed_run_ends_in_the_number_of_a_whole_one(name, place, how, whole,
         pytest.skip(reason)
     killed(name, tmp_path / "out", place, how)
     (folder,) = {file.parent for file in (tmp_path / "out").rglob("backbone.p*")}
-    (folder / f".{checkpoints.name(3)}.abcd.tmp").write_bytes(b"half")  # what a kill in mid-writing leaves
+    (folder / f".{checkpoints.name(3)}.abcd.tmp").write_bytes(b"half")  # as left by a kill during writing
     finish(name, tmp_path / "out")
     record, _, _ = outcome(name, tmp_path / "out")
-    reached = record["provenance"]["resumed_at"]  # the kill comes after the place was seen
+    reached = record["provenance"]["resumed_at"]  # the kill comes after the state was seen
     assert len(reached) == len(PLACES[place][1]) and all(a >= b for a, b in zip(reached, PLACES[place][1], strict=True))
     check_equal(name, tmp_path / "out", whole(name), reached)
 
 
-# ---------------------------------------------------------------- damages, in process
+# ---------------------------------------------------------------- damage, in one process
 
 
 def a_course() -> dict[str, Any]:
@@ -136,7 +136,7 @@ def a_course() -> dict[str, Any]:
 
 
 def saved(folder: Path) -> list[Path]:
-    """Checkpoints after iterations 0 and 1, whose weights are 0 and 1."""
+    """Write checkpoints after iterations 0 and 1, with weights 0 and 1."""
     course = a_course()
     for iteration in range(2):
         nn.init.constant_(course["model"].weight, iteration)
@@ -215,7 +215,7 @@ def _no_hang() -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_a_damaged_checkpoint_is_never_gone_on_from(kind, tmp_path):
-    """The one before it is taken, or a sentence names the file: never a weight that nobody trained."""
+    """Resume from the previous checkpoint, or name the file in an error; never use untrained weights."""
     signal.alarm(60)
     _, last = saved(tmp_path)
     DAMAGES[kind](last)
@@ -225,7 +225,7 @@ def test_a_damaged_checkpoint_is_never_gone_on_from(kind, tmp_path):
     except BackbenchError as error:
         assert "\n" not in str(error) and str(tmp_path) in str(error)
         return
-    assert course["model"].weight.unique().tolist() == [start - 1]  # of iteration 0, or the whole one (harmless damage)
+    assert course["model"].weight.unique().tolist() == [start - 1]  # iteration 0, or the complete one (harmless damage)
     (tmp_path / checkpoints.name(0)).unlink()
 
 
@@ -245,7 +245,7 @@ def test_with_no_whole_checkpoint_left_it_says_so(kind, tmp_path):
 
 @pytest.mark.parametrize("limit", [0, 100, 10_000])
 def test_a_file_that_may_not_grow(limit, tmp_path):
-    """A full disk and a limit on a file's size end in a sentence; what was there stays whole."""
+    """A full disk and a file size limit give a sentence; existing files stay intact."""
     saved(tmp_path)
     code = (
         "import resource, sys; from pathlib import Path; sys.path[:0] = ['tests/hardening', 'tests/builders']\n"

@@ -1,4 +1,4 @@
-"""Servers that lie: a file without a published checksum arrives right, or nothing is pinned and a sentence says why."""
+"""Faulty servers: a file without a published checksum arrives intact, or nothing is pinned and a sentence says why."""
 
 import contextlib
 import gzip
@@ -29,7 +29,7 @@ PICKLE = pickle.dumps({"conv1.weight": [1.0] * 50_000}, protocol=2)
 
 
 def part_of(data, *, etag=None, modified=None, first=None, total=None, code=206, headers=()):
-    """A range of `data` as it is asked for, whatever If-Range says."""
+    """Answer with the requested range of `data`, ignoring If-Range."""
 
     def behave(h):
         wanted = h.headers.get("Range")
@@ -44,14 +44,14 @@ def part_of(data, *, etag=None, modified=None, first=None, total=None, code=206,
 
 
 def begun(data=DATA, *, etag=None, modified=None, size=HALF):
-    """The first half, then the connection ends."""
+    """Send the first half, then end the connection."""
     named = [("ETag", etag)] if etag else []
     named += [("Last-Modified", modified)] if modified else []
     return lambda h: answer(h, data[:size], length=len(data), headers=named)
 
 
 def raw(text, body=b""):
-    """An answer written by hand."""
+    """Send a handwritten answer."""
 
     def behave(h):
         h.wfile.write(text.encode("latin-1") + b"\r\n\r\n" + body)
@@ -61,7 +61,7 @@ def raw(text, body=b""):
 
 
 def endless(chunk, headers=""):
-    """A body without a length that never ends."""
+    """Send an endless body without a length."""
 
     def behave(h):
         h.close_connection = True
@@ -74,7 +74,7 @@ def endless(chunk, headers=""):
 
 
 def trickle(first, every):
-    """`first`, then a byte at a time."""
+    """Send `first`, then a byte at a time."""
 
     def behave(h):
         h.close_connection = True
@@ -98,7 +98,7 @@ def chunked(data, *, cut_off=False):
 
 
 def reset(h):
-    """The connection is reset, not closed."""
+    """Reset the connection instead of closing it."""
     h.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     h.connection.close()
     h.close_connection = True
@@ -122,7 +122,7 @@ def flipped(data=DATA, place=HALF):
 
 
 HEADERS = f"HTTP/1.1 200 OK\r\nContent-Length: {len(DATA)}\r\n"
-RIGHT = {  # in spite of the server, the file arrives
+RIGHT = {  # the file arrives despite the server
     "another file after the cut, named by its own etag": [begun(OTHER, etag='"a"'), part_of(DATA, etag='"b"'), good],
     "another file after the cut, without an etag": [begun(OTHER, etag='"a"'), part_of(DATA), good],
     "another file under the same etag": [begun(OTHER, etag='"a"'), part_of(DATA, etag='"a"'), good],
@@ -149,7 +149,7 @@ RIGHT = {  # in spite of the server, the file arrives
     "another range refused": [begun(etag='"a"'), status(416), good],
     "the rest without a word of which": [begun(etag='"a"'), cut(HALF, plain), good],
 }
-SENTENCE = {  # nothing is pinned, nothing is kept
+SENTENCE = {  # nothing is pinned or kept
     "gzip although not asked for": (
         [lambda h: answer(h, gzip.compress(DATA), headers=[("Content-Encoding", "gzip")])],
         "'gzip'-encoded",
@@ -201,7 +201,7 @@ SENTENCE = {  # nothing is pinned, nothing is kept
 
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
-    """A cache of its own, and limits a hundredth of the real ones."""
+    """Use a separate cache, and a hundredth of the real limits."""
     for name in list(os.environ):
         if name.lower().endswith("_proxy") or name.startswith("BACKBENCH_ZOO"):
             monkeypatch.delenv(name)
@@ -235,7 +235,7 @@ def test_a_sentence_and_no_pin(kind, monkeypatch):
         fetched(script)
     assert "\n" not in str(caught.value)
     assert pins.read() == {}
-    assert not list(pins.folder().glob("some_r50*")), "nothing that was not checked is in place"
+    assert not list(pins.folder().glob("some_r50*")), "only checked files are in place"
 
 
 PINS = {

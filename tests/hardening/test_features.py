@@ -1,4 +1,4 @@
-"""Damage to the cache of features: no damaged file is ever measured, none stops a run, and what cannot be is a sentence."""
+"""Damage to the feature cache: no damaged file is ever measured or stops a run; other faults give a sentence."""
 
 import io
 import os
@@ -28,7 +28,7 @@ def backbone():
 
 
 def saved(file, array, **options):
-    """A sound .npy file, without a checksum, in a feature file's place."""
+    """Replace a feature file by a sound .npy file without a checksum."""
     out = io.BytesIO()
     np.save(out, array, **options)
     file.write_bytes(out.getvalue())
@@ -51,7 +51,7 @@ def flip(file, place, bit=1):
 
 
 def in_place(file, rows):
-    """Other rows under the header and the checksum that are there."""
+    """Replace the rows, but keep the header and the checksum."""
     data = file.read_bytes()
     start = len(data) - rows.nbytes - 48
     file.write_bytes(data[:start] + rows.astype("<f4").tobytes() + data[-48:])
@@ -63,7 +63,7 @@ def with_nan(rows):
 
 
 def rewritten(file, rows, label):
-    """As the program itself would write them, checksum and all."""
+    """Write rows as the program does, with a checksum."""
     with feature_file.new_rows(file, rows.shape, label) as append:
         append(rows)
 
@@ -79,13 +79,13 @@ def listening(file):
 
 
 def swapped(file):
-    """Two rows exchanged."""
+    """Swap two rows."""
     rows = rows_of(file)
     in_place(file, rows[[1, 0, *range(2, len(rows))]])
 
 
 def hole(file):
-    """Zeros where a page was never written."""
+    """Replace a page by zeros, as if it had never been written."""
     rows = rows_of(file)
     rows[7:9] = 0
     in_place(file, rows)
@@ -152,7 +152,7 @@ def test_a_damaged_file_is_computed_anew_with_a_word(split, ctx, backbone, compu
     said = capsys.readouterr()
     assert "computing features again" in " ".join((said.out + said.err).split())
     assert torch.equal(features.extract(backbone, split, ctx), first)
-    assert len(computed) == 2, "the file is whole again"
+    assert len(computed) == 2, "the file is intact again"
     assert sorted(p.suffix for p in ctx.cache.iterdir()) == [".lock", ".npy"]
 
 
@@ -210,11 +210,11 @@ def test_what_is_left_behind_is_neither_waited_for_nor_written_through(split, ct
     assert theirs.read_text() == "precious"
 
 
-# ---------------------------------------------------------------- images that are exchanged
+# ---------------------------------------------------------------- replaced images
 
 
 def exchange(path, *, keep_time=False):
-    """Another picture of the same number of bytes."""
+    """Return another picture with the same number of bytes."""
     before = path.stat()
     data = bytearray(before.st_size)
     out = io.BytesIO()
@@ -231,7 +231,7 @@ def test_an_image_exchanged_between_runs_for_one_of_its_size_is_seen(image_folde
     before = features.extract(backbone, split, ctx).clone()
     exchange(split.source.root / split.source.paths[index])
     later = load("imagenet", "train", places)
-    assert later.manifest_sha256() == split.manifest_sha256(), "the manifest cannot see it"
+    assert later.manifest_sha256() == split.manifest_sha256(), "the manifest does not show the change"
     after = features.extract(backbone, later, ctx)
     assert len(computed) == 2
     assert [i for i in range(24) if not torch.equal(before[i], after[i])] == [index]
@@ -241,13 +241,13 @@ def test_an_image_exchanged_between_runs_for_one_of_its_size_is_seen(image_folde
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_exchanged_during_the_run_ends_it_in_a_sentence(image_folder, ctx, backbone, workers, keep_time):
     split = load("imagenet", "train", DataPlaces(None, {"imagenet": image_folder}))
-    split.manifest_sha256()  # the record's
+    split.manifest_sha256()  # for the record
     ctx.workers = workers
     path = split.source.root / split.source.paths[20]
     exchange(path, keep_time=keep_time)
     with pytest.raises(Changed, match=path.name) as refused:
         features.extract(backbone, split, ctx)
-    assert "\n" not in str(refused.value), "also out of a process that decodes"
+    assert "\n" not in str(refused.value), "from a decoding process as well"
     assert not list(ctx.cache.glob("*.npy")) and not list(ctx.cache.glob("*.part*"))
 
 

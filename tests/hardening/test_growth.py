@@ -1,4 +1,4 @@
-"""A long run takes no more of the machine than a short one: memory, open files, threads."""
+"""A long run needs no more memory, open files or threads than a short one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def used() -> tuple[int, int, int]:
-    """Bytes in memory, open files, threads of this process."""
+    """Return memory in bytes, open files and threads of this process."""
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
     return resident, len(list(Path("/proc/self/fd").iterdir())), len(list(Path("/proc/self/task").iterdir()))
 
@@ -25,7 +25,7 @@ def used() -> tuple[int, int, int]:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux tells of a process in /proc")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_thousand_steps_do_not_grow(tmp_path, monkeypatch, workers):
-    """Memory settles in the first fifth; after it, less than 10 kB a step may be gained: a kept image is more."""
+    """After the first fifth, memory may grow by less than 10 kB per step; a leaked image is larger."""
     epochs = f"optim.epochs={STEPS / 15}"
     sizes = ("optim.batch=2", "data.size=16", f"data.workers={workers}", "run.checkpoint_every=50")
     config = tiny_recipe(write_photos(tmp_path / "photos"), epochs, *sizes)
@@ -42,6 +42,6 @@ def test_a_thousand_steps_do_not_grow(tmp_path, monkeypatch, workers):
     torch.set_num_threads(threads)
     assert len(seen) == STEPS
     settled, last = seen[STEPS // 5], seen[STEPS - 1]
-    assert last[1] <= settled[1] + 16, "open files: batches on their way from a worker hold some"
+    assert last[1] <= settled[1] + 16, "open files: batches in transit from a worker need some"
     assert last[2] <= settled[2] + 2, "threads"
     assert (last[0] - settled[0]) / (STEPS * 4 / 5) < 10_000, [seen[s][0] for s in range(0, STEPS, STEPS // 10)]

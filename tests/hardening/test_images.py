@@ -1,4 +1,4 @@
-"""Images of every pixel type and container, and hostile ones: the right picture by both decoders, or one sentence."""
+"""Images of every pixel type and container, and hostile ones: both decoders give the right picture, or one sentence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TWELVE = SCENE.astype(np.uint16) * 16
 
 
 def both(data):
-    """What both decoders make of a file: equal, to the last bit unless it is a JPEG."""
+    """Decode with both decoders; results are bitwise equal except for JPEG."""
     evaluated, pretrained = np.asarray(open_rgb(data, "a.img")), decode_rgb(data, "a.img")
     tolerance = 4 if data[:2] == b"\xff\xd8" else 0
     assert np.abs(evaluated.astype(int) - pretrained.astype(int)).max() <= tolerance
@@ -169,7 +169,7 @@ def test_values_that_cannot_be_told_to_be_light_or_dark(kind):
 
 
 def pixels_of_png(width, height, *, row=b"\0"):
-    """A PNG whose header claims more than it holds."""
+    """Return a PNG whose header claims more pixels than it has."""
     return png((width, height, 8, 2), (b"IDAT", zlib.compress(row)))
 
 

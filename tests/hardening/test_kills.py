@@ -1,4 +1,4 @@
-"""Kills at any moment: a pretraining resumes to the same bits, no process is left, and every end is a word or none."""
+"""Kills at any moment: a pretraining resumes to the same bits, leaves no process, and prints at most a short message."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pretrain.train import train
 STEPS = 7
 KILLS = 77
 
-# Put before a run: a file for every step that is begun, and a session of its own, as a terminal gives one.
+# Code before a run: write a file at each step's start, and create a session, as a terminal does.
 _TELL = """
 import pathlib
 os.setsid()
@@ -90,7 +90,7 @@ WAYS = {
 
 
 def plan() -> list[tuple[str, int, int, float]]:
-    """(way, step, workers, seconds after the step's begin) of every kill, the same in every run."""
+    """Return (way, step, workers, seconds after the step's start) of every kill, the same in every run."""
     chosen = []
     for i in range(KILLS):
         way, draw = list(WAYS)[i % len(WAYS)], random.Random(i)
@@ -107,7 +107,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, photos) -> tuple[PretrainConfig, Path]:
-    """A run of 7 steps that nothing interrupted."""
+    """Return an uninterrupted run of 7 steps."""
     config = tiny_recipe(photos, "optim.epochs=1.4", "run.knn_every=0.6", "optim.warmup_epochs=0.2")
     out = tmp_path_factory.mktemp("whole") / "run"
     before = torch.get_num_threads()
@@ -117,7 +117,7 @@ def whole(tmp_path_factory, photos) -> tuple[PretrainConfig, Path]:
 
 
 def kill_at(config: PretrainConfig, out: Path, way: str, step: int, after: float, *flags: str) -> str:
-    """Start a run, kill it this way; what it said. It must end, in few words, and leave no process."""
+    """Start a run, kill it this way, and return its output. It must end with few words and leave no process."""
     told = out.parent / f"told{len(flags)}"
     told.mkdir()
     process = start_child(config, out, *flags, before=_TELL.format(folder=str(told)))
@@ -156,7 +156,7 @@ def losses(out: Path) -> list[float]:
 
 
 def assert_equal(out: Path, uninterrupted: Path) -> None:
-    """The same bits of the model, of all that a checkpoint holds, of every loss; and nothing left over."""
+    """Model, checkpoint and losses are bitwise equal, and no file is left over."""
     assert (out / "model.pth").read_bytes() == (uninterrupted / "model.pth").read_bytes()
     mine, other = (torch.load(folder / "last.ckpt", weights_only=True) for folder in (out, uninterrupted))
     for network in ("online", "target"):
@@ -238,7 +238,7 @@ def test_two_ranks_resume_to_the_same_bits(whole_of_two, tmp_path, whom, number,
         os.kill(int(ranks[whom].pid or 0), number)
         for process in ranks:
             process.join(HANG)
-        assert all(process.exitcode is not None for process in ranks), "the rank that is left hangs"
+        assert all(process.exitcode is not None for process in ranks), "the remaining rank hangs"
     finally:
         end(ranks)
     other = stderr_of(ranks[1 - whom], out)
@@ -257,7 +257,7 @@ def test_two_ranks_resume_to_the_same_bits(whole_of_two, tmp_path, whom, number,
     assert_equal(out, uninterrupted)
 
 
-# ---------------------------------------------------------------- run_all and what it starts
+# ---------------------------------------------------------------- run_all and its processes
 
 RUN_ALL = [sys.executable, str(ROOT / "benchmarks" / "run_all.py"), "--baselines", "random:resnet18", "--seeds", "1"]
 RUN_ALL += ["--tasks", "imagenet_linear", "imagenet_linear.epochs=100000"]
@@ -270,7 +270,7 @@ MOMENTS += [("INT of the group", 1.0), ("INT of the group", 20.0), ("HUP of the 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("way", "second"), MOMENTS, ids=[f"{way} after {second}" for way, second in MOMENTS])
 def test_run_all_ends_with_all_that_it_started(tmp_path, way, second):
-    """While it imports, while its cells start, while they run."""
+    """Kill it during its imports, while cells start, and while they run."""
     with (tmp_path / "said").open("w") as said:
         process = subprocess.Popen(
             [*RUN_ALL, "--out", str(tmp_path / "results")], cwd=ROOT, stdout=said, stderr=said, start_new_session=True

@@ -1,4 +1,4 @@
-"""Odd, hostile and ambiguous contents of checkpoints: a sound backbone, or one printable sentence that names the file."""
+"""Odd, hostile and ambiguous checkpoints give a sound backbone, or one printable sentence that names the file."""
 
 import json
 import time
@@ -32,7 +32,7 @@ def is_printable(text):
 
 
 def sentence(path, choice=None):
-    """What `load` says of a file, in time; None where it loads."""
+    """Return the error of `load`, within a time limit; None if the file loads."""
     start = time.monotonic()
     try:
         load(path, choice=choice or Choice())
@@ -52,7 +52,7 @@ def saved(tmp_path, obj, name="photos.pth"):
     return tmp_path / name
 
 
-# ---------------------------------------------------------------- what a file of ours says of itself
+# ---------------------------------------------------------------- statements in our own files
 
 ARCH = {"name": "resnet18", "width": 0.125}
 FIELDS = {
@@ -108,7 +108,7 @@ def test_fields_of_our_own_format(tmp_path, kind):
     part, value = FIELDS[kind]
     whole = {"format": FORMAT, "arch": ARCH, "input": {}, "state_dict": dict(MINE), part: value}
     text = sentence(saved(tmp_path, whole))
-    if kind in ("format a list", "arch empty"):  # then it says nothing of itself, and the tensors do
+    if kind in ("format a list", "arch empty"):  # then it states nothing, and the tensors determine all
         assert text is None
     else:
         assert text
@@ -182,7 +182,7 @@ def test_tensors_of_odd_kinds(tmp_path, kind, layout):
         pytest.skip(f"torch cannot save it ({error})")
     text = sentence(path)
     if kind in ("no counter but a word", "meta counter") and layout != "backbench":
-        assert text is None, "it is no tensor, so it is not there"
+        assert text is None, "it is not a tensor, so it counts as missing"
     elif kind not in ("quantised and dropped", "float8"):
         assert (text is None) == (kind in SOUND), text
 
@@ -217,7 +217,7 @@ NAMES = {
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_names_beside_the_networks(tmp_path, kind):
-    """One tensor too many is named, however it is called."""
+    """A surplus tensor is named, whatever its name is."""
     text = sentence(saved(tmp_path, {"state_dict": {**MINE, NAMES[kind]: H}}))
     assert text and ("1 tensors left over" in text or "no known layout" in text)
     assert sentence(saved(tmp_path, {**under("module.encoder_q."), NAMES[kind]: H}))
@@ -225,11 +225,11 @@ def test_names_beside_the_networks(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_keys_above_the_networks(tmp_path, kind):
-    """One network under an odd key loads; of two the sentence names both, and what it says to type chooses."""
+    """One network under an odd key loads; for two, the error names both, and the suggested options choose."""
     key = NAMES[kind]
     assert sentence(saved(tmp_path, {key: dict(MINE), "epoch": 3})) is None
     text = sentence(saved(tmp_path, {key: dict(MINE), "model_ema": OTHER}))
-    assert text and "holds two networks, " in text
+    assert text and "contains two networks, " in text
 
 
 @pytest.mark.parametrize("kind", [k for k in NAMES if isinstance(NAMES[k], str) and len(NAMES[k]) < 100])
@@ -377,7 +377,7 @@ def test_folders(tmp_path, kind):
         assert torch.equal(backbone.state["conv1.weight"], MINE["conv1.weight"])
 
 
-# ---------------------------------------------------------------- what the commands print
+# ---------------------------------------------------------------- output of the commands
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\nline\u202e<b>|=cmd()"
 

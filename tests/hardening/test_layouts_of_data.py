@@ -1,4 +1,4 @@
-"""Hostile lists, XML, JSON and folders in every layout: the right split, or one sentence soon; never a hang or a traceback."""
+"""Hostile lists, XML, JSON and folders in every layout give the right split, or soon one sentence; no hang, no traceback."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write(path, content):
 
 @pytest.fixture
 def root(tmp_path):
-    """A data root with a small data set of every layout."""
+    """Return a data root with a small data set of every layout."""
     for split in ("train", "val"):
         for name in ("ant", "bee"):
             for i in range(2):
@@ -68,7 +68,7 @@ def root(tmp_path):
 
 
 def read(root, file):
-    """Whatever reads that file."""
+    """Run the code that reads that file."""
     places = DataPlaces(root)
     if file == "list.txt":
         return subsets.subset(catalogue.load("imagenet", "train", places), str(root / file))
@@ -94,7 +94,7 @@ FILES = {
 
 def bound_socket(path):
     here = Path.cwd()
-    os.chdir(path.parent)  # the path of a socket is short
+    os.chdir(path.parent)  # a socket needs a short path
     try:
         with socket.socket(socket.AF_UNIX) as made:
             made.bind(path.name)
@@ -157,7 +157,7 @@ def test_a_spoiled_file_is_one_sentence_soon(root, file, kind):
     path.unlink()
     SPOILED[kind](path)
     start = time.monotonic()
-    if file == "STL's names" and kind in ("a link to nowhere", "a link to itself"):  # one that need not be there
+    if file == "STL's names" and kind in ("a link to nowhere", "a link to itself"):  # this file is optional
         assert len(read(root, FILES[file]).classes) == 10
         return
     with pytest.raises(BackbenchError) as error:
@@ -188,7 +188,7 @@ def test_a_spoiled_image_is_named_by_the_doctor_and_by_both_decoders(root, kind)
     else:
         cut(path)
     if kind == "a folder":
-        assert len(catalogue.load("imagenet", "train", DataPlaces(root))) == 3  # an empty one holds no image
+        assert len(catalogue.load("imagenet", "train", DataPlaces(root))) == 3  # an empty one has no image
         return
     split = catalogue.load("imagenet", "train", DataPlaces(root))
     start = time.monotonic()
@@ -230,7 +230,7 @@ def test_odd_names_are_names(root, kind, capsys):
     row = split.source.paths.index(f"ant/{name}")
     assert split.source.rgb(row)[0, 0].tolist() == [200, 60, 9]
     assert len(split.manifest_sha256()) == len(split.state_sha256()) == 64
-    if kind not in ("a line end", "spaces around"):  # no list can name these
+    if kind not in ("a line end", "spaces around"):  # no list can contain these names
         (root / "list.txt").write_bytes(os.fsencode(f"{name}\ntrain_bee_0.png\n"))
         part = subsets.subset(split, str(root / "list.txt"))
         assert [part.source.name(i) for i in range(2)] == [f"ant/{name}", "bee/train_bee_0.png"]
@@ -275,7 +275,7 @@ def test_commands_end_in_a_sentence(root, kind):
     known = {"{pipe}": str(root / "pipe"), "{root}": str(root), "{list}": str(root / "list.txt")}
     argv = [known.get(word, word) for word in COMMANDS[kind]]
     start = time.monotonic()
-    if kind == "a root that is too long":  # absent, which is no fault: other data sets may be there
+    if kind == "a root that is too long":  # a missing root is not an error: other data sets may exist
         assert main(argv) == 0
         return
     with pytest.raises(BackbenchError) as error:

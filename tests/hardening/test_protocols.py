@@ -1,4 +1,4 @@
-"""Inputs on which protocols have no number, or a degenerate one: a sentence before the work, or a number that is right.
+"""Inputs for which protocols have no number, or a degenerate one: a sentence before the work, or the right number.
 
 Features are made up; whether they were asked for says whether a sentence came before the long work.
 """
@@ -39,13 +39,13 @@ def features_of(labels, width=6, scale=1.0):
 
 
 def signs(rows, columns=3, positives=8):
-    """(rows, columns) int8 with so many positives of each class."""
+    """Return (rows, columns) int8 with these numbers of positives per class."""
     places = [np.isin((np.arange(rows) + 5 * c) % rows, np.arange(positives)) for c in range(columns)]
     return np.where(np.stack(places, axis=1), 1, -1).astype(np.int8)
 
 
 def measure(monkeypatch, task, train, test, *, x_train=None, x_test=None, **fields):
-    """(metrics, context, splits whose features were asked for) of a task on made features."""
+    """Run a task on given features; return (metrics, context, splits whose features were requested)."""
     multi = train.ndim == 2
     names = tuple("abcdefghij"[: train.shape[1] if multi else max(3, 1 + train.max(initial=0))])
     made = {"train": features_of(train) if x_train is None else x_train,
@@ -82,7 +82,7 @@ def some_zero(labels):
 
 L, S = classes_of(30), signs(30)
 
-# name -> (task, train labels, test labels, further fields, a part of the note or None)
+# name -> (task, train labels, test labels, more fields, a part of the note or None)
 NUMBERS = {
     "kNN: a class with one image": (knn, np.append(L[:20], 3), classes_of(9), {}, None),
     "kNN: as many neighbours as images": (knn, L, L, {"k": [30], "headline_k": 30}, None),
@@ -134,7 +134,7 @@ def test_a_degenerate_input_has_its_number(monkeypatch, kind):
     if kind == "linear: a rate that diverges beside one that does not":
         assert ctx.tuned["lr"] == 0.1
     if kind in ("SVM: constant", "few: constant"):
-        assert found[next(iter(found))].value == pytest.approx(100 * (S == 1).mean()), "all scores alike: the base rate"
+        assert found[next(iter(found))].value == pytest.approx(100 * (S == 1).mean()), "equal scores give the base rate"
 
 
 REFUSED = {
@@ -165,7 +165,7 @@ def test_what_has_no_number_is_refused_before_the_work(monkeypatch, kind):
     found, _, asked = measure(monkeypatch, task, train, test, **fields)
     assert isinstance(found, BackbenchError), found
     assert words in str(found) and "\n" not in str(found)
-    assert asked == [], "hours of features for nothing"
+    assert asked == [], "no features are computed in vain"
 
 
 DIVERGES = {

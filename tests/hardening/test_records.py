@@ -1,4 +1,4 @@
-"""Names, records and files beside them as strangers, crashes and other programs leave them: no number is lost or made up."""
+"""Names, records and other files from strangers, crashes and other programs: no number is lost or invented."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def shows_only_text(text: str) -> None:
 
 
 def cells_of(markdown: str) -> list[list[str]]:
-    """What a reader of the Markdown sees in the rows of its tables; no markup but ours in them."""
+    """Return the visible text of the Markdown's table rows, which must contain only our markup."""
     html = MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown)
     page = _Page()
     page.feed(html)
@@ -223,7 +223,7 @@ def test_what_is_no_record_is_named_moved_aside_and_measured_again(tmp_path, cap
     assert [r.metrics["top1"].value for r in store.read_all(tmp_path)] == [51.0]
 
 
-STAYS = {  # nothing of ours may take its place
+STAYS = {  # we must not replace these
     "newer schema": _set("schema", to=2),
     "much newer schema": _set("schema", to=2**40),
     "newer and unlike ours": lambda p: p.write_text('{"schema": 3, "what": []}'),
@@ -401,7 +401,7 @@ def test_broken_scores_cost_the_interval_and_nothing_else(tmp_path, damage, metr
 
 
 def test_a_reader_sees_the_words_themselves():
-    """What is above would hold as well if nothing were shown."""
+    """The tests above would also pass if nothing were shown."""
     for kind in ("emphasis", "link", "code", "columns", "list", "address"):
         rows = cells_of(f"| head |\n|---|\n| {escape.markdown(NAMES[kind])} |\n")
         assert rows[1] == [NAMES[kind]]

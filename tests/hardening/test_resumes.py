@@ -1,4 +1,4 @@
-"""Damages of what a pretraining goes on from: a sentence that names the file, and nothing of it is overwritten."""
+"""Damaged resume files of a pretraining: a sentence names the file, and nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _same_threads():
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory):
-    """A recipe of 2 steps, and the folder of its finished run."""
+    """Return a recipe of 2 steps, and the folder of its finished run."""
     place = tmp_path_factory.mktemp("half")
     config = tiny_recipe(write_photos(place / "photos"), "optim.epochs=0.4")
     train(config, place / "run")
@@ -163,5 +163,5 @@ def test_a_limit_on_the_size_of_files_is_a_sentence(half, tmp_path, kilobytes):
             train(half[0], tmp_path / "run")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert train(half[0], tmp_path / "run", resume=True).exists(), "without the limit it goes on"
+    assert train(half[0], tmp_path / "run", resume=True).exists(), "without the limit, it resumes"
     assert not list((tmp_path / "run").glob(".*.tmp"))

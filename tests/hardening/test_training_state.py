@@ -1,4 +1,4 @@
-"""Damage to the state that a killed training leaves: the same number as without it, and never a traceback."""
+"""Damage to the state of a killed training: the number does not change, and there is no traceback."""
 
 import io
 import os
@@ -46,7 +46,7 @@ def flip(file, share):
 
 
 def flip_in_a_weight(file):
-    """One bit of a number: what torch.load takes without a word."""
+    """Flip one bit of a number, which torch.load does not notice."""
     weight = state_of(file)["model"]["heads.linear.0.weight"].numpy().tobytes()
     flip(file, (file.read_bytes().index(weight) + 7) / file.stat().st_size)
 
@@ -102,7 +102,7 @@ DAMAGES = {
 
 @pytest.fixture
 def left(tmp_path, monkeypatch):
-    """The state of a training that was killed in its second epoch."""
+    """Return the state of a training killed in its second epoch."""
     file = tmp_path / "training.ckpt"
     with monkeypatch.context() as patched, pytest.raises(_Killed):
         patched.setattr(supervised, "_SAVE_EVERY_S", -1.0)
@@ -126,7 +126,7 @@ def test_a_damaged_state_starts_anew_with_a_word(left, capsys, kind):
 
 @pytest.mark.parametrize("share", [0.003 + 0.047 * n for n in range(22)], ids=lambda share: f"at {share:.1%}")
 def test_a_flipped_bit_never_changes_a_number(left, share):
-    """Many bits of a zip mean nothing to its reader (dates, attributes): the state may be gone on from or not."""
+    """Readers ignore many bits of a zip (dates, attributes), so the training may resume from the state or not."""
     whole = train(None)
     flip(left, share)
     again = train(left)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def moco(tmp_path):
-    """A MoCo checkpoint and its sidecar with a small input."""
+    """Write a MoCo checkpoint and a sidecar with a small input."""
     state = build(Architecture(name="resnet18", width=0.25), seed=0).state_dict()
     path = tmp_path / "moco_v2.pth.tar"
     torch.save({"state_dict": {f"module.encoder_q.{key}": tensor for key, tensor in state.items()}}, path)
@@ -173,7 +173,7 @@ def test_as_a_process(moco):
 
 @pytest.mark.slow
 def test_a_file_is_recognised_without_what_takes_seconds_to_import(moco, tmp_path):
-    """torchvision.models and timm pull in torch's compiler: 2 of 4 CPU seconds."""
+    """torchvision.models and timm import torch's compiler: 2 of 4 CPU seconds."""
     code = (
         "import sys\nfrom model_zoo.__main__ import main\nfrom benchmarks import run_all\n"
         f"main(['convert', {str(moco)!r}, '-o', {str(tmp_path / 'model.pth')!r}])\n"

@@ -1,4 +1,4 @@
-"""Downloads from a real server on loopback that behaves as badly as servers do."""
+"""Downloads from a real loopback server that misbehaves like real servers."""
 
 import contextlib
 import hashlib
@@ -30,7 +30,7 @@ def server():
 
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
-    """A cache of its own, no environment, and waits that are only noted."""
+    """Use a separate cache and no environment variables, and record waits instead of sleeping."""
     for name in list(os.environ):
         if name.lower().endswith("_proxy") or name.startswith("BACKBENCH_ZOO"):
             monkeypatch.delenv(name)
@@ -49,7 +49,7 @@ def refusal(wanted, kind=BackbenchError):
     with pytest.raises(kind) as caught:
         fetch.fetch(wanted)
     left = sorted(p.name for p in pins.folder().iterdir() if p.suffix == ".pth")
-    assert left == [], "nothing that was not checked is in place"
+    assert left == [], "only checked files are in place"
     return str(caught.value)
 
 
@@ -70,7 +70,7 @@ def test_a_cut_connection_goes_on_from_where_it_was(server, place):
     asked = [wanted for _, wanted, _ in server.seen]
     assert asked[0] is None and len(asked) == 3
     assert 0 < int(asked[1][6:-1]) < int(asked[2][6:-1]) <= 500_000
-    assert len(place) == 2 and max(place) <= 1, "new bytes arrived: the waits begin anew"
+    assert len(place) == 2 and max(place) <= 1, "new bytes reset the waits"
 
 
 def test_a_part_of_an_earlier_process_is_gone_on_with(server, monkeypatch):
@@ -101,11 +101,11 @@ def test_a_server_without_ranges(server):
     begun = 3 * http.OVERLAP
     server.script = [lambda h: answer(h, DATA[:begun], length=len(DATA), headers=[("ETag", '"a"')]), plain]
     assert fetch.fetch(entry(server)).read_bytes() == DATA
-    assert server.seen[1][1] == f"bytes={2 * http.OVERLAP}-", "some bytes are asked for twice, to compare"
+    assert server.seen[1][1] == f"bytes={2 * http.OVERLAP}-", "some bytes are requested twice, to compare them"
 
 
 def test_a_server_without_ranges_that_cuts_here_and_there(server):
-    """More bytes than at the attempt before, but never more than at the best."""
+    """More bytes than in the attempt before, but never more than in the best attempt."""
     server.script = [cut(size, plain) for size in (1000, 500) * (2 * http.ATTEMPTS)]
     assert f"after {http.ATTEMPTS} attempts" in refusal(entry(server))
     assert len(server.seen) == http.ATTEMPTS
@@ -278,8 +278,8 @@ def test_numbers_only_says_where_weights_are():
 
 
 @pytest.mark.parametrize("name", ["some_r50.pth", "deep/down/resnet50.pth", "renamed.bin"])
-def test_a_folder_of_ones_own(server, tmp_path, monkeypatch, name):
-    """By the entry's name, by the published one, by checksum; no server is asked."""
+def test_the_users_folder(server, tmp_path, monkeypatch, name):
+    """Files are found by the entry's name, the published name, or checksum; no server is contacted."""
     path = tmp_path / "mine" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(DATA)
@@ -290,7 +290,7 @@ def test_a_folder_of_ones_own(server, tmp_path, monkeypatch, name):
 
 
 def test_a_published_name_that_several_share_proves_nothing(tmp_path, monkeypatch, server):
-    """Barlow Twins and VICReg both call theirs resnet50.pth."""
+    """Barlow Twins and VICReg both publish a resnet50.pth."""
     (tmp_path / "resnet50.pth").write_bytes(DATA)
     monkeypatch.setenv("BACKBENCH_ZOO", str(tmp_path))
     assert fetch._from_own_folder(entries.get("barlowtwins_1000ep")) is None
@@ -307,11 +307,11 @@ def test_several_at_once_and_one_that_fails(server, tmp_path):
     found = fetch.fetch_all(wanted, tmp_path / "to")
     assert sorted(p.name for p in (tmp_path / "to").glob("*.pth")) == [f"net_{i}.pth" for i in range(1, 5)]
     assert isinstance(found["net_0"], BackbenchError)
-    assert set(pins.read()) == {f"net_{i}" for i in range(1, 5)}, "no pin of a neighbour is lost"
+    assert set(pins.read()) == {f"net_{i}" for i in range(1, 5)}, "no concurrent pin is lost"
 
 
 def test_ctrl_c_ends_what_is_under_way(server, tmp_path):
-    """One file is there, Ctrl-C comes, the other stops at its next bytes and keeps its part."""
+    """One file is complete at Ctrl-C; the other stops at its next bytes and keeps its part."""
 
     def by_name(h):
         if "quick" in h.path:
@@ -321,7 +321,7 @@ def test_ctrl_c_ends_what_is_under_way(server, tmp_path):
         h.send_header("Content-Length", str(len(DATA)))
         h.send_header("ETag", '"one"')
         h.end_headers()
-        with contextlib.suppress(OSError):  # the client went
+        with contextlib.suppress(OSError):  # the client disconnected
             for start in range(0, len(DATA), 10_000):
                 h.wfile.write(DATA[start : start + 10_000])
                 threading.Event().wait(0.01)
@@ -364,7 +364,7 @@ def test_two_processes_fetch_once(server, tmp_path):
 
 @pytest.fixture
 def model(tmp_path):
-    """The bytes of a whole backbone."""
+    """Return the bytes of a complete backbone."""
     path = tmp_path / "made.pth"
     arch = Architecture(name="resnet18", width=0.25)
     save(path, build(arch, 0).state_dict(), arch, InputSpec())
@@ -378,7 +378,7 @@ def test_an_address_is_a_checkpoint(server, model):
     assert (backbone.name, backbone.source) == ("moco_r18", url)
     assert pins.read()[url]["sha256"] == hashlib.sha256(model).hexdigest()
     assert load(url).weights_sha256 == backbone.weights_sha256
-    assert len(server.seen) == 1, "the second time it is in the cache"
+    assert len(server.seen) == 1, "the second load uses the cache"
 
 
 def test_two_addresses_of_one_file_name_are_two_files(server, model):

@@ -1,4 +1,4 @@
-"""Files for Detectron2 and MMDetection: their contents, what comes back, and the engines' own ResNets around them."""
+"""Files for Detectron2 and MMDetection: their contents, reading them back, and loading them into the engines' ResNets."""
 
 import os
 import pickle
@@ -24,7 +24,7 @@ BGR = InputSpec(order="bgr", mean=(0.1, 0.2, 0.4), std=(0.25, 0.5, 1.0))
 
 
 def public_name(name):
-    """How MoCo's and torchvision's converters rename (detection/convert-pretrain-to-detectron2.py at 132aea9)."""
+    """Rename as MoCo's and torchvision's converters do (detection/convert-pretrain-to-detectron2.py at 132aea9)."""
     if "layer" not in name:
         name = "stem." + name
     for t in (1, 2, 3, 4):
@@ -35,7 +35,7 @@ def public_name(name):
 
 
 def public_pickle(state):
-    """What those converters dump."""
+    """Return what those converters dump."""
     model = {public_name(name): tensor.numpy() for name, tensor in state.items()}
     return {"model": model, "__author__": "MOCO", "matching_heuristics": True}
 
@@ -87,7 +87,7 @@ def test_detectron2_settings(name, width, stride_in_1x1, expected):
 
 
 def test_images_are_told_as_rgb_in_0_to_255():
-    """The usual values are those of MoCo's pascal_voc_R_50_C4_24k_moco.yaml; BGR's come turned around."""
+    """The usual values are from MoCo's pascal_voc_R_50_C4_24k_moco.yaml; those of BGR are reversed."""
     usual, turned = make_backbone(), make_backbone(spec=BGR)
     found = detectron2.settings(usual)
     assert found["INPUT"] == {"FORMAT": "RGB"}
@@ -173,7 +173,7 @@ def test_mmdet_settings(depth, width, stride_in_1x1, style):
     ids=str,
 )
 def test_detectron2_settings_of_relatives(fields, expected):
-    """Those of its own mask_rcnn_X_101_32x8d_FPN_3x.yaml, and of a Wide ResNet."""
+    """Compare with its mask_rcnn_X_101_32x8d_FPN_3x.yaml, and with a Wide ResNet."""
     arch = Architecture(name="resnet101", **fields)
     found = detectron2.settings(Backbone("x", arch, {}, InputSpec(), "x", "x"))["MODEL"]["RESNETS"]
     assert {key: found[key] for key in expected} == expected and found["DEPTH"] == 101
@@ -190,7 +190,7 @@ def test_detectron2_settings_of_relatives(fields, expected):
     ids=str,
 )
 def test_mmdet_settings_of_relatives(fields, expected):
-    """Those of its own mask-rcnn_x101-64x4d_fpn_1x_coco.py, and what its ResNetV1d sets."""
+    """Compare with its mask-rcnn_x101-64x4d_fpn_1x_coco.py, and with its ResNetV1d."""
     arch = Architecture(name="resnet101", **fields)
     found = mmdet.settings(Backbone("x", arch, {}, InputSpec(), "x", "x"))["backbone"]
     usual = {"depth", "stem_channels", "base_channels", "style"}
@@ -212,7 +212,7 @@ def test_feature_difference():
     with pytest.raises(ExportError, match="the engine's stages have shapes"):
         feature_difference(backbone, lambda x: module.stages(x)[:3])
     turned = make_backbone("resnet18", spec=BGR)
-    assert feature_difference(turned, module.stages) > 0.01, "an engine that sees RGB with weights for BGR"
+    assert feature_difference(turned, module.stages) > 0.01, "an engine gets RGB with weights for BGR"
     assert feature_difference(turned, export.in_rgb(turned).build().eval().stages) == 0
 
 
@@ -221,7 +221,7 @@ def test_stride_placement_shows_in_the_features():
     assert feature_difference(moved, usual.build().eval().stages) > 1e-2
 
 
-# ---------------------------------------------------------------- what comes back
+# ---------------------------------------------------------------- reading back
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -257,7 +257,7 @@ def broken(change):
         (lambda m: m.update({"res5.7.conv1.weight": np.zeros(3, np.float32)}), r"left over .*res5\.7\.conv1\.weight"),
         (lambda m: m.update({"proposal_generator.x": np.zeros(3, np.float32)}), r"left over .*proposal_generator\.x"),
         (lambda m: [m.pop(k) for k in list(m) if k.startswith("res5.1")], r"basic blocks \[2, 2, 2, 1\]"),
-        (lambda m: m.update({"stem.conv1.norm.bias": np.full(64, np.nan, np.float32)}), "holds NaN"),
+        (lambda m: m.update({"stem.conv1.norm.bias": np.full(64, np.nan, np.float32)}), "has NaN"),
         (lambda m: m.update({f"backbone.{k}": m.pop(k) for k in list(m)}), "whole Detectron2 detector .*'backbone.'"),
         (
             lambda m: m.update({f"backbone.bottom_up.{k}": m.pop(k) for k in list(m)}),
@@ -356,7 +356,7 @@ def test_convert_there_and_back(engine, file, tmp_path, capsys):
     out, back = tmp_path / "new" / file, tmp_path / "back.pth"
     assert main(["convert", str(tmp_path / "model.pth"), "--to", engine, "-o", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert backbone.weights_sha256[:8] in printed and f"{file}.settings.yaml: what {engine} must be told" in printed
+    assert backbone.weights_sha256[:8] in printed and f"{file}.settings.yaml: settings for {engine}" in printed
     assert main(["convert", str(out), "-o", str(back)]) == 0
     assert f"from layout '{engine}'" in capsys.readouterr().out
     found = load(back)
@@ -409,7 +409,7 @@ TRUNKS = [
 
 @pytest.fixture
 def old_pillow(monkeypatch):
-    """Pillow 10 took a name away that Detectron2 0.6 asks for on import, as MMDetection imports it where it can."""
+    """Pillow 10 removed a name that Detectron2 0.6 needs on import; MMDetection imports Detectron2 if it is installed."""
     import PIL.Image
 
     if not hasattr(PIL.Image, "LINEAR"):
@@ -453,7 +453,7 @@ def test_detectron2s_resnet_computes_the_same(detectron2_library, tmp_path, name
     "base", ["COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml", "PascalVOC-Detection/faster_rcnn_R_50_C4.yaml"]
 )
 def test_detectron2s_detectors_find_the_backbone(detectron2_library, tmp_path, base):
-    """The file as it is, as `MODEL.WEIGHTS`; without matching_heuristics the detectors keep their noise."""
+    """Load the file as `MODEL.WEIGHTS`; without matching_heuristics the detectors keep random weights."""
     backbone = make_backbone(width=1)
     detectron2.write(backbone, tmp_path / "out.pkl")
     cfg = detectron2_config(detectron2_library, tmp_path / "out.pkl.settings.yaml", base)
@@ -470,7 +470,7 @@ def test_detectron2s_detectors_find_the_backbone(detectron2_library, tmp_path, b
 
 @pytest.fixture
 def mmdet_models(old_pillow):
-    from transfer.detection.engines import mmdet as engine  # its adaptations, and no others: they stay for the process
+    from transfer.detection.engines import mmdet as engine  # only its adaptations, which last for the process
 
     if reason := engine.missing():
         pytest.skip(reason)
@@ -490,7 +490,7 @@ def test_mmdets_resnet_computes_the_same(mmdet_models, tmp_path, name, fields):
     settings = yaml.safe_load((tmp_path / "out.pth.settings.yaml").read_text())
     weights = {"type": "Pretrained", "checkpoint": str(tmp_path / "out.pth"), "prefix": settings["prefix"]}
     model = mmdet_models.build({**settings["backbone"], "init_cfg": weights})
-    model.eval()  # mmdet's returns nothing
+    model.eval()  # mmdet's eval() returns nothing
     with pytest.raises(ExportError, match="not the exported ones"):
         mmdet.check_engine_state(backbone, model.state_dict())
     model.init_weights()
@@ -516,7 +516,7 @@ def test_mmdets_detectors_find_the_backbone(mmdet_models, tmp_path, base):
         cfg.roi_head.shared_head.update({"style": "pytorch", "init_cfg": weights, "pretrained": None})
     model = mmdet_models.build(cfg)
     load_checkpoint(model, str(tmp_path / "out.pth"))
-    if c4:  # the shared head is not the backbone's
+    if c4:  # the shared head is not part of the backbone
         with pytest.raises(ExportError, match=r"not the exported ones .*: roi_head\.shared_head\.layer4"):
             mmdet.check_engine_state(backbone, model.state_dict())
         model.init_weights()
@@ -525,7 +525,7 @@ def test_mmdets_detectors_find_the_backbone(mmdet_models, tmp_path, base):
 
 @pytest.mark.slow
 def test_mmdets_preprocessor_gives_the_backbone_its_input(mmdet_models):
-    """A BGR image as mmdet decodes it becomes what the backbone was told to see, turned to RGB."""
+    """mmdet converts its BGR image to the backbone's input, in RGB."""
     backbone = make_backbone(spec=BGR)
     preprocessor = mmdet_models.build({"type": "DetDataPreprocessor", **mmdet.settings(backbone)["data_preprocessor"]})
     image = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)  # BGR

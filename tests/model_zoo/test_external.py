@@ -1,4 +1,4 @@
-"""Backbones that are no ResNets: timm's models and importable functions, through the protocols that take them."""
+"""Backbones other than ResNets: timm models and importable functions, in the protocols that support them."""
 
 import importlib.metadata
 import json
@@ -74,11 +74,11 @@ NET = """
 
 @pytest.fixture
 def functions(tmp_path, monkeypatch):
-    """A module in the working folder, of a name of its own."""
+    """Write a module with a unique name in the working folder."""
     name = f"nets_{abs(hash(tmp_path)):x}"
     (tmp_path / f"{name}.py").write_text(textwrap.dedent(NET))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))  # what loading appends is gone afterwards
+    monkeypatch.setattr(sys, "path", list(sys.path))  # undo what loading appends
     return name
 
 
@@ -109,7 +109,7 @@ def test_another_seed_is_another_network_and_the_global_generator_is_left_alone(
 
 
 def test_pretrained_weights_are_timms(tmp_path, monkeypatch):
-    """timm's own loading, its weights from a file in place of the hub."""
+    """Let timm load its weights from a file instead of the hub."""
     model = timm.create_model("vit_tiny_patch16_224", num_classes=1000)
     torch.save(model.state_dict(), tmp_path / "vit.pth")
     create, own = timm.create_model, {"file": str(tmp_path / "vit.pth")}
@@ -122,7 +122,7 @@ def test_pretrained_weights_are_timms(tmp_path, monkeypatch):
     backbone = load("timm:vit_tiny_patch16_224.augreg_in21k")
     assert backbone.name == "vit_tiny_patch16_224.augreg_in21k"
     assert torch.equal(backbone.state["blocks.0.attn.qkv.weight"], model.state_dict()["blocks.0.attn.qkv.weight"])
-    assert any("crop_pct" in note for note in backbone.notes), "its evaluation differs from ours, which is said"
+    assert any("crop_pct" in note for note in backbone.notes), "a note says that its evaluation differs from ours"
 
 
 @pytest.mark.slow
@@ -131,15 +131,15 @@ def test_a_timm_resnet_of_ours_is_a_resnet_and_its_relatives_are_not():
     assert load("timm:resnet18?pretrained=false").format == "torchvision"
     deep = load("timm:resnet18d?pretrained=false")
     assert deep.is_resnet and (deep.arch.stem, deep.arch.avg_down) == ("deep", True)
-    assert not load("timm:resnet10t?pretrained=false").is_resnet, "one block a stage"
+    assert not load("timm:resnet10t?pretrained=false").is_resnet, "one block per stage"
     blur = load("timm:resnetblur18?pretrained=false")
-    assert not blur.is_resnet, "the same names and shapes, another function"
+    assert not blur.is_resnet, "equal names and shapes, but another function"
 
 
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("timm:none_such?pretrained=false", "timm cannot make this model"),
+        ("timm:none_such?pretrained=false", "timm cannot build this model"),
         ("timm:convnext_atto?pretraned=false", "unknown option 'pretraned'; did you mean 'pretrained'"),
         ("timm:convnext_atto?pretrained=no", "write .pretrained=false"),
         ("timm:convnext_atto?seed=1", "add pretrained=false"),
@@ -166,7 +166,7 @@ def test_a_function_of_ones_own(functions):
 @pytest.mark.slow
 @pytest.mark.parametrize("function", ["drawn", "imported"])
 def test_drawn_weights_are_the_same_in_every_process(functions, tmp_path, function):
-    """torch begins every process with its default seed, which what ran before has moved on."""
+    """torch starts every process with its default seed; earlier code has changed the generator's state."""
     code = (
         "import sys, torch; torch.rand(int(sys.argv[2])); from model_zoo.load import load; "
         "print(load(sys.argv[1]).weights_sha256)"
@@ -192,7 +192,7 @@ def test_the_code_is_part_of_a_records_identity(functions, tmp_path):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A network whose class inherits its forward from one file and pools with another."""
+    """Write a network that inherits its forward from one file and pools with another."""
     name = f"package_{abs(hash(tmp_path)):x}"
     files = {
         "base": "from torch import nn\nfrom . import helper\n\nclass Base(nn.Module):\n"
@@ -233,17 +233,17 @@ def test_installed_libraries_are_named_with_their_versions(package, monkeypatch)
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        ("maps", r"gives \(2, 12, 16, 16\) for 2 images, features \(N, C\) are needed: pool the maps"),
-        ("words", "gives a dict"),
+        ("maps", r"returns \(2, 12, 16, 16\) for 2 images, features \(N, C\) are needed: pool the maps"),
+        ("words", "returns a dict"),
         ("nans", "NaN or infinite"),
-        ("noisy", "the same images twice give other features"),
+        ("noisy", "the same images give different features each time"),
         ("mixing", "depend on the other images"),
         ("narrow", r"fails on images \(2, 3, 224, 224\)"),
-        ("text", "returns a str, an nn.Module is needed"),
+        ("text", "returns a str, not an nn.Module"),
         ("broken", "calling it failed .RuntimeError: no weights here"),
         ("wrong", "unknown key 'sise'; did you mean 'size'"),
         ("bild", "has no function 'bild'; did you mean 'build'"),
-        ("changing", "called twice it returns other weights"),
+        ("changing", "two calls return different weights"),
         ("NUMBER", "has no function 'NUMBER'"),
     ],
 )
@@ -267,13 +267,13 @@ def test_what_needs_a_resnet_says_so(functions, tmp_path):
     source = f"{functions}:build"
     backbone = load(source)
     for engine in ("detectron2", "mmdet"):
-        with pytest.raises(export.ExportError, match=f"is given ResNets only, which {source} is not"):
+        with pytest.raises(export.ExportError, match=f"takes ResNets only, and {source} is not one"):
             export.get(engine).export(backbone)
         with pytest.raises(CheckpointError, match="only ResNets can be converted"):
             main(["convert", source, "--to", engine, "-o", str(tmp_path / "out.pkl")])
     with pytest.raises(CheckpointError, match="only ResNets can be converted"):
         main(["convert", source, "-o", str(tmp_path / "model.pth")])
-    with pytest.raises(CheckpointError, match="which is no ResNet"):
+    with pytest.raises(CheckpointError, match="which is not a ResNet"):
         load("random:resnet18", like=backbone)
     with pytest.raises(ConfigError, match="how it is initialised cannot be guessed"):
         run_all.find_subjects([source], "random", 1)
@@ -294,7 +294,7 @@ def test_verify(functions, capsys):
     assert "ResNets only" in card["not checked"]
     assert main(["verify", "timm:resnet18?pretrained=false", "--json"]) == 0
     card = json.loads(capsys.readouterr().out)
-    assert (card["architecture"], card["file_sha256"]) == ("resnet18", "no file of its own")
+    assert (card["architecture"], card["file_sha256"]) == ("resnet18", "no file")
 
 
 CELLS = "imagenet_knn,imagenet_linear,imagenet_semi10,imagenet_uniformity,voc0712_detection"
@@ -303,7 +303,7 @@ FIELDS = ["imagenet_knn.k=[3]", "imagenet_knn.headline_k=3", "imagenet_linear.ep
 
 
 def measure(ckpt, image_folder, out, fields=()):
-    """Records by cell of every protocol that takes any network, and of one that does not."""
+    """Return records by cell for every protocol that supports any network, and one that does not."""
     any_data = [f"{cell}.data.expect=any" for cell in CELLS.split(",")]
     arguments = ["--ckpt", ckpt, "--data", f"imagenet={image_folder}", "--data", f"voc={image_folder}", "--seeds", "1"]
     code = run_all.main([*arguments, "--tasks", CELLS, "--out", str(out), *any_data, *FIELDS, *fields])

@@ -1,4 +1,4 @@
-"""Files of the field's libraries: their own models saved their own way, and the layouts that their sources document."""
+"""Files of other libraries: their models, saved their way, and the layouts in their sources."""
 
 import json
 import re
@@ -17,14 +17,14 @@ from model_zoo.architecture import Architecture
 from model_zoo.load import load
 from model_zoo.resnet import build
 
-pytestmark = pytest.mark.slow  # the libraries it reads take seconds to import
+pytestmark = pytest.mark.slow  # the libraries take seconds to import
 
 ARCH = Architecture(name="resnet18", width=0.25)
 X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def unlike_fresh(module):
-    """Statistics and affine parameters that are those of no fresh network."""
+    """Set statistics and affine parameters that no fresh network has."""
     generator = torch.Generator().manual_seed(1)
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -66,7 +66,7 @@ def under(prefix, tensors):
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
-# ---------------------------------------------------------------- built by the library, saved its own way
+# ---------------------------------------------------------------- built and saved by the library
 
 
 @pytest.mark.parametrize(("name", "ending"), [("resnet18", "pth"), ("resnet50", "safetensors")])
@@ -83,7 +83,7 @@ def test_timm(tmp_path, name, ending):
 
 @torch.no_grad()
 def test_timm_by_name(tmp_path, monkeypatch):
-    """timm's own loading, its weights from a file in place of the hub."""
+    """Let timm load its weights from a file instead of the hub."""
     model = unlike_fresh(timm.create_model("resnet18", num_classes=1000))
     torch.save(model.state_dict(), tmp_path / "r18.pth")
     own = {"file": str(tmp_path / "r18.pth"), "mean": (0.1, 0.2, 0.3)}
@@ -118,7 +118,7 @@ def test_transformers(tmp_path, name):
 
 
 def test_timm_without_such_weights():
-    with pytest.raises(CheckpointError, match="timm:none_such: timm has no such weights at hand"):
+    with pytest.raises(CheckpointError, match="timm:none_such: timm cannot get these weights"):
         load("timm:none_such")
 
 
@@ -134,7 +134,7 @@ def test_torchvision(tmp_path, name, zipped):
 @pytest.mark.parametrize("whole", [True, False])
 @torch.no_grad()
 def test_lightly(tmp_path, whole):
-    """MoCo with lightly's heads and momentum copy: the network whole as in its benchmarks, or its children's numbers."""
+    """MoCo with lightly's heads and momentum copy: a named network as in its benchmarks, or numbered children."""
     heads = pytest.importorskip("lightly.models.modules.heads")
     from lightly.models.utils import deactivate_requires_grad
 
@@ -163,7 +163,7 @@ def test_lightly(tmp_path, whole):
 @pytest.mark.slow
 @torch.no_grad()
 def test_lightnings_own_checkpoint(tmp_path):
-    """Written by Lightning's trainer with hyper-parameters that are no tensors, read without Lightning's classes."""
+    """Lightning's trainer writes hyper-parameters that are not tensors; we read them without its classes."""
     lightning = pytest.importorskip("pytorch_lightning")
 
     class Module(lightning.LightningModule):
@@ -184,7 +184,7 @@ def test_lightnings_own_checkpoint(tmp_path):
 
 
 def test_a_folder_of_the_hub(tmp_path, state):
-    """`from_pretrained`'s folder: what the images want is read from it, where a block's stride lies, too."""
+    """Input and stride placement are read from a folder for `from_pretrained`."""
     bottleneck = build(Architecture(name="resnet50", width=0.25), seed=0).state_dict()
     tensors = formats.modules()["huggingface"].example(bottleneck, Architecture(name="resnet50", width=0.25))
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
@@ -206,13 +206,13 @@ def test_huggingface_safetensors(tmp_path, state):
     assert all(torch.equal(backbone.state[name], state[name]) for name in state)
 
 
-# ---------------------------------------------------------------- as their sources document them
+# ---------------------------------------------------------------- documented in their sources
 
 H = torch.zeros(8, 8)
 
 
 def documented(s, t):
-    """(layout, file) by family, around the network `s` and its twin `t`."""
+    """Return (layout, file) by family, with the network `s` and its twin `t`."""
     blocks = {"conv1": "0.Conv", "bn1": "0.bn"}
     sequence = dict(nn.Sequential(*list(unlike_fresh(build(ARCH, seed=0)).children())).state_dict())
     return {
@@ -317,7 +317,7 @@ def test_copies_that_differ_in_a_bias_or_a_statistic_are_refused(write, state, n
 
 def test_both_old_and_new_names_in_one_lightning_file_are_refused(write, state, twin):
     tensors = {**under("backbone.", state), **under("encoder.", twin)}
-    with pytest.raises(CheckpointError, match="holds two networks"):
+    with pytest.raises(CheckpointError, match="contains two networks"):
         load(write({"pytorch-lightning_version": "2", "state_dict": tensors}))
 
 
@@ -334,7 +334,7 @@ def test_the_nearest_layouts_are_named(write, state, prefix, near):
     with pytest.raises(CheckpointError) as caught:
         load(write({"state_dict": under(prefix, state)}))
     text = str(caught.value)
-    assert f"'{prefix}'" in text, "what was seen"
+    assert f"'{prefix}'" in text, "the prefix is named"
     assert near in re.search(r"nearest: ([^;]*);", text)[1]
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint is a sound backbone or one clear sentence that names the file and the trouble."""
+"""A checkpoint gives a sound backbone, or one clear sentence that names the file and the problem."""
 
 import functools
 import os
@@ -18,7 +18,7 @@ from model_zoo.backbone import FORMAT, save
 from model_zoo.load import UNKNOWABLE, default_name, load
 from model_zoo.resnet import build
 
-ARCH = {"name": "resnet18", "width": 0.25}  # narrow: quickly written
+ARCH = {"name": "resnet18", "width": 0.25}  # narrow, so that it is written quickly
 
 
 @functools.cache
@@ -45,7 +45,7 @@ def write(tmp_path):
 
 
 def refusal(path):
-    """The sentence; it starts with the file."""
+    """Return the error, which starts with the file."""
     with pytest.raises(CheckpointError) as caught:
         load(path)
     text = str(caught.value)
@@ -54,7 +54,7 @@ def refusal(path):
     return text.removeprefix(f"{path}: ")
 
 
-# ---------------------------------------------------------------- files that are no checkpoints
+# ---------------------------------------------------------------- files that are not checkpoints
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -63,12 +63,12 @@ def test_missing_file(tmp_path, suffix):
 
 
 def test_folder(tmp_path, state):
-    assert "is a folder, and no checkpoint lies in it" in refusal(tmp_path)
+    assert "is a folder without a checkpoint" in refusal(tmp_path)
     for name in ("b.pth", "a.ckpt", ".hidden.pth", "notes.txt"):
         (tmp_path / name).touch()
     assert refusal(tmp_path) == f"is a folder; give the checkpoint file in it: {tmp_path}/a.ckpt or {tmp_path}/b.pth"
     (tmp_path / "model.pth").touch()
-    assert refusal(tmp_path).endswith(f": {tmp_path}/model.pth"), "a pretraining's own"
+    assert refusal(tmp_path).endswith(f": {tmp_path}/model.pth"), "the folder of a pretraining"
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -136,7 +136,7 @@ def test_harmless_objects_beside_the_tensors_are_passed_over(write, state):
     assert torch.equal(load(path).state["conv1.weight"], state["conv1.weight"])
 
 
-# ---------------------------------------------------------------- tensors that are no backbone
+# ---------------------------------------------------------------- tensors that are not a backbone
 
 
 def change(name, tensor):
@@ -168,19 +168,19 @@ DAMAGE = {
         change("layer2.0.conv2.weight", torch.zeros(32, 32, 1, 1)),
         r"'layer2\.0\.conv2\.weight' has shape \(32, 32, 1, 1\), resnet18 needs \(32, 32, 3, 3\)",
     ),
-    "NaN": (put_at("layer1.0.bn1.weight", torch.nan), r"'layer1\.0\.bn1\.weight' holds NaN or infinite"),
-    "infinite": (put_at("conv1.weight", -torch.inf), r"'conv1\.weight' holds NaN or infinite"),
+    "NaN": (put_at("layer1.0.bn1.weight", torch.nan), r"'layer1\.0\.bn1\.weight' has NaN or infinite"),
+    "infinite": (put_at("conv1.weight", -torch.inf), r"'conv1\.weight' has NaN or infinite"),
     "overflow in float32": (
         change("layer1.0.bn1.weight", lambda t: t.double() * 1e300),
-        r"'layer1\.0\.bn1\.weight' holds NaN or infinite",
+        r"'layer1\.0\.bn1\.weight' has NaN or infinite",
     ),
     "one negative variance": (
         put_at("bn1.running_var", -1e-6),
-        r"'bn1\.running_var' has 1 variances that are negative",
+        r"'bn1\.running_var' has 1 negative variances",
     ),
     "negative variance": (
         change("layer4.1.bn2.running_var", lambda t: -t),
-        r"'layer4\.1\.bn2\.running_var' has 128 variances that are negative",
+        r"'layer4\.1\.bn2\.running_var' has 128 negative variances",
     ),
     "integers": (change("layer1.1.conv1.weight", lambda t: t.to(torch.int64)), r"layer1\.1\.conv1\.weight.*int64"),
     "leftover": (change("attention.weight", torch.zeros(3)), r"1 tensors left over .*attention\.weight"),
@@ -192,7 +192,7 @@ DAMAGE = {
     "3x3 stem": (change("conv1.weight", torch.zeros(64, 3, 3, 3)), r"conv1 is 3x3.*max-pool.*stem"),
     "another depth": (
         several(*(key for key in make_state() if key.startswith("layer4.1."))),
-        r"basic blocks \[2, 2, 2, 1\] per stage are no ResNet known here \(resnet18, resnet34",
+        r"basic blocks \[2, 2, 2, 1\] per stage are not those of a known ResNet \(resnet18, resnet34",
     ),
     "a gap in a stage": (
         several(*(key for key in make_state() if key.startswith("layer3.0."))),
@@ -230,7 +230,7 @@ def test_basic_and_bottleneck_blocks_are_told_apart(write):
     short = {key: tensor for key, tensor in r50.items() if not re.match(r"layer3\.[45]\.", key)}
     assert "bottleneck blocks [3, 4, 4, 3]" in refusal(write(short))
     narrow = ResNet(Bottleneck, [3, 4, 6, 3], width_per_group=8)
-    assert "has shape" in refusal(write(narrow.state_dict())), "narrow (or wide) by its 3x3 only is no width"
+    assert "has shape" in refusal(write(narrow.state_dict())), "a narrow (or wide) 3x3 alone is not a width"
 
 
 def test_width_is_read_from_the_tensors(write):
@@ -249,19 +249,19 @@ def test_unknown_prefix_is_named(write, state):
 
 def test_other_tensors_are_described(write):
     assert "none named as in a ResNet: blocks.0.attn" in refusal(write({"blocks.0.attn": torch.zeros(2)}))
-    assert "holds a list" in refusal(write([1, 2]))
+    assert "contains a list" in refusal(write([1, 2]))
     assert "no tensors under its keys weights" in refusal(write({"weights": 3}))
 
 
 def test_two_layouts_in_one_file_are_refused(write, state):
     twin = {f"module.{key}": tensor for key, tensor in make_state(seed=9).items()}
     text = refusal(write({"state_dict": twin, "model": state}))
-    assert "holds two networks, under 'state_dict' after 'module.' and under 'model'" in text
+    assert "contains two networks, under 'state_dict' after 'module.' and under 'model'" in text
     assert text.endswith("add --key state_dict or --key model")
 
 
 def test_two_networks_of_one_layout_are_refused(write, state):
-    """Neither of two different networks may be taken silently."""
+    """Neither of two different networks may be chosen silently."""
     assert refusal(write({"state_dict": state, "model": make_state(seed=9)}))
 
 
@@ -272,11 +272,11 @@ def test_known_prefixes(write, state, prefix, key):
     tensors[f"{prefix}fc.weight"] = torch.zeros(10, 128)
     backbone = load(write({key: tensors} if key else tensors))
     assert all(torch.equal(backbone.state[name], state[name]) for name in state)
-    assert any(f"{prefix}fc.weight" in note for note in backbone.notes), "what was dropped is said"
+    assert any(f"{prefix}fc.weight" in note for note in backbone.notes), "a note names what was dropped"
 
 
 def test_a_neck_with_a_norm_called_bn1_is_dropped(write, state):
-    """mmselfsup's NonLinearNeck of three layers holds fc0, bn0, fc1, bn1, fc2."""
+    """mmselfsup's NonLinearNeck of three layers has fc0, bn0, fc1, bn1, fc2."""
     neck = {"neck.fc0.weight": torch.zeros(8, 128), "neck.bn0.weight": torch.ones(8), "neck.bn1.weight": torch.ones(8)}
     backbone = load(write({"state_dict": {**{f"backbone.{k}": t for k, t in state.items()}, **neck}}))
     assert torch.equal(backbone.state["bn1.weight"], state["bn1.weight"])
@@ -331,7 +331,7 @@ def test_our_format_with_something_that_is_no_tensor(write, state, value):
     assert "bn1.weight" in refusal(write(whole))
 
 
-# ---------------------------------------------------------------- sound files in other clothes
+# ---------------------------------------------------------------- sound files in other forms
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -486,7 +486,7 @@ def test_default_names(path, name):
 
 
 def test_default_names_keep_different_files_apart():
-    """Backbones of one name become one row with mean and spread: a decimal point must not merge two settings."""
+    """Backbones with one name become one row with mean and spread, so a decimal point must not merge two settings."""
     assert default_name(Path("runs/lambda_b0.25.pth")) != default_name(Path("runs/lambda_b0.5.pth"))
 
 

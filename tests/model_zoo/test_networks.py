@@ -1,4 +1,4 @@
-"""Which network of a file is the backbone: every other one is named, and the words that choose it work when typed."""
+"""Finding the backbone in a file: other networks are named, and the suggested options work when typed."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ from model_zoo.load import load
 from model_zoo.recognise import recognise
 from tests.builders.backbones import make_backbone
 
-pytestmark = pytest.mark.slow  # writes and reads some hundred checkpoints
+pytestmark = pytest.mark.slow  # writes and reads about a hundred checkpoints
 
 TINY = make_backbone("resnet18")
 MINE = TINY.state
@@ -27,12 +27,12 @@ def under(prefix, state=MINE):
 
 
 def shadow(state=OTHER):
-    """An average of the parameters alone."""
+    """Return an average of the parameters only."""
     return {name: state[name] for name in PARAMETERS}
 
 
 def put(path, value, beside=None):
-    """{"a": {"b": value}} of `a.b`, a list where a part is a number."""
+    """Return {"a": {"b": value}} for `a.b`, with a list for a number."""
     *outer, last = path.split("/")
     found = [value] if last == "0" else {last: value}
     for key in reversed(outer):
@@ -54,7 +54,7 @@ def refusal(obj, choice=None):
 
 
 def typed(text):
-    """The choices that a sentence offers, as a shell would split them."""
+    """Return the choices that an error offers, split as by a shell."""
     words = shlex.split(re.search(r": add (.*?)(?:; nearest|; known|$)", text)[1])
     choices, now = [], {}
     for word, value in zip(words, [*words[1:], None], strict=True):
@@ -66,7 +66,7 @@ def typed(text):
     return [Choice(**each) for each in [*choices, now]]
 
 
-# ---------------------------------------------------------------- one network, wherever it lies and whatever wraps it
+# ---------------------------------------------------------------- one network, at any place and in any wrapper
 
 KEYS = ["", "state_dict", "model", "model_state_dict", "net", "module", "model_state", "student", "teacher", "network",
         "params", "weights", "backbone", "a/b/c/d", "models/0", "ema/state", "state_dict/model"]  # fmt: skip
@@ -142,24 +142,24 @@ PAIRS = {
 @pytest.mark.parametrize("kind", PAIRS)
 def test_a_second_network_is_refused_and_the_words_choose(kind):
     text = refusal(PAIRS[kind])
-    assert "holds two networks, " in text
+    assert "contains two networks, " in text
     first, second = typed(text)
     found = recognise(PAIRS[kind], first)
     assert is_mine(found), first
-    assert any("passed over" in note for note in found.notes), "what was not chosen is named"
+    assert any("skipped" in note for note in found.notes), "the other network is named"
     state = recognise(PAIRS[kind], second).found.state
     assert not torch.equal(state["conv1.weight"], MINE["conv1.weight"]), second
 
 
 def test_both_places_are_named():
     assert refusal(PAIRS["model_ema"]).startswith(
-        "holds two networks, under 'model' and under 'model_ema' after 'module.': add --key model or --key model_ema"
+        "contains two networks, under 'model' and under 'model_ema' after 'module.': add --key model or --key model_ema"
     )
 
 
 def test_three_networks():
     text = refusal({"a": MINE, "b": OTHER, "c": make_backbone("resnet18", seed=2).state})
-    assert "holds three networks, under 'a' and under 'b' and under 'c': add --key a or --key b or --key c" in text
+    assert "contains three networks, under 'a' and under 'b' and under 'c': add --key a or --key b or --key c" in text
 
 
 @pytest.mark.parametrize("kind", ["list", "by parameter", "shadow_params"])
@@ -199,9 +199,9 @@ def test_what_is_no_second_network(kind):
 def test_copies_that_are_equal_to_the_bit_are_one(second):
     copy = {name: tensor.clone() for name, tensor in MINE.items()}
     found = recognise({"model": MINE, second: {"x": copy} if second == "deep" else copy})
-    assert is_mine(found) and any("stored 2 times, equal to the bit" in note for note in found.notes)
+    assert is_mine(found) and any("stored 2 times, bitwise equal" in note for note in found.notes)
     copy["layer4.1.bn2.running_var"][0] *= 1 + 1e-6
-    assert "holds two networks" in refusal({"model": MINE, second: {"x": copy} if second == "deep" else copy})
+    assert "contains two networks" in refusal({"model": MINE, second: {"x": copy} if second == "deep" else copy})
 
 
 def test_one_dictionary_under_two_keys_is_one():
@@ -224,9 +224,7 @@ RULES = {
 def test_a_published_rule_stands_and_says_what_it_passed_over(layout):
     found = recognise(RULES[layout])
     assert found.layout == layout and is_mine(found)
-    assert [
-        note for note in found.notes if note.startswith(f"passed over by the rule of layout '{layout}': the network ")
-    ]
+    assert [note for note in found.notes if note.startswith(f"skipped by the rule of layout '{layout}': the network ")]
 
 
 def test_haikus_target_network():
@@ -245,7 +243,7 @@ def test_a_rule_does_not_cover_a_third_network():
 
 
 class ModelEMA:
-    """As trainers write it: an object of their own around the averaged network."""
+    """Trainers pickle the averaged network inside an object of their own class."""
 
     def __init__(self, module):
         self.updates, self.module = 3, module
@@ -258,7 +256,7 @@ def test_a_second_network_that_is_left_unread_is_refused(tmp_path, kind):
     torch.save({"model": dict(MINE), "ema": ModelEMA(averaged) if kind == "an object" else averaged}, path)
     with pytest.raises(CheckpointError) as caught:
         load(path)
-    assert "holds two networks, under 'model' and, left unread (" in str(caught.value)
+    assert "contains two networks, under 'model' and, left unread (" in str(caught.value)
     assert "), 'ema': add --key model to take the first" in str(caught.value)
     assert load(path, choice=Choice("model")).weights_sha256 == TINY.weights_sha256
 
@@ -305,7 +303,7 @@ def test_what_is_outside_the_prefix_is_counted_and_what_is_below_is_not_forgiven
     assert found.advice.endswith("add --key state_dict --prefix model.")
     chosen = recognise(obj, Choice("state_dict", "model."))
     assert is_mine(chosen) and not chosen.found.leftover
-    assert "2 tensors outside the prefix 'model.' are passed over, as asked" in chosen.notes
+    assert "2 tensors outside the prefix 'model.' are skipped, as requested" in chosen.notes
     obj["state_dict"]["model.attention.weight"] = H
     assert recognise(obj, Choice("state_dict", "model.")).found.leftover == ("attention.weight",)
     assert not recognise(obj, Choice("state_dict", "model.")).advice
@@ -314,7 +312,7 @@ def test_what_is_outside_the_prefix_is_counted_and_what_is_below_is_not_forgiven
 @pytest.mark.parametrize(
     ("choice", "words"),
     [
-        (Choice("statedict"), "has no 'statedict' (--key); tensors lie under: 'state_dict' (126), 'ema.x' (126); "
+        (Choice("statedict"), "has no 'statedict' (--key); tensors are under: 'state_dict' (126), 'ema.x' (126); "
                               "did you mean 'state_dict'?"),
         (Choice("state_dict.net.conv1.weight"), "is not a dictionary but a Tensor"),
         (Choice("epoch"), "'epoch' (--key) is not a dictionary but a int"),
@@ -323,7 +321,7 @@ def test_what_is_outside_the_prefix_is_counted_and_what_is_below_is_not_forgiven
         (Choice("\x1b[2J"), r"has no '\x1b[2J'"),
         (Choice("x" * 5000), "has no 'xxx"),
         (Choice(".".join("a" * 2000)), "has no 'a.a."),
-        (Choice(None, "student."), "begins with 'student.' (--prefix); ResNet names stand after: 'net.' (126), '' (126)"),
+        (Choice(None, "student."), "begins with 'student.' (--prefix); prefixes of ResNet names: 'net.' (126), '' (126)"),
         (Choice("ema.x", "net."), "no tensor's name begins with 'net.'"),
         (Choice("ema"), "TAKEN"),
     ],

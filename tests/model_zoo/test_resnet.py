@@ -1,4 +1,4 @@
-"""The trunk against torchvision's and timm's own ResNets."""
+"""The trunk equals torchvision's and timm's ResNets."""
 
 import functools
 
@@ -24,7 +24,7 @@ from model_zoo.resnet import (
 
 
 def shake(module, seed=1):
-    """Norms with statistics and weights of their own, so that nothing is an identity by chance."""
+    """Give the norms random statistics and weights, so that none is an identity by chance."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for part in module.modules():
@@ -90,7 +90,7 @@ def test_initialised_as_torchvision_under_the_same_seed(name, fields):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_trains_as_torchvision_to_the_bit(name):
-    """Statistics and gradients too: pretrained weights must not depend on whose blocks these are."""
+    """Statistics and gradients are equal, too: pretrained weights must not depend on the implementation."""
     ours, theirs = build(Architecture(name=name), seed=5), getattr(torchvision.models, name)()
     theirs.fc = nn.Identity()
     theirs.load_state_dict(ours.state_dict())
@@ -118,7 +118,7 @@ def test_timm_weights_give_timms_features(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(LAYERS))
 def test_expected_shapes_are_torchvisions(name):
-    with torch.device("meta"):  # timm has the depths that torchvision has not
+    with torch.device("meta"):  # timm has depths that torchvision lacks
         theirs = without_head(getattr(torchvision.models, name, functools.partial(timm.create_model, name))())
     assert list(expected_shapes(Architecture(name=name)).items()) == [(k, tensor.shape) for k, tensor in theirs.items()]
 
@@ -171,8 +171,8 @@ def test_stride_in_1x1_moves_the_stride(x):
 def test_pool_padding_end(x):
     end = build(Architecture(name="resnet18", pool_padding="end"), seed=0)
     symmetric = build(Architecture(name="resnet18"), seed=0)
-    maps = torch.randn(1, 4, 32, 32) - 5  # negative: a padding with zeros would show
-    expected = F.max_pool2d(maps, 3, 2, ceil_mode=True)  # windows start at 0, the last one reaches over the end
+    maps = torch.randn(1, 4, 32, 32) - 5  # negative, so that a padding with zeros is visible
+    expected = F.max_pool2d(maps, 3, 2, ceil_mode=True)  # windows start at 0; the last one exceeds the end
     assert torch.equal(end.maxpool(maps), expected)
     assert not torch.equal(symmetric.maxpool(maps), expected)
     assert set(end.state_dict()) == set(symmetric.state_dict())
@@ -211,12 +211,12 @@ def test_there_is_no_head():
 
 
 def tensorflow_same(x, kernel, stride, reduce):
-    """A second way: every output from its own window, placed by TensorFlow's formula, cells outside left out."""
+    """Second implementation: each output from its window, placed by TensorFlow's formula, without cells outside."""
     sides = x.shape[-2:]
     counts = [-(-side // stride) for side in sides]
     before = [
         max(kernel - stride if side % stride == 0 else kernel - side % stride, 0) // 2 for side in sides
-    ]  # tensorflow.org/api_docs/python/tf/nn: padding, in its other form
+    ]  # tensorflow.org/api_docs/python/tf/nn: padding, in an equivalent form
     rows = []
     for i in range(counts[0]):
         row = []
@@ -241,7 +241,7 @@ def test_same_padding_is_tensorflows(kernel, sides):
 
     torch.testing.assert_close(conv(x), tensorflow_same(x, kernel, 2, convolve))
     pool = SameMaxPool2d(kernel, 2)
-    x = x - 5  # negative: a padding with zeros would show
+    x = x - 5  # negative, so that a padding with zeros is visible
     assert torch.equal(pool(x), tensorflow_same(x, kernel, 2, lambda window, y, z: window.amax((-2, -1))))
 
 
@@ -268,14 +268,14 @@ def test_a_trunk_with_tensorflows_padding(name, x):
         assert [s.shape for s in a] == [s.shape for s in b]
         assert not torch.allclose(a[0], b[0])
         y = F.relu(same.bn1(F.conv2d(F.pad(x, (2, 3, 2, 3)), usual.conv1.weight, stride=2)))
-        y = F.max_pool2d(F.pad(y, (0, 1, 0, 1)), 3, 2)  # after a ReLU zeros pad as minus infinity does
+        y = F.max_pool2d(F.pad(y, (0, 1, 0, 1)), 3, 2)  # after a ReLU, zeros and minus infinity pad alike
         torch.testing.assert_close(b[0], usual.layer1(y))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_a_wide_stem(name, tmp_path, x):
-    """SwAV's w2 and SimCLR's 2x widen the stem too; both widths can be told from the tensors."""
+    """SwAV's w2 and SimCLR's 2x widen the stem, too; the tensors show both widths."""
     arch = Architecture(name=name, width=2.0, stem_width=2.0)
     trunk = build(arch, seed=0).eval()
     assert trunk.conv1.weight.shape == (128, 3, 7, 7)
@@ -290,7 +290,7 @@ def test_a_wide_stem(name, tmp_path, x):
 
 
 def test_the_usual_padding_leaves_no_trace_in_a_record():
-    """Records made before the field existed keep their identity."""
+    """Records from before the field existed keep their identity."""
     plain = Architecture(name="resnet50")
     assert set(plain.model_dump(mode="json")) == {"name", "width", "stem", "stride_in_1x1", "pool_padding"}
     same = Architecture(name="resnet50", conv_padding="same")

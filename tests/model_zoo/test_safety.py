@@ -1,4 +1,4 @@
-"""Files that attack whoever reads them: refused with a sentence, and nothing of theirs is run."""
+"""Files that attack their reader are refused with a sentence, and none of their code runs."""
 
 import builtins
 import collections
@@ -20,7 +20,7 @@ from model_zoo.resnet import build
 
 
 class Call:
-    """Pickles as a call of `function`."""
+    """An object that pickles as a call of `function`."""
 
     def __init__(self, function, *arguments):
         self.call = (function, arguments)
@@ -78,12 +78,12 @@ def test_code_in_every_container(tmp_path, trap, state, name, container):
                 archive.writestr("inner/model.pkl", data)
     text = refusal(path)
     assert "left unread, nothing was run" in text
-    assert name.rpartition(".")[2] in text, "what was left unread is named"
+    assert name.rpartition(".")[2] in text, "the unread object is named"
     assert not trap.exists()
 
 
 def pickled_with_id(identity):
-    """A pickle whose one value is the persistent id `identity`, which may itself hold anything."""
+    """Return a pickle of one value with the persistent id `identity`, which may contain anything."""
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, value):
@@ -126,7 +126,7 @@ def test_a_bomb_in_torchs_container(tmp_path):
 
 
 def spoil(path, offset, new):
-    """Write `new` into every entry of a zip archive's index, where torch's reader does not look."""
+    """Write `new` into every entry of a zip archive's index, which torch's reader ignores."""
     data, at = bytearray(path.read_bytes()), 0
     while (at := data.find(b"PK\x01\x02", at)) >= 0:
         where = at + (46 + struct.unpack_from("<H", data, at + 28)[0] if offset == "extra" else offset)
@@ -137,7 +137,7 @@ def spoil(path, offset, new):
 
 @pytest.fixture
 def script(tmp_path):
-    """A TorchScript program in an archive that Python's zipfile reads, one extra field per entry."""
+    """Write a TorchScript program in an archive that Python's zipfile reads, one extra field per entry."""
     torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)).save(tmp_path / "plain.pt")
     path = tmp_path / "m.pth"
     with zipfile.ZipFile(tmp_path / "plain.pt") as old, zipfile.ZipFile(path, "w") as new:
@@ -152,7 +152,7 @@ def script(tmp_path):
     ("offset", "new"), [("extra", struct.pack("<HH", 1, 99)), (6, struct.pack("<H", 99)), (46, b"\xff\xff")]
 )
 def test_a_program_in_an_archive_that_only_torch_can_read(script, monkeypatch, offset, new):
-    """A spoilt extra field, a version of zip to come, a name that is no text: what cannot be looked into is refused."""
+    """Unreadable archives are refused: a damaged extra field, a future zip version, a name that is not text."""
     jit = []
     monkeypatch.setattr(torch.jit, "load", lambda *_, **__: jit.append(1))
     assert "is a TorchScript program" in refusal(script)
@@ -172,7 +172,7 @@ def test_a_bomb_in_an_archive(tmp_path):
 
 
 def test_an_archive_that_lies_about_sizes(tmp_path):
-    """The announced size is small; what is read is never more than it announces."""
+    """The announced size is small; the reader never reads more."""
     path = tmp_path / "m.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("m.pth", bytes(10 << 20))
@@ -192,7 +192,7 @@ def test_names_that_lead_out_of_the_folder(tmp_path, name):
 
 
 def test_an_archive_of_one_checkpoint_is_read(tmp_path, state):
-    """As OBoW's are published, with a folder in it."""
+    """OBoW's archives are published like this, with a folder inside."""
     torch.save({"network": {**state, "fc.weight": torch.zeros(8, 128)}}, tmp_path / "inner.pth.tar")
     with zipfile.ZipFile(tmp_path / "obow.zip", "w") as archive:
         archive.writestr("ImageNetFull/README.txt", "words")
@@ -231,7 +231,7 @@ def test_a_pickle_that_nests_without_end(tmp_path):
 
 
 def test_haikus_mappings_and_states_are_read_without_haiku(tmp_path, state):
-    """The names stand in the file as dm-haiku and byol/byol_experiment.py pickle them; none of them is imported."""
+    """The file has the names that dm-haiku and byol/byol_experiment.py pickle; none is imported."""
     from model_zoo import formats
 
     example = formats.modules()["haiku"].example(state, Architecture(name="resnet18", width=0.25))["experiment_state"]

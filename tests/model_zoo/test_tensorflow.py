@@ -1,4 +1,4 @@
-"""SimCLR's TensorFlow variables: the order in which they are created, their containers, what is dropped."""
+"""SimCLR's TensorFlow variables: the order of their creation, their containers, dropped variables."""
 
 import pickle
 
@@ -26,7 +26,7 @@ def variables(state):
 
 
 def test_a_blocks_projection_comes_before_its_first_convolution(state, variables):
-    """google-research/simclr resnet.py; the numbers were read there, not derived from our table."""
+    """The numbers are from google-research/simclr resnet.py, not derived from our table."""
     for theirs, ours in {
         "conv2d": "conv1",
         "conv2d_1": "layer1.0.downsample.0",

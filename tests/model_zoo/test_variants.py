@@ -1,4 +1,4 @@
-"""Wide ResNet, ResNeXt and ResNet-C, -D, -S and -T: read from weights alone, and equal to torchvision's and timm's own."""
+"""Wide ResNet, ResNeXt and ResNet-C, -D, -S and -T: inferred from weights, and equal to torchvision's and timm's."""
 
 import pytest
 import timm
@@ -21,7 +21,7 @@ slow = pytest.mark.slow
 
 
 def shaken(module, seed=1):
-    """Norms with statistics and weights of their own, so that nothing is an identity by chance."""
+    """Give the norms random statistics and weights, so that none is an identity by chance."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for part in module.modules():
@@ -47,7 +47,7 @@ RARER = {
     "resnet50c": ("resnet50", {"stem": "deep"}),
     "resnet200": ("resnet200", {}),
 }
-ONLY_NAMED = {  # other depths and widths of those above
+ONLY_NAMED = {  # other depths and widths of the variants above
     "wide_resnet101_2": ("resnet101", {"base_width": 128}),
     "resnext101_32x8d": ("resnet101", {"groups": 32, "base_width": 8}),
     "resnext101_64x4d": ("resnet101", {"groups": 64, "base_width": 4}),
@@ -66,9 +66,9 @@ def wanted(name):
 
 
 def theirs(name):
-    """timm's or torchvision's network, its stages' maps and pooled features of one batch."""
+    """Return timm's or torchvision's network, with its stages' maps and pooled features of one batch."""
     network = shaken(timm.create_model(name))
-    x = torch.randn(2, 3, 90, 70, generator=torch.Generator().manual_seed(2))  # odd sides on the way
+    x = torch.randn(2, 3, 90, 70, generator=torch.Generator().manual_seed(2))  # gives odd sides in between
     stages = IntermediateLayerGetter(network, {f"layer{i}": str(i) for i in range(1, 5)})
     with torch.no_grad():
         maps = list(stages(x).values())
@@ -92,7 +92,7 @@ def test_timms_weights_give_timms_function(name, tmp_path):
 
 @pytest.mark.parametrize("fields", [{"width_per_group": 128}, {"groups": 32, "width_per_group": 4}], ids=str)
 def test_wide_and_grouped_blocks_of_torchvision(fields, tmp_path):
-    """The kind in a depth that is quickly built; the published ones follow, slowly."""
+    """Test the kind at a small depth; slow tests cover the published depths."""
     network = shaken(torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, [2, 2, 2, 2], **fields))
     torch.save(network.state_dict(), tmp_path / "file.pth")
     found = load(tmp_path / "file.pth")
@@ -176,7 +176,7 @@ def test_fresh_layers_follow_one_rule():
     ids=str,
 )
 def test_everything_that_is_written_can_be_read(fields, tmp_path, capsys):
-    """Our own file, its card, and a random baseline that follows it."""
+    """Test our own file, its card, and a random baseline with its architecture."""
     arch = Architecture(name="resnet50", width=0.25, **fields)
     backbone = Backbone("x", arch, shaken(build(arch, seed=0)).state_dict(), InputSpec(size=64), "x", "x")
     save(tmp_path / "model.pth", backbone.state, arch, backbone.input)
@@ -191,7 +191,7 @@ def test_everything_that_is_written_can_be_read(fields, tmp_path, capsys):
 
 
 def test_the_young_fields_leave_no_trace_where_they_say_nothing():
-    """Records made before the fields existed keep their identity."""
+    """Records from before the fields existed keep their identity."""
     assert set(Architecture(name="resnet50").model_dump(mode="json")) == {
         "name", "width", "stem", "stride_in_1x1", "pool_padding",
     }  # fmt: skip
@@ -202,7 +202,7 @@ def test_the_young_fields_leave_no_trace_where_they_say_nothing():
     [("backbone.{}", "mmengine"), ("backbone.{}", "flat"), ("module.encoder.{}", "flat"), ("{}", "flat")],
 )
 def test_openmmlabs_deep_stem(key, container, tmp_path):
-    """mmpretrain's and mmdet's ResNetV1c and V1d keep the stem in `stem.0` to `stem.7`."""
+    """mmpretrain's and mmdet's ResNetV1c and V1d name the stem `stem.0` to `stem.7`."""
     arch = Architecture(name="resnet18", width=0.25, **D)
     state = shaken(build(arch, seed=0)).state_dict()
     tensors = {}
@@ -233,7 +233,7 @@ def test_timms_other_relatives_are_not(name):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"name": "resnet18", "groups": 2}, "basic blocks, which have neither groups nor base_width"),
+        ({"name": "resnet18", "groups": 2}, "basic blocks, which take neither groups nor base_width"),
         ({"name": "resnet34", "base_width": 128}, "basic blocks"),
         ({"width": 0.3}, r"width 0.3 is 19.2 planes, a whole number is needed; nearest: width 0.296875 \(19\)"),
         ({"width": 1e-9}, "a whole number is needed; nearest: width 0.015625"),
@@ -263,7 +263,7 @@ def test_images_are_not_divided_by_nothing(std):
 
 
 def test_a_sidecar_may_state_what_is_narrower(tmp_path):
-    """Narrower 3x3 convolutions belong to no published network: they are read where a sidecar says so."""
+    """No published network has narrower 3x3 convolutions: they need a sidecar."""
     state = build(Architecture(name="resnet50", base_width=8), seed=0).state_dict()
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=r"has shape \(8, 64, 1, 1\), resnet50 needs \(64, 64, 1, 1\)"):

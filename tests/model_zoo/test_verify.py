@@ -1,4 +1,4 @@
-"""What `verify` says of sound, untrained, collapsed and unusual backbones."""
+"""`verify` on sound, untrained, collapsed and unusual backbones."""
 
 import functools
 
@@ -15,13 +15,13 @@ ARCH = Architecture(name="resnet18", width=0.25)
 
 
 def trained_state():
-    """A new copy of `_trained`."""
+    """Return a new copy of `_trained`."""
     return {name: tensor.clone() for name, tensor in _trained().items()}
 
 
 @functools.cache
 def _trained():
-    """A network whose statistics are measured on the images, and whose weights left their initialisation."""
+    """Return a network with measured statistics and changed weights."""
     module = build(ARCH, seed=0).train()
     for i, tensor in enumerate(module.parameters()):
         if tensor.ndim == 4:

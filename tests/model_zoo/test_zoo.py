@@ -1,4 +1,4 @@
-"""Backbones by their names: loading, the command line, baselines of a benchmark. No network: a folder of one's own."""
+"""Zoo backbones by name: loading, the command line, baselines of a benchmark. No network access, only a local folder."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ def make(name="some_r18", **fields):
 
 @pytest.fixture
 def zoo(tmp_path, monkeypatch):
-    """A zoo of two entries, one of them with its file at hand."""
+    """Create a zoo of two entries; one has a local file."""
     state = build(ARCH, seed=3).state_dict()
     folder = tmp_path / "mine"
     folder.mkdir()
@@ -53,7 +53,7 @@ def test_a_name_gives_the_backbone_with_what_the_entry_states(zoo):
 
 
 def test_what_a_layout_states_stands_where_the_entry_says_nothing(tmp_path, monkeypatch):
-    """TensorFlow's padding and pixels in [0, 1] of SimCLR's layout, without an entry and with one."""
+    """SimCLR's layout implies TensorFlow's padding and pixels in [0, 1], with and without an entry."""
     from model_zoo.formats import simclr_tensorflow
 
     name = Architecture(name="resnet18")
@@ -102,7 +102,7 @@ def test_download(zoo, tmp_path, capsys, monkeypatch):
     assert main(["download", "some_r18", "other_r18"]) == 1, "one of them failed"
     assert "FAILED other_r18" in capsys.readouterr().err
     monkeypatch.setattr(fetch, "places", lambda entry: [] if entry.by_hand else ["somewhere"])
-    assert main(["download", "--all"]) == 0, "what a program cannot fetch is left out"
+    assert main(["download", "--all"]) == 0, "files that a program cannot fetch are skipped"
     for wrong in ([], ["some_r18", "--all"]):
         with pytest.raises(BackbenchError, match="names of entries, or --all"):
             main(["download", *wrong])
@@ -179,7 +179,7 @@ def test_words_need_no_torch(command):
 
 
 def test_a_file_of_the_user_is_found_without_a_download(tmp_path, monkeypatch):
-    """Under the published name too: a dry run does not announce its download."""
+    """The published name works, too: a dry run does not announce a download."""
     monkeypatch.setenv("BACKBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("BACKBENCH_ZOO", str(tmp_path))
     fields = {"method": "Some", "arch": Architecture(name="resnet50"), "pretrained_on": "ImageNet"}
@@ -193,7 +193,7 @@ def test_a_file_of_the_user_is_found_without_a_download(tmp_path, monkeypatch):
 
 
 def test_a_checksum_is_computed_once_until_the_file_changes(tmp_path, monkeypatch):
-    """A dry run and the load after it share it; a changed file is refused."""
+    """A dry run and the load after it share the checksum; a changed file is refused."""
     computed = []
     digest = hashes.file_digest
     monkeypatch.setattr(hashes, "file_digest", lambda *given: computed.append(given) or digest(*given))

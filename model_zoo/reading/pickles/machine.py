@@ -105,7 +105,7 @@ class Machine:
         self.containers += 1
         if self.containers > _CONTAINERS:
             raise CheckpointError(
-                f"its pickle holds more than {_CONTAINERS:,} containers, more than any checkpoint; refused"
+                f"its pickle contains more than {_CONTAINERS:,} containers, more than any checkpoint; refused"
             )
         self.stack.append(value)
 

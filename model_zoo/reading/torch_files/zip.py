@@ -29,7 +29,7 @@ def read(archive: Archive, names: Names) -> Any:
         CheckpointError: damaged, a TorchScript program, or more than one pickle.
     """
     if any(name.endswith("constants.pkl") or "/code/" in name for name in archive.names):
-        raise CheckpointError("is a TorchScript program, which holds code; save its state_dict() instead")
+        raise CheckpointError("is a TorchScript program, which contains code; save its state_dict() instead")
     pickles = [name for name in archive.names if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise CheckpointError(
