@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backbench import plugins
-from backbench.errors import BackbenchError, CheckpointError, run_cli
+from backbench.errors import BackbenchError, CheckpointError, run_cli, writing
 from backbench.printable import printable
 from model_zoo import export
 from model_zoo.choice import add_options, of_arguments
@@ -75,7 +75,6 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from backbench.errors import writing
     from model_zoo.backbone import save
     from model_zoo.load import load
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +13,12 @@ from torch import Tensor
 from backbench.config import build as build_config
 from backbench.errors import CheckpointError, ConfigError, nearest
 from backbench.printable import printable, some
-from model_zoo import said, snapshot
+from model_zoo import entries, external, fetch, said, snapshot
 from model_zoo.anatomy import expected_shapes
 from model_zoo.architecture import Architecture, InputSpec, family, named
 from model_zoo.backbone import Backbone
 from model_zoo.choice import NO_CHOICE, Choice
+from model_zoo.entries import Entry
 from model_zoo.fetch.url_file import is_url
 from model_zoo.formats import Extracted
 from model_zoo.infer import infer_architecture
@@ -27,9 +28,6 @@ from model_zoo.resnet import LAYERS, build
 from model_zoo.said import refuse_another_function
 from model_zoo.snapshot import Contents
 from model_zoo.stated import plain, refuse_contradiction, sidecar
-
-if TYPE_CHECKING:
-    from model_zoo.entries import Entry
 
 _LONGEST = 2000  # characters of an error
 UNKNOWABLE = (
@@ -77,8 +75,6 @@ def _load(source: str | Path, name: str | None, seed: int, like: Backbone | None
         return _from_timm(str(source), name)
     if is_url(str(source)):
         return _from_url(str(source), name, choice)
-    from model_zoo import external
-
     if external.is_function(str(source)):
         return external.of_function(str(source), name)
     path = Path(source)
@@ -91,8 +87,6 @@ def _load(source: str | Path, name: str | None, seed: int, like: Backbone | None
 
 def is_file(source: str | Path) -> bool:
     """Return whether a source is a checkpoint file or folder, not a zoo entry, function or random network."""
-    from model_zoo import external
-
     return not str(source).startswith(("random:", "zoo:", "timm:", "hf-hub:")) and not external.is_function(str(source))
 
 
@@ -124,8 +118,6 @@ def _random(source: str, name: str | None, seed: int, like: Backbone | None) -> 
 
 def _from_zoo(source: str, name: str | None) -> Backbone:
     """Load the entry's file, with the entry's architecture and input."""
-    from model_zoo import entries, fetch
-
     entry = entries.get(source.removeprefix("zoo:"))
     path = fetch.fetch(entry)
     try:
@@ -140,8 +132,6 @@ def _from_zoo(source: str, name: str | None) -> Backbone:
 
 def _from_url(source: str, name: str | None, choice: Choice) -> Backbone:
     """Load a file at an address, recognised from its tensors."""
-    from model_zoo import fetch
-
     path, stem = fetch.fetch_url(source)
     try:
         backbone = _from_file(path, name or _derived_name(Path(stem), choice), choice=choice)
@@ -152,8 +142,6 @@ def _from_url(source: str, name: str | None, choice: Choice) -> Backbone:
 
 def _from_timm(source: str, name: str | None) -> Backbone:
     """Load a timm model with its weights and input: as our ResNet if it is one, else as timm's own network."""
-    from model_zoo import external
-
     model, spec, default = external.timm_model(source)
     try:
         recognised = recognise(model.state_dict())

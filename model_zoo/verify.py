@@ -12,10 +12,12 @@ from torch import Tensor
 from backbench.embeddings import effective_rank
 from backbench.files.hashes import file_sha256
 from backbench.printable import printable
+from model_zoo import entries, fetch
 from model_zoo.anatomy import stem_planes
 from model_zoo.architecture import DEEP, Architecture, InputSpec, architecture_fields
 from model_zoo.backbone import Backbone
 from model_zoo.choice import NO_CHOICE, Choice
+from model_zoo.fetch import url_file
 from model_zoo.load import UNKNOWABLE, dead_channels, load
 from model_zoo.resnet import build
 
@@ -108,9 +110,6 @@ def _external_card(backbone: Backbone) -> dict[str, Any]:
 
 def _file(source: str | Path) -> Path | None:
     """Return the file, if there is one; `load` has already fetched a zoo entry's."""
-    from model_zoo import entries, fetch
-    from model_zoo.fetch import url_file
-
     if url_file.is_url(str(source)):
         return fetch.fetch_url(str(source))[0]
     if not str(source).startswith("zoo:"):

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from backbench.errors import BackbenchError, ConfigError, nearest
+from backbench.printable import some
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from model_zoo.backbone import Backbone
 
 FEATURE_TOLERANCE = 1e-4  # between an engine's features and torchvision's, as a fraction of a stage's largest value
-_SHOWN = 3  # names in an error
 
 
 class ExportError(BackbenchError):
@@ -146,15 +146,19 @@ def check_state(exported: Mapping[str, Tensor], state: Mapping[str, Tensor], pla
     }
     missing = [name for name in expected if name not in state]
     if missing:
-        raise ExportError(f"{engine} has no place for {len(missing)} of {len(expected)} tensors: {_some(missing)}")
+        raise ExportError(
+            f"{engine} has no place for {len(missing)} of {len(expected)} tensors: {some(missing, counted=False)}"
+        )
     surplus = [name for name in _backbone_names(state, (found[0], places.c4_head), places.own) if name not in expected]
     if surplus:
-        raise ExportError(f"{engine}'s backbone has {len(surplus)} tensors that were not exported: {_some(surplus)}")
+        raise ExportError(
+            f"{engine}'s backbone has {len(surplus)} tensors that were not exported: {some(surplus, counted=False)}"
+        )
     different = [n for n, tensor in expected.items() if not torch.equal(state[n].detach().cpu().float(), tensor)]
     if different:
         raise ExportError(
             f"{len(different)} of {len(expected)} tensors in {engine} differ from the exported ones (not loaded, or "
-            f"changed since): {_some(different)}"
+            f"changed since): {some(different, counted=False)}"
         )
 
 
@@ -189,8 +193,3 @@ def feature_difference(backbone: Backbone, stages_fn: Callable[[Tensor], Sequenc
         raise ExportError(f"the engine's stages have shapes {shapes[0]}, torchvision's {shapes[1]}")
     shares = [(a - b).abs().max() / b.abs().max() for a, b in zip(found, expected, strict=True)]
     return float(torch.stack(shares).max())
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

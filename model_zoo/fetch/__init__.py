@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backbench.errors import BackbenchError, CheckpointError
+from backbench.errors import BackbenchError, CheckpointError, writing
 from model_zoo import entries
 from model_zoo.entries import Entry
 from model_zoo.fetch import checksums, pins, url_file
@@ -208,7 +208,6 @@ def places(wanted: Entry | UrlFile) -> list[str]:
 def _download(wanted: Entry | UrlFile, target: Path, bars: Transfers) -> None:
     """Try one address after the other; check the file, pin it, and move it into place."""
     from backbench import http
-    from backbench.errors import writing
     from backbench.http import partial
     from backbench.progress import say
 
