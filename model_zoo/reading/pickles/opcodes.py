@@ -1,4 +1,4 @@
-"""What each pickle opcode does to the machine: read a value, build a container, name, call, memoise."""
+"""The effect of each pickle opcode on the machine: read a value, build a container, name, call, memoise."""
 
 from __future__ import annotations
 
