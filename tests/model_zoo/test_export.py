@@ -441,7 +441,7 @@ def test_detectron2s_resnet_computes_the_same(detectron2_library, tmp_path, name
     cfg = detectron2_config(detectron2_library, tmp_path / "out.pkl.settings.yaml")
     cfg.MODEL.RESNETS.OUT_FEATURES = stages = ["res2", "res3", "res4", "res5"]
     model = detectron2_library.modeling.build_resnet_backbone(cfg, types.SimpleNamespace(channels=3)).eval()
-    with pytest.raises(ExportError, match="not the exported ones"):
+    with pytest.raises(ExportError, match="differ from the exported ones"):
         detectron2.check_engine_state(backbone, model.state_dict())
     detectron2_library.checkpoint.DetectionCheckpointer(model).load(str(tmp_path / "out.pkl"))
     detectron2.check_engine_state(backbone, model.state_dict())
@@ -461,7 +461,7 @@ def test_detectron2s_detectors_find_the_backbone(detectron2_library, tmp_path, b
     payload = detectron2.export(backbone) | {"matching_heuristics": False}
     (tmp_path / "strict.pkl").write_bytes(pickle.dumps(payload))
     detectron2_library.checkpoint.DetectionCheckpointer(model).load(str(tmp_path / "strict.pkl"))
-    with pytest.raises(ExportError, match="not the exported ones"):
+    with pytest.raises(ExportError, match="differ from the exported ones"):
         detectron2.check_engine_state(backbone, model.state_dict())
     detectron2_library.checkpoint.DetectionCheckpointer(model).load(str(tmp_path / "out.pkl"))
     detectron2.check_engine_state(backbone, model.state_dict())
@@ -491,7 +491,7 @@ def test_mmdets_resnet_computes_the_same(mmdet_models, tmp_path, name, fields):
     weights = {"type": "Pretrained", "checkpoint": str(tmp_path / "out.pth"), "prefix": settings["prefix"]}
     model = mmdet_models.build({**settings["backbone"], "init_cfg": weights})
     model.eval()  # mmdet's eval() returns nothing
-    with pytest.raises(ExportError, match="not the exported ones"):
+    with pytest.raises(ExportError, match="differ from the exported ones"):
         mmdet.check_engine_state(backbone, model.state_dict())
     model.init_weights()
     mmdet.check_engine_state(backbone, model.state_dict())
@@ -517,7 +517,7 @@ def test_mmdets_detectors_find_the_backbone(mmdet_models, tmp_path, base):
     model = mmdet_models.build(cfg)
     load_checkpoint(model, str(tmp_path / "out.pth"))
     if c4:  # the shared head is not part of the backbone
-        with pytest.raises(ExportError, match=r"not the exported ones .*: roi_head\.shared_head\.layer4"):
+        with pytest.raises(ExportError, match=r"differ from the exported ones .*: roi_head\.shared_head\.layer4"):
             mmdet.check_engine_state(backbone, model.state_dict())
         model.init_weights()
     mmdet.check_engine_state(backbone, model.state_dict())

@@ -299,7 +299,7 @@ def rename(payload: dict) -> None:
 @pytest.mark.parametrize("head", ["c4", "fpn"])
 def test_nothing_is_trained_from_noise(head, change, monkeypatch, trained_like, scenes, short, job, tmp_path):
     spoilt(monkeypatch, change)
-    with pytest.raises(ExportError, match="not the exported ones"):
+    with pytest.raises(ExportError, match="differ from the exported ones"):
         engine.train(short(head), trained_like("resnet18"), scenes(tmp_path / "images", 2), job)
     assert not (job.folder / "losses.jsonl").exists()
 
