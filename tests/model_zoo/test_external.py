@@ -326,7 +326,9 @@ def test_a_function_goes_through_the_protocols_and_detection_is_skipped(
     said = capfd.readouterr().out
     skipped = records["voc0712_detection"]
     assert skipped.status == "skipped"
-    assert f"takes ResNets only, and {functions}:build is not one" in skipped.reason or "not installed" in skipped.reason
+    assert (
+        f"takes ResNets only, and {functions}:build is not one" in skipped.reason or "not installed" in skipped.reason
+    )
     assert skipped.reason in said, "the report shows the reason"
 
 
