@@ -23,6 +23,7 @@ from backbench import elastic
 
 INTERRUPTED = 130  # the exit code after a signal that asked to stop
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+SPINS = "1000"  # rounds in which a waiting thread looks again before it sleeps
 _PARENT = "BACKBENCH_PARENT"  # environment of a process of ours that is to end with the one of this number
 IN_OUR_JOB = "BACKBENCH_JOB"  # environment of a rank that `backbench.job` started
 _JOB = (
@@ -57,11 +58,22 @@ def begin(*, single: bool = False) -> None:
     if single:
         for name in set(os.environ) - set(alone(os.environ)):
             del os.environ[name]
+    wait_briefly()
     if sys.platform == "linux":  # Python 3.14's way puts a server between us and our workers: both would outlive us
         multiprocessing.set_start_method("fork", force=True)
     if not _began:
         _began = True
         os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
+
+
+def wait_briefly() -> None:
+    """Before torch is imported: its threads wait for each other in a short loop and then sleep.
+
+    libgomp's default loop has 300,000 rounds. It wastes the processor's time when other programs compute, and a training
+    step can take 20 times as long and more (`backbench speed --rows waiting_beside_2`). Settings of the user stay.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def is_under_torchrun() -> bool:

@@ -26,7 +26,7 @@ def beside_the_network(setup: Setup, recipe: str, overrides: Sequence[str], note
 def sides(
     setup: Setup, recipe: str, overrides: Sequence[str]
 ) -> tuple[Callable[[], object], Callable[[], object], str]:
-    """(the whole step, the networks alone, sizes in words)."""
+    """(the whole step, which returns the online network; the networks alone; sizes in words)."""
     import torch
 
     from pretrain import precision, train
@@ -47,11 +47,12 @@ def sides(
                 target(ready)
             online(ready).p.sum().backward()
 
-    def whole() -> None:
+    def whole() -> torch.nn.Module:
         batch = to_device(pixels, config.data, device, torch.float32)
         train.train_step(online, target, optimizer, scaler, batch, config, step=1, lr=1e-3)
         if target is not None:
             target.follow(online, 0.99)
+        return online
 
     return whole, bare, f"{config.model.backbone}, {config.optim.batch} x {views} views of {size} px, {device.type}"
 

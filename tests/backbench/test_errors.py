@@ -13,9 +13,11 @@ from commands import ROOT
 from entry_points import end
 from torch._utils import ExceptionWrapper
 
-from backbench import errors
+from backbench import errors, processes
 from backbench.data.decode import CorruptImage
 from backbench.errors import BackbenchError, ConfigError, DataError
+
+_WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
 def test_what_a_user_can_act_on_is_one_sentence():
@@ -77,3 +79,14 @@ def test_an_error_of_a_worker_is_its_own_sentence(kind):
 def test_errors_travel_between_processes():
     error = pickle.loads(pickle.dumps(CorruptImage("x.jpg: torn\x1b")))
     assert (type(error), str(error)) == (CorruptImage, r"x.jpg: torn\x1b")
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, processes.SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    ids=["no setting", "their spins", "their policy"],
+)
+def test_threads_wait_briefly_unless_the_user_says_how(given, spins):
+    body = "print('torch' in sys.modules, os.environ.get('GOMP_SPINCOUNT'))"
+    done = end(body, env={name: value for name, value in os.environ.items() if name not in _WAITING} | given)
+    assert done.stdout.split() == ["False", str(spins)]
