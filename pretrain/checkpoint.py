@@ -1,4 +1,4 @@
-"""Atomic checkpoints and exact resume."""
+"""Write checkpoints atomically and resume from them exactly."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CURE = "restore the file from a copy, or start again in another --out"
 
 
 class Trained(NamedTuple):
-    """The networks that a run trains, with optimizer and scaler."""
+    """Networks of a run, with optimizer and scaler."""
 
     online: Online
     target: Target | None
@@ -43,7 +43,7 @@ def save(
     split: ImageSplit,
     corrupt: list[str],
 ) -> None:
-    """Everything that the next step depends on; `step` steps are done."""
+    """Write everything that the next step depends on. `step` is the number of steps done."""
     online, target, optimizer, scaler = trained
     payload = {
         "kind": _KIND,
@@ -63,11 +63,11 @@ def save(
 
 
 def restore(path: Path, trained: Trained, *, config: PretrainConfig, split: ImageSplit) -> dict[str, Any]:
-    """Load a checkpoint into the modules; returns it.
+    """Load a checkpoint into the modules and return it.
 
     Raises:
-        CheckpointError: unreadable, not ours, or of a run with another configuration or other images (what differs is
-            named).
+        CheckpointError: the file is unreadable, of another kind, or of a run with another configuration or other images
+            (the difference is named).
     """
     online, target, optimizer, scaler = trained
     saved = load_torch(path)
@@ -87,13 +87,13 @@ def restore(path: Path, trained: Trained, *, config: PretrainConfig, split: Imag
         )
     if saved["data"] != data_identity(split):
         had = saved["data"].get("images", "other")
-        raise CheckpointError(f"{path}: the run was started on {had} images, here are {len(split)}, or others")
+        raise CheckpointError(f"{path}: the run was started on other images: {had} then, {len(split)} now")
     try:
         online.load_state_dict(saved["online"])
         (target or nn.Module()).load_state_dict(saved["target"])
         optimizer.load_state_dict(saved["optimizer"])
         scaler.load_state_dict(saved["scaler"])
-    except Exception as error:  # torch's ways to say so are many
+    except Exception as error:  # torch raises many types
         raise CheckpointError(f"{path}: does not fit this recipe ({printable(error)}); {_CURE}") from None
     for key, now in (("threads", torch.get_num_threads()), ("torch", str(torch.__version__))):
         if saved[key] != now:
@@ -102,23 +102,23 @@ def restore(path: Path, trained: Trained, *, config: PretrainConfig, split: Imag
 
 
 def _refuse_odd(saved: dict[str, Any], path: Path) -> None:
-    """CheckpointError where the fields of a checkpoint are not of the kinds that `save` writes."""
+    """Raise CheckpointError if a field of a checkpoint has another type than `save` writes."""
     kinds = {"step": int, "online": dict, "target": dict, "optimizer": dict, "scaler": dict, "config": dict}
     kinds |= {"data": dict, "corrupt": list, "threads": int, "torch": str}
     odd = [name for name, kind in kinds.items() if not isinstance(saved.get(name), kind)]
     if odd or saved["step"] < 0:
-        raise CheckpointError(f"{path}: damaged, {printable(', '.join(odd or ['step']))} cannot be right; {_CURE}")
+        raise CheckpointError(f"{path}: damaged, {printable(', '.join(odd or ['step']))} is invalid; {_CURE}")
 
 
 def data_identity(split: ImageSplit) -> dict[str, Any]:
-    """The number and names of the images, on which their order depends."""
+    """Return the number of images and a hash of their names. Their order depends on both."""
     names = "\n".join(split.source.name(i) for i in range(len(split)))
     return {"images": len(split), "names_sha256": hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()}
 
 
 def _changes(saved: dict[str, Any], config: PretrainConfig) -> list[str]:
-    """Fields that differ and must match before a checkpoint can be resumed."""
-    free = {*indifferent_keys(type(config)), "run.threads"}  # another number of threads is announced
+    """Return the fields that differ and must match before a checkpoint can be resumed."""
+    free = {*indifferent_keys(type(config)), "run.threads"}  # `restore` announces another number of threads
     return _differences(saved, config.model_dump(mode="json"), free)
 
 
@@ -134,6 +134,6 @@ def _differences(old: dict[str, Any], new: dict[str, Any], free: set[str], prefi
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Drop the lines of steps that were done after the checkpoint, and a last line cut by the kill."""
+    """Drop the lines of steps after the checkpoint, and an incomplete last line of a killed run."""
     if foreign := jsonl.cut(path, "step", step):
-        say(f"{path}: {foreign} lines are not records of steps and are left out")
+        say(f"{path}: dropped {foreign} lines that are not records of steps")

@@ -1,4 +1,4 @@
-"""The fields of a pretraining recipe. Defaults are the paper's (section 7) where it states one."""
+"""Fields of a pretraining recipe. Defaults are the paper's (section 7) if it states one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Above0 = Annotated[float, Field(gt=0)]
 
 
 class ModelConfig(Config):
-    """The backbone and its heads (section 7.2); 0 means the paper's size for this backbone."""
+    """Backbone and heads (section 7.2); 0 means the paper's size for this backbone."""
 
     backbone: Literal["resnet18", "resnet34", "resnet50"] = "resnet50"
     stem: Literal["7x7", "3x3", "3x3-nopool"] = "7x7"
@@ -36,7 +36,7 @@ class ModelConfig(Config):
     norm: Literal["batch", "layer", "group", "group_ws"] = "batch"
 
     def head_sizes(self) -> tuple[int, int]:
-        """(hidden, outputs): 512 / 128 for ResNet-18 and 34, 2048 / 256 for ResNet-50."""
+        """Return (hidden, outputs): 512 / 128 for ResNet-18 and 34, 2048 / 256 for ResNet-50."""
         hidden, outputs = (2048, 256) if self.backbone == "resnet50" else (512, 128)
         return self.hidden or hidden, self.outputs or outputs
 
@@ -45,13 +45,13 @@ OWN_LAYOUTS = ("imagefolder", "webdataset", "hf_parquet")
 
 
 class DataConfig(Config):
-    """The training images."""
+    """Training images."""
 
     # a published data set, or the layout of your own folder (OWN_LAYOUTS)
     name: Literal["demo", "imagenet", "imagenet100", "stl10", "imagefolder", "webdataset", "hf_parquet"] = "imagenet"
     root: Annotated[str | None, CHANGES_NO_NUMBER] = None  # the data set's own folder; the demo needs none
     split: str = "train"  # all: every image below the root of an image folder, without labels
-    size: Annotated[int, Field(ge=16, le=1024)] = 224  # pixels of a view
+    size: Annotated[int, Field(ge=16, le=1024)] = 224  # side of a view in pixels
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[Above0, Above0, Above0] = (0.229, 0.224, 0.225)
     workers: Annotated[int, Field(ge=0), CHANGES_NO_NUMBER] = 8
@@ -59,7 +59,7 @@ class DataConfig(Config):
 
 
 class ViewsConfig(Config):
-    """Table 9. `byol` gives every second view BYOL's other distribution (blur 0.1, solarise 0.2; the first: 1, 0)."""
+    """Table 9. `byol` alternates BYOL's two distributions: blur 1, solarise 0 and blur 0.1, solarise 0.2."""
 
     preset: Literal["table9", "byol"] = "table9"
     scale: tuple[Above0, Above0] = (0.08, 1.0)
@@ -83,7 +83,7 @@ class ViewsConfig(Config):
             if low > high:
                 raise ValueError(f"views.{name}: the first number must not be above the second")
         if self.scale[1] > 1:
-            raise ValueError("views.scale: a crop has at most the image's area, 1")
+            raise ValueError("views.scale: the second number must not be above 1, the image's whole area")
         if self.blur_kernel and self.blur_kernel % 2 == 0:
             raise ValueError("views.blur_kernel must be odd")
         return self
@@ -93,32 +93,34 @@ class OptimConfig(Config):
     """LARS, linear warm-up and cosine decay per step (section 7.1)."""
 
     base_lr: Above0 = 0.15
-    batch: Positive = 512  # images of the global batch
+    batch: Positive = 512  # images in the global batch
     epochs: Above0 = 300.0
     warmup_epochs: NonNegative = 10.0
     momentum: Probability = 0.9
     weight_decay: NonNegative = 1e-5
     trust_coefficient: Above0 = 1e-3
-    tau_base: Probability | None = None  # of a moving average (BYOL: 0.996 at 1000 epochs); default: the method's own
+    tau_base: Probability | None = None  # of a moving average (BYOL: 0.996 for 1000 epochs); default: the method's
 
 
 class RunConfig(Config):
-    """How it is run: nothing here changes the method."""
+    """Settings of a run that do not change the method."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     amp: Literal["none", "bf16", "fp16"] = "none"
     channels_last: bool = True
-    views_per_pass: Annotated[int, Field(ge=0)] = 0  # 0: all K in one pass; fewer accumulates gradients over views
+    views_per_pass: Annotated[int, Field(ge=0)] = 0  # 0: all K in one pass; less: accumulate gradients over views
     float64: bool = False  # for proofs of equality
-    threads: Annotated[int, Field(ge=0)] = 0  # 0: torch's own choice
+    threads: Annotated[int, Field(ge=0)] = 0  # 0: torch's default
     log_every: Annotated[Positive, CHANGES_NO_NUMBER] = 50  # steps
     checkpoint_every: Annotated[Positive, CHANGES_NO_NUMBER] = 500  # steps
     knn_every: Annotated[NonNegative, CHANGES_NO_NUMBER] = 10.0  # epochs between online 20-NN accuracies; 0: never
-    knn_images: Annotated[Positive, CHANGES_NO_NUMBER] = 5000  # at most, of the training split; the bank is 4/5
+    knn_images: Annotated[Positive, CHANGES_NO_NUMBER] = (
+        5000  # at most, of the training split; 4/5 of them are the bank
+    )
 
 
 class PretrainConfig(Config):
-    """A whole recipe. `recipe` builds it: the fields of `method` are those of the method it names."""
+    """A whole recipe. The function `recipe` builds it, with the named method's own fields under `method`."""
 
     method: MethodConfig
     model: ModelConfig = ModelConfig()
@@ -148,15 +150,15 @@ class PretrainConfig(Config):
         return recipe, (self.model_dump(mode="json"),)  # the class exists in this process only
 
     def peak_lr(self) -> float:
-        """`base_lr x batch / 256 x K` (section 7.1)."""
+        """Return the peak rate `base_lr x batch / 256 x K` (section 7.1)."""
         return self.optim.base_lr * self.optim.batch / 256 * self.method.views
 
 
 def recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "configuration") -> PretrainConfig:
-    """Validate a recipe's fields, `a.b=c` overrides applied; `method.*` are the fields of the method it names.
+    """Validate a recipe's fields with `a.b=c` overrides. `method.*` are the fields of the method it names.
 
     Raises:
-        ConfigError: an unknown method (the nearest is named), or a field that does not fit.
+        ConfigError: an unknown method (the nearest is named), or an invalid field.
     """
     stated = values.get("method", {})
     name = stated.get("name", DEFAULT_METHOD) if isinstance(stated, dict) else DEFAULT_METHOD
@@ -180,7 +182,7 @@ def recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), *, where: s
 
 @functools.cache
 def fields_of(method: Method) -> type[PretrainConfig]:
-    """The recipe's model with the method's own fields, and its default of `optim.tau_base`."""
+    """Return the recipe's model with the method's own fields and default of `optim.tau_base`."""
     optim: type[OptimConfig] = OptimConfig
     if isinstance(method.target, Ema):
         optim = create_model("OptimConfig", __base__=OptimConfig, tau_base=(Probability, method.target.base))
@@ -188,10 +190,10 @@ def fields_of(method: Method) -> type[PretrainConfig]:
 
 
 def load(file: str | None, overrides: list[str]) -> PretrainConfig:
-    """A recipe by name or by path, with overrides; the demo when no name is given.
+    """Load a recipe by name or path, with overrides; the demo if no name is given.
 
     Raises:
-        ConfigError: no such recipe (the nearest is named), an empty file, or a field that does not fit.
+        ConfigError: no such recipe (the nearest is named), an empty file, or an invalid field.
     """
     path = Path(file) if file is not None else RECIPES / "demo.yaml"
     if not path.is_file():
@@ -200,5 +202,5 @@ def load(file: str | None, overrides: list[str]) -> PretrainConfig:
         raise ConfigError(f"no recipe '{file}'{nearest(str(file), [p.stem for p in RECIPES.glob('*.yaml')])}")
     values = read_mapping(path)
     if not values:
-        raise ConfigError(f"{path}: the file holds no fields; write at least one, or leave --config out for the demo")
+        raise ConfigError(f"{path}: the file has no fields; write at least one, or leave --config out for the demo")
     return recipe(values, overrides, where=path.name)

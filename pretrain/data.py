@@ -1,4 +1,4 @@
-"""Which images a step takes on which rank, and their views as one uint8 batch."""
+"""Select the images of each step and rank, and load their views as one uint8 batch."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _GRACE = 20  # seconds that a worker continues after SIGTERM
 
 
 def open_split(config: DataConfig) -> ImageSplit:
-    """The split that a recipe trains on; a message counts the files passed over.
+    """Return a recipe's training split. A message counts the files passed over.
 
     Raises:
-        DataError: no folder given, absent, incomplete or empty.
+        DataError: no folder is given, or it is absent, incomplete or empty.
     """
     split = _read_split(config)
     if split.passed_over:
@@ -56,10 +56,10 @@ def _read_split(config: DataConfig) -> ImageSplit:
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, sample index) of this rank, from a given step on.
+    """Batches of (epoch, sample index) for this rank, from a given step on.
 
-    An epoch's order is a permutation seeded by (seed, epoch); a global batch is a run of it, a rank takes its own slice
-    of that run. The incomplete last batch of an epoch is left out (its images come in other epochs).
+    The order of an epoch is a permutation seeded by (seed, epoch). A global batch is a contiguous part of it, and each rank
+    takes a slice of the batch. The incomplete last batch of an epoch is left out (its images come in other epochs).
     """
 
     def __init__(self, length: int, batch: int, seed: int, start: int, stop: int) -> None:
@@ -87,7 +87,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
 
 class Views(Dataset):
-    """(epoch, index) -> (K, S, S, 3) uint8 views and the names of images that had to be replaced."""
+    """Data set with keys (epoch, index): (K, S, S, 3) uint8 views, and the errors of images that had to be replaced."""
 
     def __init__(self, split: ImageSplit, config: PretrainConfig) -> None:
         self.split, self.config = split, config
@@ -103,7 +103,7 @@ class Views(Dataset):
         return plan.make(pixels), corrupt
 
     def _decode(self, index: int, plan: ViewPlan) -> tuple[np.ndarray, list[str]]:
-        """The image, or the next one that can be read: with what was passed over."""
+        """Return the image, or the next readable one, and the errors of the unreadable ones."""
         corrupt: list[str] = []
         for offset in range(len(self.split)):
             try:
@@ -116,22 +116,22 @@ class Views(Dataset):
 
 
 def _collate(items: list[tuple[np.ndarray, list[str]]]) -> tuple[Tensor, list[str]]:
-    """(B, K, S, S, 3) uint8 and the names of unreadable images."""
+    """Return (B, K, S, S, 3) uint8 and the errors of unreadable images."""
     return torch.from_numpy(np.stack([views for views, _ in items])), [name for _, names in items for name in names]
 
 
 def _worker(_number: int) -> None:
-    # They come to the whole group, and the main process answers them with a checkpoint: it needs its workers a while
-    # longer. It also sends SIGTERM to a worker left over at its own exit, so that one must end the worker in time.
+    # Stop signals reach the whole process group. The main process then writes a checkpoint and needs its workers a while
+    # longer. At its exit it also sends SIGTERM to remaining workers, so SIGTERM must end a worker after some time.
     for number in set(STOP_SIGNALS) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda _number, _frame: signal.alarm(_GRACE))
-    cv2.setNumThreads(0)  # sequential; 1 would join the threads of a pool that a fork leaves behind: for ever
+    cv2.setNumThreads(0)  # sequential; 1 would wait forever for threads of a pool that the fork did not copy
     torch.set_num_threads(1)
 
 
 def make_loader(split: ImageSplit, config: PretrainConfig, *, start: int, stop: int, pin: bool) -> DataLoader:
-    """Batches for steps `start` to `stop`, in order, independent of the number of workers."""
+    """Return batches for steps `start` to `stop`, in order, independent of the number of workers."""
     sampler = EpochSampler(len(split), config.optim.batch, config.run.seed, start, stop)
     workers = config.data.workers
     return DataLoader(
@@ -146,7 +146,7 @@ def make_loader(split: ImageSplit, config: PretrainConfig, *, start: int, stop: 
 
 
 def batches(loader: DataLoader) -> Iterator[tuple[Tensor, list[str]]]:
-    """The loader's batches; a worker's error becomes one sentence instead of its traceback."""
+    """Yield the loader's batches. A worker's error becomes one sentence instead of a traceback."""
     try:
         yield from loader
         return
@@ -157,13 +157,13 @@ def batches(loader: DataLoader) -> Iterator[tuple[Tensor, list[str]]]:
         if not (death := worker_death(error)):
             raise
         reason = death
-    raise DataError(reason)  # out here: the traceback, a cycle, would keep the loader's processes alive
+    raise DataError(reason)  # raised outside: the traceback is a cycle that would keep the loader's processes alive
 
 
 def to_device(views_BKSS3: Tensor, config: DataConfig, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(B, K, S, S, 3) uint8 -> normalised (K, B, 3, S, S) on the device; channels stay last in memory."""
+    """Turn (B, K, S, S, 3) uint8 into normalised (K, B, 3, S, S) on the device; channels stay last in memory."""
     views = views_BKSS3.to(device, non_blocking=True).permute(1, 0, 2, 3, 4).contiguous().to(dtype)
-    # Whole rows at once: a loop over the three channels alone takes twice as long.
+    # Whole rows at once: a loop over the three channels takes twice as long.
     mean, std = (
         torch.tensor(v, dtype=dtype, device=device).mul(255).repeat(views.shape[3]) for v in (config.mean, config.std)
     )

@@ -1,4 +1,4 @@
-"""A run's log: `metrics.jsonl`, TensorBoard, lines on the terminal."""
+"""Log of a run: `metrics.jsonl`, TensorBoard, lines on the terminal."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pretrain.plan import Plan
 
 
 class Log:
-    """`metrics.jsonl`, TensorBoard and the lines on the terminal; nothing off rank 0."""
+    """Write `metrics.jsonl`, TensorBoard and terminal lines, on rank 0 only."""
 
     def __init__(self, out: Path, config: PretrainConfig, plan: Plan, *, start: int) -> None:
         self.config, self.plan, self.main = config, plan, distributed.is_main()
         self.started, self.last_time, self.last_step, self.first = time.monotonic(), time.monotonic(), start, start
         self.knn_steps = round(config.run.knn_every * plan.per_epoch)
-        self.low, self.announced = 0, False  # logged steps in a row that looked collapsed, and whether it was said
+        self.low, self.announced = 0, False  # collapsed logged steps in a row; True after the message
         if not self.main:
             return
         from torch.utils.tensorboard import SummaryWriter  # slow to import
@@ -42,7 +42,7 @@ class Log:
         )
 
     def step(self, step: int, parts: dict[str, Tensor], p: Tensor, extra: dict[str, float]) -> None:
-        """Record a step when it is due: losses, spread of the first view's predictions over all ranks, rates, speed."""
+        """Record a step if it is due: losses, spread of the first view's predictions over all ranks, rates, speed."""
         done = step + 1
         if done % self.config.run.log_every and done != self.plan.total:
             return
@@ -63,18 +63,18 @@ class Log:
         self._judge(values)
 
     def _judge(self, values: dict[str, float]) -> None:
-        """Say that the predictions have collapsed, and that they no longer are."""
+        """Announce a collapse of the predictions, and its end."""
         message = monitor.verdict(values)
         self.low = self.low + 1 if message else 0
         if message and self.low == monitor.PATIENCE:
             say(message)
             self.announced = True
         elif message is None and self.announced:
-            say(f"the predictions' spread is {values['std']:.3f} again; whether they have learnt, the online kNN says")
+            say(f"the predictions' spread is back at {values['std']:.3f}; the online kNN shows if the network learns")
             self.announced = False
 
     def due_knn(self, done: int) -> bool:
-        """Whether the online kNN is to be measured after `done` steps; never when it is switched off."""
+        """True if the online kNN follows after `done` steps; always False if it is off."""
         return bool(self.knn_steps) and (done % self.knn_steps == 0 or done == self.plan.total)
 
     def knn(self, step: int, accuracy: float | None) -> None:
@@ -93,7 +93,7 @@ class Log:
                 self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Finish the files."""
+        """Close the files."""
         if self.main:
             with writing(Path(self.file.name)):
                 self.file.close()

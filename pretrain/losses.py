@@ -1,8 +1,8 @@
 """MSBReg's three losses as pure functions of tensors (paper section 3.2).
 
 Legend: K views, B images (of this rank), D dimensions. `p` are the online network's predictions, `z` the target
-network's projections, both raw: the functions normalise. Each is a sum over views once the targets are known, so
-gradients may be accumulated over views; over samples they may not (the singular value loss couples all samples).
+network's projections, both raw: the functions normalise. With known targets each loss is a sum over views, so gradients may
+be accumulated over views, but not over samples (the singular value loss couples all samples).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pretrain.method import MethodConfig
 def centroid_loss(p: Tensor, z: Tensor) -> Tensor:
     """Multiview centroid loss (eq. 3): mean over views of `|| p^_j - (1/K) sum_l z^_l ||^2`.
 
-    The centroid is not re-normalised and the view's own target belongs to it; its gradient equals that of the mean over
-    all K x K pairs. `z` is detached.
+    The centroid is not re-normalised and includes the view's own target. The gradient equals that of the mean over all
+    K x K pairs. `z` is detached.
 
     Args:
-        p: (V, B, D) raw predictions; V views of the K, or all of them.
+        p: (V, B, D) raw predictions of V of the K views.
         z: (K, B, D) raw target projections of all views.
 
     Returns:
@@ -40,7 +40,7 @@ def brownian_loss(p: Tensor, noise: Tensor) -> Tensor:
 
     Args:
         p: (V, B, D) raw predictions.
-        noise: (B, D) standard normal, drawn for every step; normalised here.
+        noise: (B, D) standard normal, drawn for every step; this function normalises it.
 
     Returns:
         Scalar, averaged over V and B; between -1 and 1.
@@ -51,13 +51,13 @@ def brownian_loss(p: Tensor, noise: Tensor) -> Tensor:
 def singular_value_loss(p: Tensor, normalize: bool = False) -> Tensor:
     """Singular value loss (eq. 5-7): mean over views of `|| S_j - I ||_F^2`, S_j the covariance over the global batch.
 
-    No SVD: the squared Frobenius norm is the sum over singular values of `(sigma - 1)^2`. Under a job of several
-    ranks the mean and then the centred scatter are summed over all ranks (the backward pass too). Computed in float32
-    at least: raw second moments would cancel just when the embeddings collapse.
+    It needs no SVD: the squared Frobenius norm is the sum over singular values of `(sigma - 1)^2`. With several ranks, the
+    mean and then the centred scatter are summed over all ranks, in the backward pass too. It computes in at least float32,
+    and centres first: raw second moments lose precision when the embeddings collapse.
 
     Args:
         p: (V, B, D) raw predictions; eq. 5 prints them un-normalised.
-        normalize: L2-normalise first, as the paper's text once says.
+        normalize: L2-normalise first, as one place in the paper's text says.
 
     Returns:
         Scalar, averaged over V.
@@ -70,7 +70,7 @@ def singular_value_loss(p: Tensor, normalize: bool = False) -> Tensor:
         if normalize:
             p = F.normalize(p, dim=-1)
         _, samples, dimensions = p.shape
-        n = samples * world_size()  # every rank has as many
+        n = samples * world_size()  # all ranks have equally many
         if n < 2:
             raise ValueError("the singular value loss needs a batch of at least 2 images")
         mean = all_reduce_sum(p.sum(dim=1)) / n  # (V, D)
@@ -81,15 +81,15 @@ def singular_value_loss(p: Tensor, normalize: bool = False) -> Tensor:
 
 
 class DispersiveConfig(MethodConfig):
-    """The weights of MSBReg's two dispersive losses (section 4.5: lambda_s 4e-3, lambda_b 0.5)."""
+    """Weights of MSBReg's two dispersive losses (section 4.5: lambda_s 4e-3, lambda_b 0.5)."""
 
     lambda_s: Annotated[float, Field(ge=0)] = 4e-3
     lambda_b: Annotated[float, Field(ge=0)] = 0.5
-    normalize: bool = False  # of the predictions in the singular value loss; eq. 5 prints them raw
+    normalize: bool = False  # normalise predictions in the singular value loss; eq. 5 prints them raw
 
 
 def dispersive_losses(p: Tensor, noise: Tensor, config: DispersiveConfig) -> tuple[Tensor | float, dict[str, Tensor]]:
-    """`lambda_s L_s + lambda_b L_b` (eq. 2) of the terms that have a weight, and each term unweighted."""
+    """Return `lambda_s L_s + lambda_b L_b` (eq. 2), and each term with a nonzero weight, unweighted."""
     total: Tensor | float = 0.0
     parts = {}
     if config.lambda_s:

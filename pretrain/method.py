@@ -1,6 +1,6 @@
-"""A pretraining method: its fields, heads, target and losses, in one `Method` value.
+"""Definition of a pretraining method: fields, heads, target and losses in one `Method` value.
 
-A module of `pretrain/methods` (or of a plug-in folder) holds one, named `METHOD`.
+Each module of `pretrain/methods` (or of a plug-in folder) defines one, named `METHOD`.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from pretrain.networks import Heads, HeadSizes, two_mlps
 
 
 class MethodConfig(Config):
-    """The fields that every method has; a method adds its own in a subclass."""
+    """Fields of every method. A method adds its own in a subclass."""
 
-    name: str = ""  # the method's; `pretrain.config.recipe` fills it in
+    name: str = ""  # the method's name; `pretrain.config.recipe` fills it in
     views: Annotated[int, Field(ge=2)] = 2  # K
 
 
 @dataclass(frozen=True)
 class Ema:
-    """The target is a second network: the moving average of the online backbone and projector (BYOL).
+    """The target is a second network, the moving average of the online backbone and projector (BYOL).
 
-    `base` is the default of `optim.tau_base`, from which tau rises to 1 (`backbench.schedules.tau_at`).
+    `base` is the default of `optim.tau_base`; tau rises from it to 1 (`backbench.schedules.tau_at`).
     """
 
     base: float = 0.99
 
     def __post_init__(self) -> None:
         if not 0 < self.base <= 1:
-            raise ValueError(f"Ema({self.base}): base must be above 0 and at most 1; StopGradient() follows at once")
+            raise ValueError(f"Ema({self.base}): base must be above 0 and at most 1; for 0 use StopGradient()")
 
 
 @dataclass(frozen=True)
 class StopGradient:
-    """The targets are the online network's own projections of the same forward pass, without gradient (SimSiam)."""
+    """The targets are the online network's projections from the same forward pass, without gradient (SimSiam)."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class NoTarget:
 class Losses(Protocol):
     """`losses(p, z, noise, config, first=0) -> (loss, its named parts)`.
 
-    p: (V, B, D) raw predictions of V of the K views, those from number `first` on; projections without a predictor.
-    z: (K, B, D) raw projections of all K views by the target, without gradient; (0, B, D) under `NoTarget`.
+    p: (V, B, D) raw predictions of views `first` to `first + V - 1` of the K; projections if there is no predictor.
+    z: (K, B, D) raw projections of all K views by the target, without gradient; (0, B, D) with `NoTarget`.
     noise: (B, D) standard normal, the same for every view of an image.
     config: the method's `Config`.
     """
@@ -59,7 +59,7 @@ class Losses(Protocol):
     def __call__(
         self, p: Tensor, z: Tensor, noise: Tensor, config: Any, *, first: int = 0
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss as a mean over the V views, and its parts."""
+        """Return the loss as a mean over the V views, and its parts."""
         ...
 
 
@@ -67,7 +67,7 @@ class Losses(Protocol):
 class Method:
     """One pretraining method."""
 
-    name: str  # as recipes write it: the module's name
+    name: str  # the module's name, as written in recipes
     losses: Losses
     Config: type[MethodConfig]
     target: Ema | StopGradient | NoTarget
@@ -77,5 +77,5 @@ class Method:
 
     @property
     def accumulates(self) -> bool:
-        """Whether gradients accumulated over groups of views (`run.views_per_pass`) equal those of one pass."""
+        """True if gradients accumulated over groups of views (`run.views_per_pass`) equal those of one pass."""
         return not self.couples_views and not isinstance(self.target, StopGradient)

@@ -1,4 +1,4 @@
-"""Monitors during training: online 20-NN, and the spread and rank of the predictions (collapse)."""
+"""Monitors during training: online 20-NN, and spread and rank of the predictions (collapse)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from pretrain.config import PretrainConfig
 from pretrain.data import to_device
 from pretrain.precision import autocast_fields, dtype
 
-# On 3,000 photographs at 32 pixels MSBReg with BatchNorm heads never falls below 0.13; without its two dispersive losses
-# 0.01 to 0.07 are reached within 20 steps, and 20-NN ends at 18 to 23% instead of 29 to 35%, though the spread may come
-# back later: below the limit something is wrong, above it the online kNN is the judge.
+# On 3,000 photographs at 32 pixels, MSBReg with BatchNorm heads stays above 0.13. Without its two dispersive losses the spread
+# falls to 0.01 to 0.07 within 20 steps and may rise again later, but 20-NN ends at 18 to 23% instead of 29 to 35%. So a spread
+# below the limit shows a fault; above it the online kNN decides.
 SPREAD_LIMIT = 0.1
 RANK_LIMIT = 1.5
-PATIENCE = 2  # logged steps in a row: an untrained network's first steps may dip
+PATIENCE = 2  # logged steps in a row: the spread may be low in the first steps
 
 
 def verdict(monitored: Mapping[str, float]) -> str | None:
-    """A sentence when the predictions have collapsed, None while they have not.
+    """Return a sentence if the predictions have collapsed, else None.
 
-    `std` is backbench.embeddings.std_per_dimension of the predictions, `effective_rank` that of one view (when measured).
+    `std` is backbench.embeddings.std_per_dimension of the predictions, `effective_rank` that of one view (if measured).
     """
     if monitored.get("std", 1.0) < SPREAD_LIMIT:
         return (
@@ -46,11 +46,11 @@ def verdict(monitored: Mapping[str, float]) -> str | None:
 
 @torch.no_grad()
 def online_knn(backbone: nn.Module, split: ImageSplit, config: PretrainConfig, device: torch.device) -> float | None:
-    """20-NN accuracy within the *training* split (four fifths the bank), in percent; None without labels. A monitor.
+    """Return the 20-NN accuracy within the *training* split in percent (4/5 are the bank); None without labels.
 
-    Of a split that is labelled in part (STL-10's), on that part.
+    A partly labelled split (STL-10's) is measured on its labelled part.
     """
-    from backbench.data.transforms import evaluation_view  # Pillow transforms: not needed by a step
+    from backbench.data.transforms import evaluation_view  # Pillow transforms, which a training step does not need
 
     if split.labels is None or not distributed.is_main():
         return None
@@ -59,7 +59,7 @@ def online_knn(backbone: nn.Module, split: ImageSplit, config: PretrainConfig, d
     backbone.eval()
     views, kept, features = [], [], []
     for row in order.tolist():
-        with contextlib.suppress(CorruptImage):  # announced when a step comes to it
+        with contextlib.suppress(CorruptImage):  # announced when a training step reads it
             views.append(evaluation_view(split.source.pil(row), config.data.size))
             kept.append(row)
     for start in range(0, len(views), 128):

@@ -1,4 +1,4 @@
-"""A run's folder: who may train in it."""
+"""Lock a run's folder for the job that trains in it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _AGENTS = ".agents"  # in a run's folder, until it is done: the torchrun agents 
 
 @contextlib.contextmanager
 def claim(out: Path, resume: bool) -> Iterator[bool]:
-    """Take the run's folder for this job (rank 0): two runs in one folder are an error, so is a finished one.
+    """Take the run's folder for this job (rank 0). A second run in the folder is an error, and so is a finished one.
 
     Yields whether to continue the run in the folder: as asked, or because torchrun has restarted the ranks of this job.
     """
@@ -59,10 +59,10 @@ def _agents_before(out: Path) -> list[str]:
 
 
 def _refuse_taken(out: Path, resume: bool) -> None:
-    """BackbenchError when a run in the folder would be mixed with another, or its model overwritten."""
+    """Raise BackbenchError if this run would mix with another in the folder or overwrite its model."""
     if not resume and any((out / name).exists() for name in ("last.ckpt", "model.pth", "metrics.jsonl")):
-        raise BackbenchError(f"{out}: holds a run already; continue it with --resume, or give another --out")
+        raise BackbenchError(f"{out}: contains a run already; continue it with --resume, or give another --out")
     if (out / "model.pth").exists() and not (out / "last.ckpt").exists():
         raise BackbenchError(
-            f"{out}: holds a model.pth and no last.ckpt to resume; it would be overwritten: give another --out"
+            f"{out}: contains a model.pth but no last.ckpt to resume; model.pth would be overwritten: give another --out"
         )

@@ -1,7 +1,7 @@
 """K augmented views of one decoded image (Table 9), uint8 in and out.
 
-Every operation works on uint8 and clips as torchvision's does on a Pillow image, so that each can be compared with it.
-The random numbers of a view depend on (seed, epoch, sample index, view) alone: no worker has a state to resume.
+Every operation works on uint8 and clips like torchvision's on a Pillow image, so that the two can be compared. The random
+numbers of a view depend only on (seed, epoch, sample index, view): no worker has a state to resume.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SOLARIZED = np.where(_INDEX < 128, _INDEX, 255 - _INDEX).astype(np.uint8)
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """One draw of the distribution: what a view does to an image."""
+    """Parameters of one view, drawn from the distribution."""
 
     box: tuple[int, int, int, int]  # top, left, height, width of the crop, in pixels
     flip: bool
@@ -37,12 +37,12 @@ class ViewParameters:
 
 
 def generator(seed: int, epoch: int, index: int, view: int) -> np.random.Generator:
-    """The random numbers of one view."""
+    """Return the random generator of one view."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch, index, view))))
 
 
 def draw(config: ViewsConfig, height: int, width: int, view: int, rng: np.random.Generator) -> ViewParameters:
-    """Draw a view's parameters. `byol` alternates BYOL's two distributions (its Appendix B) over the views."""
+    """Draw a view's parameters. `byol` alternates BYOL's two distributions (Appendix B) over the views."""
     blur, solarize = config.blur, config.solarize
     if config.preset == "byol":
         blur, solarize = (1.0, 0.0) if view % 2 == 0 else (0.1, 0.2)
@@ -61,7 +61,7 @@ def draw(config: ViewsConfig, height: int, width: int, view: int, rng: np.random
 
 
 def _crop_box(config: ViewsConfig, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """torchvision's RandomResizedCrop.get_params: ten tries, then the largest central crop of an allowed ratio."""
+    """Draw a crop as torchvision's RandomResizedCrop.get_params: ten tries, then the largest central crop of allowed ratio."""
     low, high = math.log(config.ratio[0]), math.log(config.ratio[1])
     for _ in range(10):
         area = height * width * rng.uniform(*config.scale)
@@ -79,7 +79,7 @@ def _crop_box(config: ViewsConfig, height: int, width: int, rng: np.random.Gener
 
 
 def apply(image: np.ndarray, p: ViewParameters, size: int, kernel: int) -> np.ndarray:
-    """(H, W, 3) uint8 RGB -> (size, size, 3) uint8 RGB."""
+    """Turn (H, W, 3) uint8 RGB into a (size, size, 3) uint8 RGB view."""
     top, left, height, width = p.box
     view = resize(image[top : top + height, left : left + width], size)
     if p.flip:
@@ -120,7 +120,7 @@ class ViewPlan:
         return next(factor for factor in (8, 4, 2, 1) if factor == 1 or smallest >= _MARGIN * factor * self.size)
 
     def make(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8, perhaps reduced -> (K, size, size, 3) uint8."""
+        """Return views (K, size, size, 3) uint8 of an image (H, W, 3) uint8, perhaps reduced."""
         kernel = self.config.blur_kernel or blur_kernel(self.size)
         out = np.empty((self.views, self.size, self.size, 3), np.uint8)
         for view, parameters in enumerate(self._drawn):
@@ -130,7 +130,7 @@ class ViewPlan:
 
 
 def _scaled(box: tuple[int, ...], drawn_on: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """A crop of an image of shape `drawn_on`, on the same image reduced to `shape`: to the nearest pixel."""
+    """Scale a crop from an image of shape `drawn_on` to the same image reduced to `shape`, to the nearest pixel."""
     top, left, height, width = box
     rows, columns = shape[0] / drawn_on[0], shape[1] / drawn_on[1]
     top, left, bottom, right = (
@@ -145,19 +145,19 @@ def _scaled(box: tuple[int, ...], drawn_on: tuple[int, ...], shape: tuple[int, .
 def make_views(
     image: np.ndarray, config: ViewsConfig, *, views: int, size: int, seed: int, epoch: int, index: int
 ) -> np.ndarray:
-    """(H, W, 3) uint8 -> (K, size, size, 3) uint8: all views of one decoded image."""
+    """Return all views (K, size, size, 3) uint8 of one decoded image (H, W, 3) uint8."""
     plan = ViewPlan(config, views=views, size=size, seed=seed, epoch=epoch, index=index)
     plan.reduction(*image.shape[:2])
     return plan.make(image)
 
 
 def blur_kernel(size: int) -> int:
-    """23 at 224 px (SimCLR: a tenth of the size), scaled with the size; odd, at least 3."""
+    """Return the kernel size: 23 at 224 px (SimCLR: a tenth of the size), scaled with the size; odd, at least 3."""
     return max(3, 2 * round((size * 23 / 224 - 1) / 2) + 1)
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize to (size, size, 3), bicubic with antialiasing: torchvision's and Pillow's, by torch's kernel for uint8."""
+    """Resize to (size, size, 3), bicubic with antialiasing as in torchvision and Pillow, with torch's uint8 kernel."""
     pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]  # channels stay last
     resized = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True, align_corners=False)
     return resized[0].permute(1, 2, 0).numpy()
@@ -180,7 +180,7 @@ def saturation(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def hue(image: np.ndarray, factor: float) -> np.ndarray:
-    """Turn the hue by `factor` of the circle, in 256 levels as Pillow's HSV has."""
+    """Rotate the hue by `factor` of the circle, in 256 levels as in Pillow's HSV."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
     rows = hsv.reshape(len(hsv), -1)
     rows += np.tile(np.array([int(factor * 255) % 256, 0, 0], np.uint8), image.shape[1])  # wraps around
@@ -188,7 +188,7 @@ def hue(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def blur(image: np.ndarray, sigma: float, kernel: int) -> np.ndarray:
-    """Gaussian blur. Taps beyond 4 sigma weigh less than 1/255 of a level together: the kernel is cut there."""
+    """Apply a Gaussian blur. Taps beyond 4 sigma together weigh less than 1/255 of a level, so the kernel ends there."""
     taps = cv2.getGaussianKernel(min(kernel, 2 * math.ceil(4 * sigma) + 1), sigma, cv2.CV_32F)
     return cv2.sepFilter2D(image, -1, taps, taps, borderType=cv2.BORDER_REFLECT_101)  # GaussianBlur takes twice as long
 

@@ -1,4 +1,4 @@
-"""One module per method; each holds one value, `METHOD = Method(...)`."""
+"""One module per method; each defines `METHOD = Method(...)`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pretrain.method import Method
 
 
 def names() -> list[str]:
-    """Every method: the modules of this folder, of included ones and of installed packages."""
+    """Return the names of all methods: modules of this folder, of included folders and of installed packages."""
     return plugins.module_names("methods", sys.modules[__name__])
 
 
 def get(name: str) -> Method:
-    """The method of a name.
+    """Return the method with this name.
 
     Raises:
-        ConfigError: unknown name, a plug-in that cannot be imported, or a module without a `METHOD` of that name.
+        ConfigError: an unknown name, a plug-in that cannot be imported, or a module without a `METHOD` of that name.
     """
     module = plugins.module("methods", sys.modules[__name__], name, "method")
     method = getattr(module, "METHOD", None)
     if not isinstance(method, Method) or method.name != name:
-        raise ConfigError(f"method '{name}': {module.__file__} must hold METHOD = Method(name='{name}', ...)")
+        raise ConfigError(f"method '{name}': {module.__file__} must define METHOD = Method(name='{name}', ...)")
     return method

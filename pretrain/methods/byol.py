@@ -1,7 +1,7 @@
 """BYOL: every view predicts every *other* view's target (MSBReg eq. 1), as a mean over the pairs.
 
-Not MSBReg at K=2 without its extra losses: the centroid holds the view's own target too. The Brownian and singular
-value losses are added unless their weights are 0 (MSBReg Table 8, rows 2 to 4).
+It differs from MSBReg at K=2 without the extra losses, because MSBReg's centroid includes the view's own target. The Brownian
+and singular value losses are added unless their weights are 0 (MSBReg Table 8, rows 2 to 4).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Config(DispersiveConfig):
 
 
 def cross_view_loss(p: Tensor, z: Tensor, first: int = 0) -> Tensor:
-    """Mean over pairs i != j of `|| p^_i - z^_j ||^2`; p (V, B, D) are views `first` on of the K views in z (K, B, D)."""
+    """Mean over pairs i != j of `|| p^_i - z^_j ||^2`; p (V, B, D) are the views from `first` on, z (K, B, D) all views."""
     p, z = F.normalize(p, dim=-1), F.normalize(z.detach(), dim=-1)
     distance_VK = 2 - 2 * torch.einsum("vbd,kbd->vk", p, z) / p.shape[1]
     other = torch.ones_like(distance_VK).scatter_(1, torch.arange(first, first + len(p), device=p.device)[:, None], 0.0)
@@ -32,7 +32,7 @@ def cross_view_loss(p: Tensor, z: Tensor, first: int = 0) -> Tensor:
 
 
 def losses(p: Tensor, z: Tensor, noise: Tensor, config: Config, *, first: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-    """The cross-view loss and each dispersive loss that has a weight. Shapes as in `pretrain.method.Losses`."""
+    """Return the sum of the cross-view loss and the weighted dispersive losses, and its parts. See `pretrain.method.Losses`."""
     attraction = cross_view_loss(p, z, first)
     dispersion, parts = dispersive_losses(p, noise, config)
     return attraction + dispersion, {"cross_view": attraction, **parts}

@@ -18,7 +18,7 @@ class Config(DispersiveConfig):
 
 
 def losses(p: Tensor, z: Tensor, noise: Tensor, config: Config, *, first: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-    """`L_c + lambda_s L_s + lambda_b L_b` of the views in `p`, and its parts. Shapes as in `pretrain.method.Losses`."""
+    """Return `L_c + lambda_s L_s + lambda_b L_b` of the views in `p`, and its parts. See `pretrain.method.Losses`."""
     attraction = centroid_loss(p, z)
     dispersion, parts = dispersive_losses(p, noise, config)
     return attraction + dispersion, {"centroid": attraction, **parts}

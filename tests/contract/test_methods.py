@@ -191,7 +191,7 @@ def test_the_methods_cover_the_three_rules():
 
 
 def test_simsiam_as_a_moving_average_of_tau_0_fails(monkeypatch):
-    with pytest.raises(ValueError, match=r"StopGradient\(\) follows at once"):
+    with pytest.raises(ValueError, match=r"for 0 use StopGradient\(\)"):
         Ema(0.0)
     pretended = dataclasses.replace(methods.get("simsiam"), target=Ema(0.5))
     with pytest.raises(AssertionError, match="a moving average lags behind"):
@@ -235,5 +235,5 @@ def test_a_module_that_states_no_method_of_its_name_is_refused(text, tmp_path, m
     (tmp_path / "methods" / f"odd{len(text)}.py").write_text(text)
     monkeypatch.setenv(plugins.VARIABLE, str(tmp_path))
     name = f"odd{len(text)}"
-    with pytest.raises(ConfigError, match=rf"{name}\.py must hold METHOD = Method\(name='{name}', ...\)"):
+    with pytest.raises(ConfigError, match=rf"{name}\.py must define METHOD = Method\(name='{name}', ...\)"):
         methods.get(name)

@@ -133,7 +133,7 @@ def test_an_unknown_recipe_names_the_nearest(asked, meant):
 @pytest.mark.parametrize("text", ["", "# a comment\n", "{}\n"])
 def test_an_empty_file_is_an_error_and_not_the_demo(text, tmp_path):
     (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"mine\.yaml: the file holds no fields; write at least one"):
+    with pytest.raises(ConfigError, match=r"mine\.yaml: the file has no fields; write at least one"):
         load(str(tmp_path / "mine.yaml"), [])
 
 

@@ -291,7 +291,7 @@ def test_resuming_on_other_images_is_refused(whole, tmp_path, shared_photos, rec
     next((tmp_path / "photos").rglob("*.jpg")).unlink()
     shutil.copytree(finished, tmp_path / "run")
     other = config.model_copy(update={"data": config.data.model_copy(update={"root": str(tmp_path / "photos")})})
-    with pytest.raises(CheckpointError, match="the run was started on 30 images, here are 29"):
+    with pytest.raises(CheckpointError, match="the run was started on other images: 30 then, 29 now"):
         train(other, tmp_path / "run", resume=True)
 
 
@@ -320,7 +320,7 @@ def test_a_finished_run_resumed_stays_as_it_is(whole):
 def test_a_folder_that_holds_a_run_needs_resume(whole):
     config, out = whole
     before = {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
-    with pytest.raises(BackbenchError, match=r"holds a run already; continue it with --resume"):
+    with pytest.raises(BackbenchError, match=r"contains a run already; continue it with --resume"):
         train(config, out)
     assert {path: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
 
