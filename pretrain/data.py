@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,8 +165,12 @@ def to_device(views_BKSS3: Tensor, config: DataConfig, device: torch.device, dty
     """Turn (B, K, S, S, 3) uint8 into normalised (K, B, 3, S, S) on the device; channels stay last in memory."""
     views = views_BKSS3.to(device, non_blocking=True).permute(1, 0, 2, 3, 4).contiguous().to(dtype)
     # Whole rows at once: a loop over the three channels takes twice as long.
-    mean, std = (
-        torch.tensor(v, dtype=dtype, device=device).mul(255).repeat(views.shape[3]) for v in (config.mean, config.std)
-    )
+    mean, std = (_row(v, views.shape[3], device, dtype) for v in (config.mean, config.std))
     views.flatten(3).sub_(mean).div_(std)
     return views.permute(0, 1, 4, 2, 3)
+
+
+@functools.lru_cache(maxsize=8)
+def _row(channels: tuple[float, float, float], width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A row of pixels that all have these values, times 255; made once, because the copy to a GPU waits for it."""
+    return torch.tensor(channels, dtype=dtype, device=device).mul(255).repeat(width)

@@ -44,7 +44,7 @@ class Log:
     def step(self, step: int, parts: dict[str, Tensor], p: Tensor, extra: dict[str, float]) -> None:
         """Record a step if it is due: losses, spread of the first view's predictions over all ranks, rates, speed."""
         done = step + 1
-        if done % self.config.run.log_every and done != self.plan.total:
+        if not self.due(done):
             return
         means = distributed.all_reduce_sum(torch.stack(list(parts.values()))) / distributed.world_size()
         p_BD = distributed.gather_rows(p[0])
@@ -72,6 +72,10 @@ class Log:
         elif message is None and self.announced:
             say(f"the predictions' spread is back at {values['std']:.3f}; the online kNN shows if the network learns")
             self.announced = False
+
+    def due(self, done: int) -> bool:
+        """Whether the step is recorded after which `done` are done."""
+        return done % self.config.run.log_every == 0 or done == self.plan.total
 
     def due_knn(self, done: int) -> bool:
         """True if the online kNN follows after `done` steps; always False if it is off."""

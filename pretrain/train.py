@@ -30,6 +30,7 @@ from pretrain.networks import HeadSizes, Online, Outputs, Target
 from pretrain.plan import plan_steps
 from pretrain.precision import autocast_fields, dtype
 from pretrain.session import claim
+from pretrain.watch import Watch, lag
 
 
 class NonFiniteLoss(BackbenchError):
@@ -63,6 +64,7 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
             say(f"{split.dataset} {split.split} has no labels: no online 20-NN")
         log = Log(out, config, plan, start=state["step"])
         forward = distributed.wrapped(online, device)
+        watch = Watch(device)
         corrupt = list(state["corrupt"])  # distinct unreadable images, over all ranks
 
         def save(step: int) -> None:
@@ -80,22 +82,18 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
             views = to_device(batch, config.data, device, dtype(config))
             views = views if config.run.channels_last else views.contiguous()
             p, parts = train_step(forward, target, optimizer, scaler, views, config, step=step, lr=lr)
-            failed, stop, passed_over = distributed.any_rank(
-                torch.tensor(
-                    [not bool(torch.isfinite(parts["loss"])), bool(stop_asked), bool(unreadable)], device=device
-                )
-            ).tolist()
-            if failed:
-                raise NonFiniteLoss(_nan_message(step, lr, out))
-            if passed_over:
-                corrupt += newly_corrupt(distributed.gather_words(unreadable), corrupt, config.data.max_corrupt)
+            watch.note(step, lr, parts["loss"], stop=bool(stop_asked), unreadable=unreadable)
+            done = step + 1
+            save_due = done == plan.total or done % config.run.checkpoint_every == 0
+            stop = settle(watch, corrupt, config, out, everything=save_due or log.due(done) or log.due_knn(done))
+            if stop:  # its weights are saved: of them too the loss must be finite
+                settle(watch, corrupt, config, out, everything=True)
             log.step(
                 step, parts, p, {"lr": lr, **follow(target, online, config, step, plan.total), "corrupt": len(corrupt)}
             )
-            done = step + 1
             if log.due_knn(done):
                 log.knn(step, online_knn(online.backbone, split, config, device))
-            if done == plan.total or done % config.run.checkpoint_every == 0 or stop:
+            if save_due or stop:
                 save(done)
             if stop:
                 raise KeyboardInterrupt
@@ -117,7 +115,8 @@ def train_step(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Take one optimiser step over (K, B, 3, S, S) views. Return the predictions (K, B, D) and the loss values.
 
-    If the loss is not finite on this rank, the optimiser does not step and the weights stay as they are.
+    On a CPU the optimiser does not step when the loss is not finite on this rank. A GPU would have to be waited for: its
+    weights are lost then, and the run ends before they are saved.
     """
     method = methods.get(config.method.name)
     group = config.run.views_per_pass or config.method.views
@@ -141,7 +140,7 @@ def train_step(
         predictions.append(outputs.p.detach())
     for settings in optimizer.param_groups:
         settings["lr"] = config.peak_lr() if settings.get("fixed_rate") else lr
-    if bool(torch.isfinite(sums["loss"])):
+    if lag(views.device) or bool(torch.isfinite(sums["loss"])):
         scaler.step(optimizer)
         scaler.update()
     return torch.cat(predictions), sums
@@ -172,7 +171,8 @@ def global_noise(config: PretrainConfig, step: int, p: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(config.run.seed * 1_000_003 + step)
     noise = torch.randn(config.optim.batch, outputs, generator=generator, dtype=torch.float64)
     mine = noise[distributed.rank() * local : (distributed.rank() + 1) * local]
-    return mine.to(p.device, dtype(config))
+    mine = mine.to(dtype(config))
+    return (mine.pin_memory() if p.is_cuda else mine).to(p.device, non_blocking=True)
 
 
 def build_all(config: PretrainConfig, device: torch.device) -> checkpoint.Trained:
@@ -223,6 +223,18 @@ def export(online: Online, config: PretrainConfig, out: Path) -> Path:
         zoo.save(path, online.backbone.state_dict(), architecture(config), spec)
     distributed.barrier()
     return path
+
+
+def settle(watch: Watch, corrupt: list[str], config: PretrainConfig, out: Path, *, everything: bool) -> bool:
+    """Act on the steps that are known on all ranks now: add to `corrupt`, raise NonFiniteLoss; return whether to stop."""
+    stop = False
+    for step in watch.settled(everything=everything):
+        if step.failed:
+            raise NonFiniteLoss(_nan_message(step.number, step.lr, out))
+        if step.corrupt:
+            corrupt += newly_corrupt(distributed.gather_words(step.unreadable), corrupt, config.data.max_corrupt)
+        stop = stop or step.stop
+    return stop
 
 
 def newly_corrupt(unreadable: list[str], known: list[str], limit: int) -> list[str]:
