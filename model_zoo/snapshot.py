@@ -97,7 +97,7 @@ def _described(folder: Path, content: Any) -> Contents:
 def _json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LARGEST_JSON:
-            raise CheckpointError(f"{path.name}: {path.stat().st_size} bytes are too large for a configuration")
+            raise CheckpointError(f"{path.name}: {path.stat().st_size} bytes, too large for a configuration")
         values = json.loads(path.read_bytes().decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name}: not readable as JSON ({printable(error, 100)})") from None

@@ -1,4 +1,4 @@
-"""Pickles, archives and containers made by hand, to attack whoever reads them; and the watch that sees what they did."""
+"""Handmade pickles, archives and containers that attack their reader, and guards that detect what they did."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def newobj_ex(name, *words):
 
 
 def build(name, state):
-    """BUILD on what a name stands for."""
+    """BUILD on a named object."""
     return glob(name) + state + b"b"
 
 
@@ -78,7 +78,7 @@ def pickled(*operations, protocol=2):
 
 
 def tensor(key="0", numel=1, size=(1,), stride=(1,), offset=0, kind="torch.FloatStorage"):
-    """The operations that make one tensor of torch's container."""
+    """The opcodes for one tensor in torch's container."""
 
     def number(value):
         data = value.to_bytes(8, "little")
@@ -90,7 +90,7 @@ def tensor(key="0", numel=1, size=(1,), stride=(1,), offset=0, kind="torch.Float
 
 
 def torch_zip(path, data, extra=(), **how):
-    """torch.save's container around a pickle."""
+    """Write torch.save's container with a pickle."""
     with zipfile.ZipFile(path, "w", **how) as archive:
         archive.writestr("archive/data.pkl", data)
         archive.writestr("archive/version", "3\n")
@@ -101,7 +101,7 @@ def torch_zip(path, data, extra=(), **how):
 
 
 def legacy(path, data, keys=(), rest=b""):
-    """torch.save's container of before 2020 around a pickle."""
+    """Write torch.save's container from before 2020 with a pickle."""
     head = [int.from_bytes(MAGIC[2:], "little"), 1001, {"protocol_version": 1001, "little_endian": True}]
     begin = b"".join(pickle.dumps(part, protocol=2) for part in head)
     path.write_bytes(begin + data + pickle.dumps(list(keys), protocol=2) + rest)
@@ -114,14 +114,14 @@ def plain(path, data):
 
 
 def zipped(path, data):
-    """A pickle in a plain zip archive."""
+    """Write a pickle in a plain zip archive."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("folder/model.pkl", data)
     return path
 
 
 def torch_in_zip(path, data):
-    """torch.save's container in a plain zip archive."""
+    """Write torch.save's container in a plain zip archive."""
     inner = torch_zip(path.with_suffix(".inner"), data)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("folder/model.pth", inner.read_bytes())
@@ -130,7 +130,7 @@ def torch_in_zip(path, data):
 
 
 def npz(path, data):
-    """An array of objects in .npz, whose bytes are the pickle."""
+    """Write an array of objects in .npz with the pickle as its bytes."""
     header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(117) + b"\n"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("weight.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data)
@@ -160,7 +160,7 @@ _hooked: list[bool] = []
 
 @contextlib.contextmanager
 def watched(folder: Path):
-    """Fail where what happens inside runs, writes or changes anything: by Python's audit events and by the folder's files."""
+    """Fail if the block runs, writes or changes anything, detected by Python's audit events and the folder's files."""
     global _seen
     if not _hooked:
         sys.addaudithook(_hook)
@@ -185,8 +185,8 @@ def _state(folder):
 
 @contextlib.contextmanager
 def bounded(seconds=20.0, memory=600 << 20):
-    """Fail where what happens inside takes longer, or more memory at its peak than was taken before."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    """Fail if the block takes longer, or more peak memory, than allowed."""
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     start, before = (
         time.process_time(),
         _memory("VmRSS"),
@@ -202,14 +202,14 @@ def _memory(field):
 
 
 def saved(value, **how):
-    """torch.save's bytes."""
+    """Return torch.save's bytes."""
     buffer = io.BytesIO()
     torch.save(value, buffer, **how)
     return buffer.getvalue()
 
 
 def refusal(path):
-    """The one sentence of a file that is no checkpoint; fails where it takes long, much memory, or touches anything."""
+    """Return the one-sentence error of a bad file; fail if it takes long, needs much memory, or changes anything."""
     with bounded(), watched(path.parent), pytest.raises(BackbenchError) as caught:
         model_zoo.load.load(path)
     said = str(caught.value)

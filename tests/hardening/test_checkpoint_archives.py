@@ -177,7 +177,7 @@ ZIPS = {
     "less announced than there is": lambda p: patched(good(p), _INDEX, 24, struct.pack("<I", 100)),
     "a member beyond the end": lambda p: patched(good(p), _INDEX, 42, struct.pack("<I", 1 << 30)),
     "a wrong checksum": lambda p: patched(good(p), _INDEX, 16, b"\1\2\3\4"),
-    "an index that is no text": lambda p: patched(patched(good(p), _INDEX, 8, b"\0\x08"), _INDEX, 46, b"\xff"),
+    "an index that is not text": lambda p: patched(patched(good(p), _INDEX, 8, b"\0\x08"), _INDEX, 46, b"\xff"),
     "an index elsewhere": lambda p: patched(good(p), _END, 16, struct.pack("<I", 7)),
     "an index of 4 GB": lambda p: patched(good(p), _END, 12, b"\xff\xff\xff\xfe"),
     "65,535 members announced": lambda p: patched(good(p), _END, 8, b"\xff\xff\xff\xff"),

@@ -235,7 +235,7 @@ HEADERS = {
     "no shape": b'{"a":{"dtype":"F32","data_offsets":[0,4]}}',
     "not UTF-8": b'{"\xff\xfe":1}',
     "a number of 5,000 digits": b'{"a":' + b"9" * 5000 + b"}",
-    "metadata that is no text": b'{"__metadata__":{"a":1}}',
+    "metadata that is not text": b'{"__metadata__":{"a":1}}',
     "an array of ints": b'{"a":[1,2]}',
     "surrogates": b'{"\\ud800":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
     "the same name twice": (_TINY % (1, "0,4"))[:-1].encode() + b"," + (_TINY % (1, "0,4"))[1:].encode(),

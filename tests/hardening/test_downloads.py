@@ -183,7 +183,7 @@ SENTENCE = {  # nothing is pinned or kept
     "endless zeros": ([endless(bytes(65536))], "is not a checkpoint"),
     "an endless checkpoint": ([endless(DATA)], "sends more than"),
     "a length beyond any checkpoint": ([raw("HTTP/1.1 200 OK\r\nContent-Length: 99999999999999")], "announces"),
-    "a length that is no number": ([raw("HTTP/1.1 200 OK\r\nContent-Length: -5", DATA)], "attempts"),
+    "a length that is not a number": ([raw("HTTP/1.1 200 OK\r\nContent-Length: -5", DATA)], "attempts"),
     "a byte now and then": ([trickle(HEADERS.encode() + b"\r\nPK\x03\x04", 0.05)], "bytes arrived in"),
     "headers, a byte now and then": ([trickle(b"HTTP/1.1 200 OK\r\nX-Slow: ", 0.05)], "attempts"),
     "headers without end": ([endless(b"a" * 65536, "X-Long: ")], "attempts"),

@@ -92,7 +92,7 @@ def hole(file):
 
 
 DAMAGES = {
-    "a NaN, saved anew": lambda f: saved(f, with_nan(rows_of(f))),
+    "a NaN, saved again": lambda f: saved(f, with_nan(rows_of(f))),
     "a NaN in place": lambda f: in_place(f, with_nan(rows_of(f))),
     "an infinite number in place": lambda f: in_place(f, np.where(rows_of(f) > 1, np.inf, rows_of(f))),
     "another width": lambda f: saved(f, rows_of(f)[:, :9]),

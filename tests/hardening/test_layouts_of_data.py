@@ -287,7 +287,7 @@ def test_commands_end_in_a_sentence(root, kind):
 # ---------------------------------------------------------------- changes during a run
 
 
-def written_anew(path):
+def rewritten_file(path):
     picture(path, 99)
 
 
@@ -314,9 +314,9 @@ def linked_elsewhere(path):
 
 
 CHANGES = {
-    "written anew": written_anew,
+    "rewritten": rewritten_file,
     "replaced": replaced,
-    "written anew with the old time": with_the_old_time,
+    "rewritten with the old time": with_the_old_time,
     "cut short": cut_short,
     "linked elsewhere": linked_elsewhere,
     "removed": lambda path: path.unlink(),
