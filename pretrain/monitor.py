@@ -12,6 +12,7 @@ from torch import nn
 from backbench import distributed
 from backbench.data.decode import CorruptImage
 from backbench.data.splits import ImageSplit
+from backbench.data.transforms import evaluation_view
 from backbench.embeddings import knn_accuracy
 from pretrain.config import PretrainConfig
 from pretrain.data import to_device
@@ -50,8 +51,6 @@ def online_knn(backbone: nn.Module, split: ImageSplit, config: PretrainConfig, d
 
     A partly labelled split (STL-10's) is measured on its labelled part.
     """
-    from backbench.data.transforms import evaluation_view  # Pillow transforms, which a training step does not need
-
     if split.labels is None or not distributed.is_main():
         return None
     labelled = torch.from_numpy(np.flatnonzero(split.labels >= 0))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backbench.config import dump
+from backbench.data import catalogue, demo
 from backbench.errors import BackbenchError
 from pretrain.config import OWN_LAYOUTS, DataConfig, PretrainConfig
 
@@ -52,8 +53,6 @@ def forecast(config: PretrainConfig, out: Path) -> str:
 def _absent(data: DataConfig) -> str | None:
     """Return why the data cannot be read now, or None."""
     if data.name == "demo":
-        from backbench.data import demo
-
         return None if demo.is_made() else "the demo's images are made when training starts"
     if data.root is None:
         owner = "your images" if data.name in OWN_LAYOUTS else data.name
@@ -63,8 +62,6 @@ def _absent(data: DataConfig) -> str | None:
 
 def _published(data: DataConfig) -> int | None:
     """Return the published (or rendered) number of images of the split; None if only the folder can answer."""
-    from backbench.data import catalogue
-
     if data.name == "demo":
         from backbench.data.demo import write
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from transfer.detection import engines
+
 _NO_CV2 = "without OpenCV no module that reads images can be imported: see cv2 below"
 
 
 def examine() -> dict[str, Any]:
     """Return {"engines": {name: {usable, version, compiled, advice}}, "cv2": {healthy, version, advice}, "versions": {}}."""
-    from transfer.detection import engines
-
     cv2 = _cv2()
     found = {name: _engine(name) if cv2["healthy"] else _unusable(_NO_CV2) for name in engines.names()}
     return {"engines": found, "cv2": cv2, "versions": _versions()}
@@ -36,8 +36,6 @@ def text(found: dict[str, Any]) -> str:
 
 
 def _engine(name: str) -> dict[str, Any]:
-    from transfer.detection import engines
-
     engine = engines.get(name)
     if lacking := engine.missing():
         return _unusable(lacking, "not installed")
