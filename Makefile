@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test quick hardening speed docs clean
+.PHONY: demo test quick hardening speed gpu docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/backbench demo
@@ -23,6 +23,10 @@ hardening: $(INSTALLED)
 
 speed: $(INSTALLED)
 	$(BIN)/backbench speed $(if $(IMAGES),--images $(IMAGES))
+
+gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -m gpu tests/gpu
+	$(BIN)/backbench speed --device cuda --out benchmarks/measured/gpu $(if $(IMAGES),--images $(IMAGES))
 
 docs: $(INSTALLED)
 	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[docs]'

@@ -29,6 +29,7 @@ from backbench.progress import logged, say
 from benchmarks.options import CellOptions, Options
 from benchmarks.plan import Cell
 from benchmarks.records import provenance, store
+from benchmarks.records.energy import Meter
 from benchmarks.records.reading import impossible
 from benchmarks.records.schema import BackboneRecord, DataRecord, MetricRecord, Result, TaskRecord
 from model_zoo.backbone import Backbone
@@ -107,7 +108,7 @@ def measure(
     cache, folder = options.out / ".features", store.run_folder(options.out, planned)
     ctx = RunContext(splits=splits, seed=planned.seed, device=device, cache=cache, folder=folder, workers=workers)
     note_seen(splits, ctx.notes)
-    start = time.monotonic()
+    start, meter = time.monotonic(), Meter(device)
     try:
         metrics = cell.task.run(backbone, cell.config, ctx)
         records = checked(metrics, cell.task.primary(cell.config), ctx.notes)
@@ -118,7 +119,7 @@ def measure(
         if world_size() > 1:
             raise  # the other processes wait for this one: the job ends, and run_all leaves a record
         return planned.model_copy(
-            update=fields | {"provenance": provenance.collect(device, time.monotonic() - start)}
+            update=fields | {"provenance": provenance.collect(device, time.monotonic() - start, meter.joules())}
         ), {}
     task = planned.task.model_copy(update={"tuned": ctx.tuned, "notes": ctx.notes})
     done = planned.model_copy(
@@ -126,7 +127,7 @@ def measure(
             "task": task,
             "metrics": records,
             "primary": cell.task.primary(cell.config),
-            "provenance": provenance.collect(device, time.monotonic() - start).model_copy(
+            "provenance": provenance.collect(device, time.monotonic() - start, meter.joules()).model_copy(
                 update={"resumed_at": ctx.resumed_at}
             ),
         }

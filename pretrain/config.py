@@ -108,6 +108,7 @@ class RunConfig(Config):
     seed: Annotated[int, Field(ge=0)] = 0
     amp: Literal["none", "bf16", "fp16"] = "none"
     channels_last: bool = True
+    compile: bool = False  # torch.compile: minutes of preparation and a C++ compiler; changes numbers by rounding
     views_per_pass: Annotated[int, Field(ge=0)] = 0  # 0: all K in one pass; less: accumulate gradients over views
     float64: bool = False  # for proofs of equality
     threads: Annotated[int, Field(ge=0)] = 0  # 0: torch's default

@@ -190,6 +190,9 @@ def build_all(config: PretrainConfig, device: torch.device) -> checkpoint.Traine
     if config.run.channels_last:
         online = online.to(memory_format=torch.channels_last)
     target = Target(online).train() if isinstance(method.target, Ema) else None
+    if config.run.compile:
+        for network in (online, target) if target is not None else (online,):
+            network.backbone.compile()  # in place: names in checkpoints stay; one graph for all views
     optimizer = Lars(
         parameter_groups(online, method, config.optim.weight_decay),
         lr=0.0,

@@ -8,6 +8,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -60,7 +61,7 @@ def packages() -> dict[str, str]:
     return found
 
 
-def collect(device: torch.device, wall_s: float) -> Provenance:
+def collect(device: torch.device, wall_s: float, energy_j: Mapping[str, float] | None = None) -> Provenance:
     """Provenance of a number just made by this process."""
     revision, dirty = commit()
     cuda = device.type == "cuda"
@@ -76,6 +77,7 @@ def collect(device: torch.device, wall_s: float) -> Provenance:
         threads=torch.get_num_threads(),
         processes=distributed.world_size(),
         tf32=tf32(),
+        energy_j=dict(energy_j) if energy_j else None,
     )
 
 

@@ -74,6 +74,7 @@ class Provenance(_Strict):
     threads: int
     processes: int = 1  # of torchrun's job; older records do not say
     tf32: bool | None = None  # whether float32 products might use TF32, which has 10 bits; older records do not say
+    energy_j: dict[str, float] | None = None  # joules of `cpu` and `gpu` meanwhile, where the machine counts them
     resumed_at: list[int] = []  # iterations (or steps) done, each time that the training was resumed
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectors import ALL, as_detectron2, exhaustive, lively, stem, used
 
 from model_zoo.backbone import Backbone
 from transfer.detection import engines
@@ -19,7 +20,6 @@ from transfer.detection.spec import DetectionSpec
 from transfer.detection.training.steps import rle
 
 pytestmark = pytest.mark.slow
-ALL = 1_000_000  # more than there are anchors or proposals: nothing is drawn
 
 HEADS = {  # Detectron2's names -> MMDetection's
     "proposal_generator.rpn_head.conv": "rpn_head.rpn_conv",
@@ -50,27 +50,6 @@ def _both_engines():
         engines.get(name).prepare()
 
 
-def lively(model: torch.nn.Module) -> None:
-    """Heads whose boxes and scores differ from place to place."""
-    generator = torch.Generator().manual_seed(3)
-    for name, p in model.named_parameters():
-        if name.endswith("weight") and ("cls" in name or "predictor" in name or "logits" in name):
-            p.data = torch.randn(p.shape, generator=generator) * 0.3
-        elif name.endswith("weight") and ("reg" in name or "deltas" in name):
-            p.data = torch.randn(p.shape, generator=generator) * 0.03
-
-
-def used(fresh: Backbone, split: DetectionSplit) -> Backbone:
-    """A backbone with statistics of real activations."""
-    trunk = fresh.build().train()
-    for module in trunk.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 1.0
-    pixels = np.stack([np.asarray(split.source.pil(i)) for i in range(len(split))]).transpose(0, 3, 1, 2)
-    trunk((torch.from_numpy(pixels).float() / 255 - 0.45) / 0.225)
-    return dataclasses.replace(fresh, state=trunk.state_dict())
-
-
 def pair(
     spec: DetectionSpec, fresh: Backbone, split: DetectionSplit, folder: Path, change: Callable[[Any, Any], None]
 ) -> tuple[Any, torch.nn.Module, torch.nn.Module]:
@@ -96,14 +75,6 @@ def pair(
 # ---------------------------------------------------------------- losses
 
 
-def exhaustive(ours: Any, theirs: Any) -> None:
-    """No sampling: every anchor and every proposal counts, whatever it is."""
-    for part in ("rpn", "rcnn"):
-        ours.model.train_cfg[part].sampler.update(num=ALL, pos_fraction=1.0)
-    for part in (theirs.MODEL.RPN, theirs.MODEL.ROI_HEADS):
-        part.BATCH_SIZE_PER_IMAGE, part.POSITIVE_FRACTION = ALL, 1.0
-
-
 def with_runs(split: DetectionSplit) -> DetectionSplit:
     """The masks as COCO's run lengths."""
     from pycocotools import mask as coco_mask
@@ -114,22 +85,6 @@ def with_runs(split: DetectionSplit) -> DetectionSplit:
         objects = tuple(dataclasses.replace(o, mask=rle(m)) for o, m in zip(p.instances, masks, strict=True))
         pictures.append(dataclasses.replace(p, instances=objects))
     return dataclasses.replace(split, pictures=tuple(pictures))
-
-
-def as_detectron2(batch: dict[str, Any], masks: str | None) -> list[dict[str, Any]]:
-    """A collated batch of MMDetection's pipeline, resized and flipped, in Detectron2's form."""
-    from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
-
-    items = []
-    for image, sample in zip(batch["inputs"], batch["data_samples"], strict=True):
-        truth, instances = sample.gt_instances, Instances(tuple(image.shape[1:]))
-        instances.gt_boxes, instances.gt_classes = Boxes(truth.bboxes.tensor.clone()), truth.labels
-        if masks == "runs":
-            instances.gt_masks = BitMasks(torch.from_numpy(truth.masks.to_ndarray()))
-        elif masks:
-            instances.gt_masks = PolygonMasks([list(polygons) for polygons in truth.masks.masks])
-        items.append({"image": image.flip(0), "instances": instances})
-    return items
 
 
 @pytest.mark.parametrize(("head", "masks"), [("c4", None), ("fpn", "polygons"), ("fpn", "runs")])
@@ -162,10 +117,6 @@ def test_losses_and_gradients_are_the_same(tmp_path, head, masks, scenes, short,
     sum(expected.values()).backward()
     stems = [model.get_parameter(n).grad for model, n in ((ours, "backbone.conv1.weight"), (theirs, stem(theirs)))]
     assert float((stems[0] - stems[1]).norm() / stems[1].norm()) < 1e-4
-
-
-def stem(model: torch.nn.Module) -> str:
-    return next(name for name, _ in model.named_parameters() if name.endswith("stem.conv1.weight"))
 
 
 # ---------------------------------------------------------------- detections

@@ -25,7 +25,6 @@ from model_zoo.reading import load_torch
 from transfer.detection import engines, run
 from transfer.detection.job import Job
 from transfer.detection.training import checkpoints
-from transfer.detection.training.steps import parallel
 
 ROOT = Path(__file__).resolve().parents[3]
 WEIGHTS = {"detectron2": "model", "mmdet": "state_dict"}  # where a checkpoint has them
@@ -91,7 +90,7 @@ def test_a_killed_run_goes_on(name, tmp_path):
 
 def spread(name: str, folder: Path) -> None:
     """One rank of a course in two processes; leaves what it has for the test to compare."""
-    from conftest import scenes, short, trained_like
+    from detectors import scenes, short, trained_like
 
     device = distributed.init()
     engine = engines.get(name)
@@ -148,66 +147,10 @@ def test_two_processes_are_one_detector(name, tmp_path, trained_like, scenes, sh
             torch.testing.assert_close(ours, torch.as_tensor(theirs.boxes), rtol=1e-4, atol=1e-2)
 
 
-def step(name: str, folder: Path, rows: list[int], device: torch.device) -> dict[str, torch.Tensor]:
-    """Losses, some gradients and the statistics after a step on two scenes, or on one of them; nothing is drawn."""
-    from conftest import scenes, short, trained_like
-    from test_parity import as_detectron2, exhaustive, stem
-
-    engine, spec, backbone = (
-        engines.get(name),
-        short("c4", sides_train=(64,), proposals_train=(400, 20)),
-        trained_like("resnet18"),
-    )
-    split, job = two_alike(scenes(folder / "images", 8)), Job(folder.parent / "run", 0, device)
-    for one in ("mmdet", "detectron2"):
-        engines.get(one).prepare()
-    configurations = {one: engines.get(one).write_native(spec, backbone, split, job) for one in ("mmdet", "detectron2")}
-    exhaustive(*configurations.values())
-    data = configurations["mmdet"]
-    data.model.train_cfg.rpn.assigner.neg_iou_thr = 0.7  # no anchor is ignored: as many count in each image
-    data.train_dataloader.dataset.pipeline[3].prob = 0.0  # no flip
-    torch.manual_seed(0)
-    model = distributed.synchronise_batchnorm(engine.build(configurations[name], backbone, device), device)
-    batch, forward = batch_of(data, rows), parallel(model, device)
-    if name == "mmdet":
-        from transfer.detection.engines.mmdet.parts import losses
-
-        found, first = losses(model, batch, forward), "backbone.conv1.weight"
-    else:
-        from detectron2.utils.events import EventStorage
-
-        with EventStorage():
-            found, first = forward(as_detectron2(batch, None)), stem(model)
-    sum(found.values()).backward()
-    statistics = {n: b.clone() for n, b in model.named_buffers() if "running" in n}
-    gradients = {f"gradient of {n}": model.get_parameter(n).grad for n in (first, f"{heads(model)}.weight")}
-    return {n: v.detach() for n, v in (found | statistics | gradients).items()}
-
-
-def heads(model: nn.Module) -> str:
-    """The first layer of the proposal network."""
-    return next(n for n, m in model.named_modules() if n.endswith(("rpn_head.rpn_conv", "rpn_head.conv")))
-
-
-def two_alike(split):
-    """Two images with as many objects: each rank's losses are means over as many proposals."""
-    from transfer.detection.annotations.split import of_rows
-
-    counts = [len(picture.instances) for picture in split.pictures]
-    return of_rows(split, [i for i, n in enumerate(counts) if n == 3][:2])
-
-
-def batch_of(cfg, rows: list[int]):
-    """These images of MMDetection's own data set, collated."""
-    from mmdet.registry import DATASETS
-    from mmengine.dataset import pseudo_collate
-
-    data = DATASETS.build(cfg.train_dataloader.dataset)
-    return pseudo_collate([data[row] for row in rows])
-
-
 def halves(name: str, folder: Path) -> None:
     """A step on two images by one process, or one rank's part of it, on one image, by two."""
+    from detectors import step
+
     device = distributed.init()
     mine, part = (
         ([0, 1], "alone") if distributed.world_size() == 1 else ([distributed.rank()], f"rank{distributed.rank()}")

@@ -1,0 +1,107 @@
+"""Evaluation on a GPU: features, neighbours, heads and uniformity equal the CPU's, in float32 and in half types."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from backbones import make_backbone
+
+from backbench.data.catalogue import DataPlaces, load
+from backbench.embeddings import neighbours, uniformity
+from model_zoo.architecture import InputSpec
+from transfer import features
+from transfer.feature_spec import FeatureSpec
+from transfer.heads import Classifier, Heads, best_classes
+from transfer.protocol import RunContext
+from transfer.supervised import Order, SgdConfig, batches_of, fit
+from transfer.tasks import linear_probe, semi_supervised
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def made(image_folder, tmp_path, real):
+    """`made(device, precision)`: features of 24 images."""
+    split = load("imagenet", "train", DataPlaces(None, {"imagenet": image_folder}))
+    backbone = make_backbone(
+        "resnet50" if real else "resnet18", 1.0 if real else 0.5, InputSpec(size=64 if real else 32)
+    )
+
+    def extract(device, precision="fp32"):
+        ctx = RunContext(splits={}, seed=0, device=device, cache=tmp_path / f"{device.type}-cache")
+        return features.extract(backbone, split, ctx, FeatureSpec(precision=precision)).clone()
+
+    return extract
+
+
+def test_float32_features_are_the_cpus(device, made):
+    torch.testing.assert_close(made(device), made(CPU), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("bf16", 5e-3), ("fp16", 1e-3)])
+def test_half_features_agree_to_the_neighbour(device, made, precision, bound):
+    """The neighbour that half features find is at most `bound` of cosine further than the nearest one."""
+    exact, half = made(device), made(device, precision)
+    assert not torch.equal(exact, half)
+    near, found = (F.normalize(x - exact.mean(dim=0), dim=1) for x in (exact, half))
+    similarity, half_similarity = near @ near.T, found @ found.T
+    similarity.fill_diagonal_(-1), half_similarity.fill_diagonal_(-1)
+    lost = similarity.amax(dim=1) - similarity.gather(1, half_similarity.argmax(dim=1)[:, None])[:, 0]
+    print(f"{precision}: neighbour at most {float(lost.max()):.2g} further")
+    assert 0 <= float(lost.max()) < bound
+
+
+def clusters(rows, width, classes=10):
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(classes, width, generator=generator)
+    labels = torch.randint(classes, (rows,), generator=generator)
+    return centres[labels] + 0.8 * torch.randn(rows, width, generator=generator), labels
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_neighbours_of_a_bank_on_the_cpu(device, real, metric):
+    """The bank stays where it is and goes over in chunks. The distances are the CPU's, and nearly all neighbours."""
+    x, _ = clusters(20_000 if real else 600, 512 if real else 32)
+    query, bank = x[: len(x) // 10], x[len(x) // 10 :]
+    found = neighbours(query.to(device), bank, 20, metric=metric, chunk=1000)
+    expected = neighbours(query, bank, 20, metric=metric)
+    assert found[0].device.type == device.type
+    torch.testing.assert_close(found[0].cpu(), expected[0], rtol=1e-3, atol=1e-3)
+    assert float((found[1].cpu() == expected[1]).float().mean()) > 0.99
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "adam"])
+def test_heads_learn_what_the_cpus_do(device, real, optimizer):
+    x, y = clusters(2000 if real else 200, 256 if real else 16)
+    config, order = SgdConfig(batch=64, epochs=3, optimizer=optimizer), Order(len(x), 64, 3, seed=0)
+    answers = []
+    for place in (device, CPU):
+        heads = Heads(x.shape[1], 10, (0.01, 0.1), seed=0)
+        fit(Classifier(None, heads), batches_of(x, y, order), config, order, device=place)
+        answers.append((heads.linear[1].weight.detach().cpu(), best_classes(heads, x, device=place)[1][:, 0]))
+    torch.testing.assert_close(answers[0][0], answers[1][0], rtol=1e-2, atol=1e-4)
+    assert float((answers[0][1] == answers[1][1]).float().mean()) > 0.99
+
+
+def test_uniformity_is_the_cpus(device, real):
+    x, _ = clusters(5000 if real else 300, 256 if real else 16)
+    assert float(uniformity(x.to(device))) == pytest.approx(float(uniformity(x)), rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("task", ["linear_probe", "semi_supervised"])
+def test_protocols_with_an_encoder_run(device, real, image_folder, tmp_path, task, precision):
+    """The encoder frozen under augmented images, and fine-tuned: finite numbers in every type."""
+    splits = {role: load("imagenet", role, DataPlaces(None, {"imagenet": image_folder})) for role in ("train", "test")}
+    ctx = RunContext(splits=splits, seed=0, device=device, cache=tmp_path / "cache", folder=tmp_path)
+    backbone = make_backbone("resnet18", 0.25, InputSpec(size=32))
+    fields = {"batch": 8, "epochs": 1, "precision": precision, "data": {"expect": "any"}}
+    if task == "linear_probe":
+        config = linear_probe.Config(features="augmented", rates=(0.1,), holdout=0.0, **fields)
+        metrics = linear_probe.run(backbone, config, ctx)
+    else:
+        config = semi_supervised.Config(rate_head=0.1, rate_encoder=0.01, **fields)
+        metrics = semi_supervised.run(backbone, config, ctx)
+    assert 0 <= metrics["top1"].value <= 100
+    assert len(ctx.items["labels"]) == len(splits["test"])
