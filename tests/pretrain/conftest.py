@@ -14,19 +14,19 @@ from pretrain.config import PretrainConfig
 
 @pytest.fixture(scope="session")
 def photo() -> np.ndarray:
-    """(96, 128, 3) uint8."""
+    """Return a random picture, (96, 128, 3) uint8."""
     return smooth_image(96, 128)
 
 
 @pytest.fixture(scope="session")
 def shared_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image folder of 2 x 15 images in `train`; not to be changed."""
+    """An image folder with 2 x 15 images in `train`. Tests must not change it."""
     return write_photos(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """The same, for a test that breaks some of it."""
+    """A copy of the image folder that a test may change."""
     return write_photos(tmp_path / "photos")
 
 

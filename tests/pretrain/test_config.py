@@ -1,4 +1,4 @@
-"""The recipes and what a configuration refuses."""
+"""Test the recipes and the errors of a configuration."""
 
 from __future__ import annotations
 

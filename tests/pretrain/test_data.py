@@ -1,4 +1,4 @@
-"""Which images a step takes, on which rank, and what happens to those that cannot be read."""
+"""Test which images each step and rank takes, and how unreadable images are handled."""
 
 from __future__ import annotations
 

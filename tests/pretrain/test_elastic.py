@@ -1,4 +1,4 @@
-"""Ranks under torchrun: one is killed, all are started again, and the weights are those of an uninterrupted run."""
+"""Ranks under torchrun: one is killed, all restart, and the weights equal those of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def script(tmp_path_factory, shared_photos):
 
 @pytest.fixture(scope="module")
 def uninterrupted(script):
-    """The folder of a run of two ranks that nothing interrupted."""
+    """The folder of an uninterrupted run of two ranks."""
     out = Path(script[0]).parent / "uninterrupted"
     with warm.ranks([*script, str(out)]) as ranks:
         assert [rank.wait(120) for rank in ranks] == [0, 0]
@@ -89,7 +89,7 @@ def test_a_killed_rank_starts_again_from_the_checkpoint(script, uninterrupted, n
 
 
 def unfinished(out: Path) -> None:
-    """A run that ends in mid-course."""
+    """A run that ends before its last step."""
     with pytest.raises(RuntimeError, match="killed"), claim(out, resume=False) as resume:
         assert not resume
         (out / "metrics.jsonl").touch()

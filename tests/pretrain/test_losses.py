@@ -55,7 +55,7 @@ def brownian_in_loops(p: Tensor, noise: Tensor) -> Tensor:
 
 
 def singular_by_svd(p: Tensor, normalize: bool = False) -> Tensor:
-    """Eq. 5-7: the covariance's singular values, each at a distance from 1."""
+    """Eq. 5-7: sum of squared distances of the covariance's singular values from 1."""
     total = p.new_zeros(())
     for view in p:
         rows = torch.stack([unit(row) for row in view]) if normalize else view
@@ -167,7 +167,7 @@ def test_accumulating_over_samples_is_not_exact(p):
 
 
 def test_singular_value_loss_is_accurate_in_collapse():
-    """Raw second moments would be off by 2e-5 here, their gradient by 2e-4."""
+    """Raw second moments would have an error of 2e-5 here, their gradient of 2e-4."""
     p = (20 + 0.1 * torch.randn(2, 512, 16, generator=torch.Generator().manual_seed(0))).requires_grad_()
     exact = p.detach().double().requires_grad_()
     loss, reference = singular_value_loss(p), singular_value_loss(exact)

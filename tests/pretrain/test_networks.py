@@ -18,7 +18,7 @@ NORMS = ("batch", "layer", "group", "group_ws")
 
 
 class Trunk(nn.Module):
-    """A backbone with a BatchNorm in it, small enough for exact comparisons."""
+    """A backbone with a BatchNorm, small enough for exact comparisons."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The loop as its users see it: several processes, kills, resumes, broken files, and what a run leaves behind."""
+"""The loop as users see it: several processes, kills, resumes, broken files, and the files of a run."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def losses(out: Path) -> list[dict[str, Any]]:
 
 
 def assert_identical(a: Any, b: Any, where: str = "") -> None:
-    """Bit for bit, through nested containers."""
+    """Compare bit for bit, through nested containers."""
     assert type(a) is type(b), where
     if isinstance(a, torch.Tensor):
         assert a.dtype == b.dtype and torch.equal(a, b), where
@@ -144,7 +144,7 @@ def one_and_two(
     shared_photos: Path,
     recipe: Callable[..., PretrainConfig],
 ) -> tuple[Path, Path]:
-    """The folders of one run in one process and in two with half the batch each; rank 1 meets a corrupt image."""
+    """Folders of a run in one process and in two with half the batch each; rank 1 reads a corrupt image."""
     place = tmp_path_factory.mktemp("ranks")
     shutil.copytree(shared_photos, place / "photos")
     config = recipe(place / "photos", *PROOF, *request.param)
@@ -175,7 +175,7 @@ def test_two_processes_end_with_the_weights_of_one(one_and_two, network):
 
 @pytest.mark.slow
 def test_the_proof_is_of_weights_that_moved(one_and_two, recipe, tmp_path):
-    """Else two processes would agree by doing nothing."""
+    """Otherwise two processes could agree by doing nothing."""
     from pretrain.train import build_all
 
     one = checkpoint(one_and_two[0])
@@ -217,7 +217,7 @@ def test_two_processes_count_every_ranks_corrupt_images(one_and_two):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, shared_photos, recipe) -> tuple[PretrainConfig, Path]:
-    """A run of 7 steps that nothing interrupted, with everything there is to record."""
+    """An uninterrupted run of 7 steps that records everything."""
     config = recipe(shared_photos, "optim.epochs=1.4", "run.knn_every=0.6", "optim.warmup_epochs=0.2")
     out = tmp_path_factory.mktemp("whole") / "run"
     train(config, out)
@@ -275,7 +275,7 @@ def test_resuming_where_bits_may_differ_is_said(whole, tmp_path, capsys, key, th
 
 @pytest.mark.slow
 def test_resuming_a_run_of_other_views_is_refused(whole, tmp_path):
-    """Checkpoints without a version were written when views were resized by area."""
+    """Checkpoints without a version are from the time of resizing by area."""
     config, finished = whole
     saved = checkpoint(finished)
     del saved["views"]
@@ -375,7 +375,7 @@ def test_two_runs_in_one_folder_at_once_is_an_error(shared_photos, recipe, tmp_p
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_to_continue_from(shared_photos, recipe, tmp_path):
-    """As a terminal does it: the signal goes to the whole group, the loader's worker included."""
+    """As from a terminal: the signal goes to the whole process group, including the loader's worker."""
     config = recipe(shared_photos, "data.workers=1", "optim.epochs=1000.0", "run.checkpoint_every=100000")
     (tmp_path / "r.yaml").write_text(dump(config))
     out = tmp_path / "run"
@@ -433,7 +433,7 @@ def test_two_runs_of_one_recipe_are_the_same_and_another_seed_is_not(shared_phot
 @pytest.mark.slow
 @pytest.mark.parametrize("override", ["run.amp=bf16", "run.channels_last=true"])
 def test_other_arithmetic_stays_near(shared_photos, recipe, tmp_path, override):
-    """All images in a batch: BatchNorm over six of them magnifies what bf16 rounds to several percent."""
+    """All images in one batch: BatchNorm over six images magnifies bf16's rounding to several percent."""
     for name, more in (("plain", []), ("other", [override])):
         train(recipe(shared_photos, "optim.batch=30", *more), tmp_path / name)
     assert losses(tmp_path / "other")[0]["loss"] == pytest.approx(losses(tmp_path / "plain")[0]["loss"], rel=0.01)
@@ -504,14 +504,14 @@ def test_corrupt_images_above_the_limit_stop_the_run(photos, recipe, tmp_path):
 
 @pytest.mark.slow
 def test_a_corrupt_image_counts_once_whatever_the_epochs(photos, recipe, tmp_path):
-    """Else one broken file among a million would stop every run of more than `max_corrupt` epochs."""
+    """Otherwise one broken file among a million would stop every run of more than `max_corrupt` epochs."""
     break_images(photos)
     train(recipe(photos, "data.max_corrupt=2", "optim.epochs=2.0"), tmp_path / "run")
     assert losses(tmp_path / "run")[-1]["corrupt"] == 2
 
 
 def test_the_online_knn_is_of_the_labelled_images(shared_photos, recipe, monkeypatch):
-    """STL-10's training set is labelled in part."""
+    """STL-10's training set is partly labelled."""
     config = recipe(shared_photos)
     split = open_split(config.data)
     part = dataclasses.replace(split, labels=np.where(np.arange(30) % 15 == 14, -1, split.labels))
@@ -635,7 +635,7 @@ NOTHING_DISPERSES = ("method.name=byol", "method.lambda_s=0.0", "method.lambda_b
 
 @pytest.mark.slow
 def test_a_collapse_is_said_once_while_it_happens(shared_photos, recipe, tmp_path, capsys):
-    """BYOL without BatchNorm in its heads, which no loss keeps apart; long before the warm-up's end."""
+    """BYOL without BatchNorm in its heads collapses long before the end of the warm-up."""
     config = recipe(
         shared_photos, *NOTHING_DISPERSES, "optim.epochs=3.0", "optim.warmup_epochs=2.5", "optim.base_lr=60.0"
     )

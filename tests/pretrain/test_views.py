@@ -33,7 +33,7 @@ def table9() -> list[ViewParameters]:
 
 
 def assert_frequency(count: int, probability: float, total: int = DRAWS) -> None:
-    """Within four standard errors."""
+    """The means agree within four standard errors."""
     assert abs(count / total - probability) <= 4 * np.sqrt(probability * (1 - probability) / total), count / total
 
 
@@ -170,7 +170,7 @@ def test_saturation_is_torchvisions(photo, factor):
 
 @pytest.mark.parametrize("factor", [-0.5, -0.1, -0.03, 0.0, 0.05, 0.1])
 def test_hue_is_torchvisions(photo, factor):
-    """Both round to 256 hues, each in its own way: near Pillow's, and as near the exact turn as Pillow is."""
+    """Both round to 256 hues differently: close to Pillow's, and as close to the exact rotation as Pillow."""
     ours, theirs = views.hue(photo, factor), TF.adjust_hue(Image.fromarray(photo), factor)
     found = distance(ours, theirs)
     assert found.mean() < 2 and np.quantile(found, 0.99) <= 10
@@ -197,7 +197,7 @@ def test_blur_of_an_edge_is_torchvisions():
 
 @pytest.mark.parametrize("height, width, size", [(60, 70, 96), (40, 30, 64), (64, 64, 64), (96, 128, 32), (24, 96, 48)])
 def test_resize_is_pillows_bicubic(photo, height, width, size):
-    """Sides that grow, that shrink (Pillow then widens its cubic: nothing aliases), and one of each."""
+    """Growing sides, shrinking sides (Pillow then widens its cubic kernel against aliasing), and one of each."""
     noise = np.random.default_rng(0).normal(0, 25, photo.shape)
     crop = (photo + noise).clip(0, 255).astype(np.uint8)[:height, :width]
     theirs = TF.resize(Image.fromarray(crop), [size, size], InterpolationMode.BICUBIC)
@@ -282,7 +282,7 @@ def jpeg(pixels: np.ndarray) -> bytes:
     "size, scale, factor", [(22, (0.9, 1.0), 8), (24, (0.08, 0.1), 2), (44, (0.9, 1.0), 4), (136, (0.9, 1.0), 1)]
 )
 def test_a_jpeg_is_reduced_as_far_as_every_crop_allows(photo, size, scale, factor):
-    """Views of the reduced image show the same crops as views of the whole one, nearly pixel by pixel."""
+    """Views of the reduced image equal views of the whole image nearly pixel by pixel."""
     large = np.asarray(Image.fromarray(photo).resize((391, 303), Image.Resampling.BICUBIC))
     config = ViewsConfig(scale=scale, blur=0, jitter=0, grayscale=0, solarize=0)
 

@@ -1,4 +1,4 @@
-"""Flags that are read a step later, as on a GPU: the same run, the same ends."""
+"""Flags that are read one step later, as on a GPU: the run and its errors stay the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Augmented training images: torchvision's own transforms, seeded by (seed, epoch, image) and by nothing else."""
+"""Augmented training images: torchvision's transforms, seeded only by (seed, epoch, image)."""
 
 import dataclasses
 import io
@@ -41,7 +41,7 @@ def byol_view(size):
 
 
 def theirs(size, mode="bilinear", *more):
-    """BYOL's view 1 as MSBReg's Table 9 has it, in torchvision's own classes."""
+    """BYOL's view 1 as in MSBReg's Table 9, built from torchvision's classes."""
     more = more or (transforms.GaussianBlur(3 if size < 40 else 23, sigma=(0.1, 2.0)),)
     return transforms.Compose(
         [

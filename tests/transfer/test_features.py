@@ -1,4 +1,4 @@
-"""Frozen features: the right values in the right order, from a cache that never answers for something else."""
+"""Frozen features: the right values in the right order, and a cache that never returns features of other data."""
 
 import dataclasses
 import errno
@@ -44,7 +44,7 @@ def make_backbone(seed=0, width=0.25, **spec):
 
 
 def plain_loop(network, split, *, resize, size, mean, std, bgr=False):
-    """One image at a time through torchvision's own transforms."""
+    """Compute features one image at a time with torchvision's transforms."""
     steps = [transforms.Resize(resize), transforms.CenterCrop(size), transforms.ToTensor()]
     rows = []
     for path in split.source.paths:
@@ -139,7 +139,7 @@ def test_name_and_source_do_not_change_the_key(split, ctx, computed):
 
 
 def test_the_key_is_the_stated_digest(split, ctx):
-    """Cached features of earlier versions are found: another key is a decision, `_VERSION`."""
+    """Cached features of earlier versions are found. Only a new `_VERSION` changes the key."""
     backbone = make_backbone()
     stated = {
         "version": 2,
@@ -227,7 +227,7 @@ def test_a_corrupt_image_fails_and_is_named(image_folder, ctx, broken, workers):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_a_sentence(monkeypatch, split, ctx):
-    """Of a file that is written; a mapped one would end the process without a word."""
+    """Writing the file gives an error; mapping it would kill the process silently."""
     with (
         pytest.raises(BackbenchError, match="cannot write /dev/full: the disk is full"),
         feature_file.new_rows(Path("/dev/full"), (4096, 64), "rows") as append,
@@ -282,7 +282,7 @@ def test_features_that_are_not_finite_are_refused(split, ctx):
 @pytest.mark.parametrize(("pooling", "size"), [("gap", 64), ("res5_2x2", 64), ("res5_2x2", 100)])
 @pytest.mark.parametrize("squash", [False, True])
 def test_pooling_and_squashing_equal_a_plain_loop(split, ctx, pooling, size, squash):
-    """64 pixels: C5 is 2x2 and each cell is a window; 100: it is 4x4, windows of 3x3."""
+    """At 64 pixels C5 is 2x2 and each cell is a window; at 100 pixels it is 4x4 with windows of 3x3."""
     backbone = make_backbone()
     resize = size + 10
     fit = [transforms.Resize((size, size))] if squash else [transforms.CenterCrop(size)]

@@ -1,4 +1,4 @@
-"""What a corrected preset leaves alone: identities, old records, and what the literature's page says of them."""
+"""A corrected preset keeps identities and old records, and the literature's page describes the difference."""
 
 import json
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_broken_records_are_refused_as_before(tmp_path, task):
 
 
 def test_every_measured_record_keeps_its_identity():
-    """A field that came later is not stored at its default; what changed has another identity."""
+    """A later field is not stored at its default; a changed protocol has another identity."""
     otherwise = 0
     for file in MEASURED.glob("*/*/*/seed0.json"):
         task = json.loads(file.read_text())["task"]
@@ -100,7 +100,7 @@ def test_an_old_record_of_other_jobs_has_the_identity_of_all(tmp_path, preset):
     ],
 )
 def test_a_corrected_preset_is_another_protocol(cell, preset, field, value):
-    """Its records tell it from those that were made before, and the literature's page says in what they differ."""
+    """Its records differ from older ones, and the literature's page names the difference."""
     config = plan.load_cell(cell, [f"preset={preset}"]).config
     stored = config.model_dump(mode="json")
     assert stored[field] == value

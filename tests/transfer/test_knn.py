@@ -18,7 +18,7 @@ from transfer.tasks import knn
 
 @pytest.fixture
 def embedded():
-    """Overlapping classes of very different norms, so that the metric matters."""
+    """Overlapping classes with very different norms, so that the metric matters."""
     generator = torch.Generator().manual_seed(0)
 
     def make(rows, classes):
@@ -105,7 +105,7 @@ def test_the_rehearsal_measures_its_own_headline(classify, embedded, k, headline
 
 
 def test_every_query_is_counted_once(classify, embedded):
-    """513 queries: one more than a chunk of queries; each is in the bank, so 1-NN is right for all but the changed."""
+    """513 queries, one more than a chunk. Each is in the bank, so 1-NN is right for all except the changed ones."""
     x, labels = embedded(513, 3)
     changed = labels.clone()
     changed[-1] = (changed[-1] + 1) % 3

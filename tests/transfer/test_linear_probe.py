@@ -1,4 +1,4 @@
-"""The linear probe: independent heads, a rate chosen without the test split, every row counted."""
+"""The linear probe: independent heads, a rate chosen without the test split, every row counts."""
 
 import numpy as np
 import pytest
@@ -188,7 +188,7 @@ def test_the_sweep_never_sees_the_test_split(probe):
 
 
 def test_the_chosen_head_is_the_one_reported(probe):
-    """Every rate alone gives what the sweep says of it, and the sweep reports that of the best held-out one."""
+    """Each rate alone gives the same result as in the sweep, and the sweep reports the best held-out one."""
     train, test = make_blobs(200, 4, spread=3.0), make_blobs(100, 4, spread=3.0, seed=1)
     rates = (1e-5, 0.05, 50.0)
     found, ctx = probe(train, test, 4, rates=rates)
@@ -226,7 +226,7 @@ def test_too_few_images_to_hold_out(images):
 
 
 def heads_scoring(rates, right):
-    """Heads that classify a given number of 10 rows of class 0 correctly."""
+    """Heads that classify a given number of the 10 rows of class 0 correctly."""
     heads = Heads(10, 2, rates, seed=0)
     with torch.no_grad():
         for head, count in zip(heads.linear, right, strict=True):

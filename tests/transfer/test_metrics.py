@@ -1,4 +1,4 @@
-"""Average precision: by hand, against loops over thresholds, and blind to the order of the images."""
+"""Average precision: by hand, against loops over thresholds, and independent of the order of the images."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from transfer.metrics import area_ap, class_aps, eleven_point_ap, resampled_area
 
 
 def curve(scores, positive):
-    """(recall as a fraction, precision) at every distinct score, by counting."""
+    """Return (recall as a fraction, precision) at every distinct score, by counting."""
     points = []
     for threshold in sorted(set(scores), reverse=True):
         taken = [bool(p) for s, p in zip(scores, positive, strict=True) if s >= threshold]
@@ -17,7 +17,7 @@ def curve(scores, positive):
 
 
 def area_by_loop(scores, positive):
-    """Sum over whole steps of recall of the best precision at that recall or more."""
+    """Sum, over whole steps of recall, of the best precision at that recall or more."""
     total = int(np.sum(positive))
     points = curve(scores, positive)
     return sum(max(p for hits, p in points if hits >= step) for step in range(1, total + 1)) / total
@@ -30,7 +30,7 @@ def eleven_by_loop(scores, positive):
 
 
 def area_one_by_one(scores, positive):
-    """The references' way: image after image, a recall of 0 in front, the envelope from behind, the steps of recall."""
+    """As in the references: image by image, recall 0 prepended, the envelope from the end, the steps of recall."""
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     recall, precision, hits = [0.0], [0.0], 0
     for taken, i in enumerate(order, start=1):

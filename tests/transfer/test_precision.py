@@ -1,4 +1,4 @@
-"""Number types of an evaluation: float32 with TF32 off is the default and keeps every identity; half types stay close."""
+"""Number types of an evaluation: the default, float32 without TF32, keeps every identity; half types stay close."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_an_unknown_type_is_refused():
 
 @pytest.mark.parametrize("precision", HALF)
 def test_half_features_agree_with_float32_to_the_neighbour(split, ctx, precision):
-    """The neighbour that half features find is at most 0.005 of cosine further than the nearest one."""
+    """Half-precision features find a neighbour at most 0.005 of cosine farther than the nearest one."""
     backbone = make_backbone("resnet18", 0.5, InputSpec(size=32))
     exact, half = (features.extract(backbone, split, ctx, FeatureSpec(precision=p)) for p in ("fp32", precision))
     assert half.dtype == torch.float32 and not torch.equal(exact, half), "another type was used"
@@ -107,7 +107,7 @@ def trained(precision, rate, *, resume=None, batches=None, rows=22):
 @pytest.mark.parametrize("precision", HALF)
 @pytest.mark.parametrize("rate", [0.0, 0.05])
 def test_training_in_a_half_type_ends_near_float32(precision, rate):
-    """Twelve steps: head and encoder end within 3% of the way that float32 went; both stay float32."""
+    """After twelve steps head and encoder are within 3% of float32's update; both stay float32."""
     exact, half = trained("fp32", rate), trained(precision, rate)
     start = Heads(8, 3, (1.0,), seed=0)
     for mine, other, first in zip(half.heads.parameters(), exact.heads.parameters(), start.parameters(), strict=True):
@@ -124,7 +124,7 @@ def test_training_in_a_half_type_ends_near_float32(precision, rate):
 
 
 def test_small_gradients_survive_fp16():
-    """Without scaling the loss they are below fp16's smallest number, 6e-8, and the encoder would stay where it is."""
+    """Without loss scaling the gradients are below fp16's smallest number, 6e-8, and the encoder would not move."""
     torch.manual_seed(0)
     x, y = torch.randn(8, 3, 6, 6), torch.arange(8) % 3
     order, config = Order(8, 8, 1, seed=0), SgdConfig(batch=8, epochs=1, precision="fp16")

@@ -1,4 +1,4 @@
-"""Linear probe on augmented images, semi-supervised fine-tuning, uniformity: on real little image files."""
+"""Linear probe on augmented images, semi-supervised fine-tuning, uniformity: on small real image files."""
 
 import dataclasses
 import math
@@ -103,7 +103,7 @@ def test_the_test_split_chooses_nothing_on_augmented_images(run, bright):
 
 @pytest.mark.slow
 def test_held_out_images_are_not_trained_on(run, bright, monkeypatch):
-    """With the held-out images' labels turned, the trained heads are the same and their held-out score is not."""
+    """Changed labels of held-out images change the held-out score but not the trained heads."""
     sweep = {**AUGMENTED, "rates": [0.1, 0.3], "holdout": 0.25, "epochs": 2}
     _, ctx = run(linear_probe, bright, sweep)
     config = build(linear_probe.Config, {**ANY, **sweep})
@@ -125,7 +125,7 @@ def test_held_out_images_are_not_trained_on(run, bright, monkeypatch):
 
 
 class _Drifting(Backbone):
-    """Its module changes a statistic whenever it is used."""
+    """A backbone with a module that changes a statistic at every call."""
 
     def build(self):
         def drift(part, args):
@@ -229,7 +229,7 @@ def test_the_limit_is_of_the_listed_images(many):
 
 @pytest.fixture
 def published(many, tmp_path, monkeypatch):
-    """`many` are the published images, and a list of 20 of them is the official one."""
+    """Make `many` the published images and a list of 20 of them the official list."""
     known = catalogue.info("imagenet")
     counts = {"train": 200, "val": 6, "classes": 3}
     monkeypatch.setitem(catalogue.OWN, "imagenet", known.model_copy(update={"counts": counts}))
@@ -334,7 +334,7 @@ def test_identical_views_are_aligned(run, bright, monkeypatch):
 
 
 class _Collapsed(Backbone):
-    """Answers the same for every image."""
+    """A network with the same output for every image."""
 
     def build(self):
         module = super().build()

@@ -1,4 +1,4 @@
-"""Presets against their references written a second way: ties, pooling, initialisation, statistics, names."""
+"""Compare presets with their references written a second way: ties, pooling, initialisation, statistics, names."""
 
 import math
 
@@ -37,7 +37,7 @@ def config_of(task, preset, **fields):
 
 
 def wmse_votes(bank, query, labels, k):
-    """eval/knn.py of W-MSE: the labels of the k nearest, sorted; the first of those that are there most often."""
+    """W-MSE's eval/knn.py: sort the labels of the k nearest and take the first of the most frequent."""
     answers = []
     for row in query:
         nearest = labels[np.argsort(((bank - row) ** 2).sum(axis=1), kind="stable")[:k]]
@@ -214,7 +214,7 @@ def test_the_spread_of_few_draws_is_fairs(monkeypatch):
 @pytest.mark.parametrize("t", [2.0, 50.0, 1000.0])
 @pytest.mark.parametrize("kind", ["spread", "two", "opposite", "alike", "a row of zeros"])
 def test_uniformity_is_finite_and_right_at_its_limits(kind, t):
-    """Against all pairs, one by one, in exact logarithms."""
+    """Compare with all pairs, one by one, in exact logarithms."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2 if kind == "two" else 9, 4, generator=generator)
     if kind == "opposite":

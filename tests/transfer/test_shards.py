@@ -80,7 +80,7 @@ def test_a_probes_batches_do_not_depend_on_workers_and_layout(split_of, tmp_path
 
 
 class _Ranks:
-    """A job of threads in place of `backbench.distributed`."""
+    """A job of threads that replaces `backbench.distributed`."""
 
     def __init__(self, ranks: int) -> None:
         self.ranks, self.mine = ranks, threading.local()

@@ -1,4 +1,4 @@
-"""The one training loop: every preset's course, heads and LARS written out by hand, what is frozen, going on after a kill."""
+"""The shared SGD loop: schedules of all presets, heads and LARS written by hand, frozen parts, resuming after a kill."""
 
 import copy
 import dataclasses
@@ -28,12 +28,12 @@ THIRDS = (1 / 3, 2 / 3)
 
 
 def configured(task, preset, **values):
-    """A preset's configuration with a cell's own fields."""
+    """Return a preset's configuration with a cell's fields."""
     return build(task.Config, {**tasks.preset_fields(task, preset, values), **values, "preset": preset})
 
 
 def loaded(share, preset, *overrides):
-    """As `benchmarks.plan` resolves a cell: what an override says decides on the conditional keys too."""
+    """Resolve a cell as `benchmarks.plan` does: overrides also decide about conditional fields."""
     said = {"share": share, **dict(o.split("=") for o in overrides)}
     return build(
         semi_supervised.Config,
@@ -137,7 +137,7 @@ def half_cosine(share):
 
 
 def cosine(total, steps_per_epoch=1):
-    """Steps of a cosine course and their factors: constant within `steps_per_epoch` steps."""
+    """Steps of a cosine schedule and their factors, constant within `steps_per_epoch` steps."""
     last = total - 1
     return {
         s: half_cosine((s - s % steps_per_epoch) / total) for s in (0, 1, total // 2 - 1, total // 2, last - 1, last)
@@ -184,7 +184,7 @@ def test_every_preset_has_its_course_looked_at():
 
 @pytest.fixture
 def observed(monkeypatch):
-    """The learning rates that the optimiser really has at each step: {parameter: rate}."""
+    """Return the optimiser's actual learning rates at each step: {parameter: rate}."""
     seen = []
     real = supervised._optimizer
 
@@ -204,7 +204,7 @@ def observed(monkeypatch):
 
 
 def tiny_encoder(seed=0):
-    """Images (B, 3, 6, 6) -> features (B, 4), through a BatchNorm."""
+    """An encoder from images (B, 3, 6, 6) to features (B, 4) with a BatchNorm."""
     torch.manual_seed(seed)
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
@@ -256,7 +256,7 @@ def test_what_is_not_decayed(optimizer):
 
 
 def by_hand(x, norm):
-    """Batch normalisation of (B, C) by the statistics of the batch."""
+    """Normalise (B, C) by the statistics of the batch."""
     mean = sum(x) / len(x)
     variance = sum((row - mean) ** 2 for row in x) / len(x)
     y = (x - mean) / torch.sqrt(variance + 1e-5)
@@ -348,7 +348,7 @@ def test_the_wmse_preset_equals_adam_written_out():
 
 
 def mixed(rows, features):
-    """Features of unlike scales, in float64: equal up to rounding is then a narrow bound."""
+    """Features of different scales in float64, so that equality up to rounding is a narrow bound."""
     generator = torch.Generator().manual_seed(3)
     return torch.randn(rows, features, generator=generator, dtype=torch.float64) * 4 + 2, torch.arange(rows) % 3
 
@@ -408,7 +408,7 @@ def copied(module):
 
 
 def moved(module, before):
-    """Names of the tensors that are not what they were."""
+    """Return the names of tensors that changed."""
     return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
 
 
@@ -492,7 +492,7 @@ class _Killed(Exception):
 
 
 def killed_after(steps, batches, started):
-    """Batches that end with an exception after some steps of this call; notes where each call starts."""
+    """Batches that raise an exception after some steps of this call. Records where each call starts."""
 
     def from_step(start):
         started.append(start)
@@ -534,7 +534,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypat
 
 
 def test_a_state_saved_head_by_head_is_resumed(tmp_path, monkeypatch):
-    """Files of a time when every head had tensors and an update of its own: the names are the same."""
+    """Files from the time when every head had its own tensors and update have the same names."""
     monkeypatch.setattr(supervised, "_SAVE_EVERY_S", -1.0)
     x, y = mixed(22, 6)
     config, order, file = SgdConfig(batch=8, epochs=3), Order(22, 8, 3, seed=5), tmp_path / "state.ckpt"

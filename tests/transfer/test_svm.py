@@ -1,4 +1,4 @@
-"""Many SVMs at once against a plain script of LinearSVC and cross_val_score, with one process and with several."""
+"""Compare many SVMs at once with a simple script of LinearSVC and cross_val_score, in one process and in several."""
 
 import warnings
 
@@ -21,7 +21,7 @@ def plain(cost):
 
 @pytest.fixture(scope="module")
 def features():
-    """Over 1 MB, so that joblib maps it; classes that overlap; every label of class 1 that is 0 is left out."""
+    """Over 1 MB, so that joblib maps it; overlapping classes; labels 0 of class 1 are left out."""
     rng = np.random.default_rng(0)
     labels = np.where(rng.random((300, 2)) < 0.25, 1, -1).astype(np.int8)
     x = rng.normal(size=(300, 1000)).astype(np.float32)

@@ -55,7 +55,7 @@ def tiny_encoder() -> nn.Module:
 
 
 def train(case: str, resume: Path | None = None, killed_after: int | None = None) -> dict[str, torch.Tensor]:
-    """Two epochs in float64; weights and buffers afterwards."""
+    """Train two epochs in float64 and return weights and buffers."""
     images, batch, rate, norm, optimizer = FITS[case]
     generator = torch.Generator().manual_seed(1)
     resnet = "ResNet" in case
@@ -97,7 +97,7 @@ def backbone() -> Backbone:
 
 
 class _Counting:
-    """A source that notes which images were decoded."""
+    """A source that records which images were decoded."""
 
     def __init__(self, source: object) -> None:
         self.source, self.decoded = source, []
@@ -114,7 +114,7 @@ class _Counting:
 
 
 def extracted(folder: Path) -> dict[str, object]:
-    """Features of splits of several sizes, kept and not kept, and the images that this process decoded."""
+    """Compute features of splits of several sizes, cached and not, and the images that this process decoded."""
     whole = load("imagenet", "train", DataPlaces(None, {"imagenet": folder / "images"}))
     ctx = RunContext(splits={}, seed=0, device=CPU, cache=folder / f"features{distributed.world_size()}")
     out: dict[str, object] = {}
@@ -133,7 +133,7 @@ def extracted(folder: Path) -> dict[str, object]:
 
 
 def measured(folder: Path) -> dict[str, object]:
-    """Numbers of every protocol that trains or draws views, from the images."""
+    """Return the numbers of every protocol that trains or draws views."""
     places = DataPlaces(None, {"imagenet": folder / "images"})
     out: dict[str, object] = {}
     tasks = {
@@ -161,7 +161,7 @@ def everything(folder: Path) -> dict[str, object]:
 
 
 def worker(folder: str) -> None:
-    """One of two ranks: joins by torchrun's environment and writes what it computed."""
+    """One of two ranks: joins by torchrun's environment and writes its results."""
     distributed.init()
     try:
         torch.save(everything(Path(folder)), Path(folder) / f"{distributed.rank()}.pt")
@@ -171,7 +171,7 @@ def worker(folder: str) -> None:
 
 
 def make_images(root: Path, train: int, val: int) -> None:
-    """A class has its own brightness."""
+    """Make images with one brightness per class."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
         for label in range(3):

@@ -1,4 +1,4 @@
-"""VOC07 with few images: what is drawn, what is measured, what is left out."""
+"""VOC07 with few images: draws, metrics, and what is left out."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""VOC07 SVMs: the number of a plain script, what is tuned where, and what is refused."""
+"""VOC07 SVMs: the number of a simple script, tuning, and errors."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from transfer.tasks import voc07_svm
 
 @pytest.fixture
 def embedded():
-    """Features whose norms differ and whose first columns lean to the labels; a tenth of the labels is 0 (difficult)."""
+    """Features with different norms; the first columns depend on the labels; a tenth of the labels is 0 (difficult)."""
     rng = np.random.default_rng(0)
 
     def make(rows):
@@ -59,7 +59,7 @@ def config_of(preset="gap_crop", **fields):
 
 
 def plain_script(parts, costs, *, normalize, drop_in_train, drop_at_test):
-    """Class after class, with nothing of ours but the metric: (AP of each class, 11-point AP of each, cost of each)."""
+    """Return (AP, 11-point AP, cost) of each class, computed class by class with only our metric."""
 
     def machine(cost):
         return LinearSVC(
@@ -284,7 +284,7 @@ def test_presets_are_those_of_the_literature(classify, embedded):
 
 
 def made_labels(images, positives, seed=0):
-    """(images, classes) int8 with exactly so many positives of each class."""
+    """Return (images, classes) int8 with exactly this many positives per class."""
     rng = np.random.default_rng(seed)
     columns = [np.isin(np.arange(images), rng.choice(images, count, replace=False)) for count in positives]
     return np.where(np.stack(columns, axis=1), 1, -1).astype(np.int8)
@@ -313,7 +313,7 @@ def test_the_rehearsal_works(classify, images, positives, preset):
 
 @pytest.mark.slow
 def test_photographs(real_data, tmp_path):
-    """VOC's layout with a few hundred images, random weights: better than chance, far from good; shuffled: chance."""
+    """VOC's layout with a few hundred images and random weights: better than chance; with shuffled labels: chance."""
     config = config_of(costs=[0.1, 1.0], size=64, jobs=1, data={"name": "voc", "expect": "any"})
     splits = voc07_svm.splits(config, DataPlaces(real_data))
     chance = 100 * (splits["test"].labels == 1).mean()

@@ -1,4 +1,4 @@
-"""Rendered scenes as detection splits, and a course small enough for a test."""
+"""Rendered scenes as detection splits, and a training small enough for a test."""
 
 from __future__ import annotations
 

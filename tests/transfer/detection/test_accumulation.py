@@ -1,4 +1,4 @@
-"""A batch in parts: which values fit, what its gradient equals, resuming, what the record says."""
+"""Test batches in parts: valid values, gradients, resuming, the record's note."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def gradients(model: torch.nn.Module, taught: Any, parts: list[Any]) -> tuple[di
 
 @pytest.mark.slow
 def test_parts_give_the_gradient_of_the_whole_batch(name, monkeypatch, scenes, short, trained_like, tmp_path):
-    """Frozen norms, images of one size, as many boxes of each: losses to 1e-5, the whole gradient to 1e-4 of its norm."""
+    """Frozen norms, images of equal size, equally many boxes per image: losses to 1e-5, the gradient to 1e-4 of its norm."""
     engine, job = engines.get(name), Job(tmp_path, 0, torch.device("cpu"))
     monkeypatch.setattr(torch, "randperm", lambda n, **fields: torch.arange(n, device=fields.get("device")))
     spec = short("fpn", masks=False, norm="frozen", batch=4, rois=8, sides_train=(64,))

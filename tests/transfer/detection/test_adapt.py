@@ -17,7 +17,7 @@ from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume,
 
 @pytest.fixture
 def no_mmcv(monkeypatch):
-    """Nothing of mmcv imported or installed, as far as the import system sees."""
+    """Hide mmcv from the import system."""
     for name in [name for name in sys.modules if name.split(".")[0] == "mmcv"]:
         monkeypatch.delitem(sys.modules, name)
     found = importlib.util.find_spec

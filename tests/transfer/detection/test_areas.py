@@ -1,4 +1,4 @@
-"""Areas that COCO's metric takes from the file, and what stands in for those that cannot be."""
+"""Areas that COCO's metric takes from the file, and what replaces impossible ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def square(x: float, y: float, side: float) -> list[list[float]]:
 
 
 def write(root: Path, areas: list, *, masks: list | None = None, **fields: object) -> Path:
-    """Four images with an object each, of category 1, 3, 1 and 3; an area that is `...` is not there."""
+    """Four images with one object each, of category 1, 3, 1 and 3; `...` omits the area."""
     (root / "val2017").mkdir(parents=True, exist_ok=True)
     (root / "annotations").mkdir(exist_ok=True)
     images, annotations = [], []
@@ -42,7 +42,7 @@ def write(root: Path, areas: list, *, masks: list | None = None, **fields: objec
 
 
 def missing_the_first(split: DetectionSplit) -> list[Detections]:
-    """All objects but that of the first image, exactly."""
+    """Exact detections of all objects except the first image's."""
     empty = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
     return [empty] + [
         Detections(
@@ -124,7 +124,7 @@ def test_a_valid_area_is_never_replaced(tmp_path, area):
 
 
 def test_mended_areas_are_other_data_where_they_decide_a_number(tmp_path):
-    """A record of yesterday whose object counted neither way is never taken for one of today."""
+    """An older record that ignored the object is never reused for a new one."""
     manifests = {}
     for name, area, masks in (
         ("stated", RIGHT, None), ("negative", -900.0, None), ("absent", ..., None),

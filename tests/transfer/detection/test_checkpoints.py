@@ -1,4 +1,4 @@
-"""Checkpoints of both engines: what goes on, what is kept, what is passed over or refused."""
+"""Checkpoints of both engines: which are resumed, kept, skipped or refused."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path, capsys):
 
 
 def test_a_checkpoint_with_one_other_bit_is_passed_over(tmp_path, capsys):
-    """torch itself compares no checksum: a weight would be another one."""
+    """torch compares no checksum: a weight would silently change."""
     saved_course(tmp_path, 3)
     file = tmp_path / "model_0000002.pth"
     weight = load_torch(file)["model"]["weight"].numpy().tobytes()

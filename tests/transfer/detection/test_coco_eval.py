@@ -1,4 +1,4 @@
-"""COCO's metric: hand-made files, users' own files, and pycocotools used as its own demo does."""
+"""COCO's metric: hand-made files, users' files, and pycocotools used as in its demo."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SIZES = ("", "50", "75", "s", "m", "l")
 
 
 def rle(mask, height: int, width: int) -> dict:
-    """A COCO mask of any kind, packed."""
+    """Return a COCO mask of any kind as packed run lengths."""
     parts = coco_mask.frPyObjects(mask, height, width)
     return coco_mask.merge(parts) if isinstance(parts, list) else parts
 
 
 def near_truth(split: DetectionSplit, *, seed: int = 0, spread: float = 0.0, false: int = 0) -> list[Detections]:
-    """Each object once (crowds too), its box moved; and boxes where nothing is, with the first object's mask."""
+    """One moved box per object (also crowds), and boxes on background with the first object's mask."""
     rng = np.random.default_rng(seed)
     found = []
     for picture in split.pictures:
@@ -64,7 +64,7 @@ def thing(number: int, image: int, category: int, x: float, side: float, **more)
 
 
 def own(root: Path, annotations: list[dict]) -> DetectionSplit:
-    """A file with the least that COCO's format asks for: no area, no iscrowd, ids with gaps."""
+    """A file with COCO's minimum: no area, no iscrowd, ids with gaps."""
     (root / "mine").mkdir()
     (root / "annotations").mkdir()
     images = [{"id": n, "file_name": f"{n}.png", "width": 100, "height": 50} for n in (40, 3)]
@@ -176,7 +176,7 @@ def test_only_crowds_is_nothing_to_find(tmp_path):
 
 
 def pycocotools(split: DetectionSplit, found: list[Detections], kind: str) -> list[float]:
-    """Results in a file's form, through `loadRes`."""
+    """Results in file form, through `loadRes`."""
     truth = COCO(str(split.annotations))
     categories = sorted(truth.getCatIds())
     results = []

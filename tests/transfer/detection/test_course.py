@@ -1,4 +1,4 @@
-"""The training course of both engines: with a detector of one norm, and with the real ones."""
+"""Training loop of both engines: with a detector of one norm, and with real detectors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transfer.detection.training.course import Course
 
 
 def noise(number: int) -> torch.Tensor:
-    """A batch that is another for each number."""
+    """Return a different batch for each number."""
     return torch.randn(8, 2, generator=torch.Generator().manual_seed(number))
 
 
@@ -54,7 +54,7 @@ def job(tmp_path) -> Job:
 
 
 def stopping(taught: Course, after: int) -> Course:
-    """The course, killed in the batch that follows `after` others."""
+    """A course that is killed in the batch after `after` others."""
     whole = taught.losses
     seen = itertools.count()
 
@@ -69,7 +69,7 @@ def stopping(taught: Course, after: int) -> Course:
 
 @pytest.mark.parametrize("after", [0, 1, 3, 4, 5])
 def test_a_course_that_is_stopped_ends_as_one_that_is_not(after, short, job, tmp_path):
-    """In any iteration, and in PreciseBN (two batches after four iterations)."""
+    """Kill it in any iteration and in PreciseBN (two batches after four iterations)."""
     spec, whole = short(), a_job(tmp_path / "whole")
     expected = course.run(a_course(), spec, {"seed": 0}, whole).state_dict()
     with pytest.raises(KeyboardInterrupt):
@@ -91,7 +91,7 @@ def test_a_course_is_continued_with_another_log_interval(short, job):
 
 
 def test_parts_without_a_norm_step_as_the_whole_batch(short, tmp_path):
-    """The same noise as one batch of 8 and as parts of 4 and 2: the same weights and log to float32's rounding."""
+    """One batch of 8 and parts of 4 and 2 give the same weights and log, up to float32 rounding."""
     found = {}
     for parts in (1, 2, 4):
         taught, mine = a_course(), a_job(tmp_path / str(parts))
@@ -134,7 +134,7 @@ def test_a_loss_that_is_not_finite_is_never_stepped_on(short, job):
 
 @pytest.mark.parametrize("after", [2, 4], ids=["in the course", "in PreciseBN"])
 def test_a_rank_whose_proposals_are_not_finite_waits_for_no_other(after, monkeypatch, short, job):
-    """Detectron2 raises an error of its own before there is a loss, on one rank alone."""
+    """Detectron2 raises its own error before there is a loss, on one rank only."""
     taught, seen = a_course(), itertools.count()
     whole = taught.losses
 

@@ -1,4 +1,4 @@
-"""VOC and COCO as one form: hand-made, the demo's, real ones, and every kind of bad annotation."""
+"""Read VOC and COCO: hand-made, demo and real data, and every kind of bad annotation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def xml(*objects: tuple, size: tuple[int, int] = SIZE) -> str:
 
 
 def make_year(folder: Path, members: dict[str, list[str]]) -> Path:
-    """A year of a devkit of the user's own classes, cup and bus: one plain cup in each image."""
+    """A devkit year with the classes cup and bus: one plain cup per image."""
     for name in ("ImageSets/Main", "JPEGImages", "Annotations"):
         (folder / name).mkdir(parents=True)
     for split, ids in members.items():
@@ -242,7 +242,7 @@ def test_images_of_other_formats_are_found(devkit):
 
 
 def torn(devkit) -> None:
-    """Image b of the devkit: its header is sound, its pixels end halfway."""
+    """Image b of the devkit has a valid header, but its pixels end halfway."""
     file = devkit / "VOCdevkit/VOC2007/JPEGImages/b.jpg"
     pixels = np.random.default_rng(0).integers(0, 256, (*reversed(SIZE), 3), np.uint8)
     Image.fromarray(pixels).save(file)
@@ -297,7 +297,7 @@ def test_the_manifest_sees_boxes_and_difficulty(devkit):
 
 
 def check_voc(root: Path, split: DetectionSplit) -> int:
-    """Every object of every XML, in the order of the list."""
+    """Return every object of every XML, in the order of the list."""
     folder = voc.year_folder(root)
     ids = (folder / "ImageSets/Main" / f"{split.split}.txt").read_text().split()
     assert [p.id for p in split.pictures] == ids
@@ -593,7 +593,7 @@ def test_masks_are_asked_for_only_where_they_are_needed(coco):
 
 
 def test_the_metric_asks_for_the_objects_that_were_read(coco):
-    """Of two cups one has no mask: with masks the other alone is to be found, as box too."""
+    """One of two cups has no mask: with masks only the other one counts, also as a box."""
     write(coco, [thing(1, 30), thing(2, 30, box=(0, 0, 8, 8), mask=[])])
     empty = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), [])
     mask = mask_tools.encode(np.asfortranarray(np.pad(np.ones((20, 20), np.uint8), ((10, 10), (10, 30)))))
@@ -615,7 +615,7 @@ def test_the_two_flat_boxes_of_the_official_file_are_no_error(coco, capsys):
 
 
 def check_coco(root: Path, split: DetectionSplit) -> tuple[int, int]:
-    """Objects and crowds, each as pycocotools has it."""
+    """Objects and crowds as pycocotools reads them."""
     theirs = COCO(str(split.annotations))
     categories = sorted(theirs.getCatIds())
     assert [p.id for p in split.pictures] == [str(i) for i in sorted(theirs.getImgIds())]

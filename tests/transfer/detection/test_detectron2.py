@@ -1,4 +1,4 @@
-"""Detectron2's engine: the protocol's configuration, what is loaded, what is fed, and how a course goes on."""
+"""Detectron2's engine: configuration, loaded weights, inputs, and resuming."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def configured(spec, backbone, classes: int, job: Job):
 
 
 def check(cfg, values: dict) -> None:
-    """Every key of `values` as it is in the configuration; tuples and lists are the same."""
+    """Compare every key of `values` with the configuration. Tuples equal lists."""
     found = {}
     for key in values:
         node = cfg
@@ -191,7 +191,7 @@ def test_fpn_is_base_rcnn_fpn_with_synchronised_norms(trained_like, job, name, l
 
 
 def test_norms_stand_where_the_protocols_put_them(trained_like, job):
-    """Extra norm behind res5, norms on backbone and FPN, none in the heads, none of them frozen or decayed."""
+    """Extra norm after res5, norms in backbone and FPN but not in the heads, none frozen or decayed."""
     from detectron2.modeling import build_model
     from detectron2.solver import build_optimizer
 
@@ -219,7 +219,7 @@ def test_untrained_statistics_are_looked_at_with_frozen_norms(trained_like, job,
 
 
 def test_rates_of_a_whole_course_are_the_protocols(trained_like, job):
-    """From the warm-up's formula and the drops."""
+    """Rates from the formula of the warm-up and the drops."""
     from detectron2.solver import build_lr_scheduler
 
     cfg = configured(preset("voc_detection", "moco"), trained_like("resnet18"), 20, job)
@@ -271,7 +271,7 @@ def check_loaded(name, head, trained_like, scenes, short, job, tmp_path) -> None
 
 
 def spoilt(monkeypatch, change) -> None:
-    """The exported file holds other names or tensors than it should."""
+    """The exported file has wrong names or tensors."""
     export = exporter.export
 
     def wrong(backbone):
@@ -325,7 +325,7 @@ def test_a_trunk_that_computes_something_else_is_refused(monkeypatch, trained_li
 
 
 def test_a_backbone_for_bgr_sees_the_same_images(trained_like, scenes, short, job, tmp_path):
-    """The detector's features of an RGB picture are the backbone's of the BGR one."""
+    """The detector's features of an RGB picture equal the backbone's of the BGR picture."""
     backbone = trained_like("resnet18", order="bgr")
     split = scenes(tmp_path / "images", 1)
     model = engine.build(engine.write_native(short(), backbone, split, job), backbone, job.device).eval()
@@ -352,7 +352,7 @@ def test_the_native_file_builds_the_same_detector(trained_like, scenes, short, j
 
 @pytest.mark.slow
 def test_detectron2s_own_trainer_runs_the_native_file(monkeypatch, trained_like, scenes, short, job, tmp_path):
-    """From the files in the run's folder, without this engine; PreciseBN is Detectron2's own hook there."""
+    """Train from the files in the run's folder without our engine, with Detectron2's own PreciseBN hook."""
     from detectron2.config import get_cfg
     from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.data.datasets import register_coco_instances
@@ -392,7 +392,7 @@ def test_what_detectron2s_own_tools_write_has_a_place_whatever_folder_they_run_i
 def test_the_native_file_names_official_data_as_detectron2_does(
     trained_like, scenes, short, job, tmp_path, monkeypatch
 ):
-    """With the published numbers of images and classes; under its name other data have files of their own."""
+    """With the published numbers of images and classes. Other data of that name get their own files."""
     counts = {"train2017": 2, "val2017": 1, "classes": len(render.CLASSES)}
     published = info("coco").model_copy(update={"counts": counts})
     monkeypatch.setattr(catalogue, "info", lambda _name: published)
@@ -429,7 +429,7 @@ POLYGON = [[16, 8, 48, 8, 48, 40, 16, 40]]
 
 
 def runs(width: int, height: int, box: tuple) -> dict:
-    """A box as COCO's run lengths, column by column, not packed."""
+    """Return a box as COCO's unpacked run lengths, column by column."""
     mask = np.zeros((height, width), np.uint8)
     mask[int(box[1]) : int(box[3]), int(box[0]) : int(box[2])] = 1
     flat = mask.T.reshape(-1)
@@ -517,7 +517,7 @@ def test_a_torn_picture_is_named_while_training(trained_like, scenes, short, job
 
 
 def test_detections_are_in_the_pictures_own_pixels(scenes, short, job, tmp_path):
-    """A detector that marks one place of what it sees: the place is found again in the original, boxes and masks."""
+    """A detector that marks one place in its input: boxes and masks have that place in the original image."""
     from detectron2.modeling.postprocessing import detector_postprocess
     from detectron2.structures import Boxes, Instances
 
@@ -569,7 +569,7 @@ def test_a_rate_that_diverges_stops_with_the_last_good_checkpoint(trained_like, 
 @pytest.mark.slow
 @pytest.mark.parametrize("layer", ["objectness_logits", "anchor_deltas", "bbox_pred"])
 def test_a_detector_that_is_not_finite_is_one_sentence(layer, monkeypatch, trained_like, scenes, short, job, tmp_path):
-    """Detectron2's proposals raise a FloatingPointError of their own before there is a loss."""
+    """Detectron2's proposals raise a FloatingPointError before there is a loss."""
     build = engine.build
 
     def broken(*arguments):

@@ -1,4 +1,4 @@
-"""The doctor uses an engine to find out whether it can be used, and says what to do otherwise."""
+"""The doctor checks an engine by using it, and gives advice if it does not work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transfer.detection import doctor, engines
 
 
 def an_engine(**fields: object) -> SimpleNamespace:
-    """An engine that works, but for what `fields` say."""
+    """A working engine, with `fields` replaced."""
     works = {
         "missing": lambda: None,
         "prepare": lambda: None,
@@ -35,7 +35,7 @@ def refuse(sentence: str):
 
 @pytest.fixture
 def only(monkeypatch):
-    """Engines by name, in the place of the real ones."""
+    """Replace the real engines with these."""
 
     def of(**there: SimpleNamespace) -> None:
         monkeypatch.setattr(engines, "names", lambda: sorted(there))

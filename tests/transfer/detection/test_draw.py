@@ -19,7 +19,7 @@ BLACK = (0, 0, 0)
 
 @pytest.fixture
 def split(tmp_path) -> DetectionSplit:
-    """Black images of 200 x 100 pixels, a cup on the left of each."""
+    """Black images of 200 x 100 pixels with a cup on the left."""
     for i in range(3):
         Image.new("RGB", (200, 100), BLACK).save(tmp_path / f"{i}.png")
     pictures = tuple(Picture(str(i), 200, 100, (Instance(0, (20.0, 40.0, 60.0, 80.0)),)) for i in range(3))
@@ -43,7 +43,7 @@ def drawn(split: DetectionSplit, detections: list[Detections], indices: list[int
 
 
 def panels(page: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Both images of a page with one pair, and their scale."""
+    """Return both images of a page with one pair, and their scale."""
     side = (1200 - 3 * draw._GAP) // 2
     top = draw._GAP + draw._TITLE
     left = page[top : top + side // 2, draw._GAP : draw._GAP + side]

@@ -34,7 +34,7 @@ def name(request) -> str:
 
 
 def some_tall(split: DetectionSplit) -> DetectionSplit:
-    """Every third picture lies on its side, so that batches of wide and of tall images are filled in turns."""
+    """Rotate every third picture, so that batches of wide and of tall images alternate."""
     pictures = list(split.pictures)
     for row in range(0, len(split), 3):
         image, old = split.file(row), pictures[row]
@@ -101,7 +101,7 @@ def test_batches_after_others():
 
 
 def loader(name: str, folder: Path, spec: Any, backbone: Any, split: DetectionSplit, workers: int) -> Callable:
-    """`batches(start)` of an engine, after the seed of a course."""
+    """Return an engine's `batches(start)`, seeded as in a course."""
     engine, job = engines.get(name), Job(folder, 0, torch.device("cpu"), workers)
     cfg = engine.write_native(spec, backbone, split, job)
 
@@ -146,7 +146,7 @@ def states(folder: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 def stopped_after(patch: pytest.MonkeyPatch, batches: int) -> None:
-    """A kill in the batch that follows so many others."""
+    """Raise KeyboardInterrupt after this many batches."""
     whole, seen = course._losses, itertools.count()
 
     def losses(*arguments: Any) -> Any:
@@ -160,7 +160,7 @@ def stopped_after(patch: pytest.MonkeyPatch, batches: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "head", "workers"), [("detectron2", "c4", 0), ("mmdet", "fpn", 2)], indirect=["name"])
 def test_resumed_is_uninterrupted(name, head, workers, monkeypatch, trained_like, scenes, short, tmp_path):
-    """Stopped in the course's third iteration, then in PreciseBN: weights and statistics are those of a whole course."""
+    """Stopped in the fourth iteration and in PreciseBN: weights and statistics equal those of an uninterrupted run."""
     engine, backbone = engines.get(name), trained_like("resnet18")
     spec, split = short(head, sides_train=(48, 64)), some_tall(scenes(tmp_path / "images", 7))
 

@@ -1,4 +1,4 @@
-"""Installing without a compiler: the wheel is one, wrong bytes are refused, what is there is kept."""
+"""Install without a compiler: the wheel is valid, wrong bytes are refused, installed packages are kept."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from transfer.detection import install
 
 @pytest.fixture
 def source(tmp_path) -> Path:
-    """An archive as the published one: one folder, the package in it and other things beside."""
+    """An archive like the published one: one folder with the package and other files."""
     files = {
         "setup.py": b"raise SystemExit('never run')\n",
         "detectron2/__init__.py": b"__version__ = '0.6'\n",
@@ -78,7 +78,7 @@ def test_pip_installs_the_wheel(source, tmp_path):
 
 
 class Index:
-    """Stands for the package index."""
+    """Replaces the package index."""
 
     def __init__(self, data: bytes, version: str = "0.6") -> None:
         self.data, self.version = data, version
@@ -133,7 +133,7 @@ def test_an_index_without_it_is_a_sentence(index, tmp_path):
 
 @pytest.fixture
 def environment(monkeypatch):
-    """An environment with these modules; what pip was asked for, and how often the source was fetched."""
+    """An environment with these modules. Records pip's arguments and the number of source downloads."""
     asked: list[str] = []
 
     def of(*there: str) -> list[str]:

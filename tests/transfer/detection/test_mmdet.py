@@ -80,7 +80,7 @@ def demo_split(head: str, role: str = "train", count: int = 8) -> DetectionSplit
 
 @pytest.fixture
 def pair(tmp_path) -> DetectionSplit:
-    """A 20x30 red image with a plain, a difficult and a crowd object, and an image of nothing but a crowd."""
+    """A 20x30 red image with a plain, a difficult and a crowd object, and an image with only a crowd."""
     for name in ("a.png", "b.png"):
         Image.new("RGB", (20, 30), (255, 0, 0)).save(tmp_path / name)
     objects = (
@@ -181,7 +181,7 @@ def test_the_native_file_is_what_is_trained(tmp_path, pair):
 
 
 def reference_match(overlaps: torch.Tensor) -> tuple[list[int], list[int]]:
-    """(labels, boxes) of detectron2/modeling/matcher.py at 0.3 and 0.7, one anchor at a time."""
+    """Return (labels, boxes) by detectron2/modeling/matcher.py at 0.3 and 0.7, one anchor at a time."""
     labels, boxes = [], []
     for anchor in range(overlaps.shape[1]):
         column = overlaps[:, anchor].tolist()
@@ -252,7 +252,7 @@ def test_the_detector_computes_the_backbones_features(tmp_path, pair, head, arch
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["c4", "fpn"])
 def test_a_backbone_for_bgr_sees_the_same_images(tmp_path, head):
-    """The detector's features of an RGB picture are the backbone's of the BGR one."""
+    """The detector's features of an RGB picture equal the backbone's of the BGR picture."""
     from mmcv.transforms import Compose
     from mmengine.dataset import pseudo_collate
 
@@ -370,7 +370,7 @@ POLYGON = [[5, 10, 15, 10, 15, 20, 5, 20]]
 
 @pytest.mark.parametrize("mask", [POLYGON, RUNS, rle(SQUARE)], ids=["polygon", "runs", "packed runs"])
 def test_masks_of_every_kind_reach_the_detector(tmp_path, mask):
-    """As polygons only, MMDetection would ignore an object with another mask without a word."""
+    """With polygons only, MMDetection would silently ignore an object with another kind of mask."""
     Image.new("RGB", (20, 30)).save(tmp_path / "a.png")
     objects = (Instance(0, (5, 10, 15, 20), mask=mask), Instance(1, (1, 1, 3, 3), crowd=True, mask=RUNS))
     split = DetectionSplit("own", "train", Files(tmp_path, ("a.png",)), (Picture("a", 20, 30, objects),), ("a", "b"))
@@ -391,7 +391,7 @@ def test_a_split_without_any_object_is_an_error(tmp_path, pair):
 
 
 def test_pictures_are_read_as_stored_by_both_engines(tmp_path):
-    """A viewer turns it by its EXIF tag; boxes and the header's size are those of the file's own pixels."""
+    """A viewer rotates it by its EXIF tag; boxes and the header's size refer to the stored pixels."""
     from mmcv.transforms import Compose
 
     pixels, turned = np.zeros((40, 64, 3), np.uint8), Image.Exif()
@@ -534,7 +534,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path)
 
 
 def own_tool(name: str, folder: Path, *arguments: str, prepared: tuple[str, ...] = ()) -> str:
-    """What a tool of MMDetection's says about the native file in the folder."""
+    """Return the output of an MMDetection tool on the native file in the folder."""
     import mmdet
 
     tool = Path(mmdet.__file__).parent / ".mim/tools" / name
@@ -592,7 +592,7 @@ def test_statistics_of_a_native_run_are_estimated_after_its_last_iteration(train
 
 
 def as_found(split: DetectionSplit, found: list[Detections], file: Path) -> DetectionSplit:
-    """The split with every third detection as its truth, so that a detector of no skill has some precision."""
+    """The split with every third detection as truth, so that an untrained detector has some precision."""
     pictures = tuple(
         dataclasses.replace(
             p,

@@ -1,4 +1,4 @@
-"""Users' own images with their own classes, by path, in VOC's or COCO's layout, through the command on both engines."""
+"""Users' images and classes by path, in VOC's or COCO's layout, through the command on both engines."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ OBJECT = """<object><name>{}</name><difficult>0</difficult>
 
 
 def label(split: DetectionSplit, row: int, index: int) -> int:
-    """The demo's shapes are spread over the own classes."""
+    """The demo's shapes with the user's class names."""
     return split.pictures[row].instances[index].label % len(CLASSES)
 
 
 def as_voc(root: Path, splits: dict[str, DetectionSplit]) -> None:
-    """Splits `mine` and `held`, without lists of classes, as annotation tools write it."""
+    """Splits `mine` and `held` without lists of classes, as written by annotation tools."""
     for name in ("ImageSets/Main", "Annotations", "JPEGImages"):
         (root / name).mkdir(parents=True)
     for name, split in {"mine": splits["train"], "held": splits["val"]}.items():
@@ -44,7 +44,7 @@ def as_voc(root: Path, splits: dict[str, DetectionSplit]) -> None:
 
 
 def as_coco(root: Path, splits: dict[str, DetectionSplit]) -> None:
-    """Category ids 3, 7 and 40, in no order."""
+    """Category ids 3, 7 and 40, unordered."""
     ids = dict(zip(CLASSES, (7, 40, 3), strict=True))
     (root / "annotations").mkdir(parents=True)
     for name, split in splits.items():

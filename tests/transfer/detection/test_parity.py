@@ -1,4 +1,4 @@
-"""The same weights of the whole detector in both engines: the same losses, gradients and detections."""
+"""With the same weights both engines give the same losses, gradients and detections."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def pair(
 
 
 def with_runs(split: DetectionSplit) -> DetectionSplit:
-    """The masks as COCO's run lengths."""
+    """Return the split with masks as COCO's run lengths."""
     from pycocotools import mask as coco_mask
 
     pictures = []
@@ -89,7 +89,7 @@ def with_runs(split: DetectionSplit) -> DetectionSplit:
 
 @pytest.mark.parametrize(("head", "masks"), [("c4", None), ("fpn", "polygons"), ("fpn", "runs")])
 def test_losses_and_gradients_are_the_same(tmp_path, head, masks, scenes, short, trained_like):
-    """Two images of different sizes, norms in training mode; each loss to 1e-5 of it, the stem's gradient to 1e-4."""
+    """Two images of different sizes, norms in train mode: each loss to 1e-5, the stem's gradient to 1e-4 (relative)."""
     from detectron2.utils.events import EventStorage
 
     from transfer.detection.engines.mmdet.parts import losses

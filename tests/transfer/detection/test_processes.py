@@ -1,4 +1,4 @@
-"""Both engines in real processes: two of them as one job, and one that is killed and started again."""
+"""Both engines in real processes: two as one job, and one that is killed and restarted."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def command(name: str, out: Path, *overrides: str) -> list[str]:
 
 
 def test_a_killed_run_goes_on(name, tmp_path):
-    """Iteration and rate go on exactly, each iteration stands once in the record of losses, no checkpoint is lost."""
+    """Iterations and rates continue exactly, the loss log has each iteration once, no checkpoint is lost."""
     course = [
         "spec.batch=2",
         "spec.sides_train=[64]",
@@ -89,7 +89,7 @@ def test_a_killed_run_goes_on(name, tmp_path):
 
 
 def spread(name: str, folder: Path) -> None:
-    """One rank of a course in two processes; leaves what it has for the test to compare."""
+    """One rank of a training in two processes. Writes its results for the test."""
     from detectors import scenes, short, trained_like
 
     device = distributed.init()
@@ -115,13 +115,13 @@ def spread(name: str, folder: Path) -> None:
 
 
 def in_two(*arguments: str) -> None:
-    """A job of two processes."""
+    """Run a job of two processes."""
     with warm.ranks(arguments, modules=warm.ENGINES) as ranks:
         assert [process.wait(280) for process in ranks] == [0, 0]
 
 
 def built(name, backbone, split, job, spec) -> nn.Module:
-    """An engine's detector as it starts."""
+    """Return an engine's detector before training."""
     engine = engines.get(name)
     engine.prepare()
     return engine.build(engine.write_native(spec, backbone, split, job), backbone, job.device)
@@ -148,7 +148,7 @@ def test_two_processes_are_one_detector(name, tmp_path, trained_like, scenes, sh
 
 
 def halves(name: str, folder: Path) -> None:
-    """A step on two images by one process, or one rank's part of it, on one image, by two."""
+    """A step on two images in one process, or on one image in each of two processes."""
     from detectors import step
 
     device = distributed.init()

@@ -1,4 +1,4 @@
-"""What both engines share around training: the rule for other batches, notes, shares of ranks, reasons."""
+"""Shared by both engines around training: scaling to other batches, notes, shares of ranks, error texts."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_an_absent_engine_is_a_reason(name, monkeypatch):
 
 
 class Stub:
-    """An engine that finds in each image one box as wide as its number."""
+    """An engine that finds one box per image, as wide as the image's number."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -246,7 +246,7 @@ def test_other_classes_in_training_than_in_the_test_are_refused(scenes, tmp_path
 
 
 def test_every_image_is_decoded_before_a_course(scenes, tmp_path, monkeypatch):
-    """By bad=skip when they are read, since what is left out decides what data they are; else before the engine starts."""
+    """With bad=skip images are decoded when they are read, because skipping changes the data; otherwise before training."""
     as_coco(tmp_path, {"train2017": scenes(tmp_path / "train2017", 4), "val2017": scenes(tmp_path / "val2017", 2)})
     monkeypatch.setattr(faults, "HEADERS", 1)
     last = int(np.random.default_rng(0).permutation(4)[-1])

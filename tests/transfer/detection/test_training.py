@@ -1,4 +1,4 @@
-"""What both engines' training loops share."""
+"""Test the parts that both engines' training loops share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""VOC's metric: by hand, against a plain second implementation, and against Detectron2's evaluator."""
+"""VOC's metric: by hand, against a simple second implementation, and against Detectron2's evaluator."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def plain_overlap(a, b) -> float:
 
 
 def plain_ap(split, detections, label, iou, eleven_point) -> float:
-    """The devkit's rules one detection at a time; scores must differ. Recalls are multiples of 0.1 as floats, as there."""
+    """The devkit's rules, one detection at a time; scores must differ. Recalls are float multiples of 0.1, as in the devkit."""
     lines = [
         (float(s), i, (b[0] + 1.0, b[1] + 1.0, float(b[2]), float(b[3])))
         for i, one in enumerate(detections)
@@ -214,7 +214,7 @@ def random_split(rng, images: int, classes: int) -> DetectionSplit:
 def near_truth(
     rng, split: DetectionSplit, *, spread: float = 3.0, times: int = 2, step: float = 0.0
 ) -> list[Detections]:
-    """Each object a few times, moved a little, sometimes as another class, beside random boxes; scores in steps."""
+    """A few moved boxes per object, sometimes with another class, and random boxes; scores have few distinct values."""
     every = []
     for picture in split.pictures:
         items = [item for item in picture.instances for _ in range(times)]
