@@ -55,4 +55,5 @@ class Watch:
             number, lr, unreadable, answer, event = self._noted.popleft()
             if event is not None:
                 event.synchronize()
-            yield Step(number, lr, *answer.tolist(), unreadable)
+            failed, stop, corrupt = answer.tolist()
+            yield Step(number, lr, failed, stop, corrupt, unreadable)

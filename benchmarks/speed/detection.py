@@ -45,7 +45,8 @@ def _beside(setup: Setup, name: str, other: str, theirs: Callable[[Course, list[
 
     if setup.device == "cpu":
         torch.set_num_threads(1)
-    engine, backbone = engines.get(name), load("random:resnet50" if setup.device == "cuda" else "random:resnet18")
+    engine: Any = engines.get(name)  # a module, with more than every engine must offer
+    backbone = load("random:resnet50" if setup.device == "cuda" else "random:resnet18")
     spec, steps = _spec(setup), 1 if setup.quick else _STEPS
     with tempfile.TemporaryDirectory(prefix="backbench-speed-") as folder:
         job = Job(Path(folder), 0, torch.device(setup.device))
@@ -125,8 +126,9 @@ def _train_step(taught: Course, batches: list[Any]) -> None:
     from mmengine.optim import OptimWrapper
 
     wrapper = OptimWrapper(taught.optimizer)
+    model: Any = taught.model
     for batch in batches:
-        taught.model.train_step(batch, optim_wrapper=wrapper)
+        model.train_step(batch, optim_wrapper=wrapper)
         taught.advance()
 
 
