@@ -34,18 +34,18 @@ def load(
     prefix: str | None = None,
     input: Mapping[str, Any] | None = None,
 ) -> Backbone:
-    """A checked backbone from a checkpoint, a name or a module in memory.
+    """Load and check a backbone from a checkpoint, a name or a module in memory.
 
     Args:
         source: a file, `https://...`, `zoo:NAME`, `timm:NAME`, `module:function`, `random:resnet50`, or an nn.Module: a
             torchvision or timm ResNet, or any network that returns features (N, C).
         name: the row's name in tables.
-        key: of a checkpoint file, the dictionary of tensors to read, as `--key`.
-        prefix: of a checkpoint file, the words before the backbone's names, as `--prefix`.
-        input: of a module, the fields of its input (size, mean, std, order); ImageNet's unless given.
+        key: the dictionary of tensors to read from a checkpoint file, like `--key`.
+        prefix: the prefix of the backbone's tensors in a checkpoint file, like `--prefix`.
+        input: the input fields of a module (size, mean, std, order); default: ImageNet's.
 
     Raises:
-        CheckpointError: one sentence with the reason why the source is not a sound backbone.
+        CheckpointError: the source is not a sound backbone; one sentence says why.
     """
     if isinstance(source, nn.Module):
         from model_zoo.in_memory import of_module
@@ -67,22 +67,22 @@ def measure(
     limit: int = 0,
     **fields: Any,
 ) -> Result:
-    """Measure one backbone by one protocol; returns the record, whose `metrics` are the numbers.
+    """Measure one backbone by one protocol; returns the record, with the numbers in `metrics`.
 
     Args:
-        backbone: what `load` returns or takes.
+        backbone: a result of `load`, or anything that `load` takes.
         cell: for example "imagenet_knn"; `backbench run --list` lists them.
         data: the folder of the cell's data set, a mapping of data set names to folders, or "demo" for rendered scenes. A
             name of your own in the mapping makes cells: {"flowers": DIR} makes "flowers_knn".
-        out: a folder of results, where an identical record is reused; nothing is kept unless it is given.
-        seed: of the evaluation.
-        workers: processes that decode images; half the cores unless given.
-        expect: "any" accepts other images than the published ones; "published" unless the data are "demo".
-        limit: at most so many images of each split; 0 for all.
-        fields: of the cell, for example preset="wmse" or k=[5]; nested ones as mappings.
+        out: a folder of results, where an identical record is reused; without it nothing is kept.
+        seed: the seed of the evaluation.
+        workers: processes that decode images; default: half the cores.
+        expect: "any" accepts images other than the published ones; default: "published", but "any" for "demo".
+        limit: the most images to use of each split; 0 for all.
+        fields: fields of the cell, for example preset="wmse" or k=[5]; nested ones as mappings.
 
     Raises:
-        ConfigError: an unknown cell or field, with the nearest name.
+        ConfigError: the cell or a field is unknown; the message suggests the nearest name.
         BackbenchError: the cell cannot run or failed, with the reason.
     """
     if not isinstance(backbone, Backbone):
@@ -109,7 +109,7 @@ def _measured(backbone: Backbone, cell: plan.Cell, seed: int, places: DataPlaces
 
 
 def _places(data: Data, name: str) -> tuple[DataPlaces, bool]:
-    """Where the data lie, and whether they are the demo's."""
+    """Return where the data are, and whether they are the demo's."""
     if isinstance(data, Mapping):
         return DataPlaces(None, {key: Path(path) for key, path in data.items()}), False
     if data == "demo":
@@ -118,7 +118,7 @@ def _places(data: Data, name: str) -> tuple[DataPlaces, bool]:
 
 
 def _overrides(fields: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`a.b=c` words of nested fields."""
+    """Return nested fields as words `a.b=c`."""
     words: list[str] = []
     for key, value in fields.items():
         if isinstance(value, Mapping):
@@ -130,12 +130,12 @@ def _overrides(fields: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 @dataclass(frozen=True)
 class Comparisons:
-    """Rows beside each other, as `backbench compare` shows them."""
+    """Rows next to each other, as `backbench compare` shows them."""
 
     markdown: str
     rows: tuple[
         dict[str, str], ...
-    ]  # one a backbone and number, unrounded: backbone, cell, metric, mean, difference, ...
+    ]  # one per backbone and number, unrounded: backbone, cell, metric, mean, difference, ...
 
     def __str__(self) -> str:
         return self.markdown
@@ -144,16 +144,16 @@ class Comparisons:
 def compare(
     *results: Result | str | Path, to: str | None = None, literature: bool = True, resamples: int = 10_000
 ) -> Comparisons:
-    """Set records beside each other and beside published numbers.
+    """Compare records with each other and with published numbers.
 
     Args:
-        results: records of `measure`, or result files and folders; only these hold what intervals are made of.
-        to: the row that the others are compared with: a measured or a published one.
-        literature: also published rows of the same cells.
-        resamples: of the test items, for the intervals.
+        results: records of `measure`, or result files and folders; intervals need files with scores per item.
+        to: the measured or published row that the others are compared with.
+        literature: whether to add published rows of the same cells.
+        resamples: resamples of the test items, for the intervals.
 
     Raises:
-        BackbenchError: no results, or no such row.
+        BackbenchError: there are no results, or the row `to` does not exist.
     """
     from benchmarks.report import render
     from benchmarks.report.comparison import compare as compared
@@ -163,7 +163,7 @@ def compare(
     found = store.read_paths(paths) if paths else {}
     table = gather([*found.values(), *(result for result in results if isinstance(result, Result))])
     if not table.rows:
-        raise BackbenchError("compare: no result holds a number; give records of measure(), result files or folders")
+        raise BackbenchError("compare: no result has a number; give records of measure(), result files or folders")
     items = {result.identity(): store.items_path(path) for path, result in found.items() if result.status == "ok"}
     made = compared(table, render.comparable(table), items, to=to, with_literature=literature, resamples=resamples)
     rows = csv.DictReader(render.comparisons_csv(made).splitlines())

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # as a plain script: the repository's root in place of this folder
+if __name__ == "__main__":  # as a plain script: import from the repository's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from backbench import plugins
@@ -17,22 +17,24 @@ _MOST_RESAMPLES = 1_000_000
 
 
 def parser(prog: str = "benchmarks/compare.py") -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command."""
     p = argparse.ArgumentParser(
         prog=prog,
         description=__doc__,
-        epilog="Markdown goes to stdout. Numbers of different data never share a table, and have no difference.",
+        epilog="Markdown goes to stdout. Numbers from different data never share a table and have no difference.",
     )
     plugins.add_option(p)
-    p.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="result files, or folders that hold them")
+    p.add_argument(
+        "results", nargs="+", type=Path, metavar="RESULTS", help="result files, or folders with result files"
+    )
     p.add_argument("--to", metavar="BASELINE", help="a measured row, or a published entry or method; NAME@TEXT picks the "
-                   "published row whose setting or source holds TEXT")  # fmt: skip
+                   "published row with TEXT in its setting or source")  # fmt: skip
     p.add_argument("--tasks", metavar="a,b", help="only these cells")
     p.add_argument("--literature", action=argparse.BooleanOptionalAction, default=True, help="published rows (default)")
-    p.add_argument("--source", default="", metavar="TEXT", help="only published rows whose source contains this: "
+    p.add_argument("--source", default="", metavar="TEXT", help="only published rows with TEXT in their source: "
                    "'MSBReg Table 5'")  # fmt: skip
-    p.add_argument("--resamples", type=int, default=10_000, metavar="N", help="of the test items, for the intervals "
-                   "(default: 10000; of average precisions at most 2000)")  # fmt: skip
+    p.add_argument("--resamples", type=int, default=10_000, metavar="N", help="resamples of the test items, for the intervals "
+                   "(default: 10000; at most 2000 for average precisions)")  # fmt: skip
     p.add_argument("--csv", type=Path, metavar="FILE", help="also every row, unrounded")
     p.add_argument("--html", type=Path, metavar="FILE", help="also a page with plots and provenance")
     return p
@@ -42,9 +44,9 @@ def main(argv: list[str] | None = None, *, prog: str = "benchmarks/compare.py") 
     """Read, compare, print."""
     args = parser(prog).parse_args(argv)
     if args.resamples < 100:
-        raise BackbenchError("--resamples must be at least 100: fewer say nothing of a 95% interval")
+        raise BackbenchError("--resamples must be at least 100: fewer cannot give a 95% interval")
     if args.resamples > _MOST_RESAMPLES:
-        raise BackbenchError(f"--resamples must be at most {_MOST_RESAMPLES}: more change no digit that is shown")
+        raise BackbenchError(f"--resamples must be at most {_MOST_RESAMPLES}: more would change no digit that is shown")
 
     from backbench.files.atomic import atomic_write_text
     from benchmarks.records.store import items_path, read_paths
@@ -58,7 +60,7 @@ def main(argv: list[str] | None = None, *, prog: str = "benchmarks/compare.py") 
     table = gather(found.values())
     if not table.rows:
         reasons = "; ".join(sorted({f"{a.cell} {a.status}: {a.reason}" for a in table.absent})[:3])
-        raise BackbenchError(f"no result file holds a number ({reasons or 'none could be read, as said above'})")
+        raise BackbenchError(f"no result file has a number ({reasons or 'none could be read; see above'})")
     columns = render.comparable(table)
     items = {result.identity(): items_path(path) for path, result in found.items() if result.status == "ok"}
     options = {"with_literature": args.literature, "source": args.source}
@@ -81,7 +83,7 @@ def main(argv: list[str] | None = None, *, prog: str = "benchmarks/compare.py") 
 
 
 def only(found: dict, cells: list[str]) -> dict:
-    """The records of these cells; an unknown one is an error that names the nearest."""
+    """Return the records of these cells; raises BackbenchError with the nearest name for an unknown cell."""
     known = {result.cell for result in found.values()}
     if not cells:
         raise BackbenchError(f"--tasks: no cell named; there are {printable(', '.join(sorted(known)), 2000)}")

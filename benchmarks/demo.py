@@ -1,4 +1,4 @@
-"""Pretrain on rendered scenes, measure the backbone beside a random one, and write the report. Needs no data."""
+"""Pretrain on rendered scenes, measure the backbone and a random one, and write the report. Needs no data."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from backbench.files import folder_option
 
 
 def parser(prog: str = "backbench demo") -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command."""
     p = argparse.ArgumentParser(prog=prog, description=__doc__)
     p.add_argument(
         "--out",
         type=folder_option,
         default=Path(),
         metavar="DIR",
-        help="holds runs/demo and results/demo (default: here)",
+        help="folder for runs/demo and results/demo (default: this one)",
     )
     p.add_argument("--all", action="store_true", help="also the second detection engine, and a Mask R-CNN on both")
     return p
 
 
 def main(argv: list[str] | None = None, *, prog: str = "backbench demo") -> int:
-    """Pretrain unless that is done, then run the demo suite; returns the exit code."""
+    """Pretrain if no finished run exists, then run the demo suite; returns the exit code."""
     args = parser(prog).parse_args(argv)
     from benchmarks import run_all
     from pretrain import run as pretraining

@@ -1,4 +1,4 @@
-"""`run --list` and `run --show CELL`: every cell, preset and suite, and the fields of one cell, as text."""
+"""Text of `run --list` (every cell, preset and suite) and of `run --show CELL` (the fields of one cell)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transfer import tasks
 
 
 def everything() -> str:
-    """Three tables: cells, presets of each task, suites."""
+    """Return three tables: cells, presets of each task, suites."""
     cells = plan.all_cells().found.values()
     suites = {name: plan.load_suite(name) for name in plan.suite_names()}
     rows = [
@@ -37,10 +37,10 @@ def everything() -> str:
 
 
 def cell_text(name: str, overrides: Sequence[str] = ()) -> str:
-    """Every field of a cell with its value and, where its source has one, the comment beside it.
+    """Return every field of a cell with its value and the comment behind it in the source, if any.
 
     Raises:
-        ConfigError: an unknown cell or field, with the nearest name.
+        ConfigError: the cell or a field is unknown; the message suggests the nearest name.
     """
     cell = plan.load_cell(name, plan.split_overrides(overrides, [name])[name])
     presets = ", ".join(cell.task.Config.PRESETS) or "none"
@@ -63,7 +63,7 @@ def _fields(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, str, str
 
 
 def field_comments(model: type[BaseModel]) -> dict[str, str]:
-    """The comment at the end of each field's definition, of the model and of those that it inherits from."""
+    """Return the comment at the end of each field's definition, including inherited fields."""
     found: dict[str, str] = {}
     for kind in reversed(model.__mro__):
         if isinstance(kind, type) and issubclass(kind, BaseModel) and kind is not BaseModel:
@@ -90,7 +90,7 @@ def _comments_in(source: str) -> dict[str, str]:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest word, without a line that ends in spaces."""
+    """Align columns to their widest word, without spaces at line ends."""
     lines = [head, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head) - 1)]
     return "\n".join(

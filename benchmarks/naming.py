@@ -15,27 +15,27 @@ _LONGEST = 120  # characters of a row's name
 
 @dataclass(frozen=True)
 class Who:
-    """A backbone as far as rows are concerned."""
+    """The fields of a backbone that decide its row."""
 
     name: str
-    joins: bool  # a NAME that was given, or a random baseline, which is a network for each seed
+    joins: bool  # the user gave the NAME, or it is a random baseline with one network per seed
     weights: str
-    arch: str  # digests: numbers of other networks or inputs never stand in one row
+    arch: str  # digests: numbers of different networks or inputs never share a row
     input: str
     source: str = field(default="", compare=False)  # file or other origin, as it was given
     build: str = field(default="", compare=False)  # architecture and input in words
 
     @property
     def key(self) -> Key:
-        """Equal for what stands in one row."""
+        """The same key for backbones that share a row."""
         return self.name, self.joins, self.arch, self.input, "" if self.joins else self.weights
 
 
 def labels(everyone: Iterable[Who]) -> dict[Key, str]:
-    """The label of each row: its name, and where several rows share one, the part that tells them apart.
+    """Return the label of each row: its name, plus what tells it apart from rows with the same name.
 
-    First the shortest end of their paths that does (`moco/resnet18`, `version_0/checkpoints/last`), of those whose name is
-    from a file; then architecture and input; then the weights' hash.
+    That is the shortest end of their paths that differs (`moco/resnet18`, `version_0/checkpoints/last`) for names taken
+    from files; else architecture and input; else the hash of the weights.
     """
     rows = {who.key: who for who in everyone}
     shown = {key: who.name for key, who in rows.items()}
@@ -52,12 +52,12 @@ def labels(everyone: Iterable[Who]) -> dict[Key, str]:
 
 
 def _by_folder(group: Mapping[Key, Who], shown: Mapping[Key, str]) -> dict[Key, str]:
-    """The shortest ends of the paths, of at least a folder and a name, that are as many as the paths."""
+    """Return the shortest ends of the paths, with at least a folder and a name, that are all different."""
     del shown
     derived = {key: who for key, who in group.items() if not who.joins and who.source}
     whole = {key: _parts(who.source) for key, who in derived.items()}
     plain = {key: (*whole[key][:-1], _stem(whole[key][-1], who.name)) for key, who in derived.items() if whole[key]}
-    parts = plain if len(set(plain.values())) == len(set(whole.values())) else whole  # alike but for the suffix
+    parts = plain if len(set(plain.values())) == len(set(whole.values())) else whole  # they differ only in the suffix
     distinct = set(parts.values())
     longest = max(map(len, distinct), default=0)
     enough = (n for n in range(2, longest) if len({p[-n:] for p in distinct}) == len(distinct))
@@ -71,7 +71,7 @@ def _parts(source: str) -> tuple[str, ...]:
 
 
 def _stem(file: str, name: str) -> str:
-    """A file's name without its suffix: the part that the backbone's name was made from, else up to the last dot."""
+    """Return a file's name without its suffix: the part the backbone was named after, else up to the last dot."""
     if file.startswith(name):
         return name
     return file if file.endswith(name) else os.path.splitext(file)[0] or file  # noqa: PTH122 (may be no path)
@@ -88,5 +88,5 @@ def _by_weights(group: Mapping[Key, Who], shown: Mapping[Key, str]) -> dict[Key,
 
 
 def _shortened(label: str) -> str:
-    """At most `_LONGEST` characters, and still another text for another label."""
+    """Shorten a label to `_LONGEST` characters; different labels stay different."""
     return label if len(label) <= _LONGEST else f"{label[: _LONGEST - 14]}... ({digest(label)[:8]})"

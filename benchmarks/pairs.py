@@ -1,4 +1,4 @@
-"""The meaning of a cell's name: a file, or else a pair of a data set and a protocol."""
+"""Find a cell by its name: a cell file, or a pair of a data set and a protocol."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Needs = Literal["class", "classes", "boxes", "masks"]
 
 
 class Protocol(Config):
-    """`configs/protocols/<name>.yaml`: a task with its preset and fields, for every data set that is labelled for it."""
+    """`configs/protocols/<name>.yaml`: a task with its preset and fields, for every data set with the labels it needs."""
 
     task: str
     preset: str | None = None
-    needs: Needs = "class"  # what the images must be labelled with
+    needs: Needs = "class"  # the labels that the images must have
     fields: Mapping[str, Any] = Field(default_factory=dict)
-    of_layout: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)  # keys of the cell, for data of a layout
-    of_data: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)  # and for one data set
+    of_layout: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)  # keys of the cell for data in this layout
+    of_data: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)  # keys of the cell for one data set
 
 
 def protocols() -> plugins.Parts[Protocol]:
@@ -35,19 +35,19 @@ def protocols() -> plugins.Parts[Protocol]:
 
 
 def names() -> list[str]:
-    """Every cell: those that a file describes, and the pairs without a file."""
+    """Return every cell: cell files, and pairs without a file."""
     own = files().found
     return sorted({*own, *(pair for pair in _pairs() if pair not in _standing_for(own))})
 
 
 def called(name: str) -> str:
-    """The cell that stands for a pair: `voc07_svm` for `voc_svm`; any other name is its own."""
+    """Return the cell file's name for a pair (`voc07_svm` for `voc_svm`), or the name itself."""
     own = files().found
     return name if name in own else _standing_for(own).get(name, name)
 
 
 def fields(name: str) -> dict[str, Any]:
-    """The keys of a cell: its task, preset, data and fields. Raises ConfigError: its file, or a part of it, is broken."""
+    """Return the keys of a cell: task, preset, data and fields. Raises ConfigError: its file, or a part of it, is broken."""
     own, pair = files(), _pairs().get(name)
     if name not in own.found and pair is not None:
         return _of_pair(*pair)
@@ -62,7 +62,7 @@ def fields(name: str) -> dict[str, Any]:
 
 
 def why_not(name: str) -> str | None:
-    """Why a name is not a cell although a part of it is known; None when no part is known."""
+    """Return why a name with a known part is not a cell; None when no part is known."""
     own, parts = files(), protocols()
     if name in own.broken:
         return own.broken[name]
@@ -83,7 +83,7 @@ _WORDS = {"class": "one class an image", "classes": "all classes of an image", "
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`, mappings within them key by key."""
+    """Merge `over` into `base`; nested mappings are merged key by key."""
     found = dict(base)
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
@@ -92,12 +92,12 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def files() -> plugins.Parts[dict[str, Any]]:
-    """The cells that a file describes, with its keys."""
+    """Return the keys of each cell file, by cell."""
     return plugins.read_files("cells", configs_folder() / "tasks", read_mapping)
 
 
 def _standing_for(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Pair -> the cell file that states this pair."""
+    """Map each pair that a cell file states to that cell."""
     return {
         f"{values['data']}_{values['protocol']}": name
         for name, values in sorted(cells.items(), reverse=True)
@@ -106,7 +106,7 @@ def _standing_for(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _pairs() -> dict[str, tuple[str, str]]:
-    """Every pair of a data set and a protocol that its labels allow, by the cell's name."""
+    """Return every pair of a data set and a protocol that its labels allow, by cell name."""
     found: dict[str, tuple[str, str]] = {}
     for data, info in catalogue.known().items():
         try:
@@ -119,7 +119,7 @@ def _pairs() -> dict[str, tuple[str, str]]:
 
 
 def _of_pair(data: str, name: str) -> dict[str, Any]:
-    """The keys of a pair: the protocol's, then what differs for the layout and for the data set."""
+    """Return the keys of a pair: the protocol's, then those for the layout and for the data set."""
     protocol, info = protocols().get(name, "protocol"), catalogue.info(data)
     values: dict[str, Any] = {"task": protocol.task, **protocol.fields}
     if protocol.preset is not None:
@@ -128,7 +128,7 @@ def _of_pair(data: str, name: str) -> dict[str, Any]:
     values = merged(values, protocol.of_data.get(data, {}))
     values["data"] = {"name": data} if info.counts else {"name": data, "expect": "any"}
     known = tasks.get(values["task"]).Config.model_fields
-    splits = {role: getattr(info, role) for role in ("train", "test") if role in known}  # of detection
+    splits = {role: getattr(info, role) for role in ("train", "test") if role in known}  # for detection
     return {**splits, **values}
 
 

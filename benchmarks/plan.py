@@ -1,7 +1,7 @@
-"""Suite x backbones -> cells: which configuration each resolves to, and which cannot run, with the reason.
+"""Resolve the cells of a suite or a command line to their configurations.
 
-A cell is a pair of a data set and a protocol, `<data>_<protocol>`. A file `configs/tasks/<cell>.yaml` stands where a pair
-differs from its parts or has another name; detection's cells take the engine at their end, `<cell>_mmdet`.
+A cell is a pair of a data set and a protocol, `<data>_<protocol>`. A file `configs/tasks/<cell>.yaml` exists where a pair
+differs from its parts or has another name. A detection cell on another engine has it at its end: `<cell>_mmdet`.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Suite(Config):
 
     cells: tuple[str, ...]
     seeds: int = 1
-    seeds_of: Mapping[str, int] = Field(default_factory=dict)  # cells that are repeated otherwise
-    data: Literal["demo"] | None = None  # where the data lie when nothing else is said
+    seeds_of: Mapping[str, int] = Field(default_factory=dict)  # cells with another number of seeds
+    data: Literal["demo"] | None = None  # the data to use unless the command line names some
     overrides: tuple[str, ...] = ()
 
 
@@ -44,28 +44,28 @@ class Suite(Config):
 class Cell:
     """A cell with its configuration resolved."""
 
-    name: str  # with the engine, where that is not the cell's usual one
+    name: str  # ends with the engine if it is not the cell's usual one
     task_name: str
     config: TaskConfig
 
     @property
     def task(self) -> Task:
-        """The task's module."""
+        """The task that measures this cell."""
         return tasks.get(self.task_name)
 
     @property
     def config_sha256(self) -> str:
-        """Identity of the resolved configuration."""
+        """Hash of the resolved configuration."""
         return digest(self.config.identity())
 
 
 def cell_names() -> list[str]:
-    """Every cell: files, then pairs without a file; each on its usual engine."""
+    """Return the name of every cell: files, then pairs without a file; each on its usual engine."""
     return pairs.names()
 
 
 def is_cell(name: str) -> bool:
-    """Whether a name is a cell's, with an engine at its end or without, or a pair's that a file stands for."""
+    """Return whether a name is a cell's, with or without an engine at its end, or a pair that a cell file states."""
     known, (base, engine) = cell_names(), base_and_engine(name)
     return any(pairs.called(n) in known for n in ((name, base) if engine else (name,)))
 
@@ -81,7 +81,7 @@ def suite_names() -> list[str]:
 
 
 def load_suite(name: str) -> Suite:
-    """A suite by name; ConfigError with the nearest name otherwise."""
+    """Return a suite by name; raises ConfigError with the nearest name for an unknown one."""
     return suites().get(name, "suite")
 
 
@@ -90,10 +90,10 @@ def _read_suite(file: Path) -> Suite:
 
 
 def load_cell(name: str, overrides: Sequence[str] = (), profile: Profile = "full") -> Cell:
-    """A cell with its preset, its own fields, the rehearsal's (`smoke`) and `field=value` overrides, the last winning.
+    """Load a cell: its preset, then its own fields, the rehearsal's (`smoke`) and the `field=value` overrides.
 
     Raises:
-        ConfigError: unknown cell, task, preset or field, with the nearest name; a value out of range.
+        ConfigError: the cell, task, preset or field is unknown (with the nearest name), or a value is out of range.
     """
     base, engine = pairs.called(name), None
     if base not in cell_names():
@@ -124,14 +124,14 @@ def load_cell(name: str, overrides: Sequence[str] = (), profile: Profile = "full
 
 
 def all_cells() -> plugins.Parts[Cell]:
-    """Every cell, resolved; one that cannot be is named in a warning."""
+    """Load every cell; a warning names each one that cannot be loaded."""
     return plugins.attempt("cells", {name: functools.partial(load_cell, name) for name in cell_names()})
 
 
 def load_cells(
     names: Sequence[str], overrides: Mapping[str, Sequence[str]], profile: Profile = "full"
 ) -> tuple[list[Cell], dict[str, list[str]]]:
-    """The cells, each once, and the overrides of each under the name that it has with them (another engine)."""
+    """Load cells, each once; returns them and their overrides, by the name that they have on their engine."""
     cells: dict[str, Cell] = {}
     of_cell: dict[str, list[str]] = {}
     for name in names:
@@ -139,15 +139,15 @@ def load_cells(
         if cell.name not in cells:
             cells[cell.name], of_cell[cell.name] = cell, list(overrides[name])
         elif cells[cell.name].config != cell.config:
-            raise ConfigError(f"'{cell.name}' is asked for with two configurations; run them one after the other")
+            raise ConfigError(f"'{cell.name}' has two configurations; run them one after the other")
     return list(cells.values()), of_cell
 
 
 def named_cells(names: str) -> list[str]:
-    """The cells of `--tasks a,b`, each once.
+    """Return the cells of `--tasks a,b`, each once.
 
     Raises:
-        ConfigError: none, or one that there is not.
+        ConfigError: there is no name, or a cell is unknown.
     """
     found = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     if not found:
@@ -159,10 +159,10 @@ def named_cells(names: str) -> list[str]:
 
 
 def split_overrides(overrides: Sequence[str], cells: Sequence[str]) -> dict[str, list[str]]:
-    """`<cell>.<field>=value` by cell; a pattern means every planned cell that it fits (`voc0712*.data.limit=16`).
+    """Sort `<cell>.<field>=value` by cell; a pattern (`voc0712*.data.limit=16`) applies to every planned cell it matches.
 
     Raises:
-        ConfigError: not of that form, or a cell that is not planned.
+        ConfigError: an override does not have this form, or names a cell that is not planned.
     """
     by_cell: dict[str, list[str]] = {name: [] for name in cells}
     for override in overrides:
@@ -181,7 +181,7 @@ def split_overrides(overrides: Sequence[str], cells: Sequence[str]) -> dict[str,
 
 
 def places_of(suite: Suite, data_root: Path | None, named: dict[str, Path]) -> DataPlaces:
-    """Where the data lie: as said on the command line, else the demo's data root for the demo suite."""
+    """Return where the data are: as the command line says, else the demo's data root for the demo suite."""
     if data_root is None and suite.data == "demo":
         data_root = demo.root()
     return DataPlaces(data_root, named)

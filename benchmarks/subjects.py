@@ -1,4 +1,4 @@
-"""The backbones that a command line names: which source each comes from, what it is called, and what is measured once."""
+"""Find the backbones that a command line names: load them, name their rows, drop repeats."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _SOURCE = re.compile(r"[A-Za-z_][\w.-]*:\w|https?://", re.IGNORECASE)  # no file
 _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
-_ORIGIN = re.compile(r"(random|zoo|timm|hf-hub|https?):", re.IGNORECASE)  # what begins so is a source, no name
+_ORIGIN = re.compile(r"(random|zoo|timm|hf-hub|https?):", re.IGNORECASE)  # a source, not a name
 MOST_SEEDS = 1000
 _LONGEST_NAME = 100
 _LONGEST_FILE = 255  # bytes
@@ -29,28 +29,28 @@ _LONGEST_FILE = 255  # bytes
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A backbone to measure, as `run_one` gets it; a random baseline is one backbone per seed."""
+    """A backbone to measure, as `run_one` receives it; a random baseline has one backbone per seed."""
 
     ckpt: str  # [NAME=]FILE, zoo:<entry>, timm:<model>, <module>:<function> or random:<architecture>
     like: str | None
     backbones: tuple[Backbone, ...]
-    label: str = ""  # the row's name, where others of the command are called the same
+    label: str = ""  # the row's name, if others of the command have the same name
 
     @property
     def name(self) -> str:
-        """The row it belongs to."""
+        """The name of its row."""
         return self.label or self.backbones[0].name
 
 
 def find_subjects(ckpts: Sequence[str], baselines: str, seeds: int, choice: Choice = NO_CHOICE) -> list[Subject]:
-    """Load every checkpoint once, so that a bad one stops before any cell runs; `random` follows their architectures.
+    """Load every checkpoint once, so that a bad one is refused before any cell runs; `random` copies their architectures.
 
     Args:
-        choice: which network of the checkpoint files is meant.
+        choice: which network of the checkpoint files to take.
 
     Raises:
-        ConfigError: a source without a name or a name without a source, a baseline that is not known.
-        CheckpointError: a checkpoint that is none.
+        ConfigError: a source lacks a name, a name lacks a source, or a baseline is unknown.
+        CheckpointError: a file is not a sound checkpoint.
     """
     from backbench.progress import say
 
@@ -74,15 +74,15 @@ def find_subjects(ckpts: Sequence[str], baselines: str, seeds: int, choice: Choi
 
 
 def refuse_idle(choice: Choice, ckpts: Sequence[str]) -> None:
-    """ConfigError where `--key` or `--prefix` was said and no checkpoint is a file, to which alone they apply."""
+    """Raise ConfigError when `--key` or `--prefix` is given and no checkpoint is a file: they apply only to files."""
     from model_zoo.load import is_file
 
     if choice != NO_CHOICE and not any(is_file(split_name(ckpt)[1]) for ckpt in ckpts):
-        raise ConfigError("--key and --prefix choose within checkpoint files, and no --ckpt is one; leave them out")
+        raise ConfigError("--key and --prefix apply only to checkpoint files, and no --ckpt is a file; leave them out")
 
 
 def read(ckpt: str, like: str | None, seeds: int, choice: Choice = NO_CHOICE) -> list[Backbone]:
-    """The backbone of `[NAME=]SOURCE`; of a random one a network for each seed. `choice` is of files alone."""
+    """Load the backbone of `[NAME=]SOURCE`; a random one has a network for each seed. `choice` applies only to files."""
     from model_zoo.load import is_file, load
 
     name, source = named_source(ckpt)
@@ -95,9 +95,9 @@ def read(ckpt: str, like: str | None, seeds: int, choice: Choice = NO_CHOICE) ->
 
 
 def _called(backbone: Backbone, ckpt: str, *, named: bool, source: str) -> Backbone:
-    name = backbone.name.encode("utf-8", "backslashreplace").decode()  # a file's name need not be text
+    name = backbone.name.encode("utf-8", "backslashreplace").decode()  # a file name may have bytes that are not text
     if backbone.format != "random" and _ORIGIN.match(name):
-        raise ConfigError(f"--ckpt {printable(ckpt)}: would be called '{printable(name)}', as sources of another kind are; "
+        raise ConfigError(f"--ckpt {printable(ckpt)}: its name '{printable(name)}' would read like a source; "
                           f"give it a name: --ckpt NAME={printable(source)}")  # fmt: skip
     home = str(Path.home())
     source = source.encode("utf-8", "backslashreplace").decode().replace(f"{home}/", "~/")
@@ -105,19 +105,19 @@ def _called(backbone: Backbone, ckpt: str, *, named: bool, source: str) -> Backb
 
 
 def _like_each(files: Sequence[Subject], seeds: int, choice: Choice) -> list[Subject]:
-    """A random baseline for each architecture and input among the checkpoints."""
+    """Make a random baseline for each architecture and input of the checkpoints."""
     if not files:
         raise ConfigError("--baselines random follows a --ckpt; name the architecture: random:resnet50")
     if without := [s.ckpt for s in files if not s.backbones[0].is_resnet]:
         raise ConfigError(
-            f"--baselines random: {printable(without[0])} is no ResNet, and how it is initialised cannot be guessed; give "
+            f"--baselines random: {printable(without[0])} is not a ResNet, so its initialisation is unknown; give "
             "that as another --ckpt (a function of your own, or timm:NAME?pretrained=false)"
         )
     alike = {(s.backbones[0].arch.model_dump_json(), s.backbones[0].input.model_dump_json()): s for s in files}
     found = []
     for subject in alike.values():
         source = f"random:{subject.backbones[0].arch.name}"
-        ckpt = f"{source} like {subject.name}={source}" if len(alike) > 1 else source  # one name is one row
+        ckpt = f"{source} like {subject.name}={source}" if len(alike) > 1 else source  # one name makes one row
         like = split_name(subject.ckpt)[1]
         found.append(Subject(ckpt, like, tuple(read(ckpt, like, seeds, choice))))
     return found
@@ -136,7 +136,7 @@ def _from_zoo(name: str) -> Subject:
 
 
 def _refuse_trained_with_random(subjects: Sequence[Subject]) -> None:
-    """Refuse a row that mixes trained and untrained networks: their mean is meaningless."""
+    """Raise ConfigError for a row of trained and random networks: their mean is meaningless."""
     random = {s.backbones[0].name for s in subjects if s.backbones[0].format == "random"}
     for subject in subjects:
         if subject.backbones[0].format != "random" and subject.backbones[0].name in random:
@@ -146,7 +146,7 @@ def _refuse_trained_with_random(subjects: Sequence[Subject]) -> None:
 
 
 def who(backbone: Backbone) -> Who:
-    """A backbone as far as rows are concerned."""
+    """Return the fields of a backbone that decide its row."""
     from backbench.config import digest
     from benchmarks.naming import Who
     from benchmarks.report.table import in_words
@@ -164,7 +164,7 @@ def who(backbone: Backbone) -> Who:
 
 
 def told_apart(subjects: Sequence[Subject]) -> list[Subject]:
-    """Each with the name of its row, without repeats; a message where two rows hold the same weights."""
+    """Name the row of each, without repeats; say which rows have the same weights."""
     from backbench.progress import say
     from benchmarks.naming import labels
 
@@ -189,21 +189,21 @@ def told_apart(subjects: Sequence[Subject]) -> list[Subject]:
 def backbones(
     ckpt: str, like: str | None, seeds: int, cell: Cell, choice: Choice = NO_CHOICE
 ) -> list[tuple[int, Backbone]]:
-    """(seed, backbone) pairs: a new random backbone for each seed; a fixed one once where the task draws nothing."""
+    """Return (seed, backbone) pairs: a new random backbone per seed; a fixed one only once if the task is deterministic."""
     return by_seed(read(ckpt, like, seeds, choice), seeds, cell)
 
 
 def by_seed(made: Sequence[Backbone], seeds: int, cell: Cell) -> list[tuple[int, Backbone]]:
-    """(seed, backbone) pairs of a random backbone's networks, or of the one of a checkpoint."""
+    """Return (seed, backbone) pairs: every network of a random baseline, or the one network of a checkpoint."""
     if made[0].format == "random":
         return list(enumerate(made[:seeds]))
     return [(seed, made[0]) for seed in range(1 if cell.task.deterministic else seeds)]
 
 
 def split_name(ckpt: str) -> tuple[str | None, str]:
-    """`name=path` or `path`; a path that exists is never split, nor an option (`timm:NAME?pretrained=false`).
+    """Split `name=path`; an existing path is never split, nor are options (`timm:NAME?pretrained=false`).
 
-    Of several `=` the first that a file or another source (`random:resnet50`, `module:function`) follows, else the first.
+    Of several `=` it takes the first that a file or a source (`random:resnet50`, `module:function`) follows, else the first.
     """
     places = [i for i, c in enumerate(ckpt) if c == "=" and "?" not in ckpt[:i]]
     if not places or _exists(ckpt) or _ADDRESS.match(ckpt):
@@ -214,16 +214,16 @@ def split_name(ckpt: str) -> tuple[str | None, str]:
 
 
 def named_source(ckpt: str) -> tuple[str | None, str]:
-    """`split_name`, with the name as rows compare it (one kind of space, one kind of accent).
+    """Like `split_name`; the name is normalised (one kind of space, one kind of accent), so that rows compare it.
 
     Raises:
-        ConfigError: nothing on one side of the `=`, or a name that a table cannot show or that reads as a source.
+        ConfigError: one side of the `=` is empty, or the name cannot be shown in a table or reads like a source.
     """
     name, source = split_name(ckpt)
     if not source.strip() or "\0" in ckpt:
-        raise ConfigError(f"--ckpt '{printable(ckpt)}': no checkpoint; expected FILE or NAME=FILE")
+        raise ConfigError(f"--ckpt '{printable(ckpt)}': not a checkpoint; expected FILE or NAME=FILE")
     if not _ADDRESS.match(source) and max(map(len, os.fsencode(source).split(b"/"))) > _LONGEST_FILE:
-        raise ConfigError(f"--ckpt {printable(ckpt)}: no file system has names of more than {_LONGEST_FILE} bytes")
+        raise ConfigError(f"--ckpt {printable(ckpt)}: a file name of more than {_LONGEST_FILE} bytes cannot exist")
     if name is None:
         return None, source
     where = f"--ckpt {printable(ckpt)}"
@@ -231,7 +231,7 @@ def named_source(ckpt: str) -> tuple[str | None, str]:
     if not name:
         raise ConfigError(f"{where}: no name before the '='; expected FILE or NAME=FILE")
     if printable(name, len(name)) != name:
-        raise ConfigError(f"{where}: the name holds characters that cannot be shown; choose another NAME=FILE")
+        raise ConfigError(f"{where}: the name has characters that cannot be shown; choose another NAME=FILE")
     if _ORIGIN.match(name) and not source.startswith("random:"):
         raise ConfigError(f"{where}: '{name.partition(':')[0]}:' begins a source, not a name; choose another NAME=FILE")
     if len(name) > _LONGEST_NAME and not source.startswith("random:"):
@@ -242,17 +242,17 @@ def named_source(ckpt: str) -> tuple[str | None, str]:
 def _exists(path: str) -> bool:
     try:
         return bool(path) and Path(path).exists()
-    except (OSError, ValueError):  # a name too long, or no name at all
+    except (OSError, ValueError):  # the name is too long or empty
         return False
 
 
 def curves_of(subjects: Sequence[Subject]) -> Mapping[str, Path]:
-    """`metrics.jsonl` beside each checkpoint that has one, by the name of its row: the run that made it."""
+    """Return the `metrics.jsonl` next to each checkpoint that has one, by the name of its row."""
     found: dict[str, Path] = {}
     for subject in subjects:
         path = split_name(subject.ckpt)[1]
         metrics = Path(path).parent / "metrics.jsonl"
         if subject.backbones[0].format != "random" and _exists(path) and _exists(str(metrics)):
-            several = subject.name in found  # checkpoints of one NAME
+            several = subject.name in found  # several checkpoints with one NAME
             found[f"{subject.name} ({path})" if several else subject.name] = metrics
     return found

@@ -1,4 +1,4 @@
-"""Commit, versions, device, memory: what a reader needs to trust or repeat a number."""
+"""Provenance of a number: commit, versions, device, memory, to trust or repeat it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmarks.records.store import Provenance
 
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "opencv-python-headless")
 _ROOT = Path(__file__).resolve().parents[2]
-# What of a checkout makes a number; an --out folder in it does not.
+# The parts of a checkout that can change a number; an --out folder in it cannot.
 _DECIDES = (
     "backbench",
     "model_zoo",
@@ -36,8 +36,8 @@ _RECORDS = ":(exclude)benchmarks/measured"
 
 @functools.cache
 def commit() -> tuple[str, bool]:
-    """(commit of the checkout, whether its code has uncommitted changes); ("unknown", True) outside git."""
-    if configs_folder().parent.name == "backbench":  # installed: a repository around it is not ours
+    """Return the checkout's commit and whether its code has uncommitted changes; ("unknown", True) outside git."""
+    if configs_folder().parent.name == "backbench":  # installed: a repository around it is another one
         return "unknown", True
     try:
         head, status = (
@@ -51,7 +51,7 @@ def commit() -> tuple[str, bool]:
 
 @functools.cache
 def packages() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+    """Return the versions of the packages that numbers depend on."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -62,7 +62,7 @@ def packages() -> dict[str, str]:
 
 
 def collect(device: torch.device, wall_s: float, energy_j: Mapping[str, float] | None = None) -> Provenance:
-    """Provenance of a number just made by this process."""
+    """Return the provenance of a number that this process has just measured."""
     revision, dirty = commit()
     cuda = device.type == "cuda"
     peak = torch.cuda.max_memory_allocated(device) if cuda else _peak_rss()
@@ -82,11 +82,11 @@ def collect(device: torch.device, wall_s: float, energy_j: Mapping[str, float] |
 
 
 def _text(word: str) -> str:
-    """A word of the command without the home folder's name; a file's name need not be text, a record's fields must."""
+    """Return a word of the command as text, with ~ for the home folder; a file name may have bytes that are not text."""
     return word.replace(str(Path.home()), "~").encode("utf-8", "backslashreplace").decode()
 
 
 def _peak_rss() -> int:
-    """Peak resident memory in bytes; Linux counts in KiB, macOS in bytes."""
+    """Return the peak resident memory in bytes; Linux counts KiB, macOS bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -1,6 +1,6 @@
-"""Records of earlier versions, read as this version would write them: today's name of a preset, today's identity.
+"""Read records of earlier versions as this version would write them: new names of presets, new identities.
 
-A file stays as it is. Also the engine in a cell's name, which records have.
+Files are never changed. Also splits and builds cell names with an engine at the end.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from typing import Any
 
 from backbench.config import digest
 
-# (task, name in the record, a field that tells the two apart, its value) -> name today. `obow` of voc07_svm cropped its images
-# until it became what OBoW runs, which squashes them; both names share the identity (`voc07_svm.Config.identity`).
+# (task, name in the record, a field that tells the two apart, its value) -> new name. `obow` of voc07_svm cropped its images
+# until it did what OBoW does, which squashes them; both names share the identity (`voc07_svm.Config.identity`).
 _RENAMED = {("voc07_svm", "obow", "transform", "crop"): "gap_crop"}
-# The fields that each task marks `CHANGES_NO_NUMBER`, known here without loading the tasks, with the defaults that stand for
-# them in every identity. The first records were hashed with whatever values they had.
+# The fields that each task marks `CHANGES_NO_NUMBER`, listed here to avoid loading the tasks, with the defaults that
+# every identity uses. The first records were hashed with whatever values they had.
 _JOBS: dict[str, Any] = {"jobs": None}
 _COURSE: dict[str, Any] = {"checkpoint_every": 5000, "log_every": 20}
 INDIFFERENT: dict[str, dict[str, Any]] = {
@@ -26,7 +26,7 @@ INDIFFERENT: dict[str, dict[str, Any]] = {
 
 
 def as_called_now(record: dict[str, Any]) -> dict[str, Any]:
-    """A record's plain values with today's preset and identity; the same object where nothing is to be changed."""
+    """Return a record's plain values with the new preset name and identity; the same object if nothing changes."""
     task = record.get("task")
     config = task.get("config") if isinstance(task, dict) else None
     if not isinstance(task, dict) or not isinstance(config, dict):
@@ -36,12 +36,12 @@ def as_called_now(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rehashed(task: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """With the identity of the defaults, where the record's is of other values of fields that change no number."""
+    """Return the values with the identity of the defaults, if other values of fields that change no number were hashed."""
     known = INDIFFERENT.get(str(task.get("name")), {})
     defaults = {name: value for name, value in known.items() if name in config}
     if all(config[name] == value for name, value in defaults.items()):
         return task
-    for (name, first, field, value), today in _RENAMED.items():  # hashed under the preset's first name
+    for (name, first, field, value), today in _RENAMED.items():  # hashed under the preset's old name
         if (task.get("name"), config.get("preset"), config.get(field)) == (name, today, value):
             config = config | {"preset": first}
     if digest(config) != task.get("config_sha256"):
@@ -56,13 +56,13 @@ def _renamed(task: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     return task
 
 
-# A cell's usual engine is not in its name. Records have said so since each engine had a cell file of its own.
+# A cell's usual engine is not in its name: the rule dates from when each engine had its own cell file.
 _USUAL = "detectron2"
 _OTHERS = ("mmdet",)
 
 
 def base_and_engine(cell: str) -> tuple[str, str | None]:
-    """`voc0712_detection` and `mmdet` of `voc0712_detection_mmdet`; None where the name holds no engine."""
+    """Split `voc0712_detection_mmdet` into `voc0712_detection` and `mmdet`; None if the name has no engine."""
     for engine in _OTHERS:
         if cell.endswith(f"_{engine}"):
             return cell.removesuffix(f"_{engine}"), engine
@@ -70,5 +70,5 @@ def base_and_engine(cell: str) -> tuple[str, str | None]:
 
 
 def with_engine(cell: str, engine: str | None) -> str:
-    """The name that a record of the cell has: `voc0712_detection_mmdet` where it runs on another engine than usual."""
+    """Return the cell's name in records: `voc0712_detection_mmdet` on an engine other than its usual one."""
     return cell if engine in (None, _USUAL) else f"{cell}_{engine}"

@@ -1,4 +1,4 @@
-"""The contents of a record: one JSON per (backbone, cell, seed). `benchmarks.records.store` keeps, finds and reads them."""
+"""Fields of a record: one JSON per (backbone, cell, seed). `benchmarks.records.store` writes, finds and reads them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class MetricRecord(_Strict):
 
 
 class BackboneRecord(_Strict):
-    """Which backbone."""
+    """The backbone of a record."""
 
     name: str
     weights_sha256: str
@@ -36,19 +36,19 @@ class BackboneRecord(_Strict):
 
 
 class TaskRecord(_Strict):
-    """Which protocol, with the whole resolved configuration."""
+    """The protocol of a record, with the whole resolved configuration."""
 
     name: str
     version: int
     config: dict[str, Any]
     config_sha256: str
-    tuned: dict[str, Any] = {}  # what was chosen, and on which split
+    tuned: dict[str, Any] = {}  # chosen values, and the split they were chosen on
     notes: list[str] = []
-    engine: str | None = None  # library and version, where one runs the protocol
+    engine: str | None = None  # library and version that run the protocol, if any
 
 
 class DataRecord(_Strict):
-    """Which data."""
+    """The data of a record."""
 
     name: str
     train: str
@@ -57,12 +57,12 @@ class DataRecord(_Strict):
     manifest_sha256: str
     is_published: bool
     is_demo: bool = False
-    repaired: dict[str, int] = {}  # what was put right in the annotations, by split, and how often
-    passed_over: dict[str, dict[str, int]] = {}  # files beside the images, by split and reason: how many
+    repaired: dict[str, int] = {}  # corrections of annotations, by split: how many
+    passed_over: dict[str, dict[str, int]] = {}  # skipped files, by split and reason: how many
 
 
 class Provenance(_Strict):
-    """Where and how the number was made."""
+    """Where and how a number was measured."""
 
     commit: str
     dirty: bool
@@ -79,7 +79,7 @@ class Provenance(_Strict):
 
 
 class Result(_Strict):
-    """A record. `skipped` and `failed` ones carry a reason and no metrics."""
+    """A record. Status `skipped` and `failed` come with a reason and without metrics."""
 
     schema_version: Annotated[int, Field(alias="schema", strict=True)] = SCHEMA
     status: Literal["ok", "failed", "skipped"]
@@ -99,7 +99,7 @@ class Result(_Strict):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
     def identity(self) -> str:
-        """Equal for two records that must hold the same number: weights, task, configuration, data, seed, profile."""
+        """Hash of all that decides the number: weights, task, configuration, data, seed, profile."""
         return digest(
             {
                 "weights": self.backbone.weights_sha256,

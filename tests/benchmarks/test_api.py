@@ -98,7 +98,7 @@ def test_compare_sets_records_beside_each_other(image_folder):
     found = backbench.compare(*records, to="b", literature=False)
     assert {row["backbone"] for row in found.rows} == {"a (resnet18)", "b (resnet18)"}
     assert "| difference |" in str(found)
-    with pytest.raises(BackbenchError, match="no result holds a number"):
+    with pytest.raises(BackbenchError, match="no result has a number"):
         backbench.compare()
 
 

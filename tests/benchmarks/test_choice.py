@@ -33,7 +33,7 @@ def test_both_networks_can_be_measured_and_are_called_differently(two):
 def test_a_choice_is_of_every_file_and_of_files_alone(two):
     subjects = find_subjects([*map(str, two), "random:resnet18"], "", 1, Choice("model_ema"))
     assert [subject.backbones[0].format for subject in subjects] == ["torchvision", "torchvision", "random"]
-    with pytest.raises(ConfigError, match="no --ckpt is one; leave them out"):
+    with pytest.raises(ConfigError, match="no --ckpt is a file; leave them out"):
         find_subjects(["random:resnet18"], "", 1, Choice("model"))
     with pytest.raises(CheckpointError, match="--key and --prefix apply to checkpoint files only"):
         load("random:resnet18", choice=Choice("model"))

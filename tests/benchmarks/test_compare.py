@@ -443,7 +443,7 @@ def test_every_published_number_stands_beside_ours(capsys, make, tmp_path, table
         (["{out}", "--to", "mien"], "no row 'mien' to compare to; did you mean 'mine'"),
         (["{out}", "--resamples", "5"], "--resamples must be at least 100"),
         (["{empty}"], "no result files below it"),
-        (["{out}", "--tasks", "voc07_svm"], "no result file holds a number (voc07_svm skipped: no folder)"),
+        (["{out}", "--tasks", "voc07_svm"], "no result file has a number (voc07_svm skipped: no folder)"),
         (["{file}"], "not a readable result file"),
     ],
 )

@@ -94,13 +94,13 @@ def test_a_row_is_not_both_trained_and_random(tmp_path):
 @pytest.mark.parametrize(
     ("ckpt", "words"),
     [
-        ("", "no checkpoint; expected FILE or NAME=FILE"),
-        ("x=", "no checkpoint; expected FILE or NAME=FILE"),
+        ("", "not a checkpoint; expected FILE or NAME=FILE"),
+        ("x=", "not a checkpoint; expected FILE or NAME=FILE"),
         ("={file}", "no name before the '='"),
         ("  ={file}", "no name before the '='"),
         ("a\x1b[31mb={file}", "characters that cannot be shown"),
         ("a\u202eb={file}", "characters that cannot be shown"),
-        ("a\0b={file}", "no checkpoint"),
+        ("a\0b={file}", "not a checkpoint"),
         ("random:resnet18={file}", "'random:' begins a source, not a name"),
         ("RANDOM:x={file}", "begins a source, not a name"),
         ("zoo:x={file}", "begins a source, not a name"),

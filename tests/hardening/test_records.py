@@ -214,7 +214,7 @@ def test_what_is_no_record_is_named_moved_aside_and_measured_again(tmp_path, cap
         assert "seed0.json" in text and "50.0" not in text
     with pytest.raises(BackbenchError):
         compare.main([str(path)])
-    with pytest.raises(BackbenchError, match="no result file holds a number"):
+    with pytest.raises(BackbenchError, match="no result file has a number"):
         compare.main([str(tmp_path)])
     store.refuse_newer(tmp_path, record)
     assert store.write(tmp_path, record) == path and store.read(path) == record
