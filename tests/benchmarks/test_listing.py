@@ -20,7 +20,7 @@ def test_a_cell_is_shown_with_values_and_comments(capsys):
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert "[5]" in lines["imagenet_knn.k"]
     assert "has one vote" in lines["imagenet_knn.temperature"]
-    assert "images per split at most" in lines["imagenet_knn.data.limit"]
+    assert "images per split" in lines["imagenet_knn.data.limit"]
 
 
 @pytest.mark.parametrize("name", plan.cell_names())

@@ -184,7 +184,7 @@ def test_a_report_that_fails_says_where_the_numbers_are(tmp_path, handled, capsy
     def fails(*_args, **_options):
         raise RuntimeError("no fonts")
 
-    monkeypatch.setattr(report, "write", fails)
+    monkeypatch.setattr(report, "render_all", fails)
     with pytest.raises(RuntimeError, match="no fonts"):
         handled(checkpoint(tmp_path / "net.pth"))
     assert f"the measured numbers are in {tmp_path / 'out'}" in capsys.readouterr().err
