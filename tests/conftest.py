@@ -16,7 +16,7 @@ from backbench.data import catalogue
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# The files that take longest, longest first: begun first, two workers that take file after file end together.
+# The slowest files, slowest first: when they start first, two workers end at about the same time.
 LONG = (
     "hardening/test_kills", "transfer/detection/test_processes", "pretrain/test_train", "transfer/test_two_processes",
     "transfer/detection/test_mmdet", "hardening/test_detection_kills", "benchmarks/test_suite", "contract/test_engines",
@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """`hardening: archives 45 tried, 45 held`: of each file of hostile inputs, kills and damages that ran."""
+    """Print `hardening: archives 45 tried, 45 held` for each file of hostile inputs, kills and damages that ran."""
     tried: dict[str, list[int]] = {}
     for outcome, held in (("passed", 1), ("failed", 0), ("error", 0)):
         for report in terminalreporter.getreports(outcome):
@@ -49,7 +49,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of small real data sets, where there is one."""
+    """Return the folder of small real data sets; skips the test without one."""
     place = os.environ.get("BACKBENCH_REAL_DATA")
     if not place:
         pytest.skip("BACKBENCH_REAL_DATA is not set: no real data here")
@@ -76,7 +76,7 @@ def make_image_folder(root: Path, *, train: int = 8, val: int = 4, classes: int 
 
 @pytest.fixture
 def warm_cells(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cells that `run_all` starts are forks of a process that has imported torch."""
+    """Make `run_all` start cells as forks of a process that has imported torch."""
     import warm
 
     monkeypatch.setattr("backbench.processes.start", warm.start)
@@ -84,7 +84,7 @@ def warm_cells(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_data_of_a_test_before() -> Iterator[None]:
-    """Data sets that a test names by `--data`, and folders that it includes, are its own."""
+    """Forget the data sets that a test names by `--data` and the folders that it includes."""
     yield
     catalogue.OWN.clear()
     os.environ.pop(plugins.VARIABLE, None)

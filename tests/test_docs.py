@@ -61,11 +61,11 @@ def commands(page: Path) -> Iterator[str]:
 
 
 class Parsed(Exception):
-    """What a program's own parser made of a command line."""
+    """The result of a program's own parser for a command line."""
 
 
 def parsed(module: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
-    """The options that `module.main(words)` reads, without running it; SystemExit where they do not fit."""
+    """Return the options that `module.main(words)` reads, without running it. Raises SystemExit when they do not fit."""
     with monkeypatch.context() as patch, pytest.raises(Parsed) as reached:
         for name in ("parse_args", "parse_intermixed_args"):
             parse = getattr(argparse.ArgumentParser, name)
@@ -108,7 +108,7 @@ def check_names(module: str, args: argparse.Namespace) -> None:
 
 @pytest.fixture(autouse=True)
 def a_readers_folder(monkeypatch, tmp_path):
-    """Where the pages' commands are typed: beside the plug-ins of docs/extending.md."""
+    """The folder for the pages' commands: the one with the plug-ins of docs/extending.md."""
     monkeypatch.setattr(catalogue, "OWN", {})
     monkeypatch.setenv(plugins.VARIABLE, "")
     worked_examples.write(tmp_path)
@@ -116,7 +116,7 @@ def a_readers_folder(monkeypatch, tmp_path):
 
 
 def check(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command line that a reader may type: its program, options and names exist.
+    """Check a command line that a reader may type: its program, options and names exist.
 
     Raises:
         SystemExit, AssertionError, BackbenchError: they do not.
@@ -272,7 +272,7 @@ def test_pages_are_in_plain_english(page):
 
 
 def words_of(file: Path) -> Iterator[str]:
-    """Every string and comment of a Python file."""
+    """Yield every string and comment of a Python file."""
     names = {"STRING", "FSTRING_MIDDLE", "COMMENT"}
     for token in tokenize.generate_tokens(io.StringIO(file.read_text(encoding="utf-8")).readline):
         if tokenize.tok_name[token.type] in names:

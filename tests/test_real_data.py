@@ -1,4 +1,4 @@
-"""On real photographs and real weights, where there are some: is the whole frozen pipeline sound?"""
+"""Test the whole frozen pipeline on real photographs and real weights, where they are present."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ANCHOR_ARCH = "arch: {name: resnet50, width: 0.5, stride_in_1x1: true, pool_padd
 
 @pytest.fixture
 def anchor(real_data: Path, tmp_path: Path) -> Path:
-    """An ImageNet-pretrained half-width ResNet-50 and the sidecar that says what weights cannot."""
+    """An ImageNet-pretrained half-width ResNet-50, and the sidecar with the facts that weights do not contain."""
     weights = tmp_path / "thin.pth"
     shutil.copy(real_data / "weights" / "resnet50_thin_opennsfw.pth", weights)
     weights.with_name("thin.pth.yaml").write_text(ANCHOR_ARCH)

@@ -1,4 +1,4 @@
-"""The shape of the repository: which part may import which, what lies at the top, that every configuration is readable."""
+"""Rules of the repository: the direction of imports, the files at the top, and that every configuration is readable."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "transfer": {"backbench", "model_zoo", "transfer"},
     "benchmarks": {"backbench", "model_zoo", "pretrain", "transfer", "benchmarks"},
 }
-FACE = ("backbench/__init__.py", "backbench/__main__.py")  # the API and the command: they may reach up
+FACE = ("backbench/__init__.py", "backbench/__main__.py")  # the API and the command may import every part
 TOP_LEVEL = {
     *("pretrain", "transfer", "benchmarks", "model_zoo", "configs", "backbench", "tests"),
     *("pyproject.toml", "setup.py", "MANIFEST.in", "Makefile", "LICENSE", "constraints.txt", ".ci", ".gitignore"),
@@ -34,7 +34,7 @@ CATCH_ALL = {"utils", "util", "common", "helpers", "helper", "misc"}
 
 
 def imported_modules(source: str, package: str) -> Iterator[tuple[int, str]]:
-    """(line, absolute dotted name) of every import: plain, relative, inside functions, and by `import_module`."""
+    """Yield (line, absolute dotted name) of every import: plain, relative, inside functions, and by `import_module`."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -49,7 +49,7 @@ def imported_modules(source: str, package: str) -> Iterator[tuple[int, str]]:
 
 
 def wrong_arrows(root: Path) -> list[str]:
-    """Imports that run against the one direction, as `file:line imports x`."""
+    """Return imports against the allowed direction, as `file:line imports x`."""
     wrong = []
     for part in PARTS:
         for file in sorted((root / part).rglob("*.py")):

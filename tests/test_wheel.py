@@ -1,4 +1,4 @@
-"""The wheel works by itself: built from the sources, laid into a folder, run far from the checkout."""
+"""The wheel works without the checkout: build it from the sources, unpack it into a folder, run it elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder that holds the wheel's files and nothing else."""
+    """A folder with only the wheel's files."""
     base = tmp_path_factory.mktemp("wheel")
     source = base / "source"
     source.mkdir()

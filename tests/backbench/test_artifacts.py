@@ -1,4 +1,4 @@
-"""Atomic writes, identity of tensors, and loading files that nobody should trust."""
+"""Atomic writes, identity of tensors, and loading untrusted files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""COCO's instances as a multi-label split: against pycocotools, hand-made, and broken."""
+"""COCO's instances as a multi-label split: compared with pycocotools, made by hand, and broken."""
 
 from __future__ import annotations
 

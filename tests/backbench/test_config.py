@@ -271,7 +271,7 @@ def test_a_configuration_error_is_for_the_user_to_read():
 
 
 def bomb(levels=60):
-    """Lists of two aliases each: a line more doubles what it unfolds to."""
+    """Lists of two aliases each: every further line doubles the expanded size."""
     lines = ["a0: &a0 [1, 1]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, levels)]
     return "\n".join(lines)
 
@@ -341,7 +341,7 @@ class Inner(Config):
 
 
 class Outer(Config):
-    """With a marked field at the top, one below, and an optional one."""
+    """A configuration with a marked field at the top, one below, and an optional one."""
 
     inner: Inner = Inner()
     jobs: Annotated[int | None, CHANGES_NO_NUMBER] = None

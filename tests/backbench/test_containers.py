@@ -1,4 +1,4 @@
-"""Reading files that nobody should trust: what an honest one gives, what a broken one says."""
+"""Read untrusted checkpoint files: contents of good ones, errors of broken ones."""
 
 from __future__ import annotations
 
@@ -99,7 +99,9 @@ def test_code_becomes_a_named_stub_and_is_not_run(tmp_path, zipped, inside, way)
     contents = reading.read(file)
     assert name in contents.notes[0]
     assert "left unread, nothing was run" in contents.notes[0]
-    assert len(contents.notes) == (1 if way == "getattr" else 2), "an attack is told from a harmless object"
+    assert len(contents.notes) == (1 if way == "getattr" else 2), (
+        "the message differs between an attack and a harmless object"
+    )
     assert not marker.exists()
     stub = contents.value["extra"] if inside else contents.value
     assert isinstance(stub, reading.Inert)
@@ -111,7 +113,7 @@ def test_code_becomes_a_named_stub_and_is_not_run(tmp_path, zipped, inside, way)
 
 
 class Unfolds(torch.nn.Module):
-    """A TorchScript archive whose own `__setstate__` speaks when it is loaded."""
+    """A TorchScript archive with a `__setstate__` that prints when it is loaded."""
 
     def __init__(self):
         super().__init__()
@@ -185,18 +187,18 @@ def test_a_harmless_object_does_nothing(tmp_path, zipped):
 
 
 class Attributes(dict):
-    """As EasyDict, AttributeDict and ConfigDict are: a dictionary of a class of its own."""
+    """A subclass of dict, like EasyDict, AttributeDict and ConfigDict."""
 
 
 class Settings:
-    """As OmegaConf's and yacs' are: an object with a state."""
+    """An object with a state, like those of OmegaConf and yacs."""
 
     def __init__(self, **values):
         self.__dict__.update(values)
 
 
 class Named(collections.namedtuple("Named", ["a", "b"])):
-    """A tuple of a class of its own."""
+    """A subclass of tuple."""
 
 
 def partial_of(value):
@@ -283,7 +285,7 @@ def test_a_pickled_network_is_told_how_to_be_saved(tmp_path, zipped, key):
 
 
 def test_one_flipped_byte_is_refused_and_the_entry_named(tmp_path):
-    """As torch reads it, one number is another; torch itself says nothing."""
+    """One damaged number: torch reads another value and reports nothing."""
     file = save(tmp_path / "last.ckpt", {"online": {"w": torch.ones(1000)}})
     data = bytearray(file.read_bytes())
     at = data.index(torch.ones(1000).numpy().tobytes()) + 403
@@ -340,7 +342,7 @@ def test_numbers_of_the_other_byte_order(tmp_path):
 def test_safetensors_are_known_by_their_content(tmp_path):
     from safetensors.torch import save_file
 
-    for names in range(1, 40):  # lengths of headers whose first byte is that of a web page or a pickle are among them
+    for names in range(1, 40):  # some of these header lengths begin with the byte of a web page or a pickle
         save_file({f"w{i}" + "x" * names: torch.ones(2) for i in range(names)}, tmp_path / "weights")
         read = reading.read(tmp_path / "weights").value
         assert len(read) == names
@@ -359,7 +361,7 @@ def test_tensors_that_were_pickled_without_torch_save(tmp_path, protocol):
 
 
 class _Bytes:
-    """A tensor's numbers that are something else."""
+    """An object of another type in place of a tensor's numbers."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data

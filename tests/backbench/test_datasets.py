@@ -134,13 +134,13 @@ def test_subset(folder):
 
 
 def picture(seed: int) -> np.ndarray:
-    """(96, 96, 3): no symmetry, rows, columns and channels all differ."""
+    """(96, 96, 3) without symmetry: rows, columns and channels all differ."""
     y, x = np.mgrid[:96, :96]
     return np.stack([y + seed, 2 * x, np.full_like(x, 10 * seed)], axis=2).astype(np.uint8)
 
 
 def binary(pictures: list[np.ndarray]) -> bytes:
-    """As the data set's page says: red, green, blue planes one after another, each plane column by column."""
+    """Bytes in the order of the data set's page: red, green, blue planes in turn, each plane column by column."""
     out = bytearray()
     for p in pictures:
         for channel in range(3):
@@ -283,7 +283,7 @@ def test_load_translates_the_protocols_names_of_splits(folder, stl):
 
 
 class Numbered:
-    """As many items as said, without pixels."""
+    """A source with a given number of items and no pixels."""
 
     def __init__(self, count):
         self.count = count

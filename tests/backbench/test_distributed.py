@@ -31,7 +31,7 @@ def case_input(case: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def prepared(norm: nn.Module) -> nn.Module:
-    """Weights and buffers that are not the neutral ones."""
+    """Give the norm weights and buffers that change its output."""
     with torch.no_grad():
         norm.weight.copy_(torch.tensor([0.5, 2.0, -1.0]))
         norm.bias.copy_(torch.tensor([1.0, -2.0, 0.25]))
@@ -76,7 +76,7 @@ def low_precision_input() -> torch.Tensor:
 
 
 def replaced(rank: int) -> dict[str, object]:
-    """What `synchronise_batchnorm` makes of a nested module."""
+    """Apply `synchronise_batchnorm` to a nested module and return the results."""
     torch.manual_seed(3)
     module = nn.Sequential(nn.Conv2d(2, CHANNELS, 1), nn.Sequential(prepared(nn.BatchNorm2d(CHANNELS, eps=1e-3))))
     module[1][0].eval().requires_grad_(False)

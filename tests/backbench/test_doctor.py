@@ -1,4 +1,4 @@
-"""The doctor: what it says of whole, half, broken and other data sets, and its exit code."""
+"""The doctor: its findings on complete, incomplete, broken and other data sets, and its exit code."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def nearness(a, b, metric):
 
 
 def loop_accuracy(query, query_labels, bank, bank_labels, k, metric, temperature):
-    """Percent correct: a plain loop; a tied vote goes to the class of the nearest neighbour."""
+    """Percent correct by a plain loop; a tied vote goes to the class of the nearest neighbour."""
     bank_rows, correct = bank.tolist(), 0
     for row, truth in zip(query.tolist(), query_labels.tolist(), strict=True):
         near = sorted(((nearness(row, b, metric), i) for i, b in enumerate(bank_rows)), reverse=True)[:k]

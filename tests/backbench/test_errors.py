@@ -1,4 +1,4 @@
-"""How an entry point ends: every error is one line, and a fault of our own can be found."""
+"""Entry points end with every error in one line, and with a traceback file for a fault of our own."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from backbench.errors import DataError
 
 
 def record(pairs, categories=None):
-    """`pairs`: (image id, category id)."""
+    """Write an annotation file; `pairs` are (image id, category id)."""
     images = [{"id": i, "file_name": f"train_val2018/x/{i}.jpg"} for i, _ in pairs]
     annotations = [{"id": 7 * n, "image_id": i, "category_id": c} for n, (i, c) in enumerate(reversed(pairs))]
     named = {"categories": [{"id": c, "name": name} for c, name in categories.items()]} if categories else {}

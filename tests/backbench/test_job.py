@@ -1,4 +1,4 @@
-"""Jobs of several processes: what the environment says of one, and how one ends."""
+"""Jobs of several processes: the environment that describes one, and how it ends."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_what_is_no_rank_is_told_of_no_job():
 
 
 def ranks(tmp_path: Path, body: str) -> list[str]:
-    """A rank that imports nothing heavy; `rank` and `folder` are known to it."""
+    """Run ranks without heavy imports; their code can use `rank` and `folder`."""
     script = tmp_path / "rank.py"
     script.write_text(
         f"import os, pathlib, signal, sys, time\nrank, folder = int(os.environ['RANK']), {str(tmp_path)!r}\n{body}\n"

@@ -1,4 +1,4 @@
-"""What of a folder is an image, and what is passed over: counted and named."""
+"""Lists of a folder's images; other files are counted and named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The 1% and 10% lists: what they choose, and every way to be given the wrong one."""
+"""The 1% and 10% lists: the images they choose, and every kind of wrong list."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_list_of_another_size_than_asked_for(split, listed, per_class, expecte
 
 @pytest.fixture
 def official(monkeypatch, tmp_path):
-    """Small lists in the place of the official ones: 2% and 10% of the split; what the network has of them."""
+    """Replace the official lists by small ones, 2% and 10% of the split; returns the bytes that the network gives."""
     monkeypatch.setenv("BACKBENCH_CACHE", str(tmp_path / "cache"))
     texts = {name: "".join(f"{n}\n" for n in of_each(count)).encode() for name, count in (("1%", 1), ("10%", 5))}
     small = {

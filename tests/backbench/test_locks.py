@@ -1,4 +1,4 @@
-"""Locks between processes: for whom one waits, and what killed ones left."""
+"""Locks between processes: the holder is named, and files of killed processes are removed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ with held(Path(sys.argv[1])):
 
 @pytest.fixture
 def other(tmp_path):
-    """A process that holds `x.lock` until it is told otherwise."""
+    """Start a process that holds `x.lock` until it reads a line."""
     command = [sys.executable, "-c", _HOLD, str(tmp_path / "x.lock")]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"

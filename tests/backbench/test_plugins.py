@@ -1,4 +1,4 @@
-"""Plug-ins of every kind from an included folder or an installed package; a broken one takes nothing else down."""
+"""Plug-ins of every kind from an included folder or an installed package; a broken one does not affect the others."""
 
 import argparse
 import os
@@ -120,11 +120,11 @@ def test_a_task(folder):
 
 BROKEN = {
     "data": ("data/broken.yaml", "title: [", lambda: catalogue.info("broken")),
-    "data of no layout": ("data/broken.yaml", DATA.replace("imagefolder", "imagfolder"),
+    "data without a layout": ("data/broken.yaml", DATA.replace("imagefolder", "imagfolder"),
                           lambda: catalogue.layout_of("broken")),
     "protocols": ("protocols/broken.yaml", "tsk: knn\n", lambda: plan.load_cell("imagenet_broken")),
     "cells": ("tasks/broken.yaml", "task: knm\ndata: {name: imagenet}\n", lambda: plan.load_cell("broken")),
-    "cells, no mapping": ("tasks/broken.yaml", "- 1\n", lambda: plan.load_cell("broken")),
+    "cells are not a mapping": ("tasks/broken.yaml", "- 1\n", lambda: plan.load_cell("broken")),
     "suites": ("suites/broken.yaml", "cells: 3\n", lambda: plan.load_suite("broken")),
     "entries": ("entries/broken.yaml", "name: other\n", lambda: entries.get("broken")),
     "layouts": ("layouts/broken.py", "import nowhere\n", lambda: layouts.get("broken")),
@@ -182,7 +182,7 @@ def test_the_option_takes_effect_and_is_inherited(tmp_path, monkeypatch):
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """An installed package with an entry point of each way."""
+    """An installed package with every form of entry point."""
     site = tmp_path / "site"
     for name, text in (("__init__.py", ""), ("petals.yaml", DATA)):
         (site / "flora" / "sets").mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Archives into layouts: every published kind, cut ones, hostile ones, and running again."""
+"""Unpack archives into layouts: every published kind, cut and hostile ones, and a second run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def archive(tmp_path):
 
 @pytest.fixture(autouse=True)
 def any_bytes(monkeypatch):
-    """The archives made here have published names, and not the published bytes."""
+    """Drop the published md5s: the archives made here have published names and other bytes."""
     for name, known in catalogue.described().found.items():
         monkeypatch.setitem(catalogue.OWN, name, known.model_copy(update={"archives": ()}))
 
@@ -162,7 +162,7 @@ def test_imagenet_validation_labels(archive, tmp_path, labels, words):
 
 
 def devkit(archive, monkeypatch):
-    """An archive as ImageNet's devkit: class numbers 1 and 2, a third one that is no leaf; labels of three images."""
+    """Make an archive like ImageNet's devkit: classes 1 and 2, class 3 with children, and labels of three images."""
     from scipy.io import savemat
     from torchvision.datasets import imagenet
 
@@ -228,7 +228,7 @@ MEMBER = 512 + 1024  # bytes: a header, and a file that is padded to two blocks
 
 
 def is_whole_or_absent(folder: Path) -> None:
-    """Nothing half written, nothing under a temporary name."""
+    """Check that every file is complete and none has a temporary name."""
     for name, data in tree(folder).items():
         assert FILES[name] == data
 
@@ -288,7 +288,7 @@ def test_a_cut_zip_and_a_damaged_one(archive, tmp_path):
     assert not tree(tmp_path / "coco")
 
 
-def test_a_file_of_the_wrong_size_is_written_anew_and_others_are_not_touched(archive, tmp_path):
+def test_a_file_of_the_wrong_size_is_written_again_and_others_are_not_touched(archive, tmp_path):
     file = archive("voc.tar", tar_of(FILES))
     unpack.prepare("voc", [file], tmp_path / "voc")
     first, second = (tmp_path / "voc" / name for name in list(FILES)[:2])
@@ -313,7 +313,7 @@ def test_dry_run_writes_nothing(archive, tmp_path, capsys):
 
 
 def raw_tar(**fields: object) -> bytes:
-    """A good member, then one whose header says what is given."""
+    """Make a tar of a good member and one with the given header fields."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         good = tarfile.TarInfo("VOCdevkit/VOC2007/a.txt")

@@ -1,4 +1,4 @@
-"""Strangers' words reach terminal and tables as visible characters in one line."""
+"""Untrusted words are shown in the terminal and in tables as visible characters in one line."""
 
 import collections
 

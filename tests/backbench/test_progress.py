@@ -50,7 +50,7 @@ def test_after_stop_nothing_goes_on():
 
 
 def test_a_line_counts_what_items_hold(monkeypatch, capsys):
-    """Batches of images are counted in images; the time left is that of the images to come."""
+    """Batches are counted in images; the time left is estimated from the images left."""
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     for _ in progress.track([[1] * 256, [1] * 256, [1] * 88], total=600, label="features, images", size=len):

@@ -1,4 +1,4 @@
-"""Data sets in parquet and tar shards: pixels, labels, names, what is missing or damaged, and no extraction."""
+"""Data sets in parquet and tar shards: pixels, labels, names, missing and damaged parts, and no extraction."""
 
 import io
 import pickle
@@ -137,7 +137,7 @@ def test_another_split_and_a_missing_part_are_named(layout):
         module.read(root, "train")
 
 
-def test_it_is_a_data_set_of_ones_own(layout):
+def test_shards_can_be_a_users_own_data_set(layout):
     module, root, _ = layout
     name = module.__name__.rpartition(".")[2]
     named = catalogue.parse_places([f"flowers={root}"])

@@ -22,7 +22,7 @@ def _state(name, width, seed, **fields):
 
 
 def make_backbone(name="resnet50", width=0.125, spec=None, seed=0, **fields):
-    """A backbone whose norms are not those of a fresh network."""
+    """A backbone with norms that differ from a fresh network's."""
     arch = Architecture(name=name, width=width, **fields)
     tensors = {k: v for k, v in fields.items() if k in ("groups", "base_width", "avg_down", "stem", "stem_width")}
     return Backbone("tiny", arch, dict(_state(name, width, seed, **tensors)), spec or InputSpec(), "test", "backbench")

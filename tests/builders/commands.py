@@ -1,4 +1,4 @@
-"""Commands run as a user runs them: what they print, how they end, within bounds of time and memory."""
+"""Run commands as a user does, with limits on time and memory; returns their output and exit code."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def run(
     cwd: Path = ROOT,
     within: float = HANG,
 ) -> subprocess.CompletedProcess[str]:
-    """`python ARGV` in this checkout, its output as text; TimeoutExpired after `within` seconds.
+    """Run `python ARGV` in this checkout with its output as text; raises TimeoutExpired after `within` seconds.
 
     Args:
         env: variables set on top of the test's own.
-        memory: bytes of data that the process may take beyond which it gets a MemoryError.
+        memory: bytes of data that the process may use; beyond that it gets a MemoryError.
     """
 
     def bounded() -> None:
@@ -38,7 +38,7 @@ def run(
 
 
 def ends_in_a_sentence(*argv: str, **bounds: object) -> str:
-    """The sentence on stderr of a command that must end with code 2, without a traceback."""
+    """Return the sentence on stderr of a command that must end with code 2 and without a traceback."""
     done = run(*argv, **bounds)
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)

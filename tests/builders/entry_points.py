@@ -1,4 +1,4 @@
-"""`run_cli` on a main function of a test, in a process of its own that imports nothing heavy."""
+"""Run a test's main function under `run_cli` in a new process without heavy imports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from commands import ROOT
 def end(
     body: str, *, prepare: Callable[[], object] | None = None, **fields: object
 ) -> subprocess.CompletedProcess[str]:
-    """How a main function of this body ends, its output as text."""
+    """Run a main function with this body; returns its exit code and its output as text."""
     lines = "".join(f"    {line}\n" for line in body.splitlines())
     source = f"import errno, os, sys, threading\nsys.path.insert(0, {str(ROOT)!r})\n"
     source += (

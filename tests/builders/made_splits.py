@@ -1,4 +1,4 @@
-"""Splits without images, for tasks whose features are made up."""
+"""Splits without images, for tasks with made-up features."""
 
 from backbench.data.splits import ImageSplit
 
@@ -6,7 +6,7 @@ CLASSES = ("ant", "bee", "cow")
 
 
 class Rows:
-    """So many images, none of which can be read."""
+    """A source of `count` images that cannot be read."""
 
     def __init__(self, count):
         self.count = count

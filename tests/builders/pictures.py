@@ -1,4 +1,4 @@
-"""Image files of every kind, built byte by byte where Pillow writes none."""
+"""Image files of every kind, built byte by byte where Pillow cannot write them."""
 
 import io
 import struct

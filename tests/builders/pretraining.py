@@ -1,4 +1,4 @@
-"""The smallest pretraining there is: an image folder like photographs, a recipe, and runs in processes of their own."""
+"""The smallest pretraining: an image folder with smooth pictures, a recipe, and runs in separate processes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from backbench.config import dump
 from pretrain.config import PretrainConfig
 from pretrain.config import recipe as build_recipe
 
-IMAGES = 30  # 20-NN wants four fifths of them to be 20 at least
+IMAGES = 30  # 20-NN needs at least 20 in four fifths of them
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["pretrain.run", "pretrain.train", "torch.utils.tensorboard"])
 
-# Put before the run: the process kills itself, as kill -9 or the kernel would, where nothing can be tidied up.
+# Code to put before the run: the process kills itself with SIGKILL, so that nothing can be cleaned up.
 KILL_AT_STEP = """
 import signal
 import pretrain.train as t
@@ -45,7 +45,7 @@ run_cli(lambda: main({arguments!r}))
 
 
 def smooth_image(height: int, width: int, seed: int = 0, cells: int = 6) -> np.ndarray:
-    """(H, W, 3) uint8: colour noise of few cells, enlarged; as smooth as a photograph, with all levels in it."""
+    """(H, W, 3) uint8: enlarged colour noise of few cells, as smooth as a photograph, with all levels."""
     noise = np.random.default_rng(seed).uniform(-40, 295, (cells, cells, 3)).astype(np.float32)
     return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 255).astype(np.uint8)
 
@@ -78,7 +78,7 @@ def tiny_recipe(root: Path, *overrides: str) -> PretrainConfig:
 
 
 def start_child(config: PretrainConfig, out: Path, *flags: str, before: str = "", **environment: str) -> BaseProcess:
-    """`pretrain/run.py` in a process of its own that need not import torch again; stderr in `<out>.<rank>.stderr`."""
+    """Start `pretrain/run.py` in a new process without importing torch again; stderr goes to `<out>.<rank>.stderr`."""
     name = f"{out.name}.{environment.get('RANK', '0')}"
     file = out.parent / f"{out.name}.yaml"
     if not file.exists() or file.read_text() != dump(config):  # another rank may be reading it
@@ -95,7 +95,7 @@ def start_child(config: PretrainConfig, out: Path, *flags: str, before: str = ""
 
 
 def end(processes: list[BaseProcess]) -> None:
-    """End what `start_child` started."""
+    """End processes of `start_child`."""
     for process in processes:
         if process.is_alive():
             process.kill()
@@ -103,12 +103,12 @@ def end(processes: list[BaseProcess]) -> None:
 
 
 def stderr_of(process: BaseProcess, out: Path) -> str:
-    """What a process that `start_child` started said."""
+    """Return the stderr of a process of `start_child`."""
     return (out.parent / f"{process.name}.stderr").read_text()
 
 
 def running(found: Callable[[int], bool]) -> list[int]:
-    """Processes of this machine that are not zombies and that `found` is true of."""
+    """Return the processes of this machine that are not zombies and for which `found` is true."""
 
     def lives(number: int) -> bool:
         try:

@@ -1,4 +1,4 @@
-"""A real server on loopback that behaves as badly as servers do, and the checkpoint that it should send."""
+"""A server on loopback that misbehaves as real servers do, and the checkpoint that it should send."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ SHA = hashlib.sha256(DATA).hexdigest()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Takes the next behaviour of the server's list, the last one for ever."""
+    """Uses the next behaviour of the server's list for each request; the last one repeats."""
 
     protocol_version = "HTTP/1.1"
 
@@ -48,7 +48,7 @@ def answer(h, body, code=200, length=None, headers=()):
 
 
 def good(h, data=DATA, etag='"one"', cut=None):
-    """Ranges as they should be; `cut`: only that many bytes before the connection ends."""
+    """Answer ranges correctly; `cut`: send only that many bytes, then close the connection."""
     wanted = h.headers.get("Range")
     start = int(wanted[6:-1]) if wanted and h.headers.get("If-Range") == etag else 0
     body, headers = data[start:], [("ETag", etag)]
@@ -73,7 +73,7 @@ def status(code, headers=()):
 
 @contextlib.contextmanager
 def serving():
-    """A server; `script` is what it does at each request, the last one for ever; `seen` what it was asked."""
+    """Start a server. `script` has its behaviour for each request, the last one repeats; `seen` lists the requests."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         running.daemon_threads = True
         running.script, running.seen, running.guard = [good], [], threading.Lock()

@@ -1,4 +1,4 @@
-"""Images as WebDataset's tar files, as HuggingFace's parquet files, and as an image folder: the same pixels and labels."""
+"""Write the same images and labels as WebDataset's tar files, as HuggingFace's parquet files, or as an image folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LAYOUTS = ("imagefolder", "webdataset", "hf_parquet")
 
 
 def pictures(count: int) -> list[tuple[bytes, int]]:
-    """(PNG, label) of each image; all of a label follow each other, as in an image folder."""
+    """Return (PNG, label) of each image, sorted by label as in an image folder."""
     found = []
     for i in range(count):
         file = io.BytesIO()
@@ -26,7 +26,7 @@ def pictures(count: int) -> list[tuple[bytes, int]]:
 
 
 def write(root: Path, layout: str, count: int, split: str = "train") -> Path:
-    """A split of `count` images; shards hold 10, and the last one the rest."""
+    """Write a split of `count` images; each shard contains 10, the last one the rest."""
     images = pictures(count)
     folder = root / split if layout == "imagefolder" else root
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Entry points of ours in processes that need not import torch: forks of a process that has, one for each set of modules.
+"""Run entry points in forks of a process that has imported torch already; there is one for each set of modules.
 
 A fork runs a script, `-m module` or `-c code` as `python` does: its own arguments, environment, folder, streams, signals
-and exit code. It starts in a tenth of a second instead of four or more. What is proven of the interpreter itself, or of
-the time before the imports are done, needs `subprocess`.
+and exit code. It starts in a tenth of a second instead of four or more. Tests of the interpreter itself, or of the time
+before the imports are done, need `subprocess`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LENGTH = struct.Struct("!I")
 
 
 class Server:
-    """The process that has the modules; it ends with this one."""
+    """The process that has imported the modules; it ends with this one."""
 
     def __init__(self, modules: Sequence[str]) -> None:
         mine, its = socket.socketpair()
@@ -48,7 +48,7 @@ class Server:
         atexit.register(mine.close)
 
     def fork(self, request: Mapping[str, object], files: Sequence[int]) -> tuple[int, int]:
-        """The fork's number, and a pipe that will give how it ended."""
+        """Return the fork's process number and a pipe that delivers its exit status."""
         reading, writing = os.pipe()
         data = json.dumps(request).encode()
         try:
@@ -64,14 +64,14 @@ _servers: dict[tuple[str, ...], Server] = {}
 
 
 def server(modules: tuple[str, ...]) -> Server:
-    """The one of these modules, which is started when it is first wanted."""
+    """Return the process with these modules; it is started at the first call."""
     if modules not in _servers:
         _servers[modules] = Server(modules)
     return _servers[modules]
 
 
 class Process:
-    """What `subprocess.Popen` gives, as far as it is needed."""
+    """The parts of `subprocess.Popen` that tests need."""
 
     def __init__(self, argv: Sequence[str], *, modules: tuple[str, ...] = CELLS, env: Mapping[str, str] | None = None,
                  cwd: Path | str | None = None, stdout: int | None = None, stderr: int | None = None,
@@ -112,7 +112,7 @@ class Process:
 
 
 def run(argv: Sequence[str], *, timeout: float = 250.0, **fields: object) -> subprocess.CompletedProcess[str]:
-    """As `subprocess.run` with the output as text, of `python ARGV`."""
+    """Run `python ARGV`, as `subprocess.run` with the output as text."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = Process(argv, stdout=out.fileno(), stderr=err.fileno(), **fields)  # type: ignore[arg-type]
         try:
@@ -127,14 +127,14 @@ def run(argv: Sequence[str], *, timeout: float = 250.0, **fields: object) -> sub
 
 
 def start(command: Sequence[str], environment: Mapping[str, str]) -> Process:
-    """In place of `backbench.processes.start`: of `[sys.executable, script, ...]`."""
+    """Replace `backbench.processes.start` for commands `[sys.executable, script, ...]`."""
     assert command[0] == sys.executable
     return Process(command[1:], env={**environment, processes._PARENT: "0"}, session=True)
 
 
 @contextlib.contextmanager
 def ranks(argv: Sequence[str], count: int = 2, **fields: object) -> Iterator[list[Process]]:
-    """`python ARGV` in `count` processes that are one job; what is left of them is ended."""
+    """Run `python ARGV` in `count` processes as one job; ends those that are left."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -198,7 +198,7 @@ def serve(connection: socket.socket) -> None:
 
 
 def _tell(children: dict[int, int]) -> None:
-    """Say how those ended that have."""
+    """Report the exit status of forks that have ended."""
     for pid in list(children):
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
@@ -209,7 +209,7 @@ def _tell(children: dict[int, int]) -> None:
 
 
 def _become(request: dict[str, object], files: list[int]) -> None:
-    """What `python ARGV` does; never returns."""
+    """Do what `python ARGV` does; never returns."""
     code = 1
     try:
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
@@ -256,7 +256,7 @@ def _execute(argv: list[str]) -> int:
         exec(compile(argv[1], "<string>", "exec"), {"__name__": "__main__"})
     elif argv[0] == "-m":
         sys.argv = argv[1:]
-        sys.modules.pop(f"{argv[1]}.__main__", None)  # runpy warns of it
+        sys.modules.pop(f"{argv[1]}.__main__", None)  # else runpy warns
         runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = argv

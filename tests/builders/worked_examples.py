@@ -1,4 +1,4 @@
-"""The files that docs/extending.md shows, as the plug-in folder that they form."""
+"""Write the files that docs/extending.md shows as a plug-in folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
 
 
 def examples() -> list[tuple[str, str]]:
-    """(path below the folder, text) of every block with a title."""
+    """Return (path below the folder, text) of every block with a title."""
     text = PAGE.read_text(encoding="utf-8")
     return re.findall(r'^```\w+ title="plugins/([^"]+)"\n(.*?)^```$', text, re.DOTALL | re.MULTILINE)
 

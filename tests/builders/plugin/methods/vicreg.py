@@ -22,7 +22,7 @@ class Config(MethodConfig):
 
 
 def heads(sizes: HeadSizes, config: Config) -> Heads:
-    """A projector alone."""
+    """A projector without a predictor."""
     return Heads(mlp(sizes.features, sizes.hidden, sizes.outputs, sizes.norm), None)
 
 
