@@ -38,6 +38,7 @@ def mmdet(setup: Setup) -> Comparison:
 def _beside(setup: Setup, name: str, other: str, theirs: Callable[[Course, list[Any]], None]) -> Comparison:
     import torch
 
+    from backbench.progress import logged
     from model_zoo.load import load
     from transfer.detection import engines
     from transfer.detection.job import Job
@@ -48,7 +49,7 @@ def _beside(setup: Setup, name: str, other: str, theirs: Callable[[Course, list[
     engine: Any = engines.get(name)  # a module, with more than every engine must offer
     backbone = load("random:resnet50" if setup.device == "cuda" else "random:resnet18")
     spec, steps = _spec(setup), 1 if setup.quick else _STEPS
-    with tempfile.TemporaryDirectory(prefix="backbench-speed-") as folder:
+    with tempfile.TemporaryDirectory(prefix="backbench-speed-") as folder, logged("", Path(folder) / "log.txt"):
         job = Job(Path(folder), 0, torch.device(setup.device))
         engine.prepare()
         taught = engine.new_course(spec, backbone, _scenes(Path(folder) / "images"), job)
