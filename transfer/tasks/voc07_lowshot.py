@@ -76,8 +76,9 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
     ]
     x = embed(backbone, train, config, ctx)
     note_degenerate(torch.from_numpy(x), train, ctx)
-    fits = svm.fit_all(x, draws, [config.cost] * len(draws), jobs=config.jobs)
-    note_unfinished(fits.unfinished, ctx)
+    how: dict[str, Any] = {"jobs": config.jobs, "solver": config.solver, "device": ctx.device}
+    fits = svm.fit_all(x, draws, [config.cost] * len(draws), **how)
+    note_unfinished(fits.unfinished, config.solver, ctx)
     scores = fits.scores(embed(backbone, test, config, ctx)).reshape(len(test), -1, len(train.classes))
     each = [100 * class_aps(area_ap, scores[:, i], truth).mean() for i in range(scores.shape[1])]
     metrics, ddof = {}, int(config.spread == "sample")

@@ -30,7 +30,7 @@ from backbench.data.splits import ImageSplit
 from backbench.errors import DataError
 from backbench.printable import printable
 from model_zoo.backbone import Backbone
-from transfer import svm
+from transfer import newton, svm
 from transfer.feature_spec import FeatureSpec
 from transfer.features import extract, note_degenerate
 from transfer.metrics import area_ap, class_aps, eleven_point_ap
@@ -55,6 +55,8 @@ Difficult = Literal["negative", "drop"]
 class FeatureConfig(ForwardConfig):
     """Fields of all protocols with SVMs on frozen features."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"solver"})
+
     data: DataSpec = DataSpec(name="voc")
     feature: Pooling = "gap"
     transform: Literal["crop", "squash"] = "crop"  # squash: no crop, both sides resized to `size`
@@ -62,8 +64,9 @@ class FeatureConfig(ForwardConfig):
     difficult_test: Difficult = "drop"  # test images with difficult objects only
     size: Annotated[int, Field(ge=16)] | None = None  # side of the view in pixels; none: the backbone's
     resize: Annotated[int, Field(ge=16)] | None = None  # shorter side in pixels; none: 256/224 of the size
+    solver: svm.Solver = "liblinear"  # newton: all machines at once, at the optimum; it uses the GPU
     jobs: Annotated[Annotated[int, Field(gt=0)] | None, CHANGES_NO_NUMBER] = (
-        None  # processes, about 1 GB each for 8192 features; none: one per core
+        None  # processes of liblinear, about 1 GB each for 8192 features; none: one per core
     )
 
 
@@ -71,9 +74,9 @@ class Config(FeatureConfig):
     """Fields of the cell."""
 
     PRESETS: ClassVar[Mapping[str, Preset]] = {
-        "gap_crop": Preset({"feature": "gap", "transform": "crop"}),
-        "obow": Preset({"feature": "gap", "transform": "squash", "costs": _OBOW_COSTS}),
-        "vissl": Preset({"feature": "res5_2x2", "transform": "squash"}),
+        "gap_crop": Preset({"feature": "gap", "transform": "crop", "solver": "newton"}),
+        "obow": Preset({"feature": "gap", "transform": "squash", "costs": _OBOW_COSTS, "solver": "newton"}),
+        "vissl": Preset({"feature": "res5_2x2", "transform": "squash", "solver": "newton"}),
         "pcl": Preset({"costs": [0.5], "difficult": "negative", "difficult_test": "negative"}),
     }
 
@@ -125,8 +128,8 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
     x = embed(backbone, train, config, ctx)
     note_degenerate(torch.from_numpy(x), train, ctx)
     costs, unfinished = choose(x, labels, config, ctx)
-    fits = svm.fit_all(x, list(labels.T), costs, jobs=config.jobs)
-    note_unfinished(unfinished + fits.unfinished, ctx)
+    fits = svm.fit_all(x, list(labels.T), costs, jobs=config.jobs, solver=config.solver, device=ctx.device)
+    note_unfinished(unfinished + fits.unfinished, config.solver, ctx)
     scores = fits.scores(embed(backbone, test, config, ctx))
     per_class = 100 * class_aps(area_ap, scores, truth)
     ctx.items |= {"scores": scores.astype(np.float32), "labels": test.labels, "per_class_AP": per_class}  # %
@@ -180,7 +183,8 @@ def choose(x: np.ndarray, labels: np.ndarray, config: Config, ctx: RunContext[Im
     train = ctx.splits["train"]
     if len(config.costs) == 1:
         return list(config.costs) * len(train.classes), 0
-    by_fold, unfinished = svm.cross_validate(x, labels, config.costs, folds=config.folds, jobs=config.jobs)
+    how: dict[str, Any] = {"jobs": config.jobs, "solver": config.solver, "device": ctx.device}
+    by_fold, unfinished = svm.cross_validate(x, labels, config.costs, folds=config.folds, **how)
     by_cost = by_fold.mean(axis=2)
     costs = [config.costs[i] for i in by_cost.argmax(axis=1)]
     ctx.tuned |= {
@@ -195,10 +199,11 @@ def choose(x: np.ndarray, labels: np.ndarray, config: Config, ctx: RunContext[Im
     return costs, unfinished
 
 
-def note_unfinished(count: int, ctx: RunContext[ImageSplit]) -> None:
+def note_unfinished(count: int, solver: svm.Solver, ctx: RunContext[ImageSplit]) -> None:
     """Note how many fits stopped at the iteration limit. The references have the same limit."""
     if count:
-        ctx.notes.append(f"{count} SVM fits stopped at {svm.MAX_ITER} iterations before they converged")
+        most = newton.MAX_STEPS if solver == "newton" else svm.MAX_ITER
+        ctx.notes.append(f"{count} SVM fits stopped at {most} iterations before they converged")
 
 
 TASK = Task(
