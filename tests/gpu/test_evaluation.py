@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from backbones import make_backbone
 from backbench.data.catalogue import DataPlaces, load
 from backbench.embeddings import neighbours, uniformity
 from model_zoo.architecture import InputSpec
-from transfer import features
+from transfer import features, svm
 from transfer.feature_spec import FeatureSpec
 from transfer.heads import Classifier, Heads, best_classes
 from transfer.protocol import RunContext
@@ -105,3 +106,12 @@ def test_protocols_with_an_encoder_run(device, real, image_folder, tmp_path, tas
         metrics = semi_supervised.run(backbone, config, ctx)
     assert 0 <= metrics["top1"].value <= 100
     assert len(ctx.items["labels"]) == len(splits["test"])
+
+
+def test_svms_are_the_cpus(device):
+    x, labels = clusters(400, 60, classes=4)
+    columns = [np.where(labels.numpy() == k, 1, -1).astype(np.int8) for k in range(4)]
+    fits = [
+        svm.fit_all(x.numpy(), columns, [0.01, 1.0, 1.0, 100.0], solver="newton", device=each) for each in (CPU, device)
+    ]
+    np.testing.assert_allclose(fits[1].weights, fits[0].weights, rtol=1e-5, atol=1e-6)

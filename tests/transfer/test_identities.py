@@ -25,6 +25,8 @@ OLD = {"data": {"name": "voc", "expect": "published", "limit": 0}, "preset": "ob
 def test_gap_crop_has_the_identity_of_what_was_called_obow():
     cell = plan.load_cell("voc07_svm")
     assert cell.config.preset == "gap_crop"
+    assert cell.config_sha256 == digest(OLD | {"solver": "newton"}), "records without the field are liblinear's"
+    cell = plan.load_cell("voc07_svm", ["solver=liblinear"])
     assert cell.config_sha256 == digest(OLD)
     assert cell.config.model_dump(mode="json") == OLD | {"preset": "gap_crop"}
     assert plan.load_cell("voc07_svm", ["preset=obow"]).config_sha256 != cell.config_sha256
@@ -97,6 +99,9 @@ def test_an_old_record_of_other_jobs_has_the_identity_of_all(tmp_path, preset):
         ("imagenet_semi1", "swav", "std", [0.228, 0.224, 0.225]),
         ("imagenet_semi10", "swav", "head_init", "linear"),
         ("voc07_lowshot", "fair", "spread", "population"),
+        ("voc07_svm", "gap_crop", "solver", "newton"),
+        ("voc07_svm", "obow", "solver", "newton"),
+        ("voc07_svm", "vissl", "solver", "newton"),
     ],
 )
 def test_a_corrected_preset_is_another_protocol(cell, preset, field, value):

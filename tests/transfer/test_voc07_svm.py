@@ -13,7 +13,7 @@ from backbench.data.catalogue import DataPlaces
 from backbench.data.splits import ImageSplit
 from backbench.errors import ConfigError, DataError
 from model_zoo.load import load
-from transfer import svm, tasks
+from transfer import newton, svm, tasks
 from transfer.feature_spec import FeatureSpec
 from transfer.metrics import area_ap, eleven_point_ap
 from transfer.protocol import RunContext, limited
@@ -46,7 +46,7 @@ def classify(monkeypatch):
             return torch.from_numpy(by_split[split.split])
 
         monkeypatch.setattr(voc07_svm, "extract", extract)
-        config = config_of(preset, **{"jobs": 1, **fields})
+        config = config_of(preset, **{"jobs": 1, "solver": "liblinear", **fields})
         ctx = RunContext(splits=splits, seed=0, device=torch.device("cpu"), cache=None)
         ctx.asked = asked
         return {name: metric.value for name, metric in voc07_svm.run(None, config, ctx).items()}, ctx
@@ -111,6 +111,22 @@ def test_equals_a_plain_script_to_the_digit(classify, embedded, jobs, normalize,
     assert found == {"mAP": float(np.mean(np.array(area) * 100)), "mAP_11pt": float(np.mean(np.array(eleven) * 100))}
     assert list(ctx.tuned["costs"].values()) == chosen
     assert len(set(chosen)) > 1, "classes differ in their cost"
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("costs", [[0.01, 0.1, 1.0], [0.1]])
+def test_newtons_number_is_the_plain_scripts_up_to_liblinears_tolerance(classify, embedded, costs):
+    found, ctx = classify(embedded, solver="newton", costs=costs)
+    area, _, chosen = plain_script(embedded, costs, normalize=True, drop_in_train=False, drop_at_test=True)
+    assert found["mAP"] == pytest.approx(100 * np.mean(area), abs=0.02)
+    assert len(costs) == 1 or list(ctx.tuned["costs"].values()) == chosen
+    assert ctx.items["per_class_AP"].mean() == pytest.approx(found["mAP"])
+
+
+def test_fits_of_newtons_that_did_not_converge_are_noted(classify, embedded, monkeypatch):
+    monkeypatch.setattr(newton, "MAX_STEPS", 1)
+    _, ctx = classify(embedded, solver="newton", costs=[0.5, 1e4])
+    assert any(note.endswith(" SVM fits stopped at 1 iterations before they converged") for note in ctx.notes)
 
 
 def test_every_option_changes_the_number(classify, embedded):
@@ -272,6 +288,9 @@ def test_presets_are_those_of_the_literature(classify, embedded):
     # OBoW's README gives seven costs to FAIR's train_svm_kfold.py, whose svm_helper.py appends 0.5 ** 4 ... 0.5 ** 19.
     assert obow.costs[:7] == (0.05, 0.1, 0.3, 0.5, 1, 3, 5) and len(obow.costs) == 23
     assert [round(1 / cost) for cost in obow.costs[7:]] == [2**n for n in range(4, 20)]
+    assert [c.solver for c in every] == ["newton", "newton", "newton", "liblinear"], (
+        "with one cost there is little to gain"
+    )
     views = [("gap", "crop"), ("gap", "squash"), ("res5_2x2", "squash"), ("gap", "crop")]
     assert [(c.feature, c.transform) for c in every] == views
     assert [c.difficult_test for c in every] == ["drop", "drop", "drop", "negative"]
