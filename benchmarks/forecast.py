@@ -1,4 +1,4 @@
-"""`run --dry-run`: says of every cell whether it is kept, runs, fails or is skipped, and why. Downloads nothing."""
+"""Lines of `run --dry-run`: whether each cell is kept, runs, fails or is skipped, and why. Downloads nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ON_DISK = ("knn", "linear_probe", "voc07_svm", "voc07_lowshot")  # tasks that k
 
 
 def without_absent(options: RunOptions) -> tuple[RunOptions, list[str]]:
-    """The options without checkpoints that a run would download, and these checkpoints; the downloads are announced."""
+    """Split off the checkpoints that a run would download, and announce them; returns the other options and these."""
     absent = [ckpt for ckpt in options.ckpt if _announced(ckpt, split_name(ckpt)[1])]
     kept = [ckpt for ckpt in options.ckpt if ckpt not in absent]
     named = [name for name in (word.strip() for word in options.baselines.split(",")) if name]
@@ -41,7 +41,7 @@ def without_absent(options: RunOptions) -> tuple[RunOptions, list[str]]:
 
 
 def _announced(word: str, source: str) -> bool:
-    """Whether a source's file is not on this machine; if so, that is said."""
+    """Return whether a source's file must be downloaded; if so, say it."""
     what = None if source == "zoo:random" else _download(source)
     if what:
         say(f"fetch {word}: a download {what}")
@@ -49,7 +49,7 @@ def _announced(word: str, source: str) -> bool:
 
 
 def _download(source: str) -> str | None:
-    """What reading a source would fetch, in words; None where it is on this machine."""
+    """Describe the download that reading a source needs; None if its file is on this machine."""
     if source.startswith("zoo:"):
         known = {entry.name: entry for entry in entries.all_entries()}
         entry = known.get(source.removeprefix("zoo:"))
@@ -72,7 +72,7 @@ def lines(
     places: DataPlaces,
     options: RunOptions,
 ) -> Iterator[str]:
-    """A line for each backbone and cell, then what the features need of the disk."""
+    """Yield a line for each backbone and cell, then one for the disk space of the features."""
     why: dict[str, str | None] = {}
     states: dict[tuple[Subject, str], tuple[str, int]] = {}
     with catalogue.reading_once():
@@ -110,7 +110,7 @@ def lines(
 
 
 def _read(cell: Cell, places: DataPlaces) -> tuple[dict[str, Split], str | None]:
-    """A cell's data, or why they are refused; neither where they are absent or a list must be fetched first."""
+    """Return a cell's data, or why they are refused; neither if they are absent or need a list to be fetched first."""
     if needed_list(cell) or cell.task.missing(cell.config, places):
         return {}, None
     try:
@@ -120,7 +120,7 @@ def _read(cell: Cell, places: DataPlaces) -> tuple[dict[str, Split], str | None]
 
 
 def needed_list(cell: Cell) -> str | None:
-    """The official list of images that a cell would fetch, with the command that fetches it now."""
+    """Name the official list of images that a cell would fetch, with the command that fetches it now."""
     share = getattr(cell.config, "share", None)
     if share not in subsets.OFFICIAL or getattr(cell.config, "list", None):
         return None
@@ -132,7 +132,7 @@ def needed_list(cell: Cell) -> str | None:
 def _state(
     subject: Subject, cell: Cell, seeds: int, splits: Mapping[str, Split], data: DataRecord, options: RunOptions
 ) -> tuple[str, int]:
-    """(`all` where every seed has an identical result, else how many have one; bytes of the features of both splits)."""
+    """Return `all` if every seed has an identical result, else how many have one; and the bytes of both splits' features."""
     kept = size = 0
     pairs = by_seed(subject.backbones, seeds, cell)
     for seed, backbone in pairs:
@@ -145,7 +145,7 @@ def _state(
 
 
 def _disk(need: int, out: Path) -> str:
-    """The estimated size of the features below `out` (float32, without compression), and whether that fits."""
+    """Estimate the disk space of the features below `out` (float32, uncompressed) and say whether it is free."""
     there = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
     free = shutil.disk_usage(there).free
     text = f"features: {_size(need)} estimated in {out / '.features'}, {_size(free)} free"

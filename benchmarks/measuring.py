@@ -1,4 +1,4 @@
-"""One seed of a (backbone, cell) and its record. The only path that makes a number; the entry is `run_one`."""
+"""Measure one seed of a (backbone, cell) and write its record. Every number comes from here; `run_one` calls it."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ from transfer.protocol import Metric, RunContext
 
 
 def run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, options: CellOptions) -> Result:
-    """Make one record unless an identical one is there; what is said meanwhile is kept in `log.txt` beside it."""
+    """Make one record unless an identical one exists; `log.txt` next to it gets what is said, logged and warned about."""
     place = store.folder(options.out, backbone.name, backbone.weights_sha256, cell.name, cell.config_sha256)
     with logged(f"[{options.place}] " if options.place else "", place / "log.txt"):
         return _run_seed(backbone, cell, seed, places, options)
 
 
 def _run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, options: CellOptions) -> Result:
-    """The record of a seed, made under a lock, or the identical one.
+    """Return the record of a seed: the identical one if it exists, else a new one, made under a lock.
 
-    In a job of several processes all of them measure, and rank 0 locks, decides, writes and speaks.
+    In a job of several processes all of them measure; rank 0 locks, decides, writes and prints.
     """
     place = store.folder(options.out, backbone.name, backbone.weights_sha256, cell.name, cell.config_sha256)
     label = f"{backbone.name} {cell.name} seed {seed}"
@@ -62,9 +62,9 @@ def _run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, opt
         stored = store.stored(path, planned) if is_main() else None
         if stored:
             store.rename(path, stored, planned)
-            store.clear_absent(path, planned)  # of a run that was killed after this number was made
+            store.clear_absent(path, planned)  # left by a run that was killed after it wrote this number
         if gather_words([str(stored is not None)])[0] == "True":
-            say(f"kept {label}: an identical result is there")
+            say(f"kept {label}: an identical result exists")
             return stored or planned
         with exact_float32():
             done, items = measure(planned, backbone, cell, splits, options)
@@ -83,7 +83,7 @@ def _run_seed(backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, opt
 def prepare(
     backbone: Backbone, cell: Cell, seed: int, places: DataPlaces, options: Options
 ) -> tuple[dict[str, Split], Result]:
-    """The data, and the record without its numbers; or a record with the reason why there will be no number."""
+    """Return the data and the record without its numbers; or no data and a record with the reason for no number."""
     reason = cell.task.missing(cell.config, places) or cell.task.unfit(backbone, cell.config)
     if reason:
         return {}, blank(backbone, cell, seed, options, status="skipped", reason=reason)
@@ -101,7 +101,7 @@ def measure(
     splits: dict[str, Split],
     options: CellOptions,
 ) -> tuple[Result, dict[str, Any]]:
-    """Run the task; a failure becomes a record, and does not end the other seeds. Also what is kept per test item."""
+    """Run the task; returns the record and the arrays per test item. A failure becomes a record; other seeds go on."""
     device = find_device()
     torch.manual_seed(planned.seed)
     workers = options.workers if options.workers is not None else default_workers()
@@ -117,7 +117,7 @@ def measure(
         text = None if isinstance(error, BackbenchError) else traceback.format_exc()
         fields = {"status": "failed", "reason": reason, "error": text}
         if world_size() > 1:
-            raise  # the other processes wait for this one: the job ends, and run_all leaves a record
+            raise  # the other processes wait for this one: the job must end, and run_all writes a record
         return planned.model_copy(
             update=fields | {"provenance": provenance.collect(device, time.monotonic() - start, meter.joules())}
         ), {}
@@ -136,19 +136,19 @@ def measure(
 
 
 def note_seen(splits: Mapping[str, Split], notes: list[str]) -> None:
-    """Say, in the record too, that test images are among those that are learned from."""
+    """Say, also in the record, that some test images are training images too."""
     if seen := in_both(splits["train"], splits["test"]):
-        notes.append(f"of {len(splits['test'])} test images these are training images too: {some(seen)}; this is no "
-                     "number of images never seen")  # fmt: skip
+        notes.append(f"of {len(splits['test'])} test images these are training images too: {some(seen)}; this number is "
+                     "not one of unseen images")  # fmt: skip
         if is_main():
             say(f"warning: {notes[-1]}")
 
 
 def checked(metrics: Mapping[str, Metric], primary: str, notes: list[str]) -> dict[str, MetricRecord]:
-    """The numbers of a record: the headline is there and possible; another that is not is left out, with a note.
+    """Return the metrics of a record; impossible ones other than the headline are left out, with a note.
 
     Raises:
-        BackbenchError: no headline, or one that no measurement can give.
+        BackbenchError: the headline is missing or impossible.
     """
     records: dict[str, MetricRecord] = {}
     wrong: dict[str, str] = {}
@@ -170,7 +170,7 @@ def checked(metrics: Mapping[str, Metric], primary: str, notes: list[str]) -> di
 
 
 def default_workers() -> int:
-    """Processes that decode images: half the cores that this process may use, shared with the machine's other ranks."""
+    """Return how many processes decode images: half the cores this process may use, divided by the machine's ranks."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
     return max(1, cores // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
@@ -185,7 +185,7 @@ def blank(
     reason: str | None = None,
     data: DataRecord | None = None,
 ) -> Result:
-    """A record without a number."""
+    """Return a record without a number."""
     config = cell.config.model_dump(mode="json")
     task = TaskRecord(
         name=cell.task_name,
@@ -208,7 +208,7 @@ def blank(
 
 
 def describe_data(cell: Cell, splits: dict[str, Split], places: DataPlaces) -> DataRecord:
-    """The record's `data`."""
+    """Return the `data` of a record."""
     name = cell.config.data.name
     train, test = splits["train"], splits["test"]
     return DataRecord(

@@ -1,4 +1,4 @@
-"""A record's file as what it is: whatever a disk, another program or a later version of this one may have left there."""
+"""Read records from files that may be damaged, foreign, or from a later version of this program."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from backbench.printable import printable
 from benchmarks.records.renamed import as_called_now
 from benchmarks.records.schema import SCHEMA, MetricRecord, Result
 
-_LARGEST = 64 * 2**20  # bytes; the largest records have some 100,000
+_LARGEST = 64 * 2**20  # bytes; the largest records have about 100,000
 _DEEPEST = 50
-_BOUNDS = {"alignment": (0.0, math.inf), "uniformity": (-math.inf, 0.0)}  # of metrics that are not percentages
+_BOUNDS = {"alignment": (0.0, math.inf), "uniformity": (-math.inf, 0.0)}  # bounds of metrics that are not percentages
 _ROUNDING = 1e-6
 
 
@@ -28,16 +28,16 @@ class Broken(BackbenchError):
 
 
 class Newer(BackbenchError):
-    """A record that a later version of this program wrote: never replaced."""
+    """A record from a later version of this program; it is never replaced."""
 
 
 def read(path: Path) -> Result:
-    """A record of any schema version.
+    """Read a record of any schema version.
 
     Raises:
-        Newer: of a newer schema, or with fields that are not known here.
+        Newer: its schema is newer, or it has fields that are unknown here.
         Broken: its contents are not a record.
-        BackbenchError: no regular file, or one that cannot be opened.
+        BackbenchError: it is not a regular file, or cannot be opened.
     """
     values = _loaded(path)
     version = values.get("schema") if isinstance(values, dict) else None
@@ -69,7 +69,7 @@ def _loaded(path: Path) -> Any:
 
 
 def _refuse_unusable(values: Any) -> None:
-    """ValueError for what JSON can hold and nothing here can show: deep nests, numbers beyond 64 bits, half characters."""
+    """Raise ValueError for JSON that cannot be shown: deep nesting, numbers beyond 64 bits, lone surrogates."""
     level = [values]
     for _ in range(_DEEPEST):
         below: list[Any] = []
@@ -89,7 +89,7 @@ def _refuse_unusable(values: Any) -> None:
 
 
 def fault(result: Result) -> str | None:
-    """Why a record marked `ok` does not count: its headline is missing or impossible. None where it is sound."""
+    """Return why a record marked `ok` does not count (its headline is missing or impossible), or None."""
     if result.status != "ok":
         return None
     if result.data is None or result.provenance is None:
@@ -101,13 +101,13 @@ def fault(result: Result) -> str | None:
     if result.primary is None or result.primary not in result.metrics:
         there = ", ".join(sorted(result.metrics)) or "nothing"
         if result.primary is None:
-            return f"it does not say which number is its headline (it holds {printable(there)})"
-        return f"it has no '{result.primary}', its headline (it holds {printable(there)})"
+            return f"it does not say which number is its headline (it has {printable(there)})"
+        return f"it has no '{result.primary}', its headline (it has {printable(there)})"
     return impossible(result.primary, result.metrics[result.primary])
 
 
 def impossible(name: str, metric: MetricRecord) -> str | None:
-    """Why a metric's value cannot be right: not finite, or outside of what the metric can be."""
+    """Return why a metric's value cannot be right (not finite, or out of range), or None."""
     low, high = (0.0, 100.0) if metric.unit == "%" else _BOUNDS.get(name, (-math.inf, math.inf))
     if not math.isfinite(metric.value):
         return f"{printable(name)} is {metric.value}"
@@ -121,11 +121,11 @@ class Found:
     """The contents of several files."""
 
     records: dict[Path, Result]
-    left_out: tuple[str, ...]  # files that hold no record, or one again, each with the reason
+    left_out: tuple[str, ...]  # files without a record or with a repeated one, each with the reason
 
 
 def scan(files: Iterable[Path]) -> Found:
-    """The records of files; one that says `ok` and is not sound as a failed one, a measurement that is there twice once."""
+    """Read the records of files; an unsound `ok` record becomes a failed one, and a repeated measurement counts once."""
     records: dict[Path, Result] = {}
     left_out: list[str] = []
     kept: dict[tuple[str, str], Path] = {}
@@ -138,12 +138,12 @@ def scan(files: Iterable[Path]) -> Found:
         if why := fault(result):
             result = without_number(result, f"{why}: run the command again to measure it again")
         sound = {name: metric for name, metric in result.metrics.items() if impossible(name, metric) is None}
-        if len(sound) < len(result.metrics):  # beside a headline that is sound
+        if len(sound) < len(result.metrics):  # the headline is sound, other metrics are not
             left_out.append(
                 f"left out: {path}: {', '.join(sorted(set(result.metrics) - set(sound)))}, which cannot be right"
             )
             result = result.model_copy(update={"metrics": sound})
-        key = (result.backbone.name, result.identity())  # of two names each has its row
+        key = (result.backbone.name, result.identity())  # one row per name
         if result.status == "ok" and (first := kept.setdefault(key, path)) != path:
             same = _numbers(result) == _numbers(records[first])
             left_out.append(
@@ -155,7 +155,7 @@ def scan(files: Iterable[Path]) -> Found:
 
 
 def without_number(result: Result, reason: str) -> Result:
-    """A record marked `ok` that is not sound, as a failed one."""
+    """Turn an unsound record marked `ok` into a failed one."""
     return result.model_copy(update={"status": "failed", "reason": reason, "metrics": {}, "primary": None})
 
 

@@ -1,4 +1,4 @@
-"""Records as files, one JSON per (backbone, cell, seed): places, writing, finding, reading."""
+"""Store records as files, one JSON per (backbone, cell, seed): paths, writing, finding, reading."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from benchmarks.records.schema import SCHEMA, BackboneRecord, DataRecord, Metric
 
 __all__ = ["SCHEMA", "BackboneRecord", "DataRecord", "MetricRecord", "Provenance", "Result", "TaskRecord", "read"]
 
-_LONGEST = 200  # bytes of a folder's name that come from a backbone's; file systems take 255
+_LONGEST = 200  # bytes of a backbone's name in a folder's name; file systems allow 255
 
 
 def marks(*, is_demo: bool, profile: str) -> str:
-    """The mark that follows a demo or rehearsal number wherever it is shown."""
+    """Return the mark that follows a demo or rehearsal number wherever it is shown."""
     return (" DEMO" if is_demo else "") + (" REHEARSAL" if profile == "smoke" else "")
 
 
 def folder(out: Path, backbone_name: str, weights_sha256: str, cell: str, config_sha256: str) -> Path:
-    """`<out>/<backbone>-<weights8>/<cell>-<config8>`; a name too long for a file system ends in its hash."""
+    """Return `<out>/<backbone>-<weights8>/<cell>-<config8>`; a name too long for a file system ends in its hash."""
     name = _safe(backbone_name)
     if len(name.encode()) > _LONGEST:
         name = f"{name.encode()[: _LONGEST - 9].decode(errors='ignore')}-{digest(backbone_name)[:8]}"
@@ -41,13 +41,13 @@ def _safe(word: str) -> str:
 
 
 def place_of(out: Path, result: Result) -> Path:
-    """The folder of a record."""
+    """Return the folder of a record."""
     backbone, task = result.backbone, result.task
     return folder(out, backbone.name, backbone.weights_sha256, result.cell, task.config_sha256)
 
 
 def record_path(out: Path, result: Result) -> Path:
-    """The place of a record: `seed<k>.json` in its folder.
+    """Return the path of a record: `seed<k>.json` in its folder.
 
     Where another number has that place (of other data, of the same weights otherwise built or fed, or under another name
     that makes the same folder): `seed<k>-<digest8>.json`.
@@ -65,7 +65,7 @@ def record_path(out: Path, result: Result) -> Path:
 
 
 def _elsewhere(place: Path, result: Result) -> Path | None:
-    """Where the same number lies beside its place: made when the folder was named by fields that change no number."""
+    """Find the same number in a sibling folder, made when fields that change no number were part of the folder's name."""
     for path in sorted(place.parent.glob(f"{place.name.rpartition('-')[0]}-*/seed{result.seed}*.json")):
         number = _number(path) if path.parent != place else None
         if number and number.backbone.name == result.backbone.name and number.identity() == result.identity():
@@ -76,15 +76,15 @@ def _elsewhere(place: Path, result: Result) -> Path | None:
 def write(out: Path, result: Result, items: Mapping[str, np.ndarray] | None = None) -> Path:
     """Write a record atomically to its place; returns the path.
 
-    A number is never replaced by the lack of one: that goes beside it (`seed0.failed.json`) until there is a new number.
+    A failure never replaces a number: it is written next to it (`seed0.failed.json`) until there is a new number.
     A file that is not a record is moved aside (`seed0.json.unreadable`); a newer program's record is never touched.
 
     Args:
-        items: arrays with a row a test item (scores, top five classes), for comparisons of two backbones on the same
-            items; beside the record, compressed (`seed0.items.npz`).
+        items: arrays with one row per test item (scores, top five classes), to compare two backbones on the same
+            items; written next to the record, compressed (`seed0.items.npz`).
 
     Raises:
-        BackbenchError: `ok` without its headline, a file there that is not to be replaced, or a disk that refuses.
+        BackbenchError: the record is `ok` without its headline, a file must not be replaced, or the disk refuses.
     """
     if result.status == "ok" and result.primary not in result.metrics:
         raise BackbenchError(f"{result.cell}: a number without '{result.primary}', its headline, is not a result")
@@ -95,7 +95,7 @@ def write(out: Path, result: Result, items: Mapping[str, np.ndarray] | None = No
     if items:
         atomic_write(items_path(path), lambda file: np.savez_compressed(file, **dict[str, Any](items)))
     atomic_write_text(path, json.dumps(result.model_dump(mode="json", by_alias=True), indent=1) + "\n")
-    if not beside:  # only now, so that a full disk or a kill before it loses nothing
+    if not beside:  # only now, so that a full disk or a kill loses nothing
         if not items:
             items_path(path).unlink(missing_ok=True)
         for stale in (path.with_suffix(f".{status}.json") for status in ("failed", "skipped")):
@@ -110,7 +110,7 @@ def make_way(path: Path) -> None:
     """Move aside a file that is not a record, with its items; nothing is deleted.
 
     Raises:
-        BackbenchError: a newer program's record, or not a file: it must not be replaced.
+        BackbenchError: it must not be replaced: a newer program's record, or not a regular file.
     """
     try:
         if path.exists() or path.is_symlink():
@@ -125,7 +125,7 @@ def make_way(path: Path) -> None:
 
 
 def _free(path: Path) -> Path:
-    """The path, or with a number at its end where it is taken."""
+    """Return the path, with a number at its end if it is taken."""
     more = (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))
     return next(p for p in itertools.chain([path], more) if not p.exists())
 
@@ -142,7 +142,7 @@ def refuse_newer(out: Path, planned: Result) -> None:
 
 
 def rename(path: Path, stored: Result, planned: Result) -> None:
-    """Note in a record that the user gave the name, which was once taken from a file: only then it joins others."""
+    """Note in a record that the user has now given the name that was taken from a file; only given names join rows."""
     if planned.backbone.named and not stored.backbone.named:
         backbone = stored.backbone.model_copy(update={"named": True, "source": planned.backbone.source})
         values = stored.model_copy(update={"backbone": backbone}).model_dump(mode="json", by_alias=True)
@@ -150,7 +150,7 @@ def rename(path: Path, stored: Result, planned: Result) -> None:
 
 
 def clear_absent(path: Path, result: Result) -> None:
-    """Delete stale "failed" and "skipped" records once the result exists: of its seed, and of its data if they name any."""
+    """Delete stale "failed" and "skipped" records of the result's seed, and of its data if they name any."""
     for beside in path.parent.glob(f"seed{result.seed}[.-]*json"):
         try:
             other = read(beside)
@@ -161,45 +161,45 @@ def clear_absent(path: Path, result: Result) -> None:
 
 
 def stored(path: Path, planned: Result) -> Result | None:
-    """The record at a path, where it is sound and equal in everything that decides the number."""
+    """Return the record at a path if it is sound and equal in everything that decides the number, else None."""
     found = _number(path)
     return found if found and found.identity() == planned.identity() else None
 
 
 def of_seed(out: Path, planned: Result) -> set[Path]:
-    """The files of all records of a planned record's seed, numbers or not, on whatever data."""
+    """Return the files of all records of a planned record's seed, with or without numbers, on any data."""
     elsewhere = _elsewhere(place_of(out, planned), planned)
     return {*place_of(out, planned).glob(f"seed{planned.seed}[.-]*json"), *([elsewhere] if elsewhere else [])}
 
 
 def written(out: Path) -> dict[Path, int]:
-    """When each record was written, to find later which are new."""
+    """Return when each record was written, to find out later which are new."""
     return {path: path.lstat().st_mtime_ns for path in Path(out).glob("*/*/seed*.json")}
 
 
 def is_measured(out: Path, planned: Result) -> bool:
-    """Whether a number of a planned record is there, on whatever data."""
+    """Return whether a number of a planned record exists, on any data."""
     found = (_number(path) for path in of_seed(out, planned))
     return any(r.model_copy(update={"data": planned.data}).identity() == planned.identity() for r in found if r)
 
 
 def run_folder(out: Path, result: Result) -> Path:
-    """Where a run leaves what is more than numbers (checkpoints, pictures); what would be another number never finds it."""
+    """Return the folder for a run's checkpoints and pictures; a run with another identity has another folder."""
     return place_of(out, result) / f"seed{result.seed}-{result.identity()[:8]}"
 
 
 def items_path(record: Path) -> Path:
-    """Where a record's arrays per test item lie."""
+    """Return the path of a record's arrays per test item."""
     return record.with_suffix(".items.npz")
 
 
 def scan_folder(out: Path) -> Found:
-    """All records below a folder that `run_all` wrote, in path order, and what is left out."""
+    """Read all records below a folder that `run_all` wrote, in path order; also says what is left out."""
     return scan(sorted(Path(out).glob("*/*/seed*.json")))
 
 
 def read_all(out: Path) -> Iterator[Result]:
-    """Every record below a folder, in path order; unreadable files are named and left out."""
+    """Yield every record below a folder, in path order; unreadable files are named and left out."""
     found = scan_folder(out)
     for words in found.left_out:
         say(words)
@@ -207,10 +207,10 @@ def read_all(out: Path) -> Iterator[Result]:
 
 
 def read_paths(paths: Sequence[Path]) -> dict[Path, Result]:
-    """The records of files, and of all that lies below folders, by their paths; a measurement that is there twice once.
+    """Read records from files and from folders, by path; a repeated measurement counts once.
 
     Raises:
-        BackbenchError: a path that is not there or holds no record, or a file that is none.
+        BackbenchError: a path does not exist or has no record, or a file is not a record.
     """
     files: dict[Path, None] = {}
     for path in map(Path, paths):
@@ -229,7 +229,7 @@ def read_paths(paths: Sequence[Path]) -> dict[Path, Result]:
 
 
 def _number(path: Path) -> Result | None:
-    """The record at a path, if there is one that holds a number and its headline."""
+    """Return the record at a path if it has a sound headline, else None."""
     try:
         found = read(path) if path.exists() else None
     except BackbenchError:
@@ -245,7 +245,7 @@ def _is_record(path: Path) -> bool:
 
 
 def _alike(result: Result, other: Result) -> bool:
-    """Whether two records of one folder are of the same name, data, architecture and input; no data known: of any."""
+    """Return whether two records of a folder share name, data, architecture and input; unknown data match any."""
     manifests = {r.data.manifest_sha256 for r in (result, other) if r.data}
     who = [(r.backbone.name, r.backbone.arch, r.backbone.input) for r in (result, other)]
     return len(manifests) < 2 and who[0] == who[1]

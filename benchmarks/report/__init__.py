@@ -1,4 +1,4 @@
-"""Results -> one Table -> Markdown, CSV, HTML page, plots. Reads only result files; no other code formats a number."""
+"""Report: result files -> one Table -> Markdown, CSV, HTML page, plots. No other code formats a number."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from benchmarks.records.store import Result
     from benchmarks.report.table import Table
 
-LEFT_OUT = "Left out:"  # files that hold no record, or one again
+LEFT_OUT = "Left out:"  # files without a record or with a repeated one
 Planned = set[tuple[str, str, str, str, int, int]]
 
 
@@ -38,7 +38,7 @@ def render_all(
 
 
 def write(out: Path, *, suite: str = "", curves: Mapping[str, Path] | None = None, only: Planned | None = None) -> Path:
-    """`render_all`, for the path of the page alone."""
+    """Like `render_all`; returns only the path of the page."""
     return render_all(out, suite=suite, curves=curves, only=only)[1]
 
 
@@ -51,7 +51,7 @@ def text(out: Path, *, only: Planned | None = None) -> str:
 
 
 def _read(out: Path, only: Planned | None) -> tuple[dict[Path, Result], Sequence[str]]:
-    """The records to show by their files, and what was left out."""
+    """Return the records to show, by file, and what was left out."""
     from benchmarks.records.store import scan_folder
 
     found = scan_folder(out)

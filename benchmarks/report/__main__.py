@@ -11,7 +11,7 @@ from backbench.printable import visible
 
 
 def parser(prog: str = "python -m benchmarks.report") -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     plugins.add_option(parser)
     parser.add_argument("results", nargs="?", type=Path, help="a folder that run_all wrote")
@@ -29,7 +29,7 @@ def parser(prog: str = "python -m benchmarks.report") -> argparse.ArgumentParser
 
 
 def main(argv: list[str] | None = None, *, prog: str = "python -m benchmarks.report") -> int:
-    """Render and print."""
+    """Render and print; returns the exit code."""
     args = parser(prog).parse_args(argv)
     if not args.readme and not args.results:
         raise BackbenchError("nothing to render: give a folder that run_all wrote, or --readme FILE")

@@ -1,4 +1,4 @@
-"""A table's columns, each with its measured and published rows ranked, and set against a baseline."""
+"""Rank the measured and published rows of each column and compare them with a baseline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.report.table import Column, Row, Table, Value
 
 @dataclass(frozen=True)
 class Difference:
-    """A row minus the baseline; why there is no interval (a published number has none), or no difference at all."""
+    """A row minus the baseline, or the reason for a missing interval (published numbers have none) or difference."""
 
     value: float | None
     interval: Interval | None = None
@@ -28,9 +28,9 @@ class Line:
 
     row: Row | Published
     value: Value
-    mark: str  # best, second or nothing
-    flags: tuple[str, ...] = ()  # what is not the same in a published row's protocol
-    difference: Difference | None = None  # none asked for, or this is the baseline
+    mark: str  # "best", "second" or empty
+    flags: tuple[str, ...] = ()  # conditions of a published row that differ here
+    difference: Difference | None = None  # None: not asked for, or this is the baseline
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Average:
-    """Headline numbers of a row over the cells, and their mean where there is one in every cell."""
+    """Headline numbers of a row over the cells, and their mean if no cell is missing."""
 
     row: Row | Published
     values: tuple[Value | None, ...]
@@ -60,15 +60,15 @@ def compare(
     source: str = "",
     resamples: int = paired.RESAMPLES,
 ) -> list[Comparison]:
-    """A comparison for each column.
+    """Compare the rows of each column.
 
     Args:
-        items: where the arrays per test item lie.
-        to: the baseline: a measured row, or a published entry or method (`NAME@TEXT`: setting or source holds TEXT).
+        items: the files of arrays per test item, by the record's identity.
+        to: the baseline: a measured row, or a published entry or method (`NAME@TEXT`: with TEXT in setting or source).
         source: only published rows whose source contains this.
 
     Raises:
-        BackbenchError: a baseline that is neither measured nor published for these columns.
+        BackbenchError: the baseline is neither measured nor published for these columns.
     """
     found = {c: published(c.cell, c.metric, source=source) for c in columns}
     if to is not None:
@@ -100,7 +100,7 @@ def compare(
 def averages(
     table: Table, columns: Sequence[Column], *, with_literature: bool = True, source: str = ""
 ) -> list[Average]:
-    """Rows over the headline columns in percent; published ones by entry and setting. A row with a gap has no mean.
+    """Average rows over the headline columns in percent; published ones by entry and setting. A gap means no average.
 
     A cell counts once, however many configurations, engines or data it was measured with: by the mean of its columns.
     """
@@ -111,10 +111,10 @@ def averages(
         grouped: dict[tuple[str, str | None], dict[Column, list[Published]]] = {}
         for column in columns:
             for p in published(column.cell, column.metric, source=source):
-                if not p.number.data and p.number.cell == column.cell:  # beside the engine it was measured with
+                if not p.number.data and p.number.cell == column.cell:  # next to the engine it was measured with
                     grouped.setdefault((p.entry.name, p.number.variant), {}).setdefault(column, []).append(p)
         for cells in grouped.values():
-            alone = {column: found[0] for column, found in cells.items() if len(found) == 1}  # two sources: neither
+            alone = {column: found[0] for column, found in cells.items() if len(found) == 1}  # two sources: use neither
             if len({column.cell for column in alone}) > 1:
                 values = [alone[c].value if c in alone else None for c in columns]
                 rows.append((next(iter(alone.values())), values))
@@ -122,7 +122,7 @@ def averages(
 
 
 def headlines(columns: Sequence[Column]) -> list[Column]:
-    """Columns that can be averaged: headline metrics in percent."""
+    """Return the columns that can be averaged: headline metrics in percent."""
     return [column for column in columns if column.primary and column.unit == "%" and column.higher_is_better]
 
 
@@ -135,17 +135,17 @@ def headlines_alike(columns: Sequence[Column]) -> list[list[Column]]:
 
 
 def cells_of(columns: Sequence[Column]) -> set[str]:
-    """The cells that an average counts, whatever engine they ran on."""
+    """Return the cells that an average counts, on any engine."""
     return {literature.filed_under(column.cell) for column in columns}
 
 
 def first_random(table: Table) -> str | None:
-    """The report's baseline: the first random row, if there is one."""
+    """Return the report's baseline: the name of the first random row, or None."""
     return next((row.name for row in table.rows if row.name.startswith("random:")), None)
 
 
 def _mean(row: Row | Published, values: Sequence[Value | None], columns: Sequence[Column]) -> float | None:
-    """Over the cells, each by the mean of its columns; a published number stands beside one engine alone."""
+    """Average over the cells, each by the mean of its columns; a published number counts for one engine only."""
     by_cell: dict[str, list[float | None]] = {}
     for column, value in zip(columns, values, strict=True):
         by_cell.setdefault(literature.filed_under(column.cell), []).append(value.mean if value else None)
@@ -163,7 +163,7 @@ def _value(row: Row | Published, column: Column) -> Value:
 
 
 def _marks(column: Column, rows: Sequence[Row | Published], beside: Sequence[Published]) -> dict[int, str]:
-    """One ranking where all were measured on the published data; else ours and the literature's apart."""
+    """Rank all rows together if they are all on the published data; else ours and the literature's separately."""
     same = [row for row in beside if column.is_published and column.profile == "full" and not row.number.data]
     other = [row for row in beside if row not in same]
     marked: dict[int, str] = {}
@@ -190,7 +190,7 @@ def _refuse_unknown(to: str, table: Table, beside: Sequence[Published]) -> None:
 
 
 class _Baseline:
-    """The baseline's number in a column, or the reason why it has none."""
+    """The baseline's number in a column, or the reason for a missing one."""
 
     def __init__(self, to: str, table: Table, column: Column, beside: Sequence[Published]) -> None:
         self.column, self.why = column, ""
@@ -210,7 +210,7 @@ class _Baseline:
                 self.why = f"{to} was published for other data"
 
     def _elsewhere(self, own: Row) -> str:
-        """Why a measured baseline has no number in this column."""
+        """Return why a measured baseline has no number in this column."""
         column = self.column
         alike = [c for c in own.values if (c.cell, c.metric) == (column.cell, column.metric)]
         if not alike:
@@ -221,7 +221,7 @@ class _Baseline:
         return f"{own.name} was measured with another configuration ({same_data[0].config8})"
 
     def difference(self, row: Row | Published, value: Value, items: Items, resamples: int) -> Difference | None:
-        """Of a row to the baseline; None for the baseline itself."""
+        """Return a row's difference to the baseline; None for the baseline itself."""
         if row is self.row:
             return None
         if self.row is None or self.why:

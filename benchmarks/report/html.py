@@ -38,15 +38,15 @@ def page(
     source: str | None = "",
     left_out: Sequence[str] = (),
 ) -> str:
-    """The page's text.
+    """Return the text of the page.
 
     Args:
         curves: a run's name and its `metrics.jsonl`.
         out: where detectors left losses and pictures.
-        comparisons: of the columns to show, for marks and differences; made without a baseline unless given.
-        baseline: what the differences are to.
-        source: of the literature only what has this in its source; None: no literature.
-        left_out: files that hold no record, each with the reason.
+        comparisons: marks and differences of the columns to show; default: made without a baseline.
+        baseline: the row that differences refer to.
+        source: only published rows with this in their source; None: no literature.
+        left_out: files without a record, each with the reason.
     """
     if comparisons is None:
         comparisons = compare(table, render.shown(table), {}, with_literature=False)
@@ -82,7 +82,7 @@ def page(
 
 
 def _sections(table: Table, comparisons: Sequence[Comparison]) -> list[dict[str, object]]:
-    """A section per data set: heading, table cells, plots."""
+    """Return a section per data set: heading, table cells, plots."""
     lines = {(c.column, id(line.row)): line for c in comparisons for line in c.lines}
     made = []
     for title, columns in render.sections(table):
@@ -108,19 +108,19 @@ def _sections(table: Table, comparisons: Sequence[Comparison]) -> list[dict[str,
 
 
 def _tuned(columns: Sequence[Column], rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """(cell, the images that something was chosen on), for the cells that chose something."""
+    """Return (cell, the images a choice was made on) for the cells that chose something."""
     records = (r for row in rows for column in columns if column in row.values for r in row.values[column].records)
     return sorted({(r.cell, str(r.task.tuned["on"])) for r in records if "on" in r.task.tuned})
 
 
 def _packages(results: Sequence[Result]) -> list[str]:
-    """Every set of versions that numbers were made with, and of how many where there are several."""
+    """Return every set of package versions; with the number of records if there are several."""
     sets = Counter(", ".join(f"{k} {v}" for k, v in r.provenance.packages.items()) for r in results if r.provenance)
     return [line if len(sets) == 1 else f"{line} ({count} records)" for line, count in sets.most_common()]
 
 
 def _cell(line: Line | None, column: Column) -> dict[str, str]:
-    """A number, its mark, and its difference to the baseline."""
+    """Return a number, its mark, and its difference to the baseline."""
     if line is None:
         return {"text": "–", "mark": "", "difference": "", "why": ""}
     found = line.difference
@@ -130,7 +130,7 @@ def _cell(line: Line | None, column: Column) -> dict[str, str]:
 
 
 def _literature(table: Table, source: str) -> list[dict[str, Any]]:
-    """Published rows by cell and metric; conditions that differ are listed once."""
+    """Return published rows by cell and metric; conditions that differ in all of them are listed once."""
     made = []
     for name, rows in literature(table, source=source):
         common = [flag for flag in rows[0][1] if all(flag in flags for _, flags, _ in rows)]
@@ -140,12 +140,12 @@ def _literature(table: Table, source: str) -> list[dict[str, Any]]:
 
 
 def _notes(results: Sequence[Result]) -> list[tuple[str, str]]:
-    """(cell, note), each once: the notes that protocols left beside their numbers."""
+    """Return the protocols' notes as (cell, note), each once."""
     return sorted({(result.cell, note) for result in results for note in result.task.notes})
 
 
 def _detectors(results: Sequence[Result], out: Path) -> list[dict[str, str | None]]:
-    """Losses and pictures of every run that left some."""
+    """Return the losses and pictures of every run that has some."""
     found: list[dict[str, str | None]] = []
     for result in results:
         folder = run_folder(out, result)
@@ -162,17 +162,17 @@ def _plot(table: Table, column: Column) -> str | None:
 
 
 def _optional(make: Callable[[Path], str | None], file: Path) -> str | None:
-    """What is drawn from a file beside the numbers; nothing, with a word, where it cannot be: the report stands without it."""
+    """Draw from a file; on failure say so and return None: the report is complete without it."""
     try:
         return make(file)
-    except Exception as error:  # the file may be anybody's, and what draws it be of any opinion
+    except Exception as error:  # the file may have any content, and libraries may raise anything
         reason = str(error) if isinstance(error, BackbenchError) else f"{file}: {type(error).__name__}: {error}"
         say(f"not in the report: {escape.plain(reason)}")
         return None
 
 
 def _embedded(picture: Path) -> str:
-    """A picture as a data URL, as JPEG: the page stays one file."""
+    """Return a picture as a JPEG data URL, so that the page stays one file."""
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(read_bytes(picture, limit=_LARGEST_PICTURE))) as image:
         image.convert("RGB").save(buffer, "JPEG", quality=80)

@@ -1,4 +1,4 @@
-"""Published numbers beside measured ones: which belong to a column, and how their protocol differs."""
+"""Find the published numbers that belong to a column, and how their protocols differ."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ class Published:
 
     @property
     def arch(self) -> str:
-        """As a measured row's."""
+        """Like a measured row's name."""
         return architecture(self.entry.arch.model_dump(mode="json"))
 
     @property
     def value(self) -> Value:
-        """As a value of a table: one number, without a spread."""
+        """The number as a table's value, without a spread."""
         return Value(self.number.value, None, (self.number.value,), "")
 
     def is_called(self, name: str) -> bool:
-        """Whether `NAME` or `NAME@TEXT` means it: the entry or its method, and a part of setting or source."""
+        """Return whether `NAME` is the entry or its method and, for `NAME@TEXT`, TEXT is in its setting or source."""
         name, _, text = name.partition("@")
         own = (self.entry.name, self.entry.method.lower(), self.label.lower())
         return name.lower() in own and text.lower() in f"{self.number.setting} {self.number.source}".lower()
 
 
 def published(cell: str, metric: str, *, source: str = "") -> list[Published]:
-    """Numbers of a cell and metric, in the entries' order.
+    """Return the numbers of a cell and metric, in the entries' order.
 
     Args:
-        source: only those whose source contains this.
+        source: only numbers with this in their source.
     """
     filed = filed_under(cell)
     return [
@@ -65,12 +65,12 @@ def published(cell: str, metric: str, *, source: str = "") -> list[Published]:
 
 
 def filed_under(cell: str) -> str:
-    """The cell that its published numbers are filed under: the same for all engines."""
+    """Return the cell that published numbers are filed under: the same for all engines."""
     return base_and_engine(cell)[0]
 
 
 def literature(table: Table, *, source: str = "") -> list[tuple[str, list[tuple[Published, tuple[str, ...], str]]]]:
-    """Published numbers of the table's cells, by `cell metric`: (number, what is not the same, mark), best first."""
+    """Return published numbers by `cell metric`, best first: (number, conditions that differ, mark)."""
     groups: dict[tuple[str, str], list[Column]] = {}
     for column in table.columns:
         groups.setdefault((column.cell, column.metric), []).append(column)
@@ -93,12 +93,12 @@ def literature(table: Table, *, source: str = "") -> list[tuple[str, list[tuple[
 
 
 def archs_of(table: Table, columns: Sequence[Column]) -> set[str]:
-    """Architectures measured in these columns."""
+    """Return the architectures measured in these columns."""
     return {row.arch for row in table.rows if any(column in row.values for column in columns)}
 
 
 def flags(row: Published, columns: Sequence[Column], archs: set[str]) -> tuple[str, ...]:
-    """Differences from the measured columns, and conditions that the source does not state."""
+    """Return what differs from the measured columns, and the conditions that the source does not state."""
     number = row.number
     found = [] if archs == {row.arch} else [f"{row.arch} (here {_names(archs)})"]
     measured = number.data or f"the published {columns[0].dataset}"
@@ -128,14 +128,14 @@ def flags(row: Published, columns: Sequence[Column], archs: set[str]) -> tuple[s
 
 
 def changed(column: Column) -> tuple[str, ...]:
-    """`field=value` wherever a column was measured otherwise than its cell with its preset says."""
+    """Return `field=value` for each field that differs from the cell's preset."""
     preset = _field(column, ["preset"])
     return () if preset is None else _changed(column.cell, preset, column.fields)
 
 
 @functools.cache
 def _changed(name: str, preset: str, fields: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
-    from benchmarks import plan  # loads the tasks: only when numbers of published data stand beside published numbers
+    from benchmarks import plan  # loads the tasks, which only published data next to published numbers need
 
     if not plan.is_cell(name):
         return ()
@@ -147,20 +147,20 @@ def _changed(name: str, preset: str, fields: tuple[tuple[str, str], ...]) -> tup
     mine = {
         **dict(flat(cell.config.later_fields())),
         **dict(fields),
-    }  # a field that its record lacks has the value it had then
+    }  # a field that a record lacks has the value it had then
     told = _TOLD_ELSEWHERE | set(indifferent_keys(type(cell.config)))
     return tuple(f"{k}={v}" for k, v in sorted(mine.items()) if k in fresh and fresh[k] != v and k not in told)
 
 
 def _field(column: Column, places: Sequence[str]) -> str | None:
-    """A field of the configuration as a source would state it."""
+    """Return a field of the configuration as a source would state it."""
     fields = dict(column.fields)
     set_ones = [str(json.loads(fields[place])) for place in places if fields.get(place, "null") != "null"]
     return set_ones[0] if set_ones else None
 
 
 def _frozen(column: Column) -> bool | None:
-    """Whether the encoder stood still, where the protocol may train it."""
+    """Return whether the encoder was frozen, for protocols that may train it."""
     rate = dict(column.fields).get("rate_encoder")
     return None if rate is None else json.loads(rate) == 0
 
@@ -170,7 +170,7 @@ def _names(found: set[str]) -> str:
 
 
 def marks(values: Sequence[float], *, higher: bool) -> list[str]:
-    """`best`, `second` or nothing for each value, as in the paper: equal values share a mark; the last of two has none."""
+    """Mark each value `best`, `second` or empty, as in the paper: equal values share a mark; the worse of two has none."""
     ranked = sorted(set(values), reverse=higher)
     names = dict(zip(ranked, ("best", "second")[: len(values) - 1], strict=False))
     return [names.get(value, "") for value in values]

@@ -1,4 +1,4 @@
-"""Paired bootstrap over test items: how far a difference of two rows depends on which images were tested."""
+"""Paired bootstrap over test items: how much a difference of two rows depends on the choice of test images."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from transfer.metrics import area_ap, class_aps, resampled_area_aps
 
 LEVEL = 0.95
 RESAMPLES = 10_000
-AP_RESAMPLES = 2_000  # at most, for average precisions: each is a pass over all scores
+AP_RESAMPLES = 2_000  # the most for average precisions: each is a pass over all scores
 SEED = 0
-_LARGEST = 2**31  # bytes of a record's scores; those of ImageNet have some 10**6
+_LARGEST = 2**31  # bytes of a record's scores; ImageNet's have about 10**6
 _CHUNK = 50  # resamples of average precisions at a time: bounds the memory
 
-Items = Mapping[str, Path]  # where the arrays per test item of a record lie, by the record's identity
+Items = Mapping[str, Path]  # files of arrays per test item, by the record's identity
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Percentile interval of a difference; it does not hold what other seeds or pretrainings would change."""
+    """Percentile interval of a difference; it does not include the spread of seeds or pretrainings."""
 
     low: float
     high: float
@@ -43,7 +43,7 @@ class _No(Exception):
 def interval(
     mine: Sequence[Result], other: Sequence[Result], metric: str, items: Items, *, resamples: int = RESAMPLES
 ) -> Interval | str:
-    """Interval of (mine - other) in the metric's unit, or the reason why there is none.
+    """Return the interval of (mine - other) in the metric's unit, or the reason for a missing one.
 
     Test items are drawn with replacement, the same ones for both sides; a side of several records enters by its mean, each
     backbone once, as in the tables. The draws are the same on every call.
@@ -67,7 +67,7 @@ def _refuse_other_data(records: Sequence[Result], items: Items) -> None:
 
 
 def _of_means(difference_N: np.ndarray, resamples: int) -> Interval:
-    """Items with the same difference are alike: drawing how many of each kind is drawing the items."""
+    """Draw how many items of each difference: the same as drawing the items, since equal differences are alike."""
     values, counts = np.unique(difference_N.round(9), return_counts=True)
     n = len(difference_N)
     drawn = np.random.default_rng(SEED).multinomial(n, counts / n, size=resamples) @ values / n
@@ -80,7 +80,7 @@ def _percentiles(drawn: np.ndarray, n: int, resamples: int) -> Interval:
 
 
 def _weights(records: Sequence[Result]) -> list[float]:
-    """What a record counts in its side's mean: every backbone the same, every seed of a backbone the same."""
+    """Return each record's weight in its side's mean: equal for every backbone, and for every seed of a backbone."""
     backbones = [record.backbone.weights_sha256 for record in records]
     return [1 / (len(set(backbones)) * backbones.count(sha)) for sha in backbones]
 
@@ -103,7 +103,7 @@ def _load(record: Result, items: Items, *names: str) -> list[np.ndarray]:
 
 
 def _numbers(array: object) -> np.ndarray:
-    """ValueError unless it is an array of rows of numbers."""
+    """Raise ValueError unless it is an array of rows of numbers."""
     if (
         not isinstance(array, np.ndarray)
         or array.dtype.kind not in "iufb"
@@ -120,7 +120,7 @@ def _refuse_other_form(fits: bool, record: Result) -> None:
 
 
 def _mean_correct(records: Sequence[Result], metric: str, items: Items) -> np.ndarray:
-    """(N,) percent of the side's records that are right about each item."""
+    """Return (N,) the percentage of the side's records that are right about each item."""
     total = 0.0
     for record, weight in zip(records, _weights(records), strict=True):
         best, labels = _load(record, items, "best", "labels")
@@ -144,7 +144,7 @@ def _check(found: float, record: Result, metric: str, tolerance: float) -> None:
 def _of_average_precision(
     mine: Sequence[Result], other: Sequence[Result], items: Items, resamples: int
 ) -> Interval | str:
-    """The mean over classes of each resample's AP; a class without a positive in a resample does not count there."""
+    """Return the mean AP over classes of each resample; a class without a positive in a resample does not count there."""
     weighted = [
         (sign * weight, *_scores(record, items))
         for sign, side in ((1, mine), (-1, other))
@@ -162,7 +162,7 @@ def _of_average_precision(
 
 
 def _scores(record: Result, items: Items) -> tuple[np.ndarray, np.ndarray]:
-    """(N, K) scores and labels: 1 present, -1 absent, 0 not counted."""
+    """Return (N, K) scores and labels: 1 present, -1 absent, 0 not counted."""
     scores, labels = _load(record, items, "scores", "labels")
     _refuse_other_form(scores.ndim == 2 and labels.shape == scores.shape, record)
     if record.task.config.get("difficult_test") == "negative":
@@ -172,7 +172,7 @@ def _scores(record: Result, items: Items) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mean_ap(scores_NK: np.ndarray, labels_NK: np.ndarray, times_NR: np.ndarray) -> np.ndarray:
-    """(R,) mean AP in percent."""
+    """Return (R,) mean AP in percent."""
     each = []
     for scores, labels in zip(scores_NK.T, labels_NK.T, strict=True):
         counted = labels != 0

@@ -20,14 +20,14 @@ from benchmarks.report.table import Column, Row, Table
 
 _NAME = 60  # characters of a name beside a bar
 _LARGEST = 64 * 2**20  # bytes of a run's curves
-_HIGHEST = 1e30  # of what is drawn; NaN is never below it
+_HIGHEST = 1e30  # the largest value that is drawn; NaN is never below it
 _MOST_LOSSES = 20
 _MOST_BARS = 30  # trained backbones in a plot; the tables have them all
 _INK, _OURS, _RANDOM = "#333333", "#1f6f8b", "#b0b0b0"
 
 
 def cell_plot(table: Table, column: Column) -> str:
-    """A cell's headline metric: one bar per backbone, a dot per number it is the mean of; the best ones of very many."""
+    """Draw a cell's headline metric: one bar per backbone, a dot per number in its mean; only the best of very many."""
     all_rows = [row for row in table.rows if column in row.values]
     rows = _best(all_rows, column)
     figure, axes = plt.subplots(figsize=(6.4, 0.55 * len(rows) + 0.9))
@@ -49,7 +49,7 @@ def cell_plot(table: Table, column: Column) -> str:
 
 
 def _best(rows: list[Row], column: Column) -> list[Row]:
-    """At most _MOST_BARS rows with the best numbers, and the random baselines, in the table's order."""
+    """Return the _MOST_BARS rows with the best numbers and the random baselines, in the table's order."""
     trained = [row for row in rows if not row.name.startswith("random:")]
     if len(trained) <= _MOST_BARS:
         return rows
@@ -68,7 +68,7 @@ _CURVES = (
 
 
 def pretraining_plot(metrics: Path) -> str | None:
-    """Curves of a run's `metrics.jsonl`; None when it holds none, DataError when it is not a text file."""
+    """Draw the curves of a run's `metrics.jsonl`; None if it has none. Raises DataError: it is not a text file."""
     records = _records(metrics, "epoch")
     present = [
         (title, [n for n in names if any(n in r for r in records)])
@@ -93,7 +93,7 @@ def pretraining_plot(metrics: Path) -> str | None:
 
 
 def losses_plot(losses: Path) -> str | None:
-    """A detector's losses by iteration, from its `losses.jsonl`; None when it holds none."""
+    """Draw a detector's losses by iteration from its `losses.jsonl`; None if it has none."""
     records = _records(losses, "iteration")
     names = list(dict.fromkeys(n for r in records for n in r if n not in ("iteration", "lr")))[:_MOST_LOSSES]
     if not names:
@@ -108,10 +108,10 @@ def losses_plot(losses: Path) -> str | None:
 
 
 def _records(file: Path, over: str) -> list[dict[str, float]]:
-    """The numbers of every line that has one for `over`; lines cut short by a kill, or of another program, are left out.
+    """Return the numbers of every line with one for `over`; torn lines and those of another program are left out.
 
     Raises:
-        DataError: no regular file, or larger than any run's.
+        DataError: it is not a regular file, or larger than any run's.
     """
     numbers = [
         {str(name): value for name, value in record.items() if _is_number(value)}
@@ -122,15 +122,18 @@ def _records(file: Path, over: str) -> list[dict[str, float]]:
 
 
 def _is_number(value: object) -> bool:
-    """Whether it can be drawn."""
+    """Return whether a value can be drawn."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _HIGHEST
 
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
     try:
-        with plt.rc_context({"svg.hashsalt": "backbench"}), warnings.catch_warnings():  # the same figure: the same text
-            warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a name in a script that the font lacks
+        with (
+            plt.rc_context({"svg.hashsalt": "backbench"}),
+            warnings.catch_warnings(),
+        ):  # the same figure gives the same text
+            warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in a script that the font lacks
             figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     finally:
         plt.close(figure)

@@ -1,4 +1,4 @@
-"""The tables of the README and of docs/, written from result files between two markers; no number is typed by hand."""
+"""Write the tables of README and docs/ from result files, between two markers; no number is typed by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.speed import sentence
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MEASURED = ROOT / "benchmarks" / "measured"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md")  # the pages that hold such tables
+PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md")  # the pages with such tables
 
 _BLOCK = re.compile(r"<!-- (measured|compare|speed)(?::([\w.-]+))? -->\n((?:(?!<!-- ).)*)<!-- /\1 -->", re.DOTALL)
 _BEGIN = re.compile(r"<!-- (?:measured|compare|speed)\b")
@@ -25,13 +25,13 @@ _NUMBER = re.compile(r"[<>~+-]?\d[\d.,]*\s*(%|\[.*\]|\(.*\)|± ?[\d.,]+.*)?")
 
 
 def measured(folder: Path) -> str:
-    """Summary table of a folder of results, and every number that its headline means are made of."""
+    """Return the summary table of a folder of results, and every number behind its headline means."""
     table = gather(read_all(folder))
     return render.markdown(table) + "\n" + _each(table)
 
 
 def compared(folder: Path) -> str:
-    """Every headline's difference to the folder's random baseline, with its interval.
+    """Return every headline's difference to the folder's random baseline, with its interval.
 
     Raises:
         BackbenchError: there is no random baseline.
@@ -47,15 +47,15 @@ def compared(folder: Path) -> str:
 
 
 def speed(folder: Path) -> str:
-    """The figures of the speed benchmarks, a sentence each."""
+    """Return the figures of the speed benchmarks, one sentence each."""
     return "".join(f"- {sentence(json.loads(file.read_text()))}\n" for file in sorted(folder.glob("*.json")))
 
 
 def update(readme: Path, measured_root: Path = MEASURED) -> str:
-    """The page with every block rewritten: `<!-- measured:NAME -->`, `<!-- compare:NAME -->`, `<!-- speed -->`.
+    """Return the page with every block rewritten: `<!-- measured:NAME -->`, `<!-- compare:NAME -->`, `<!-- speed -->`.
 
     Raises:
-        BackbenchError: a block without its end, or without results.
+        BackbenchError: a block has no end or no results.
     """
     text = read_text(readme)
     made = {"measured": measured, "compare": compared, "speed": speed}
@@ -76,7 +76,7 @@ def update(readme: Path, measured_root: Path = MEASURED) -> str:
 
 
 def by_hand(text: str) -> list[str]:
-    """Lines outside all blocks that hold a result: a table's cell that is a number, or a mean with its spread."""
+    """Return lines outside all blocks with a result: a table cell that is a number, or a mean with its spread."""
     found = []
     for line in _BLOCK.sub("", text).splitlines():
         cells = [re.sub(r"[*_`]|</?u>", "", cell).strip() for cell in line.strip().strip("|").split("|")]
@@ -92,7 +92,7 @@ def write(readme: Path) -> None:
 
 
 def _each(table: Table) -> str:
-    """The single numbers behind every headline mean; nothing of a column without a mean."""
+    """List the single numbers behind every headline mean."""
     lines = []
     for column in table.columns:
         means = any(len(row.values[column].numbers) > 1 for row in table.rows if column in row.values)

@@ -1,4 +1,4 @@
-"""The table as Markdown and CSV. The only place, with `html`, that turns numbers into text."""
+"""Render the table as Markdown and CSV. Only this module and `html` turn numbers into text."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def number(value: Value, column: Column) -> str:
 
 
 def shown(table: Table) -> tuple[Column, ...]:
-    """Columns of the summary: each cell's headline and its plain metrics; variants of a metric only in the CSV."""
+    """Return the columns of the summary: each cell's headline and plain metrics; variants are only in the CSV."""
     return tuple(c for c in table.columns if c.primary or c.metric in _PLAIN_METRICS)
 
 
 def comparable(table: Table) -> tuple[Column, ...]:
-    """Columns of a comparison: those of the summary, and every other with a published number."""
+    """Return the columns of a comparison: those of the summary, and all others with a published number."""
     summary = shown(table)
     return tuple(c for c in table.columns if c in summary or published(c.cell, c.metric))
 
 
 def heading(column: Column, table: Table) -> str:
-    """Cell and metric, marked when the number is a demo's or a rehearsal's; with what tells two configurations apart."""
+    """Return cell and metric, the demo or rehearsal mark, and the fields that tell two configurations apart."""
     alike = {
         (c.config8, c.engine, c.task, c.version): c
         for c in table.columns
@@ -52,7 +52,7 @@ def heading(column: Column, table: Table) -> str:
 
 
 def _difference(column: Column, alike: list[Column]) -> str:
-    """`features=augmented, epochs=10`: the fields that are not the same in all of them; a hash where there are many."""
+    """Return `features=augmented, epochs=10`: the fields that differ between the columns; a hash if there are many."""
     own, *others = (
         {**dict(c.fields), "version": c.engine, "task": c.task, "protocol": f"version {c.version}"}
         for c in (column, *alike)
@@ -62,7 +62,7 @@ def _difference(column: Column, alike: list[Column]) -> str:
 
 
 def sections(table: Table) -> list[tuple[str, list[Column]]]:
-    """Columns to show by their data: numbers of different data never share a table."""
+    """Group the columns by data: numbers from different data never share a table."""
     by_title: dict[str, list[Column]] = {}
     for column in shown(table):
         by_title.setdefault(data_title(column, table), []).append(column)
@@ -70,13 +70,13 @@ def sections(table: Table) -> list[tuple[str, list[Column]]]:
 
 
 def data_title(column: Column, table: Table) -> str:
-    """The data's name; with the manifest where other data have the same name."""
+    """Return the data's name, with the manifest if other data have the same name."""
     alone = {c.manifest for c in shown(table) if c.data == column.data} <= {column.manifest}
     return column.data if alone else f"{column.data}, manifest {column.manifest}"
 
 
 def markdown(table: Table, comparisons: Sequence[Comparison] = ()) -> str:
-    """A table per data set, and what has no number; the best are marked where comparisons are given."""
+    """Return a table per data set, and the cells without a number; comparisons, if given, mark the best."""
     names = {(c.column, id(line.row)): line.mark for c in comparisons for line in c.lines}
     if not table.rows and not table.absent:
         return "No results yet.\n"
@@ -99,7 +99,7 @@ def markdown(table: Table, comparisons: Sequence[Comparison] = ()) -> str:
 
 
 def absent_markdown(table: Table) -> str:
-    """Cells without a number, and why."""
+    """List the cells without a number, and why."""
     lines = [f"- {escape.item(f'{a.name}, {a.cell}: {a.status}: {a.reason}')}" for a in table.absent]
     return "Without a number:\n\n" + "\n".join(lines) + "\n"
 
@@ -109,7 +109,7 @@ def _cell(row: Row, column: Column) -> str:
 
 
 def literature_markdown(table: Table) -> str:
-    """The literature's rows, apart from ours."""
+    """Return the literature's rows, separate from ours."""
     groups = literature(table)
     if not groups:
         return ""
@@ -127,12 +127,12 @@ def literature_markdown(table: Table) -> str:
 
 
 def marked(text: str, mark: str) -> str:
-    """Best in bold face, second best underlined, as in the paper's tables."""
+    """Format the best in bold and the second best underlined, as in the paper's tables."""
     return {"best": f"**{text}**", "second": f"<u>{text}</u>"}.get(mark, text)
 
 
 def difference(found: Difference, column: Column) -> str:
-    """`+3.1 [+1.2, +5.0]`, in the metric's unit; the reason where there is no interval or no difference."""
+    """Return `+3.1 [+1.2, +5.0]` in the metric's unit, or the reason for a missing interval or difference."""
     digits = 1 if column.unit == "%" else 3
     if found.value is None:
         return f"- ({found.why})"
@@ -143,7 +143,7 @@ def difference(found: Difference, column: Column) -> str:
 
 
 def differences_markdown(comparisons: Sequence[Comparison], table: Table, *, to: str) -> str:
-    """Every measured row's difference to the baseline, one line each."""
+    """List every measured row's difference to the baseline, one line each."""
     rows = [
         "| "
         + " | ".join(
@@ -173,7 +173,7 @@ def differences_markdown(comparisons: Sequence[Comparison], table: Table, *, to:
 
 
 def intervals_made(comparisons: Sequence[Comparison]) -> str:
-    """How the intervals were made; empty without one."""
+    """Say how the intervals were made; empty if there are none."""
     found = [line.difference.interval for c in comparisons for line in c.lines if line.difference]
     made = sorted({(i.resamples, i.items) for i in found if i}, reverse=True)
     if not made:
@@ -186,7 +186,7 @@ def intervals_made(comparisons: Sequence[Comparison]) -> str:
 
 
 def comparisons_markdown(comparisons: Sequence[Comparison], table: Table, *, to: str | None) -> str:
-    """A table for each column: value, difference to the baseline, what is not the same in a published row's protocol."""
+    """Return a table for each column: value, difference to the baseline, conditions of published rows that differ."""
     about = (
         f" Difference: to {escape.markdown(to)}; a published number has no scores per test item, so no interval."
         if to
@@ -210,7 +210,7 @@ def comparisons_markdown(comparisons: Sequence[Comparison], table: Table, *, to:
 
 
 def comparison_rows(comparison: Comparison, *, to: str | None, beside: bool) -> list[list[str]]:
-    """Cells of a column's rows, as Markdown."""
+    """Return the cells of a column's rows as Markdown."""
     rows = []
     for line in comparison.lines:
         cells = [escape.markdown(line.row.label), marked(row_number(line, comparison.column), line.mark)]
@@ -225,15 +225,15 @@ def comparison_rows(comparison: Comparison, *, to: str | None, beside: bool) -> 
 
 
 def row_number(line: Line, column: Column) -> str:
-    """A published number as it was printed, in italics; a measured one with its spread."""
+    """Format a published number as printed, in italics; a measured one with its spread."""
     return f"*{line.value.mean}*" if isinstance(line.row, Published) else number(line.value, column)
 
 
 def averages_markdown(found: Sequence[Average], columns: Sequence[Column], table: Table) -> str:
-    """Headline numbers side by side, with their average where a row has all of them."""
+    """Return headline numbers side by side, with their average if a row has all of them."""
     twice = len(cells_of(columns)) < len(columns)
     once = "; a cell that was measured in several ways counts once, by their mean" if twice else ""
-    lines = [f"**Average** over the headline numbers, of rows that have all of them{once}", ""]
+    lines = [f"**Average** over the headline numbers, for rows that have all of them{once}", ""]
     heads = [heading(c, table) for c in columns]
     heads = [h if heads.count(h) == 1 else f"{h}, {data_title(c, table)}" for h, c in zip(heads, columns, strict=True)]
     lines.append("| backbone | " + " | ".join(escape.markdown(head) for head in heads) + " | average |")
@@ -249,7 +249,7 @@ def averages_markdown(found: Sequence[Average], columns: Sequence[Column], table
 
 
 def comparisons_csv(comparisons: Sequence[Comparison]) -> str:
-    """Every row of every column, unrounded."""
+    """Return every row of every column as CSV, unrounded."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(
@@ -273,7 +273,7 @@ def comparisons_csv(comparisons: Sequence[Comparison]) -> str:
 
 
 def csv_text(table: Table) -> str:
-    """Every number, one line each, unrounded."""
+    """Return every number as CSV, one line each, unrounded."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(

@@ -1,4 +1,4 @@
-"""Records into one table: a row per backbone or NAME given to several, a column per (cell, configuration, metric)."""
+"""Group records into one table: a row per backbone or per NAME, a column per (cell, configuration, metric)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from model_zoo.architecture import Architecture, unusual
 
 @dataclass(frozen=True)
 class Column:
-    """One number's place: what was measured, on which data."""
+    """A column: what was measured, on which data."""
 
     cell: str
     config8: str
@@ -34,12 +34,12 @@ class Column:
     is_published: bool
     is_demo: bool
     profile: str
-    manifest: str  # of the data: numbers of different data are never averaged, whatever the data are called
-    fields: tuple[tuple[str, str], ...] = ()  # of the configuration all that may change a number, `a.b` and its value
-    dataset: str = ""  # the data set's plain name, whatever images it holds
-    engine: str = ""  # library and version, where one runs the protocol
-    version: int = 1  # of the protocol: another one makes other numbers
-    task: str = ""  # the protocol, whatever the cell is called
+    manifest: str  # of the data: numbers from different data are never averaged, even under one name
+    fields: tuple[tuple[str, str], ...] = ()  # configuration fields that may change a number: `a.b` and its value
+    dataset: str = ""  # the data set's plain name, for any images
+    engine: str = ""  # library and version that run the protocol, if any
+    version: int = 1  # of the protocol: numbers of different versions differ
+    task: str = ""  # the protocol, for any name of the cell
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class Value:
     """Mean and spread of a row's numbers for a column."""
 
     mean: float
-    spread: float | None  # standard deviation; None of a single number
+    spread: float | None  # standard deviation; None for a single number
     numbers: tuple[float, ...]  # one per backbone (mean over its seeds), or one per seed of a single backbone
     over: str  # what they differ in: "backbones", "seeds" or "" for one number
-    records: tuple[Result, ...] = field(default=(), compare=False, repr=False)  # what it was made of
+    records: tuple[Result, ...] = field(default=(), compare=False, repr=False)  # the records behind it
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Row:
     """A backbone's name with its numbers."""
 
     name: str
-    arch: str  # with what is not usual in it
+    arch: str  # with its unusual fields
     backbones: int
     values: dict[Column, Value]
 
@@ -80,7 +80,7 @@ class Absent:
 
 @dataclass(frozen=True)
 class Table:
-    """All that the renderers need."""
+    """Everything that the renderers need."""
 
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
@@ -88,7 +88,7 @@ class Table:
 
 
 def gather(results: Iterable[Result]) -> Table:
-    """Group records; every number is counted once."""
+    """Group records into a table; every number counts once."""
     results = list(results)
     whos = _who(results)
     names = labels(whos)
@@ -143,7 +143,7 @@ def gather(results: Iterable[Result]) -> Table:
 
 
 def architecture(fields: Mapping[str, Any]) -> str:
-    """A record's architecture in a few words: `resnet50`, or `resnet50, width 0.5`; of a network that is no ResNet its name."""
+    """Return a record's architecture in short: `resnet50`, `resnet50, width 0.5`, or the name of another network."""
     try:
         arch = Architecture.model_validate(fields)
     except ValidationError:
@@ -152,12 +152,12 @@ def architecture(fields: Mapping[str, Any]) -> str:
 
 
 def in_words(arch: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
-    """Architecture and size of the images, as rows of one name are told apart by them."""
+    """Return architecture and image size, which tell rows with one name apart."""
     return f"{architecture(arch)} {spec.get('size')} px"
 
 
 def _who(results: Iterable[Result]) -> list[Who]:
-    """Of each record what decides its row; where older ones say nothing of their names, others of the same weights may."""
+    """Return what decides each record's row; an older record without a name takes it from others with its weights."""
     results = list(results)
     known: dict[tuple[str, str], tuple[bool, str]] = {}
     for result in results:
@@ -183,7 +183,7 @@ def _who(results: Iterable[Result]) -> list[Who]:
 
 
 def named_and_source(result: Result) -> tuple[bool, str] | None:
-    """Whether the user gave the name, and the origin; of an older record by the command that made it, if it holds one."""
+    """Return whether the user gave the name, and the origin; an older record's command line may tell both."""
     backbone = result.backbone
     if backbone.named is not None:
         return backbone.named, backbone.source
@@ -197,10 +197,10 @@ def named_and_source(result: Result) -> tuple[bool, str] | None:
 
 
 def _column(result: Result, titles: Mapping[str, str]) -> Column:
-    """The column of a record's numbers, without the metric.
+    """Return the column of a record's numbers, without the metric.
 
     Args:
-        titles: of the data sets that a file describes; a user's own data set has none.
+        titles: titles of the data sets that a file describes; a user's own data set has none.
     """
     data = result.data
     assert data is not None, "an ok record has data"
@@ -233,12 +233,12 @@ def _column(result: Result, titles: Mapping[str, str]) -> Column:
 
 @functools.lru_cache(maxsize=1024)
 def _fields(task: str, config: str) -> tuple[tuple[str, str], ...]:
-    """The fields of a configuration, given as JSON, that may change a number: most records share a few configurations."""
+    """Return the fields of a configuration, given as JSON, that may change a number. Many records share few of them."""
     return tuple(flat({k: v for k, v in json.loads(config).items() if k not in INDIFFERENT.get(task, {})}))
 
 
 def made_apart(table: Table) -> list[str]:
-    """Means of numbers that were not made on one device with one torch, a sentence each: what differs may be in the spread."""
+    """List means over several devices or versions of torch: that difference may be part of the spread."""
     found = []
     for row in table.rows:
         for column, value in row.values.items():
@@ -250,7 +250,7 @@ def made_apart(table: Table) -> list[str]:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """`a.b` and its value as JSON, for every field of a configuration."""
+    """Yield `a.b` and its value as JSON, for every field of a configuration."""
     for key, value in sorted(config.items()):
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")
@@ -259,7 +259,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 
 def _value(metric: str, records: dict[str, list[Result]], *, per_seed: bool) -> Value:
-    """Over backbones where there are several (each by the mean of its seeds), else over the seeds of the one."""
+    """Average over backbones if there are several (each by the mean of its seeds), else over the seeds of the one."""
     numbers = {sha: [result.metrics[metric].value for result in seeds] for sha, seeds in records.items()}
     if len(numbers) > 1:
         each, over = [statistics.fmean(seeds) for seeds in numbers.values()], "seeds" if per_seed else "backbones"
@@ -272,6 +272,6 @@ def _value(metric: str, records: dict[str, list[Result]], *, per_seed: bool) -> 
 
 
 def _natural(name: str) -> tuple[object, ...]:
-    """`top1_k5` before `top1_k20`."""
+    """Return a sort key that puts `top1_k5` before `top1_k20`."""
     digits = "".join(c if c.isdigit() else " " for c in name).split()
     return (name.rstrip("0123456789"), int(digits[-1]) if digits else 0, name)
