@@ -688,7 +688,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_next_run_goes_on(ckpt, out, image
     assert long_one.returncode == 130
     assert "finished results are in" in said and "Traceback" not in said
     assert run_all.main(argv) == 0
-    assert "an identical result is there" in capfd.readouterr().err
+    assert "an identical result exists" in capfd.readouterr().err
     assert finished.read_bytes() == before
     assert {record.cell for record in records(out)} == {"imagenet_knn", "imagenet_linear"}
 

@@ -163,7 +163,7 @@ def test_methods_of_one_file_name_are_not_averaged(tmp_path, handled, capsys):
     capsys.readouterr()
     assert handled(f"resnet18={moco}", f"resnet18={swav}") == 0
     assert "(2 backbones)" in (out / "report.md").read_text()
-    assert capsys.readouterr().err.count("an identical result is there") == 2, (
+    assert capsys.readouterr().err.count("an identical result exists") == 2, (
         "what is measured is named, not measured anew"
     )
     assert {r.backbone.named for r in store.read_all(out)} == {True}
