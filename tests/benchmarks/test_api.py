@@ -62,7 +62,7 @@ def test_a_resnet_that_computes_something_else_is_no_resnet():
 def test_another_module_is_measured_by_its_features():
     backbone = backbench.load(Pooled(), input={"size": 64})
     assert (backbone.name, backbone.feature_dim, backbone.input.size) == ("Pooled", 8, 64)
-    with pytest.raises(CheckpointError, match=r"Conv2d: gives .* features \(N, C\) are needed: pool the maps"):
+    with pytest.raises(CheckpointError, match=r"Conv2d: returns .* features \(N, C\) are needed: pool the maps"):
         backbench.load(nn.Conv2d(3, 4, 3))
     with pytest.raises(CheckpointError, match="did you mean 'size'"):
         backbench.load(Pooled(), input={"siz": 64})
