@@ -70,7 +70,7 @@ def wait_briefly() -> None:
     """Before torch is imported: its threads wait for each other in a short loop and then sleep.
 
     libgomp's default loop has 300,000 rounds. It wastes the processor's time when other programs compute, and a training
-    step can take 20 times as long and more (`backbench speed --rows waiting_beside_2`). Settings of the user stay.
+    step can take 20 times as long and more (`backbench speed --rows waiting_beside_1`). Settings of the user stay.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
