@@ -19,6 +19,7 @@ from backbench.progress import say
 from model_zoo.reading import load_torch
 from pretrain.config import PretrainConfig
 from pretrain.networks import Online, Target
+from pretrain.probe import Probe
 from pretrain.views import VERSION as VIEWS
 
 _KIND = "backbench-pretrain-1"
@@ -37,6 +38,7 @@ class Trained(NamedTuple):
 def save(
     path: Path,
     trained: Trained,
+    probe: Probe,
     *,
     step: int,
     config: PretrainConfig,
@@ -58,11 +60,12 @@ def save(
         "data": data_identity(split),
         "views": VIEWS,
         "corrupt": corrupt,
+        "probe": probe.state(),
     }
     atomic_save(path, payload)
 
 
-def restore(path: Path, trained: Trained, *, config: PretrainConfig, split: ImageSplit) -> dict[str, Any]:
+def restore(path: Path, trained: Trained, probe: Probe, *, config: PretrainConfig, split: ImageSplit) -> dict[str, Any]:
     """Load a checkpoint into the modules and return it.
 
     Raises:
@@ -93,6 +96,7 @@ def restore(path: Path, trained: Trained, *, config: PretrainConfig, split: Imag
         (target or nn.Module()).load_state_dict(saved["target"])
         optimizer.load_state_dict(saved["optimizer"])
         scaler.load_state_dict(saved["scaler"])
+        probe.load(saved.get("probe", {}))  # absent in older checkpoints
     except Exception as error:  # torch raises many types
         raise CheckpointError(f"{path}: does not fit this recipe ({printable(error)}); {_CURE}") from None
     for key, now in (("threads", torch.get_num_threads()), ("torch", str(torch.__version__))):

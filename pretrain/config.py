@@ -118,6 +118,7 @@ class RunConfig(Config):
     knn_images: Annotated[Positive, CHANGES_NO_NUMBER] = (
         5000  # at most, of the training split; 4/5 of them are the bank
     )
+    linear_probe: Annotated[bool, CHANGES_NO_NUMBER] = True  # online, on the labelled images of every step
 
 
 class PretrainConfig(Config):

@@ -6,6 +6,7 @@ import functools
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -88,7 +89,8 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
 
 class Views(Dataset):
-    """Data set with keys (epoch, index): (K, S, S, 3) uint8 views, and the errors of images that had to be replaced."""
+    """Data set with keys (epoch, index): (K, S, S, 3) uint8 views, the errors of images that had to be replaced, and the
+    row of the image that the views are of."""
 
     def __init__(self, split: ImageSplit, config: PretrainConfig) -> None:
         self.split, self.config = split, config
@@ -96,12 +98,12 @@ class Views(Dataset):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, list[str], int]:
         epoch, index = key
         c = self.config
         plan = ViewPlan(c.views, views=c.method.views, size=c.data.size, seed=c.run.seed, epoch=epoch, index=index)
         pixels, corrupt = self._decode(index, plan)
-        return plan.make(pixels), corrupt
+        return plan.make(pixels), corrupt, (index + len(corrupt)) % len(self.split)
 
     def _decode(self, index: int, plan: ViewPlan) -> tuple[np.ndarray, list[str]]:
         """Return the image, or the next readable one, and the errors of the unreadable ones."""
@@ -116,9 +118,17 @@ class Views(Dataset):
         raise DataError(f"{len(corrupt)} unreadable images in a row, the first: {corrupt[0]}")
 
 
-def _collate(items: list[tuple[np.ndarray, list[str]]]) -> tuple[Tensor, list[str]]:
-    """Return (B, K, S, S, 3) uint8 and the errors of unreadable images."""
-    return torch.from_numpy(np.stack([views for views, _ in items])), [name for _, names in items for name in names]
+class Batch(NamedTuple):
+    """This rank's part of a step."""
+
+    views: Tensor  # (B, K, S, S, 3) uint8
+    unreadable: list[str]  # errors of images that were replaced
+    rows: Tensor  # (B,) the images' rows in the split
+
+
+def _collate(items: list[tuple[np.ndarray, list[str], int]]) -> Batch:
+    views, names, rows = zip(*items, strict=True)
+    return Batch(torch.from_numpy(np.stack(views)), [name for part in names for name in part], torch.tensor(rows))
 
 
 def _worker(_number: int) -> None:
@@ -146,7 +156,7 @@ def make_loader(split: ImageSplit, config: PretrainConfig, *, start: int, stop: 
     )
 
 
-def batches(loader: DataLoader) -> Iterator[tuple[Tensor, list[str]]]:
+def batches(loader: DataLoader) -> Iterator[Batch]:
     """Yield the loader's batches. A worker's error becomes one sentence instead of a traceback."""
     try:
         yield from loader

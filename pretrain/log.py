@@ -42,10 +42,8 @@ class Log:
         )
 
     def step(self, step: int, parts: dict[str, Tensor], p: Tensor, extra: dict[str, float]) -> None:
-        """Record a step if it is due: losses, spread of the first view's predictions over all ranks, rates, speed."""
+        """Record a step, if `due`: losses, spread of the first view's predictions over all ranks, rates, speed."""
         done = step + 1
-        if not self.due(done):
-            return
         means = distributed.all_reduce_sum(torch.stack(list(parts.values()))) / distributed.world_size()
         p_BD = distributed.gather_rows(p[0])
         values = dict(zip(parts, means.tolist(), strict=True)) | extra
@@ -59,6 +57,7 @@ class Log:
         self.last_time, self.last_step = now, done
         self._write(step, values | {"images_per_s": speed, "base_lr": self.config.optim.base_lr})
         shown = "  ".join(f"{name} {values[name]:.3f}" for name in (*parts, "std"))
+        shown += f"  linear {values['online_linear']:.1f}%" if "online_linear" in values else ""
         say(f"step {done}/{self.plan.total}  {shown}  {speed:.1f} images/s  {duration(left)} left")
         self._judge(values)
 

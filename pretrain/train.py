@@ -29,6 +29,7 @@ from pretrain.monitor import online_knn
 from pretrain.networks import HeadSizes, Online, Outputs, Target
 from pretrain.plan import plan_steps
 from pretrain.precision import autocast_fields, dtype
+from pretrain.probe import Probe
 from pretrain.session import claim
 from pretrain.watch import Watch, lag
 
@@ -51,9 +52,10 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
         plan = plan_steps(config, len(split))
         trained = build_all(config, device)
         online, target, optimizer, scaler = trained
+        probe = Probe(online, feature_dim(architecture(config)), split, config, device)
         state: dict[str, Any] = {"step": 0, "corrupt": []}
         if resume and (out / "last.ckpt").exists():
-            state = checkpoint.restore(out / "last.ckpt", trained, config=config, split=split)
+            state = checkpoint.restore(out / "last.ckpt", trained, probe, config=config, split=split)
         if len(set(distributed.gather_words([str(state["step"])]))) > 1:
             raise BackbenchError(
                 f"the processes do not resume at the same step: {out} must be one folder for all of them"
@@ -61,7 +63,7 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
         loader = make_loader(split, config, start=state["step"], stop=plan.total, pin=device.type == "cuda")
         write_config(config, out)
         if config.run.knn_every and split.labels is None:
-            say(f"{split.dataset} {split.split} has no labels: no online 20-NN")
+            say(f"{split.dataset} {split.split} has no labels: no online 20-NN and no online linear probe")
         log = Log(out, config, plan, start=state["step"])
         forward = distributed.wrapped(online, device)
         watch = Watch(device)
@@ -71,26 +73,29 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
             if not all(bool(torch.isfinite(p).all()) for p in online.parameters()):
                 raise NonFiniteLoss(_nan_message(step - 1, optimizer.param_groups[0]["lr"], out))
             if distributed.is_main():
-                checkpoint.save(out / "last.ckpt", trained, step=step, config=config, split=split, corrupt=corrupt)
+                checkpoint.save(
+                    out / "last.ckpt", trained, probe, step=step, config=config, split=split, corrupt=corrupt
+                )
 
         stopping = (
             "stopping after this step, with a checkpoint (signal again to stop now)" if distributed.is_main() else ""
         )
         stop_asked = training.enter_context(stop_on_signal(stopping))
-        for step, (batch, unreadable) in enumerate(batches(loader), start=state["step"]):
+        for step, (batch, unreadable, rows) in enumerate(batches(loader), start=state["step"]):
             lr = schedules.lr_at(step, total=plan.total, warmup=plan.warmup, peak=config.peak_lr())
             views = to_device(batch, config.data, device, dtype(config))
             views = views if config.run.channels_last else views.contiguous()
             p, parts = train_step(forward, target, optimizer, scaler, views, config, step=step, lr=lr)
+            probe.learn(rows)
             watch.note(step, lr, parts["loss"], stop=bool(stop_asked), unreadable=unreadable)
             done = step + 1
             save_due = done == plan.total or done % config.run.checkpoint_every == 0
             stop = settle(watch, corrupt, config, out, everything=save_due or log.due(done) or log.due_knn(done))
             if stop:  # its weights are saved: of them too the loss must be finite
                 settle(watch, corrupt, config, out, everything=True)
-            log.step(
-                step, parts, p, {"lr": lr, **follow(target, online, config, step, plan.total), "corrupt": len(corrupt)}
-            )
+            seen = {"lr": lr, **follow(target, online, config, step, plan.total), "corrupt": len(corrupt)}
+            if log.due(done):
+                log.step(step, parts, p, seen | probe.report())
             if log.due_knn(done):
                 log.knn(step, online_knn(online.backbone, split, config, device))
             if save_due or stop:

@@ -77,6 +77,8 @@ DAMAGES = {
     "an empty optimiser": without("optimizer", {}),
     "a word as configuration": without("config", "demo"),
     "another recipe's network": without("target", {"weight": torch.zeros(3)}),
+    "another data set's probe": without("probe", {name: torch.zeros(3) for name in ("weight", "momentum", "tally")}),
+    "a word as probe": without("probe", "linear"),
 }  # fmt: skip
 
 

@@ -80,14 +80,15 @@ def test_a_batch_that_does_not_divide_is_an_error(monkeypatch):
         EpochSampler(20, 8, 0, 0, 1)
 
 
-def load(config, *, start: int = 0, stop: int = 6) -> list[tuple[torch.Tensor, list[str]]]:
+def load(config, *, start: int = 0, stop: int = 6) -> list[data.Batch]:
     return list(make_loader(open_split(config.data), config, start=start, stop=stop, pin=False))
 
 
 def test_batches_are_views_of_the_samplers_images(shared_photos, recipe):
     config = recipe(shared_photos, "method.views=3")
     split = open_split(config.data)
-    (batch, unreadable), *_ = load(config, stop=1)
+    (batch, unreadable, rows), *_ = load(config, stop=1)
+    assert rows.tolist() == [index for _, index in batches(30, 6, stop=1)[0]]
     assert batch.shape == (6, 3, 32, 32, 3) and batch.dtype == torch.uint8 and unreadable == []
     for row, (epoch, index) in zip(batch, batches(30, 6, stop=1)[0], strict=True):
         rgb = split.source.rgb(index)
@@ -97,7 +98,7 @@ def test_batches_are_views_of_the_samplers_images(shared_photos, recipe):
 
 def test_batches_from_a_later_step_are_those_of_the_whole_run(shared_photos, recipe):
     config = recipe(shared_photos)
-    for (late, _), (whole, _) in zip(load(config, start=4), load(config)[4:], strict=True):
+    for (late, *_), (whole, *_) in zip(load(config, start=4), load(config)[4:], strict=True):
         assert torch.equal(late, whole)
 
 
@@ -108,9 +109,9 @@ def test_batches_do_not_depend_on_the_workers(photos, recipe):
     cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (23, 23), 1.0)  # threads that a fork leaves behind
     alone, helped = load(recipe(photos)), load(recipe(photos, "data.workers=2"))
     assert len(alone) == len(helped) == 6
-    for (a, a_names), (b, b_names) in zip(alone, helped, strict=True):
-        assert torch.equal(a, b) and a_names == b_names
-    assert sum(len(names) for _, names in helped) > 0
+    for (a, a_names, a_rows), (b, b_names, b_rows) in zip(alone, helped, strict=True):
+        assert torch.equal(a, b) and a_names == b_names and torch.equal(a_rows, b_rows)
+    assert sum(len(batch.unreadable) for batch in helped) > 0
 
 
 def cut(path: Path) -> None:
@@ -124,7 +125,8 @@ def test_a_corrupt_image_is_replaced_by_the_next_and_named(photos, recipe, spoil
     good = data.Views(split, config)[(0, 3)]
     assert good[1] == []
     spoil(photos / "train" / split.source.name(3))
-    views, unreadable = data.Views(split, config)[(0, 3)]
+    views, unreadable, row = data.Views(split, config)[(0, 3)]
+    assert row == 4 and good[2] == 3
     assert len(unreadable) == 1 and split.source.name(3) in unreadable[0]
     following = make_views(split.source.rgb(4), config.views, views=2, size=32, seed=0, epoch=0, index=3)
     assert np.array_equal(views, following)
@@ -135,7 +137,8 @@ def test_the_last_image_is_replaced_by_the_first(photos, recipe):
     config = recipe(photos)
     split = open_split(config.data)
     cut(photos / "train" / split.source.name(29))
-    views, _ = data.Views(split, config)[(0, 29)]
+    views, _, row = data.Views(split, config)[(0, 29)]
+    assert row == 0
     first = make_views(split.source.rgb(0), config.views, views=2, size=32, seed=0, epoch=0, index=29)
     assert np.array_equal(views, first)
 
@@ -145,7 +148,7 @@ def test_corrupt_images_in_a_row_stop_above_the_limit(photos, recipe):
     split = open_split(config.data)
     for index in (3, 4):
         cut(photos / "train" / split.source.name(index))
-    _, unreadable = data.Views(split, config)[(0, 3)]
+    _, unreadable, _ = data.Views(split, config)[(0, 3)]
     assert [split.source.name(i) in text for i, text in zip((3, 4), unreadable, strict=True)] == [True, True]
     cut(photos / "train" / split.source.name(5))
     with pytest.raises(DataError, match=split.source.name(3)):

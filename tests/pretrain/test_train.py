@@ -195,7 +195,9 @@ def test_two_processes_keep_the_same_momentum(one_and_two):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [("loss", "centroid", "singular", "brownian"), ("std",), ("effective_rank",)])
+@pytest.mark.parametrize(
+    "names", [("loss", "centroid", "singular", "brownian"), ("std",), ("effective_rank",), ("online_linear",)]
+)
 def test_two_processes_report_the_numbers_of_one(one_and_two, names):
     one, two = (losses(out) for out in one_and_two)
     assert [record["step"] for record in one] == [record["step"] for record in two] == [0, 1, 2, 3, 4]
