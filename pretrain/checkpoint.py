@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +13,12 @@ from torch import nn
 from backbench import jsonl
 from backbench.config import indifferent_keys
 from backbench.data.splits import ImageSplit
-from backbench.errors import CheckpointError
+from backbench.errors import CheckpointError, ConfigError
 from backbench.files.atomic import atomic_save
 from backbench.printable import printable
 from backbench.progress import say
 from model_zoo.reading import load_torch
-from pretrain.config import PretrainConfig
+from pretrain.config import PretrainConfig, recipe
 from pretrain.networks import Online, Target
 from pretrain.probe import Probe
 from pretrain.views import VERSION as VIEWS
@@ -122,6 +123,8 @@ def data_identity(split: ImageSplit) -> dict[str, Any]:
 
 def _changes(saved: dict[str, Any], config: PretrainConfig) -> list[str]:
     """Return the fields that differ and must match before a checkpoint can be resumed."""
+    with contextlib.suppress(ConfigError):  # fields that an older version did not have are at their defaults
+        saved = recipe(saved).model_dump(mode="json")
     free = {*indifferent_keys(type(config)), "run.threads"}  # `restore` announces another number of threads
     return _differences(saved, config.model_dump(mode="json"), free)
 

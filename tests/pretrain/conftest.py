@@ -34,3 +34,15 @@ def photos(tmp_path: Path) -> Path:
 def recipe() -> Callable[..., PretrainConfig]:
     """`recipe(root, "a.b=c", ...)`."""
     return tiny_recipe
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster(tmp_path_factory):
+    import cluster
+
+    if reason := cluster.missing():
+        pytest.skip(reason)
+    with cluster.running(tmp_path_factory.mktemp("slurm")) as one, pytest.MonkeyPatch.context() as patch:
+        for name, value in one.environment.items():
+            patch.setenv(name, value)
+        yield one

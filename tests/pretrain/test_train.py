@@ -287,6 +287,15 @@ def test_resuming_a_run_of_other_views_is_refused(whole, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_checkpoint_without_fields_that_came_later_resumes(whole, tmp_path):
+    config, finished = whole
+    saved = checkpoint(finished)
+    del saved["probe"], saved["config"]["run"]["compile"], saved["config"]["run"]["linear_probe"]
+    torch.save(saved, tmp_path / "last.ckpt")
+    assert train(config, tmp_path, resume=True).read_bytes() == (finished / "model.pth").read_bytes()
+
+
+@pytest.mark.slow
 def test_resuming_on_other_images_is_refused(whole, tmp_path, shared_photos, recipe):
     config, finished = whole
     shutil.copytree(shared_photos, tmp_path / "photos")
