@@ -49,7 +49,7 @@ def run(points: Sequence[Point], start: Start) -> int:
     taken = [point for point in points if _is_begun(start.folder / point.name)]
     if taken and not start.resume:
         raise BackbenchError(
-            f"{start.folder / taken[0].name}: holds a run already; continue {'all ' if len(points) > 1 else ''}with "
+            f"{start.folder / taken[0].name}: contains a run already; continue {'all ' if len(points) > 1 else ''}with "
             "--resume, or give another --out"
         )
     make_folder(start.folder)

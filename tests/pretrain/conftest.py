@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cluster
 import numpy as np
 import pytest
 from pretraining import smooth_image, tiny_recipe, write_photos
@@ -37,9 +38,8 @@ def recipe() -> Callable[..., PretrainConfig]:
 
 
 @pytest.fixture(scope="session")
-def slurm_cluster(tmp_path_factory):
-    import cluster
-
+def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[cluster.Cluster]:
+    """A SLURM of two nodes on this machine, which the environment names; skips where it is not installed."""
     if reason := cluster.missing():
         pytest.skip(reason)
     with cluster.running(tmp_path_factory.mktemp("slurm")) as one, pytest.MonkeyPatch.context() as patch:

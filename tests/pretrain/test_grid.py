@@ -129,7 +129,7 @@ def test_a_grid_trains_every_point_and_ends_in_one_table(recipe_file, tmp_path, 
     train(load(recipe_file, []), tmp_path / "alone")
     assert (good / "model.pth").read_bytes() == (tmp_path / "alone" / "model.pth").read_bytes()
 
-    with pytest.raises(BackbenchError, match="holds a run already; continue all with --resume"):
+    with pytest.raises(BackbenchError, match="contains a run already; continue all with --resume"):
         run.main(words)
     written = (good / "model.pth").stat().st_mtime_ns
     assert run.main([*words, "--resume"]) == 1

@@ -312,7 +312,7 @@ def test_a_model_without_its_checkpoint_is_not_overwritten(whole, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "last.ckpt").unlink()
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    with pytest.raises(BackbenchError, match=r"holds a model\.pth and no last\.ckpt"):
+    with pytest.raises(BackbenchError, match=r"contains a model\.pth but no last\.ckpt"):
         train(config, tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
