@@ -62,11 +62,15 @@ def draw(records: Sequence[dict[str, Any]], out: Path) -> None:
         axes.axis("off")
     for axes, record in zip(all_axes.flat, records, strict=False):
         growth = record["growth"]
-        axes.loglog(*zip(*growth["points"], strict=True), "o-", color="#1f6f8b")
+        sizes, costs = zip(*growth["points"], strict=True)
+        axes.loglog(sizes, costs, "o-", color="#1f6f8b")
+        axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
+        axes.set_yticks([min(costs), max(costs)], [f"{cost:.2g}" for cost in (min(costs), max(costs))])
+        axes.minorticks_off()
         axes.set_title(f"{record['name']}: grows as size^{exponent(growth['points']):.2f}", fontsize=9)
         axes.set_xlabel(growth["axis"], fontsize=8)
         axes.set_ylabel(record["quantity"], fontsize=8)
-        axes.tick_params(labelsize=7, which="both")
+        axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
         device = record.get("machine", {}).get("device", "")
         axes.text(0.02, 0.96, device, transform=axes.transAxes, fontsize=6, va="top")
