@@ -16,7 +16,7 @@ _agent: str | None = None
 
 
 def begin() -> None:
-    """At an entry point, in a rank: end this process, by SIGKILL, soon after the agent has ended.
+    """Called by an entry point in a rank: kill this process soon after its agent has ended.
 
     A shell that the agent started, and that started this process, would outlive the agent, and so would this process.
     """

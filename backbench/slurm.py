@@ -27,11 +27,11 @@ from backbench.errors import BackbenchError, ConfigError
 
 _ROOT = Path(__file__).resolve().parent.parent
 _LINGER_S = 600.0  # a job told to stop waits this long for SLURM to end or requeue it
-_MARGIN_S = 15.0  # of the notice that stays for the requeue
+_MARGIN_S = 15.0  # part of the notice reserved for the requeue
 
 
 class Slurm(Config):
-    """What a job asks for: the `key=value` words of `--slurm`. `extra.NAME=VALUE` is any other option of sbatch."""
+    """Resources of a job: the `key=value` words of `--slurm`. `extra.NAME=VALUE` is any other option of sbatch."""
 
     partition: str | None = None
     account: str | None = None
@@ -42,7 +42,7 @@ class Slurm(Config):
     cpus: Annotated[int, Field(ge=1)] | None = None  # of each node
     memory: str | None = None  # of each node, as `64G`
     time: str = "4:00:00"  # as sbatch reads it: minutes, H:MM:SS, D-HH
-    timeouts: Annotated[int, Field(ge=0)] = 100  # how often a job goes on after its time is used up
+    timeouts: Annotated[int, Field(ge=0)] = 100  # requeues of a job that used up its time
     notice: Annotated[int, Field(ge=30, le=3600)] = 120  # seconds between the signal and the end of the time
     extra: dict[str, str] = Field(default_factory=dict)
 
@@ -66,7 +66,7 @@ class Work:
 
 
 def parse(words: Sequence[str]) -> Slurm:
-    """The options of `--slurm`, given once or several times, each with one or more `key=value`.
+    """Parse `--slurm`, given once or several times, each with one or more `key=value`.
 
     Raises:
         ConfigError: an unknown key, with the nearest one, or a value that cannot be.
@@ -87,7 +87,7 @@ def parse(words: Sequence[str]) -> Slurm:
 
 
 def minutes(text: str) -> int:
-    """Whole minutes, rounded up, of a time as sbatch reads it (`M`, `M:S`, `H:M:S`, `D-H`, `D-H:M:S`); 0: it is none."""
+    """Return the minutes, rounded up, of a time that sbatch reads (`M`, `M:S`, `H:M:S`, `D-H`, `D-H:M:S`); else 0."""
     days, dash, clock = text.rpartition("-")
     parts = clock.split(":")
     if not all(part.isascii() and part.isdigit() for part in [*parts, *([days] if dash else [])]) or len(parts) > 3:
@@ -99,7 +99,7 @@ def minutes(text: str) -> int:
 
 
 def preview(works: Sequence[Work], wanted: Slurm, folder: Path, *, at_once: int = 0) -> str:
-    """The file that `submit` would hand to sbatch, and the command of each job of the array. Needs no SLURM here."""
+    """Return the file that `submit` would give to sbatch, and the command of each job. Needs no SLURM."""
     slurm = _submitit("slurm.slurm")
     fields = _fields(wanted, at_once, works)
     command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
@@ -135,12 +135,12 @@ def submit(works: Sequence[Work], wanted: Slurm, folder: Path, *, at_once: int =
 
 
 def log_of(folder: Path, number: str) -> Path:
-    """The file with everything that a job printed, all its starts one after the other."""
+    """Return the file with everything that a job printed, in all its starts."""
     return folder.resolve() / f"{number}_0_log.out"
 
 
 def queued(numbers: Sequence[str]) -> dict[str, str] | None:
-    """SLURM's word (`PENDING`, `RUNNING`) for each of these jobs that is in its queue; None where that cannot be asked."""
+    """Return SLURM's state (`PENDING`, `RUNNING`) of each of these jobs in its queue; None without a SLURM to ask."""
     if shutil.which("squeue") is None:
         return None
     words = ["squeue", "-h", "-r", "-o", "%i %T", "--me"]
@@ -208,16 +208,16 @@ class _Job:
         self.work, self.wanted, self.folder = work, wanted, folder
 
     def checkpoint(self) -> Any:
-        """What runs after a requeue: the same."""
+        """Return what runs after a requeue: the same command."""
         return _submitit().helpers.DelayedSubmission(self)
 
     def __call__(self) -> None:
-        """Run the command to its end; ends this process with its exit code, or when SLURM wants the node back."""
+        """Run the command; end this process with its exit code, or when SLURM wants the node back."""
         requeue = signal.getsignal(signal.SIGUSR2)  # submitit's: writes the next start's file, requeues, exits
         asked: list[int] = []
         for number in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, lambda got, _frame: asked.append(got))
-        environment = {"HF_HUB_OFFLINE": "1", **processes.alone(os.environ)}  # what it needs was fetched before
+        environment = {"HF_HUB_OFFLINE": "1", **processes.alone(os.environ)}  # everything was fetched at submission
         words = _words(self.work, self.wanted, environment)
         print(f"{self.work.name}: {shlex.join(words)}", flush=True)
         command = processes.start(words, environment, ignored=[signal.SIGUSR2])
@@ -229,7 +229,7 @@ class _Job:
         if not asked:
             if code:
                 self._say_failed(f"ended with code {code}; out of memory it prints nothing")
-                raise SystemExit(code if code > 0 else 128 - code)  # SLURM's word for the job is then FAILED
+                raise SystemExit(code if code > 0 else 128 - code)  # SLURM then lists the job as FAILED
             return
         self._leave(asked, requeue)
         raise SystemExit(processes.INTERRUPTED)

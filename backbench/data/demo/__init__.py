@@ -20,11 +20,11 @@ from backbench.files.folders import cache_folder
 from backbench.progress import say
 
 VERSION = 6
-MARKER = "DEMO.json"  # lies in the data root, names the version: a folder without it is not complete
+MARKER = "DEMO.json"  # in the data root, with the version: a folder without it is incomplete
 
 
 def root() -> Path:
-    """The demo's data root, made now if it is not there yet; safe to call from several processes at once.
+    """Return the demo's data root; make it when it does not exist. Several processes may call this at once.
 
     Raises:
         BackbenchError: the cache folder cannot be written.
@@ -52,10 +52,10 @@ def root() -> Path:
 
 
 def is_made() -> bool:
-    """Whether the demo's data lie in the cache already."""
+    """Return whether the demo's data are in the cache."""
     return (cache_folder() / f"demo-v{VERSION}" / MARKER).exists()
 
 
 def is_demo(folder: Path) -> bool:
-    """Whether a data set's folder lies in a demo data root."""
+    """Return whether a data set's folder is in a demo data root."""
     return any((parent / MARKER).exists() for parent in (Path(folder), *list(Path(folder).parents)[:3]))

@@ -31,7 +31,7 @@ class Placed:
 
 
 def texture(label: int, u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The class's texture at coordinates (u, v), in periods; values about -1 to 1. None is the mirror of another."""
+    """Return the class's texture at coordinates (u, v) in periods, about -1 to 1. No texture mirrors another one."""
     u, v = u + rng.uniform(), v + rng.uniform()
     du, dv = (u % 1) - 0.5, (v % 1) - 0.5
     wave_u, wave_v = np.sin(2 * np.pi * u), np.sin(2 * np.pi * v)
@@ -51,7 +51,7 @@ def texture(label: int, u: np.ndarray, v: np.ndarray, rng: np.random.Generator) 
 
 
 def outline(label: int, rng: np.random.Generator) -> np.ndarray:
-    """The class's shape as a polygon (P, 2) within the unit square about the origin."""
+    """Return the class's shape as a polygon (P, 2) within the unit square around the origin."""
     t = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     radius: dict[str, Callable[[], np.ndarray]] = {
         "disc": lambda: np.ones_like(t),
@@ -82,7 +82,7 @@ def render_single(label: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def render_scene(rng: np.random.Generator) -> tuple[np.ndarray, list[Placed]]:
-    """One to four objects, some over the edge or behind another: pixels and what is where, back to front."""
+    """Draw one to four objects, some cut by the border or covered; return pixels and the objects, back to front."""
     width, height = SCENE
     canvas = _ground(width, height, rng)
     placed = []

@@ -54,7 +54,7 @@ def _make_stl10(folder: Path) -> None:
     rows = 20 * len(CLASSES)
     folds = [
         seeded("stl10", "fold", k).permutation(rows)[: rows // 5] for k in range(10)
-    ]  # a fifth each, as the real ones
+    ]  # a fifth of the images each, as in STL-10
     (folder / "fold_indices.txt").write_text("".join(f"{' '.join(map(str, sorted(fold)))}\n" for fold in folds))
 
 
@@ -144,7 +144,7 @@ def _make_inat18(folder: Path) -> None:
         for label in range(len(CLASSES)):
             make_folder(folder / "train_val2018" / "Shapes" / str(label))
             for i in range(count):
-                number = 1000 * len(images) + (1 if split == "train" else 7)  # the ids have gaps, as the real ones do
+                number = 1000 * len(images) + (1 if split == "train" else 7)  # ids have gaps, as COCO's do
                 name = f"train_val2018/Shapes/{label}/{split}_{i:04d}.jpg"
                 _save(folder / name, render_single(label, seeded("inat18", split, label, i)))
                 images.append({"id": number, "file_name": name, "width": SIDE, "height": SIDE})

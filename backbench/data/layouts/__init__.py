@@ -21,17 +21,17 @@ def names() -> list[str]:
 
 
 def get(name: str) -> ModuleType:
-    """A layout's module. Raises ConfigError: unknown, with the nearest name, or a plug-in that is broken."""
+    """Return a layout's module. Raises ConfigError when it is unknown (the nearest name is given) or its plug-in is broken."""
     return plugins.module("layouts", sys.modules[__name__], name, "layout")
 
 
 def labels(name: str) -> frozenset[str]:
-    """The kinds of labels that a layout's images have: one class each, unless its module states others."""
+    """Return the kinds of labels of a layout: one class per image, unless its module states others."""
     return frozenset(getattr(get(name), "LABELS", {"class"}))
 
 
 def recognise(root: Path, layout: str | None = None) -> tuple[str, str, str] | None:
-    """Layout, training split and test split of a folder; of the given layout alone where one is given.
+    """Return layout, training split and test split of a folder; only the given layout is tried when there is one.
 
     Raises:
         DataError: the folder fits several layouts.

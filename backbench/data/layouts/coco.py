@@ -30,7 +30,7 @@ LABELS = frozenset({"classes", "boxes", "masks"})
 
 
 def recognise(root: Path) -> tuple[str, str] | None:
-    """The splits of `annotations/instances_<split>.json`: one that begins with train, one with test, else with val."""
+    """Return the splits of `annotations/instances_<split>.json`: one named train*, and one named test* or else val*."""
     files = sorted((Path(root) / "annotations").glob("instances_*.json"))
     there = [file.stem.removeprefix("instances_") for file in files]
     first = [next((name for name in there if name.startswith(word)), None) for word in ("train", "test", "val")]
@@ -40,12 +40,14 @@ def recognise(root: Path) -> tuple[str, str] | None:
 
 @dataclass(frozen=True)
 class Instances:
-    """An annotation file whose records have their fields and refer to each other."""
+    """A checked annotation file: records have all fields, and every reference between them is valid."""
 
     images: tuple[dict[str, Any], ...]  # sorted by id
     annotations: tuple[dict[str, Any], ...]
     categories: tuple[dict[str, Any], ...]  # sorted by id; the real ids run from 1 to 90, with gaps
-    stray: tuple[tuple[int, str], ...] = ()  # (annotation id, "image_id" or "category_id" that is unknown): left out
+    stray: tuple[
+        tuple[int, str], ...
+    ] = ()  # left out: (annotation id, which of "image_id" and "category_id" is unknown)
 
 
 def annotation_file(root: Path, split: str) -> Path:
@@ -109,14 +111,14 @@ def read(root: Path, split: str, *, dataset: str = "coco") -> ImageSplit:
 
 
 def is_below(name: str, folder: Path) -> bool:
-    """Whether a name of several parts is a file's below the folder: nothing outside it is looked at."""
+    """Return whether a name with several parts is a file below the folder. Paths that lead outside are not looked at."""
     path = PurePosixPath(name)
     inside = not path.is_absolute() and ".." not in path.parts
     return inside and "/" in name and os.path.isfile(folder / name)  # noqa: PTH113 (Path's raises for long names)
 
 
 def crowd_of(annotation: dict[str, Any]) -> bool | None:
-    """Whether it marks a crowd: false where it does not say, None where `iscrowd` is neither 0 nor 1 nor null."""
+    """Return whether an annotation marks a crowd: False without `iscrowd`, None when it is not 0, 1 or null."""
     stated = annotation.get("iscrowd")
     if stated is None:
         return False
@@ -124,12 +126,12 @@ def crowd_of(annotation: dict[str, Any]) -> bool | None:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value of a JSON file is a number; true and false are none, and neither is one that no float holds."""
+    """Return whether a JSON value is a number: booleans and integers too large for a float are not."""
     return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023)
 
 
 def listed_twice(images: Sequence[dict[str, Any]]) -> set[str]:
-    """Names of files that two images have, however written (`./1.jpg` is `1.jpg`)."""
+    """Return file names that two images share; `./1.jpg` equals `1.jpg`."""
     of_file: dict[str, list[str]] = {}
     for image in images:
         of_file.setdefault(posixpath.normpath(image["file_name"]), []).append(image["file_name"])
@@ -137,7 +139,7 @@ def listed_twice(images: Sequence[dict[str, Any]]) -> set[str]:
 
 
 def names_alike(categories: Sequence[dict[str, Any]]) -> list[str]:
-    """`'cup' (ids 3, 7)` for every name that several categories have."""
+    """Return `'cup' (ids 3, 7)` for every name that several categories share."""
     of_name: dict[str, list[str]] = {}
     for category in categories:
         of_name.setdefault(category["name"], []).append(str(category["id"]))
@@ -153,7 +155,7 @@ def _checked_ids(records: list[dict[str, Any]], kind: str, file: Path) -> set[in
         if odd:
             raise DataError(f"{file}: a record of '{kind}' whose '{odd[0]}' is {_shown(item[odd[0]])}: {_shown(item)}")
         for side in {"width", "height"} & item.keys():
-            if isinstance(item[side], float) and item[side].is_integer():  # as some tools write them
+            if isinstance(item[side], float) and item[side].is_integer():  # some tools write 3.0 for 3
                 item[side] = int(item[side])
     ids = {item["id"] for item in records}
     if len({isinstance(i, str) for i in ids}) > 1:
@@ -168,7 +170,7 @@ def _shown(value: object) -> str:
 
 
 def _is_of_its_type(key: str, value: object) -> bool:
-    """Whether a value has its key's type. true and false are not ids; half a pair of UTF-16 is not a name."""
+    """Return whether a value has its key's type. Booleans are not ids; a lone UTF-16 surrogate is not a name."""
     if isinstance(value, bool) and key in _IDS:
         return False
     if key == "name" and isinstance(value, str) and not value.isprintable() and not _is_utf8(value):

@@ -27,7 +27,7 @@ _KEPT_GROUPS = 4
 
 
 def recognise(root: Path) -> tuple[str, str] | None:
-    """`train`, and `test` where its labels are public, else `validation` (or `valid`, `val`)."""
+    """Return `train` and a test split: `test` when its labels are public, else `validation`, `valid` or `val`."""
     found = shards(root, ".parquet")
     if "train" not in found or test_split(found) is None:
         return None
@@ -37,7 +37,7 @@ def recognise(root: Path) -> tuple[str, str] | None:
 
 
 def read(root: Path, split: str, *, dataset: str = "hf_parquet") -> ImageSplit:
-    """List a split; its classes are the names that the files state, else the labels of the training images, sorted.
+    """List a split. Classes are the names stated in the files, else the sorted labels of the training images.
 
     Raises:
         DataError: pyarrow is not installed, no such split, parts are missing, or a file is not of such a data set.
@@ -135,7 +135,7 @@ def _sizes(path: Path, group: int, column: str, listed: Status) -> np.ndarray:
 @functools.lru_cache(maxsize=_KEPT_GROUPS)
 def _images(path: Path, group: int, column: str, listed: Status) -> Any:
     """An array of the bytes of a row group's images."""
-    del listed  # of a file that changed another array is read
+    del listed  # part of the cache key: a changed file is read again
     import pyarrow as pa
 
     try:
@@ -162,7 +162,7 @@ def _open(path: Path) -> Any:
 
 
 def _image_column(path: Path) -> str:
-    """The column that the file calls an image, else the one of bytes or of a struct with bytes."""
+    """Return the column declared as an image, else the one of bytes or of a struct with bytes."""
     import pyarrow as pa
 
     schema = _open(path).schema_arrow
@@ -178,7 +178,7 @@ def _image_column(path: Path) -> str:
 
 
 def _label_column(path: Path, schema: Any) -> tuple[str, tuple[str, ...]]:
-    """The column of classes and their names where the file states them."""
+    """Return the column of classes, and their names when the file states them."""
     import pyarrow as pa
 
     features = _features(schema)
@@ -200,7 +200,7 @@ def _the_one(names: list[str], what: str, path: Path, schema: Any) -> str:
 
 
 def _features(schema: Any) -> dict[str, dict[str, Any]]:
-    """What HuggingFace's `datasets` wrote of the columns."""
+    """Return the column types that HuggingFace's `datasets` wrote."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
@@ -209,7 +209,7 @@ def _features(schema: Any) -> dict[str, dict[str, Any]]:
 
 
 def _labels(files: list[Path]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(N,) labels of a split, numbers or words, and the classes' names where they are stated."""
+    """Return labels (N,) of a split, numbers or words, and the class names when they are stated."""
     name, classes = _label_column(files[0], _open(files[0]).schema_arrow)
     parts = []
     for path in files:
@@ -218,7 +218,7 @@ def _labels(files: list[Path]) -> tuple[np.ndarray, tuple[str, ...]]:
             raise DataError(f"{path}: no column '{name}', which {files[0].name} has")
         parts.append(file.read(columns=[name], use_threads=False).column(0).to_numpy())
     values = np.concatenate(parts)
-    if values.dtype.kind == "f":  # integers with gaps
+    if values.dtype.kind == "f":  # integers with missing values
         raise DataError(f"{files[0]}: images without a label in column '{name}'")
     return values, classes
 
@@ -228,7 +228,7 @@ def _sorted_labels(values: np.ndarray) -> tuple[str, ...]:
 
 
 def _numbers(values: np.ndarray, classes: tuple[str, ...], files: list[Path], *, by_number: bool) -> np.ndarray:
-    """(N,) int64 labels. Raises DataError: an image without a label, or with one that is not among the classes."""
+    """Return labels (N,) int64. Raises DataError when an image has no label or one outside the classes."""
     names = classes if not by_number else tuple(str(number) for number in range(len(classes)))
     number = {name: label for label, name in enumerate(names)}
     words = [str(value) for value in values.tolist()]

@@ -22,7 +22,7 @@ _TEST_SPLITS = ("test", "val", "valid", "validation")  # the first that has clas
 
 
 def recognise(root: Path) -> tuple[str, str] | None:
-    """`train`, and the first of `test`, `val`, `valid` and `validation` that holds class folders."""
+    """`train`, and the first of `test`, `val`, `valid` and `validation` that contains class folders."""
     having = [split for split in ("train", *_TEST_SPLITS) if _has_folders(Path(root) / split)]
     return ("train", having[1]) if having[:1] == ["train"] and len(having) > 1 else None
 
@@ -74,7 +74,7 @@ def read(root: Path, split: str, *, dataset: str = "imagefolder") -> ImageSplit:
 
 
 def _check_classes(train: set[str], own: set[str], root: Path, split: str) -> None:
-    """DataError where the splits have different classes: which one has which, and what may be meant."""
+    """Raise DataError when the splits have different classes: name the differences and the likely cause."""
     if train == own:
         return
     name = min(train ^ own)
@@ -95,7 +95,7 @@ def _folded(name: str) -> str:
 
 
 def read_unlabelled(root: Path, *, dataset: str) -> ImageSplit:
-    """Every image below a folder, without labels: enough to pretrain on.
+    """List every image below a folder, without labels: enough for pretraining.
 
     Raises:
         DataError: no image below it.

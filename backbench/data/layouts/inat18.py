@@ -19,7 +19,7 @@ LABELS = frozenset({"class"})
 
 
 def recognise(root: Path) -> tuple[str, str] | None:
-    """`train` and `val` where both json files are there."""
+    """Return `train` and `val` when both json files exist."""
     whole = all((Path(root) / f"{split}2018.json").is_file() for split in ("train", "val"))
     return ("train", "val") if whole else None
 
@@ -57,7 +57,7 @@ def read(root: Path, split: str, *, dataset: str = "inat18") -> ImageSplit:
 
 
 def _categories(train: dict[str, list[dict[str, Any]]], file: Path) -> tuple[list[int | str], tuple[str, ...]]:
-    """Sorted category ids and their names: of `categories`, else of the annotations."""
+    """Return sorted category ids and their names, from `categories` or else from the annotations."""
     if not train.get("categories"):
         ids = _ordered({_field(a, "category_id", file) for a in train["annotations"]})
         return ids, tuple(str(i) for i in ids)
@@ -72,7 +72,7 @@ def _categories(train: dict[str, list[dict[str, Any]]], file: Path) -> tuple[lis
 def _check_names(
     record: dict[str, list[dict[str, Any]]], file: Path, names: dict[int | str, str], train_file: Path
 ) -> None:
-    """DataError where a file calls a category otherwise than the training file: its labels would mean something else."""
+    """Raise DataError when a category's name differs from the training file's: labels would mean other classes."""
     for category in record.get("categories") or ():
         number = _field(category, "id", file)
         own, theirs = printable(category.get("name", number)), names.get(number)
@@ -84,7 +84,7 @@ def _check_names(
 
 
 def _pairs(record: dict[str, list[dict[str, Any]]], file: Path) -> dict[int, int]:
-    """Image id -> category id; exactly one annotation per image."""
+    """Return category ids by image id. Raises DataError unless every image has exactly one annotation."""
     images = {_field(image, "id", file) for image in record["images"]}
     if len(images) != len(record["images"]):
         raise DataError(f"{file}: {len(record['images']) - len(images)} image ids are there twice")
@@ -107,7 +107,7 @@ def _pairs(record: dict[str, list[dict[str, Any]]], file: Path) -> dict[int, int
 
 
 def _field(record: dict[str, Any], key: str, file: Path) -> Any:
-    """A record's file name, or an id: a whole number or a word. Raises DataError: it has none, or of another type."""
+    """Return a record's file name or id (an integer or a word). Raises DataError when it is absent or of another type."""
     try:
         value = record[key]
     except (KeyError, TypeError):
@@ -126,5 +126,5 @@ def _shown(record: object) -> str:
 
 
 def _ordered(ids: Iterable[int | str]) -> list[int | str]:
-    """Numbers first: an id of the other kind is a stranger, which is said where it is looked up."""
+    """Sort numbers before words. An id of the wrong kind fails later, where it is looked up."""
     return sorted(ids, key=lambda i: (isinstance(i, str), i))

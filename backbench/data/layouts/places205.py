@@ -14,14 +14,14 @@ from backbench.errors import DataError
 from backbench.files import Unreadable, read_lines
 from backbench.printable import printable
 
-_DIGITS = 18  # of a label, and more than any has: it fits 64 bits
+_DIGITS = 18  # the longest label that is read: it fits 64 bits
 
 
 LABELS = frozenset({"class"})
 
 
 def recognise(root: Path) -> tuple[str, str] | None:
-    """`train` and `val` where both csv files are there."""
+    """Return `train` and `val` when both csv files exist."""
     whole = all((Path(root) / f"{split}_places205.csv").is_file() for split in ("train", "val"))
     return ("train", "val") if whole else None
 
@@ -41,7 +41,7 @@ def read(root: Path, split: str, *, dataset: str = "places205") -> ImageSplit:
     paths, labels = _rows(train_file)
     names, first = np.unique(labels, return_index=True)
     gaps = np.flatnonzero(names != np.arange(len(names)))
-    if len(gaps):  # not all of them: a label of 10^17 would leave as many
+    if len(gaps):  # only some: a label of 10^17 would leave as many gaps
         raise DataError(
             f"{train_file}: labels without an image: {names[-1] + 1 - len(names)}, e.g. {gaps[0]}; is the file whole?"
         )
@@ -61,15 +61,17 @@ def read(root: Path, split: str, *, dataset: str = "places205") -> ImageSplit:
 
 
 def _rows(file: Path) -> tuple[list[str], np.ndarray]:
-    """Paths and labels (N,) int64 of a csv."""
+    """Return paths and labels (N,) int64 of a csv file."""
     try:
         lines = read_lines(file)
     except Unreadable as error:
         raise DataError(f"{error}; is the data set whole?") from None
     paths, labels = [], []
     for number, line in enumerate(lines, start=1):
-        path, _, label = line.rpartition(" ")  # a name may hold spaces
-        spaced = " " in path and PurePosixPath(path).suffix.lower() not in EXTENSIONS  # no name: another column
+        path, _, label = line.rpartition(" ")  # names may contain spaces
+        spaced = (
+            " " in path and PurePosixPath(path).suffix.lower() not in EXTENSIONS
+        )  # a third column, not a name with spaces
         if not path.strip() or spaced or not (label.isascii() and label.isdigit() and len(label) < _DIGITS):
             raise DataError(
                 f"{file}:{number}: '{printable(line)}' is not a path and a label from 0, with one space between them"
@@ -83,7 +85,7 @@ def _rows(file: Path) -> tuple[list[str], np.ndarray]:
 
 
 def _labels_of_folders(paths: list[str], labels: np.ndarray) -> dict[str, int]:
-    """The label of each folder of the training images, where every folder has one; empty where one has several."""
+    """Return the label of each training folder; empty when a folder has several labels."""
     of_folder: dict[str, int] = {}
     for path, label in zip(paths, labels.tolist(), strict=True):
         if of_folder.setdefault(_folder(path), label) != label:
@@ -92,7 +94,7 @@ def _labels_of_folders(paths: list[str], labels: np.ndarray) -> dict[str, int]:
 
 
 def _check_folders(file: Path, paths: list[str], labels: np.ndarray, of_folder: dict[str, int]) -> None:
-    """DataError where an image lies in a folder of the training images and has another label than those: one counts from 1?"""
+    """Raise DataError when an image's label differs from its training folder's: one of the files may count from 1."""
     for row, (path, label) in enumerate(zip(paths, labels.tolist(), strict=True), start=1):
         theirs = of_folder.get(_folder(path), label)
         if theirs != label:
@@ -107,6 +109,6 @@ def _folder(path: str) -> str:
 
 
 def _class_names(paths: list[str]) -> tuple[str, ...]:
-    """Folders of one image of each class; their numbers where that does not tell them apart."""
+    """Name each class by the folder of its first image, or by its number when two classes share a folder."""
     folders = [path.rpartition("/")[0].lstrip("/") for path in paths]
     return tuple(folders) if len(set(folders)) == len(folders) else tuple(str(i) for i in range(len(folders)))

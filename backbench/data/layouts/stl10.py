@@ -84,7 +84,7 @@ LABELS = frozenset({"class"})
 
 
 def recognise(root: Path) -> tuple[str, str] | None:
-    """`train` and `test` where the binary files are there."""
+    """Return `train` and `test` when the binary files exist."""
     whole = all((Path(root) / "stl10_binary" / f"{split}_X.bin").is_file() for split in ("train", "test"))
     return ("train", "test") if whole else None
 
@@ -111,7 +111,7 @@ def read(root: Path, split: str, *, dataset: str = "stl10") -> ImageSplit:
 
 
 def _labels(root: Path, split: str) -> np.ndarray:
-    """(N,) int64 from 0, one for each picture."""
+    """Return labels (N,) int64, counted from 0."""
     part, file = _part(root, split), _binary(root) / f"{split}_y.bin"
     if not file.exists() or file.stat().st_size != len(part):
         raise DataError(f"{file}: expected {len(part)} labels, one byte each")
@@ -137,7 +137,7 @@ def _part(root: Path, split: str) -> _Part:
 
 
 def _fold(root: Path, split: str, images: int) -> np.ndarray:
-    """(N,) int64: a line of `fold_indices.txt`, which counts from 0."""
+    """Return the rows (N,) int64 in one line of `fold_indices.txt`, counted from 0."""
     file = _binary(root) / "fold_indices.txt"
     if not file.exists():
         raise DataError(f"{file}: no such file; it comes with the binary files")

@@ -21,7 +21,7 @@ from backbench.errors import DataError
 from backbench.files import Unreadable, read_lines
 from backbench.printable import printable, some
 
-__all__ = ["Annotation", "Object", "annotation", "states"]  # of the layout too
+__all__ = ["Annotation", "Object", "annotation", "states"]  # part of the layout's interface
 
 LABELS = frozenset({"classes", "boxes"})
 SPLITS = ("train", "val", "trainval", "test")
@@ -29,7 +29,7 @@ NOT_OF_A_CLASS = "lists that are not of a class"
 
 
 def year_folder(root: Path, year: int = 2007) -> Path:
-    """The folder that holds `ImageSets`: `<root>/VOCdevkit/VOC<year>`, `<root>/VOC<year>` or the root itself.
+    """Return the folder that contains `ImageSets`: `<root>/VOCdevkit/VOC<year>`, `<root>/VOC<year>` or the root itself.
 
     Raises:
         DataError: none of the three.
@@ -42,7 +42,7 @@ def year_folder(root: Path, year: int = 2007) -> Path:
 
 
 def recognise(root: Path) -> tuple[str, str] | None:
-    """`trainval` and `test` where both lists are there, else `train` and `val` (or `test`)."""
+    """Return `trainval` and `test` when both lists exist, else `train` and `val` (or `test`)."""
     try:
         lists = year_folder(root) / "ImageSets" / "Main"
     except DataError:
@@ -53,7 +53,7 @@ def recognise(root: Path) -> tuple[str, str] | None:
 
 
 def read(root: Path, split: str, *, dataset: str = "voc", year: int = 2007) -> ImageSplit:
-    """Images in the order of `<split>.txt`; labels (N, classes) int8, classes are the sorted names of the lists.
+    """List images in the order of `<split>.txt`, with labels (N, classes) int8; classes are the sorted names of the lists.
 
     Raises:
         DataError: a list is missing, or names an unknown or missing image, or holds anything but -1, 0, 1.
@@ -78,7 +78,7 @@ def read(root: Path, split: str, *, dataset: str = "voc", year: int = 2007) -> I
 
 
 def image_files(folder: Path) -> dict[str, str]:
-    """Image files by name without ending: VOC's own are .jpg, other data sets' in its layout may be .png or .jpeg.
+    """Return image files by name without extension. VOC's are .jpg; other data sets in its layout may have .png or .jpeg.
 
     Of several of one name the .jpg counts. Raises DataError: the folder cannot be read, or none of several is a .jpg.
     """
@@ -96,7 +96,7 @@ def image_files(folder: Path) -> dict[str, str]:
 
 
 def image_ids(file: Path, known: Collection[str]) -> list[str]:
-    """The images that a split's list names, in its order. A line is a name: with spaces or without.
+    """Return the images in a split's list, in its order. A line is one name and may contain spaces.
 
     Args:
         known: names of the images that are there, without their endings; a line may say the ending all the same.
@@ -116,7 +116,7 @@ def image_ids(file: Path, known: Collection[str]) -> list[str]:
 
 
 def listing(folder: Path) -> set[str]:
-    """Names of the files in a folder. Raises DataError when it cannot be read."""
+    """Return the names of the files in a folder. Raises DataError when it cannot be read."""
     try:
         return set(os.listdir(folder))  # noqa: PTH208 (names only, for 17,125 files)
     except OSError as error:
@@ -124,13 +124,13 @@ def listing(folder: Path) -> set[str]:
 
 
 def has_classes(lists: Path, split: str, known: Collection[str]) -> bool:
-    """Whether there are lists `<class>_<split>.txt`, for any of the devkit's splits where the split is one of them."""
+    """Return whether lists `<class>_<split>.txt` exist; for a devkit split, those of any devkit split count."""
     splits = {*SPLITS} if split in SPLITS else {split}
     return any(_is_of_class(file, known) for own in sorted(splits) for file in _lists_of(lists, own))
 
 
 def class_names(lists: Path, split: str, known: Collection[str]) -> tuple[str, ...]:
-    """Sorted classes of the lists `<class>_<split>.txt`; every other split that has lists must have the same ones.
+    """Return the sorted classes of the lists `<class>_<split>.txt`. All splits with lists must have the same classes.
 
     A list of images whose name has an underscore (`small_train.txt`) is not one of a class.
 
@@ -167,30 +167,30 @@ def _lists_of(lists: Path, split: str) -> list[Path]:
 
 
 def _is_of_class(file: Path, known: Collection[str]) -> bool:
-    """Whether a list says of images that they show a class, or should have: it is not one of images alone."""
+    """Return whether a list has, or should have, a label beside each image."""
     lines = [line for line in _lines(file) if line]
     return not lines or any(_labelled(line)[1] and _known(line, known) not in known for line in lines)
 
 
 def _labelled(line: str) -> tuple[str, str]:
-    """An image's name and -1, 0 or 1; the whole line and '' where it does not end in one of these."""
+    """Split a line into the image's name and -1, 0 or 1; return the line and '' when it ends in none of these."""
     name, *label = line.rsplit(None, 1)
     return (name, label[0]) if label and label[0] in ("-1", "0", "1") else (line, "")
 
 
 def _parts(file: str) -> tuple[str, str]:
-    """A file's name without an image's ending, and that ending."""
+    """Split a file name into stem and image extension."""
     ending = PurePosixPath(file).suffix
     return (file.removesuffix(ending), ending) if ending.lower() in EXTENSIONS else (file, "")
 
 
 def _known(name: str, known: Collection[str]) -> str:
-    """The image of a name, with or without its ending."""
+    """Return the image of a name, with or without extension."""
     return name if name in known else _parts(name)[0]
 
 
 def _column(file: Path, rows: Mapping[str, int]) -> np.ndarray:
-    """(N,) int8 labels of one class, in the split's order."""
+    """Return labels (N,) int8 of one class, in the split's order."""
     column = np.full(len(rows), -2, np.int8)
     for number, line in enumerate(_lines(file), start=1):
         if not line:

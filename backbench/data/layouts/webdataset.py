@@ -1,4 +1,4 @@
-"""WebDataset: tar files `<split>-000000.tar` that hold `KEY.jpg` beside `KEY.cls`; read where they lie, never extracted.
+"""WebDataset: tar files `<split>-000000.tar` with `KEY.jpg` beside `KEY.cls`; read in place, never extracted.
 
 A tar's headers are walked once, and what was found is kept in the cache until the file changes. Classes are the labels of
 the training images: numbers from 0, named by `classes.txt` (one a line) where the folder has one, else words.
@@ -36,7 +36,7 @@ _MEGABYTE = 2**20
 
 
 def recognise(root: Path) -> tuple[str, str] | None:
-    """`train`, and the first of `test`, `validation`, `valid` and `val` that there are tar files of."""
+    """Return `train` and the first of `test`, `validation`, `valid` and `val` that has tar files."""
     found = shards(root, ".tar")
     test = test_split(found)
     return ("train", test) if "train" in found and test else None
@@ -70,14 +70,14 @@ def read(root: Path, split: str, *, dataset: str = "webdataset") -> ImageSplit:
 
 @dataclass(frozen=True)
 class Index:
-    """Where the images of a tar file lie in it, in their order."""
+    """Positions of the images in a tar file, in their order."""
 
     listed: Status  # of the tar file
     names: tuple[str, ...]
     labels: tuple[str, ...]
-    starts: np.ndarray  # (N,) int64, of the bytes in the tar file
+    starts: np.ndarray  # (N,) int64 byte offsets in the tar file
     sizes: np.ndarray  # (N,) int64
-    others: int  # members that are neither image nor label, one of them
+    others: int  # members that are neither image nor label
     other: str
 
 
@@ -138,7 +138,7 @@ class _Members:
 
 
 def index_of(path: Path) -> Index:
-    """A tar file's index, from the cache where it is still this file. Raises DataError."""
+    """Return a tar file's index, from the cache while the file is unchanged. Raises DataError."""
     listed = status_of(path)
     kept = cache_folder() / "tar" / f"{digest([str(path.resolve()), *listed])[:32]}.npz"
     try:
@@ -204,7 +204,7 @@ def _walked(path: Path, listed: Status) -> Index:
 
 
 def _key(name: str) -> tuple[str, str]:
-    """WebDataset's: the key ends at the first dot of the file's name."""
+    """Split a name into key and extension as WebDataset does: at the first dot of the file name."""
     folder, _, file = name.rpartition("/")
     key, dot, ending = file.partition(".")
     return f"{folder}/{key}", f".{ending.lower()}" if dot else ""
@@ -219,7 +219,7 @@ def _check(path: Path, member: tarfile.TarInfo, end: int, is_second: bool) -> No
 
 
 def _classes(root: Path, labels: list[str]) -> tuple[tuple[str, ...], dict[str, int]]:
-    """The classes' names, and the number of each label."""
+    """Return the class names, and the number of each label."""
     file = root / "classes.txt"
     words = set(labels)
     if not all(re.fullmatch(r"[0-9]{1,9}", word) for word in words):
@@ -232,7 +232,7 @@ def _classes(root: Path, labels: list[str]) -> tuple[tuple[str, ...], dict[str, 
             raise DataError(f"{file}: names {len(set(names))} classes; the labels go up to {max(numbers.values())}")
         return names, {str(label): label for label in range(len(names))} | numbers
     values = set(numbers.values())
-    if gaps := max(values) + 1 - len(values):  # not all of them: a label of 10^8 would leave as many
+    if gaps := max(values) + 1 - len(values):  # only some: a label of 10^8 would leave as many gaps
         first = next(n for n in range(len(values) + 1) if n not in values)
         raise DataError(f"{root}: labels without a training image: {gaps}, e.g. {first}; labels count from 0; is the data set "
                         "whole? If it is, name all classes in classes.txt")  # fmt: skip
