@@ -1,4 +1,4 @@
-"""Speed benchmarks: `backbench speed`. A row measures our code beside a peer, the bare limit or a goal, in the same run.
+"""Speed benchmarks: `backbench speed`. A row measures our code and a peer, the bare limit or a goal in the same run.
 
 A file of this folder with `ROWS = (Row(...), ...)` adds rows; nothing else lists them. Its imports must be light: torch
 and what imports it belong inside functions. `step.py` is an example.
@@ -18,7 +18,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Setup:
-    """What the command line gives every row."""
+    """Options of the command line, for every row."""
 
     device: str  # "cpu" or "cuda"
     quick: bool = False  # sizes that end within seconds: the figures show that the row works, not how fast it is
@@ -28,7 +28,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Growth:
-    """Our side's figure at several sizes, in the unit of the row's `quantity`; `plots.py` draws it."""
+    """Figures of our side at several sizes, in the unit of the row's `quantity`; `plots.py` draws them."""
 
     axis: str  # what grows: "images", "views", "classes", "rates", "workers" or "result files"
     points: Sequence[tuple[float, float]]  # (size, figure)
@@ -51,7 +51,7 @@ class Comparison:
     growth: Growth | None = None
 
     def figures(self) -> dict[str, Any]:
-        """Medians of both sides, and the ratio within each pair: it holds when the machine's speed drifts."""
+        """Return the medians of both sides, and the ratio within each pair, which is fair when the machine's speed drifts."""
         mine, theirs = zip(*self.pairs, strict=True)
         ratios = sorted(a / b for a, b in self.pairs)
         return {
@@ -127,7 +127,7 @@ def seconds(run: Callable[[], object], device: str) -> float:
 
 
 def wait(device: str) -> None:
-    """Wait until the GPU has done what was asked of it."""
+    """Wait until the GPU has finished its work."""
     if device != "cpu":
         import torch
 

@@ -1,4 +1,4 @@
-"""The images of rows that read files: the user's photographs, or rendered JPEGs of a photograph's size."""
+"""Provide images for rows that read files: the user's photographs, or rendered JPEGs of a photograph's size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A detector's training step through our layer, beside the engine's own loop over the same batches.
+"""Time a detector's training step through our layer and through the engine's own loop, on the same batches.
 
 Both sides share the detector, the optimiser and the schedule, and train in turn. Ours is the loop of every detection cell
 (`transfer.detection.training.course.iterate`) with its log and checks. The other side is Detectron2's SimpleTrainer with the
@@ -26,12 +26,12 @@ _STEPS = 8  # per round and side
 
 
 def detectron2(setup: Setup) -> Comparison:
-    """Faster R-CNN C4 beside SimpleTrainer."""
+    """Compare Faster R-CNN C4 with SimpleTrainer."""
     return _beside(setup, "detectron2", "SimpleTrainer", _simple_trainer)
 
 
 def mmdet(setup: Setup) -> Comparison:
-    """Faster R-CNN C4 beside mmengine's train_step."""
+    """Compare Faster R-CNN C4 with mmengine's train_step."""
     return _beside(setup, "mmdet", "train_step", _train_step)
 
 

@@ -1,7 +1,7 @@
-"""The whole pretraining step beside the bare network time: K x forward and backward online, K x forward target.
+"""Time the whole pretraining step and its networks alone: K x forward and backward online, K x forward target.
 
 Both run on the same views in the same memory format, in turn; the step adds normalisation, losses, LARS and the moving
-average. Reading and augmenting images is `views.py`'s matter.
+average. `views.py` measures reading and augmenting images.
 """
 
 from __future__ import annotations

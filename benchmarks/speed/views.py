@@ -1,6 +1,6 @@
-"""Views per core-second at 224 px on JPEG photographs, beside lightly's BYOL transform; normalisation counted on both sides.
+"""Count views per core-second at 224 px on JPEG photographs, ours and lightly's BYOL transform's, with normalisation.
 
-Both sides read the same files, one process, one thread, in turn; the CPU time of the process is what is counted. lightly
+Both sides read the same files in turn, in one process and one thread; the CPU time of the process counts. lightly
 (`pip install backbench[speed]`) decodes once and makes its views one by one, as its own loader does.
 """
 

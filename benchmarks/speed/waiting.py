@@ -1,4 +1,4 @@
-"""The demo's training step with a short wait of threads for each other beside libgomp's default, alone and beside others.
+"""Time the demo's step when threads wait briefly for each other, and with libgomp's default; alone and with others.
 
 Each side is a process of its own, since libgomp reads its settings once. The steps are taken in turn, and both sides must
 end with the same weights.
@@ -26,7 +26,7 @@ _BUSY_THREADS = 2
 
 
 def beside(setup: Setup, others: int) -> Comparison:
-    """Seconds per step beside so many processes that keep two threads busy each."""
+    """Time a step next to `others` processes that keep two threads busy each."""
     with contextlib.ExitStack() as stack:
         ours, theirs = (stack.enter_context(_stepping(setup, spins)) for spins in (SPINS, None))
         setting = ours.recv()

@@ -1,4 +1,4 @@
-"""Builders of records and of what is stored per test item; readers of Markdown tables."""
+"""Build records and arrays per test item; read Markdown tables."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Shelf:
         return record
 
     def top1(self, right, **fields):
-        """A record that is right about these items (bool)."""
+        """Store a record that is right about these items (bool)."""
         best = np.where(right, 1, 2).astype(np.int32)[:, None]
         value = 100.0 * float(np.mean(right))
         return self.put(make_record(value, **fields), {"best": best, "labels": np.ones(len(right), np.int32)})

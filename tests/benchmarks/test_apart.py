@@ -1,4 +1,4 @@
-"""What is never averaged with what: other data, rehearsals, demos, protocols; and what is said of machines."""
+"""Numbers that are never averaged together: other data, rehearsals, demos, protocols; and the note on machines."""
 
 import pytest
 

@@ -20,7 +20,7 @@ FEW = {"k": [1, 3], "headline_k": 3, "size": 32, "expect": "any", "workers": 0}
 
 
 class Pooled(nn.Module):
-    """A small network of the user's own."""
+    """A small network that a user wrote."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""`--key` and `--prefix` on run_all and run_one: they choose in files alone, and a record is of what they chose."""
+"""`--key` and `--prefix` on run_all and run_one: they apply only to files, and the record is of the chosen network."""
 
 import pytest
 import torch

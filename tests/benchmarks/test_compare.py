@@ -1,4 +1,4 @@
-"""Rows beside rows and the literature: marks, differences, what is not the same, and what is refused."""
+"""Comparisons of rows and of the literature: marks, differences, differing conditions, refusals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def with_config(record, config, engine=None):
 
 
 def lines_of(records, *, to=None, **options):
-    """The one column's lines."""
+    """Return the lines of the only column."""
     table = gather(records)
     (found,) = compare_rows(table, render.shown(table), {}, to=to, **options)
     return found.lines
@@ -166,7 +166,7 @@ def test_two_measured_architectures_are_flagged(make):
 
 
 def test_what_was_changed_in_a_preset_is_flagged(column_of):
-    """Same preset, same engine, same batch, but a shorter course."""
+    """Same preset, engine and batch, but a shorter training."""
     ours = row_of("voc0712_detection", "AP", "MSBReg")
     config = plan.load_cell("voc0712_detection").config.model_dump(mode="json")
     fields = {"cell": "voc0712_detection", "metric": "AP", "data": "voc"}
@@ -249,7 +249,7 @@ def test_no_difference_to_numbers_of_other_data(fields, make):
 
 
 def test_no_difference_of_a_row_published_for_other_data(make):
-    """Table 12 was measured on ImageNet-100: nothing to take a baseline on ImageNet from."""
+    """Table 12 was measured on ImageNet-100, so it has no baseline for ImageNet."""
     fields = {"cell": "imagenet_uniformity", "metric": "uniformity", "unit": "", "higher": False}
     _, *beside = lines_of([make(-2.0, name="base", **fields)], to="base")
     others = [line for line in beside if line.row.number.data]

@@ -1,4 +1,4 @@
-"""`run --dry-run`: it foretells what a run would do, and downloads nothing."""
+"""`run --dry-run` predicts what a run would do and downloads nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FIELDS = ["data.expect=any", "k=[1,3]", "headline_k=3", "size=32"]
 
 @pytest.fixture
 def foresee(image_folder, tmp_path, capsys, monkeypatch):
-    """The lines of a dry run of random:resnet18 on a few images."""
+    """Return the lines of a dry run of random:resnet18 on a few images."""
     monkeypatch.setattr(run_all, "launch", None)
     monkeypatch.setattr(fetch, "_download", lambda *_: pytest.fail("something was downloaded"))
     monkeypatch.setattr(subsets, "_download", lambda *_: pytest.fail("a list was fetched"))

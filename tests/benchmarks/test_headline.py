@@ -1,4 +1,4 @@
-"""A result is its headline: what a protocol gives is checked before it is written, what is stored before it is kept."""
+"""A result needs its headline: it is checked before a record is written and before a stored one is kept."""
 
 import math
 
@@ -43,7 +43,7 @@ def test_without_a_possible_headline_there_is_no_result(metrics, words):
 
 
 def test_another_metric_that_cannot_be_is_left_out_and_said():
-    """COCO's evaluator gives -1 for a size of which there are no objects."""
+    """COCO's evaluator returns -1 for a size without objects."""
     notes = []
     kept = measuring.checked({"box_AP": GOOD, "box_APs": Metric(-100.0)}, "box_AP", notes)
     assert list(kept) == ["box_AP"] and kept["box_AP"].value == 50.0

@@ -25,7 +25,7 @@ def test_a_cell_is_shown_with_values_and_comments(capsys):
 
 @pytest.mark.parametrize("name", plan.cell_names())
 def test_what_is_shown_can_be_said(name, capsys):
-    """Each shown value, given as an override, makes the same cell."""
+    """Each shown value, given as an override, gives the same cell."""
     assert run_all.main(["--show", name]) == 0
     rows = [line.split("  ")[0:] for line in capsys.readouterr().out.splitlines() if line.startswith(f"{name}.")]
     said = [f"{row[0].strip()}={next(w for w in row[1:] if w.strip()).strip()}" for row in rows]

@@ -1,4 +1,4 @@
-"""Which numbers stand in one row, and what rows are called."""
+"""Numbers that share a row, and the names of rows."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from benchmarks.report.table import gather
 
 
 def names_of(*sources, name="resnet18", named=False):
-    """The labels of backbones of one name from these files, each with weights of its own."""
+    """Return the labels of backbones with one name from these files, each with different weights."""
     everyone = [Who(name, named, str(i) * 64, "a", "i", source) for i, source in enumerate(sources)]
     found = labels(everyone)
     return [found[who.key] for who in everyone]
@@ -97,7 +97,7 @@ def test_a_report_of_several_calls_joins_nothing_that_the_user_did_not(tmp_path,
 
 
 def test_a_measurement_that_lies_there_twice_counts_once(tmp_path, make):
-    """A folder copied beside itself gave (2 seeds) with a spread of 0."""
+    """A copied folder once gave (2 seeds) with a spread of 0."""
     path = store.write(tmp_path, make(50.0))
     other = tmp_path / "copy" / path.parent.name / "seed0.json"
     other.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Data sets of a user's own: a folder given by `--data`, or a file in an included folder, makes cells under its name."""
+"""A user's own data sets: a folder given by `--data`, or a file in an included folder, defines cells under its name."""
 
 from pathlib import Path
 
@@ -76,7 +76,7 @@ def test_one_cell_measures_it_and_tables_name_it(image_folder, checkpoint, tmp_p
     (record,) = store.read_all(out)
     assert (record.cell, record.data.name, record.data.is_published) == ("flowers_knn", "flowers", False)
     assert record.data.counts == {"train": 24, "test": 12, "classes": 3}
-    catalogue.OWN.clear()  # a report is made by another process
+    catalogue.OWN.clear()  # another process makes the report
     found = table.gather([record])
     assert {column.data for column in found.columns} == {"flowers, 24/12 images"}
     assert "flowers, 24/12 images" in render.markdown(found)

@@ -1,4 +1,4 @@
-"""Paired intervals: against a plain loop, their coverage, and when there is none."""
+"""Paired intervals: compared with a plain loop, their coverage, and the cases without one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_equals_a_plain_loop_over_items(shelf, draws):
 
 
 def test_pairing_makes_it_narrower_than_independent_items(shelf, draws):
-    """The same items wrong on both sides say nothing of the difference."""
+    """Items that are wrong on both sides do not change the difference."""
     (shared,) = draws(1, 0.5)
     better = shared.copy()
     better[np.flatnonzero(~shared)[:20]] = True
@@ -43,7 +43,7 @@ def test_identical_rows_have_no_width(shelf, draws):
 
 
 def test_covers_a_known_difference(shelf, draws):
-    """Of 95% intervals, 19 of 20 hold the true difference: of 200, 190 are expected, 180 and 198 are 3 deviations away."""
+    """19 of 20 95% intervals contain the true difference: of 200, 190 are expected; 180 and 198 are 3 deviations away."""
     held = 0
     for seed in range(200):
         mine, other = draws(seed, 0.70, 0.62)

@@ -1,4 +1,4 @@
-"""Suites and cells: what a name and its overrides resolve to."""
+"""Names of suites and cells, with overrides, resolve to configurations."""
 
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def test_overrides_stand_over_the_smoke_profile():
 
 
 def test_config_digest_is_stable():
-    """The same configuration said in other ways is the same; any field changes it."""
+    """One configuration written in several ways has one identity; any field changes it."""
     usual = plan.load_cell("imagenet_knn").config_sha256
     assert plan.load_cell("imagenet_knn").config_sha256 == usual
     assert plan.load_cell("imagenet_knn", ["preset=npid", "temperature=7e-2"]).config_sha256 == usual
@@ -120,7 +120,7 @@ def test_suites_refuse_what_they_do_not_know(tmp_path, monkeypatch):
 
 
 def resolved(suite):
-    """The suite's cells as `run_all` resolves them."""
+    """Return the suite's cells as `run_all` resolves them."""
     overrides = plan.split_overrides(suite.overrides, suite.cells)
     return {name: plan.load_cell(name, overrides[name]).config for name in suite.cells}
 

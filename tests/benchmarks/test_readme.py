@@ -1,4 +1,4 @@
-"""The numbers of README and docs/ are those of the result files, to the letter."""
+"""README and docs/ show exactly the numbers of the result files."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_only_means_are_told_one_by_one(make) -> None:
 
 
 def test_every_number_of_every_block_is_rewritten(tmp_path: Path) -> None:
-    """With all digits of all blocks changed by hand, the text comes back as it was."""
+    """Changing all digits of all blocks by hand is undone by an update."""
     text = MEASURED.read_text(encoding="utf-8")
     blocks = list(readme._BLOCK.finditer(text))
     assert len(blocks) >= 3 and sum(len(re.findall(r"\d", block[3])) for block in blocks) > 300

@@ -1,4 +1,4 @@
-"""Records into tables: means and spreads by hand, nothing mixed that does not belong together, a page that stands alone."""
+"""Tables from records: means and spreads checked by hand, nothing mixed that differs, a self-contained page."""
 
 import csv
 import io
@@ -139,7 +139,7 @@ def test_data_that_are_not_the_published_ones_are_never_called_so(make):
 
 @pytest.fixture
 def shared(tables):
-    """Whether two rows stand in one table, or two numbers in one cell."""
+    """Return whether two rows share a table, or two numbers a cell."""
 
     def look(results):
         found = tables(render.markdown(gather(results)))
@@ -234,7 +234,7 @@ def test_literature_stands_apart(make, tables):
 
 
 class _Page(HTMLParser):
-    """What a page would load, what it would run, and whether its tags close."""
+    """Collect what a page would load and run, and check that its tags close."""
 
     def __init__(self):
         super().__init__()
@@ -300,7 +300,7 @@ def test_a_name_does_not_break_a_markdown_table(name, make):
 
 
 def test_no_word_breaks_a_table_beside_the_literature(make, monkeypatch):
-    """Names, settings and sources may hold a bar."""
+    """Names, settings and sources may contain a bar."""
     number = PublishedNumber(cell="imagenet_linear", metric="top1", value=70.0, variant="K=4|8", source="A | B")
     entry = next(entry for entry in entries.all_entries()).model_copy(update={"method": "a|b", "published": (number,)})
     monkeypatch.setattr(entries, "all_entries", lambda: [entry])
@@ -326,7 +326,7 @@ def test_no_word_breaks_a_table_beside_the_literature(make, monkeypatch):
 
 @pytest.mark.parametrize("tuned", [{}, {"lr": 0.1, "on": "10 images held out of train"}, {"C": {"cat": 0.5}}])
 def test_page_takes_whatever_was_tuned(tuned, make):
-    """`tuned` is free: a protocol that chooses another thing than a learning rate must not break the report."""
+    """`tuned` may have any fields: a protocol that chooses something else than a learning rate must not break the report."""
     results = [make(50.0, tuned=tuned)]
     text = html.page(gather(results), results, suite="")
     if "lr" in tuned:
@@ -390,7 +390,7 @@ def test_the_second_best_is_underlined(make):
 
 
 def test_the_report_says_the_difference_to_the_random_baseline(tmp_path, make, tables):
-    """With its interval where scores per test item are stored, and without one where they are not."""
+    """Differences have an interval if scores per test item are stored."""
     labels = np.zeros(100, dtype=np.int32)
     for name, right, weights in (("mine", 80, "a"), ("random:resnet50", 50, "b")):
         best = (np.arange(100) >= right).astype(np.int32)[:, None]

@@ -1,4 +1,4 @@
-"""Records: what is written is read back, old ones for ever, and nothing else."""
+"""Records are read back as written, old ones included, and nothing else is read as a record."""
 
 import json
 import math
@@ -93,7 +93,7 @@ def test_names_too_long_for_a_file_system_keep_their_own_folders(tmp_path, recor
 
 
 def test_names_that_make_one_folder_keep_their_own_numbers(tmp_path, record):
-    """The same weights under `a/b` and `a-b`: the second was `kept` under the first's name, and so in no table."""
+    """The same weights under `a/b` and `a-b`: the second was once `kept` under the first's name and missing from tables."""
     renamed = [
         record.model_copy(update={"backbone": record.backbone.model_copy(update={"name": name})})
         for name in ("a/b", "a-b", "a:b")

@@ -1,4 +1,4 @@
-"""From a checkpoint to records and a report: what is made, what is kept, what fails and how it says so."""
+"""From a checkpoint to records and a report: new results, kept results, failures and their messages."""
 
 import dataclasses
 import functools
@@ -72,13 +72,13 @@ def one(image_folder, out, ckpt):
 
 
 def change(monkeypatch, module, **fields):
-    """Other parts of a module's task."""
+    """Replace fields of a module's task."""
     monkeypatch.setattr(module, "TASK", dataclasses.replace(module.TASK, **fields))
 
 
 @pytest.fixture
 def ran(monkeypatch):
-    """How often a task measured something."""
+    """Record each measurement of a task."""
     calls = []
     for module in (knn, linear_probe):
 
@@ -314,13 +314,13 @@ def test_missing_data_is_a_skipped_record(one, out, data):
 def test_missing_data_do_not_destroy_a_number(one, out):
     one(*KNN)
     one(*KNN, data=None)
-    assert [r.status for r in records(out)] == ["ok", "skipped"]  # beside the number, why there is no newer one
+    assert [r.status for r in records(out)] == ["ok", "skipped"]  # the number, and why there is no newer one
     store.write(out, records(out)[0])
     assert [r.status for r in records(out)] == ["ok"]
 
 
 def test_a_number_that_is_kept_says_no_longer_that_it_is_lacking(one, out, ran):
-    """As after a kill between seeds, or a run without the data: the next run finds the number."""
+    """After a kill between seeds, or a run without the data, the next run finds the number."""
     one(*LINEAR, cell="imagenet_linear")
     (record,) = records(out)
     for status in ("failed", "skipped"):
@@ -375,7 +375,7 @@ def test_a_kill_is_recorded_for_the_seed_without_a_number(one, out, ckpt, source
 
 
 def test_what_breaks_down_unrecorded_is_recorded_and_no_failure_of_its_own_is_replaced(one, out, ckpt, monkeypatch):
-    """Exit code 1 is a recorded failure, or a traceback, or that of a job of several processes."""
+    """Exit code 1 means a recorded failure, a traceback, or a failed job of several processes."""
     change(monkeypatch, linear_probe, run=lambda *_: 1 / 0)
     cell = plan.load_cell("imagenet_linear", LINEAR)
     subjects = run_all.find_subjects([str(ckpt)], "", 2)
@@ -581,7 +581,7 @@ def test_end_to_end(ckpt, out, image_folder, warm_cells, capfd):
 
 @pytest.mark.slow
 def test_a_cell_with_more_seeds_than_its_suite_is_reported_whole(out, image_folder, monkeypatch):
-    """A random baseline is a network for each seed: those of the third seed are in the report as well."""
+    """A random baseline has a network for each seed: the report also has those of the third seed."""
     suite = plan.Suite(cells=("imagenet_knn",), seeds=1, seeds_of={"imagenet_knn": 3})
     monkeypatch.setattr(plan, "load_suite", lambda _: suite)
     monkeypatch.setattr(local, "run", lambda commands, **_: [run_one.main(command[2:]) for command in commands])
@@ -593,7 +593,7 @@ def test_a_cell_with_more_seeds_than_its_suite_is_reported_whole(out, image_fold
 
 @pytest.mark.slow
 def test_the_report_shows_what_the_command_asked_for(out, image_folder, monkeypatch):
-    """Of seeds and versions of a protocol that lie in the folder from before, nothing enters its means."""
+    """Records of other seeds and versions in the folder do not enter the report's means."""
     monkeypatch.setattr(local, "run", lambda commands, **_: [run_one.main(command[2:]) for command in commands])
     argv = [
         "--ckpt",
@@ -669,7 +669,7 @@ def test_records_are_plain_json(one, out):
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_is_finished_and_the_next_run_goes_on(ckpt, out, image_folder, warm_cells, capfd):
-    """The first run and its cells are the scripts in their own interpreters."""
+    """The first run and its cells run as scripts in separate interpreters."""
     argv = ["--ckpt", str(ckpt), "--out", str(out), "--tasks", "imagenet_knn,imagenet_linear", "--seeds", "1"]
     argv += ["--data", f"imagenet={image_folder}"]
     argv += [f"imagenet_knn.{field}" for field in KNN] + [f"imagenet_linear.{field}" for field in LINEAR]

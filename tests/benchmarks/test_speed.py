@@ -23,7 +23,7 @@ def breaks(_setup: Setup) -> Comparison:
 
 @pytest.fixture
 def with_rows(monkeypatch):
-    """Give the command these rows, and measure them in this process."""
+    """Give the command these rows and measure them in this process."""
 
     def use(*rows: Row) -> None:
         monkeypatch.setattr(speed, "rows", lambda: {row.name: row for row in rows})
@@ -82,7 +82,7 @@ def test_a_row_without_a_goal_and_a_row_that_breaks(with_rows, tmp_path, capsys)
 
 
 def test_rows_run_in_a_process_of_their_own(capfd):
-    """The first row's quick figures, through the command's own process."""
+    """The command measures a row in another process."""
     assert __main__.main(["--rows", "step", "--quick", "--device", "cpu"]) == 0
     assert "step: seconds per step, resnet18, 8 x 4 views of 32 px, cpu" in capfd.readouterr().out
 

@@ -1,4 +1,4 @@
-"""The checkpoints of a command: what each is called, what is measured once, what is refused before anything is read."""
+"""Checkpoints of a command: their names, repeats that are measured once, and refusals before anything is read."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def handled(monkeypatch, tmp_path, image_folder):
 
 @pytest.mark.slow
 def test_methods_of_one_file_name_are_not_averaged(tmp_path, handled, capsys):
-    """In one call, over two calls into one folder, and never unless the user names them alike."""
+    """Checkpoints join in one call or over two calls into one folder, but only if the user gives them one name."""
     moco, swav = checkpoint(tmp_path / "moco/resnet18.pth"), checkpoint(tmp_path / "swav/resnet18.pth", 1)
     assert handled(moco, swav) == 0
     out = tmp_path / "out"

@@ -1,4 +1,4 @@
-"""The dress rehearsal: every protocol without a detector on data in the real layouts, from command to report."""
+"""Rehearse the suite: every protocol without a detector on data in the real layouts, from command to report."""
 
 from __future__ import annotations
 

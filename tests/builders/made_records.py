@@ -1,4 +1,4 @@
-"""Records for tests, with a number and without one."""
+"""Build records for tests, with and without a number."""
 
 from benchmarks.records import store
 
