@@ -109,6 +109,17 @@ def test_one_run_is_one_job_of_slurm(recipe_file, tmp_path, capsys):
     assert f"--out {tmp_path / 'one'} --resume" in line and "--grid" not in line
 
 
+def test_ranks_of_torchrun_start_no_grid(recipe_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("backbench.processes._under_torchrun", True)
+    words = ["--config", recipe_file, "--out", str(tmp_path / "grid")]
+    for more in (["run.seed=0,1"], ["--launcher", "slurm"]):
+        with pytest.raises(ConfigError, match="run this without torchrun"):
+            run.main([*words, *more])
+    with pytest.raises(ConfigError, match="--slurm is for --launcher slurm"):
+        run.main([*words, "--slurm", "gpus=1"])
+    assert not (tmp_path / "grid").exists()
+
+
 @pytest.mark.slow
 def test_a_grid_trains_every_point_and_ends_in_one_table(recipe_file, tmp_path, capfd, warm_cells):
     out = tmp_path / "grid"
