@@ -148,11 +148,12 @@ def _disk(need: int, out: Path) -> str:
     """Estimate the disk space of the features below `out` (float32, uncompressed) and say whether it is free."""
     there = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
     free = shutil.disk_usage(there).free
-    text = f"features: {_size(need)} estimated in {out / '.features'}, {_size(free)} free"
+    text = f"features: {size_text(need)} estimated in {out / '.features'}, {size_text(free)} free"
     return f"{text}: too little; give --out a folder on a larger disk" if need > free else text
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
+    """Bytes in words, three digits: `5.25 GB`."""
     unit = "bytes"
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":

@@ -56,6 +56,8 @@ class RunOptions(Options):
     jobs: int = 0
     nproc: int = 1
     dry_run: bool = False
+    estimate: bool = False
+    on: str = "here"
     list: bool = False
     show: str | None = None
 
@@ -116,6 +118,10 @@ def run_parser(prog: str = "benchmarks/run_all.py") -> argparse.ArgumentParser:
         "--nproc", type=int, default=1, metavar="N", help="processes (GPUs) of this machine that share one cell"
     )
     p.add_argument("--dry-run", action="store_true", help="list what would run, and why the rest would not")
+    p.add_argument("--estimate", action="store_true", help="say what time, disk and memory every cell takes, data here or "
+                   "not; `--jobs N` is the number of devices")  # fmt: skip
+    p.add_argument("--on", choices=["here", "a100", "h100"], default="here", help="the machine of --estimate (default: this "
+                   "one, calibrated once)")  # fmt: skip
     p.add_argument("--list", action="store_true", help="list cells, presets and suites, then exit")
     p.add_argument("--show", metavar="CELL", help="list the fields of a cell with their values, then exit")
     p.add_argument("override", nargs="*", metavar="cell.field=value")

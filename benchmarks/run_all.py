@@ -73,6 +73,8 @@ def main(argv: list[str] | None = None, *, prog: str = "benchmarks/run_all.py") 
     refuse_mistakes(options)
 
     run = _resolved(options)
+    if options.estimate:
+        return _price(run)
     return _foretell(run) if options.dry_run else _measure(run)
 
 
@@ -139,6 +141,17 @@ def _foretell(run: _Run) -> int:
     parts = (run.subjects, run.absent, run.cells, run.skipped, run.repeats, run.places, run.options)
     for line in forecast.lines(*parts):
         say(line)
+    return 0
+
+
+def _price(run: _Run) -> int:
+    """Print what each cell would take, for `--estimate`."""
+    from benchmarks.price import lines
+
+    options = run.options
+    devices = options.jobs or 1
+    for line in lines.lines(run.subjects, run.cells, run.repeats, run.places, on=options.on, devices=devices):
+        print(line)
     return 0
 
 

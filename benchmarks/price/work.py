@@ -1,0 +1,172 @@
+"""The work of a cell, counted from its configuration: images, floating point operations, bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from backbench.data import catalogue
+from backbench.data.catalogue import DataPlaces
+from backbench.errors import BackbenchError
+from benchmarks.plan import Cell
+from model_zoo.backbone import Backbone
+from transfer.pooling import CELLS
+
+_BATCH = 128  # images of a forward pass
+_NEWTON = 60  # products with the features that a fit of SVMs takes (VOC07: 36 s on two cores of 20 Gflop/s in float64)
+_PER_FLOP = 0.0105  # the same, bytes per operation: ResNet-50 at 224 px keeps 86 MB for its 8.2 GFLOP
+
+_counted: dict[tuple[str, int], float] = {}  # operations by weights and size
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a cell asks of a machine. Operations count multiplications and additions apart."""
+
+    views: float = 0.0  # images that are decoded, resized and cropped at test time's size
+    crops: float = 0.0  # images that are decoded and cropped at random for training
+    forward: float = 0.0  # operations of networks without gradient
+    training: float = 0.0  # operations of networks with gradient: three times a forward pass
+    products: float = 0.0  # operations of matrix products on features
+    machines: float = 0.0  # operations of SVMs, in float64 on the processor
+    detection: float = 0.0  # of a detector, in seconds of eight V100
+    disk: float = 0.0  # bytes
+    memory: float = 0.0  # bytes on the device, at the peak
+
+    def __add__(self, other: Work) -> Work:
+        added = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        return Work(**added | {"memory": max(self.memory, other.memory)})
+
+
+def forward_operations(backbone: Backbone, size: int) -> float:
+    """Operations of a forward pass of one image; nothing is computed."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    key = (backbone.weights_sha256, size)
+    if key in _counted:
+        return _counted[key]
+    network = backbone.build().eval().to("meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.empty(1, 3, size, size, device="meta"))
+    _counted[key] = float(counter.get_total_flops())
+    return _counted[key]
+
+
+def images_of(cell: Cell, places: DataPlaces) -> tuple[int, int, int]:
+    """(training images, test images, classes): of the data where they are, else as published.
+
+    Raises:
+        BackbenchError: the data are absent, and no numbers are published.
+    """
+    if cell.task.missing(cell.config, places) is None:
+        splits = cell.task.splits(cell.config, places)
+        return len(splits["train"]), len(splits["test"]), len(splits["train"].classes)
+    name = cell.config.data.name
+    info = catalogue.info(name)
+    train, test = (getattr(cell.config, role, None) or getattr(info, role) for role in ("train", "test"))
+    if not {train, test, "classes"} <= set(info.counts):
+        raise BackbenchError(f"{cell.name}: '{name}' has no published numbers of images; give its folder by --data")
+    share = float(getattr(cell.config, "share", "100%").rstrip("%")) / 100
+    limit = cell.config.data.limit or 10**12
+    return min(round(info.counts[train] * share), limit), min(info.counts[test], limit), info.counts["classes"]
+
+
+def work_of(cell: Cell, backbone: Backbone, places: DataPlaces) -> tuple[Work, Work]:
+    """(the work that all seeds of a backbone share: its cached features; the work of each seed).
+
+    Raises:
+        BackbenchError: the protocol is one that cannot be estimated, or the numbers of images are unknown.
+    """
+    counted: dict[str, Callable[..., tuple[Work, Work]]] = {
+        "knn": _knn,
+        "linear_probe": _linear,
+        "semi_supervised": _semi,
+        "uniformity": _uniformity,
+        "voc07_svm": _svm,
+        "voc07_lowshot": _svm,
+        "voc_detection": _detection,
+        "coco_instance_segmentation": _detection,
+    }
+    if cell.task_name not in counted:
+        raise BackbenchError(f"{cell.name}: the work of protocol '{cell.task_name}' is not known")
+    return counted[cell.task_name](cell.config, backbone, images_of(cell, places))
+
+
+def _operations(config: Any, backbone: Backbone) -> float:
+    return forward_operations(backbone, config.size or backbone.input.size)
+
+
+def _features(config: Any, backbone: Backbone, images: int) -> Work:
+    width = backbone.feature_dim * CELLS[getattr(config, "feature", "gap")]
+    one = _operations(config, backbone)
+    weights = sum(t.numel() for t in backbone.state.values()) * 4
+    memory = weights + _BATCH * one * _PER_FLOP / 8  # without gradient a few layers live at a time
+    return Work(views=images, forward=images * one, disk=images * width * 4, memory=memory)
+
+
+def _knn(config: Any, backbone: Backbone, counts: tuple[int, int, int]) -> tuple[Work, Work]:
+    train, test, _ = counts
+    width = backbone.feature_dim
+    chunk = min(config.chunk, train)
+    memory = 4.0 * (chunk * width + 3 * min(2048, test) * chunk)
+    return _features(config, backbone, train + test), Work(products=2.0 * train * test * width, memory=memory)
+
+
+def _linear(config: Any, backbone: Backbone, counts: tuple[int, int, int]) -> tuple[Work, Work]:
+    train, test, classes = counts
+    held_out = min(round(train * config.holdout), config.holdout_max)
+    seen = config.epochs * (train - held_out)
+    width = backbone.feature_dim * CELLS[config.feature]
+    weights = width * classes * len(config.rates)
+    steps = seen / config.batch
+    heads = Work(products=4.0 * seen * weights + 20.0 * steps * weights, memory=12.0 * weights)  # update: 20 a weight
+    if config.features == "cached":
+        return _features(config, backbone, train + test), heads
+    one = _operations(config, backbone)
+    images = Work(crops=seen, forward=seen * one, memory=config.batch * one * _PER_FLOP / 8)
+    return _features(config, backbone, held_out + test), heads + images
+
+
+def _semi(config: Any, backbone: Backbone, counts: tuple[int, int, int]) -> tuple[Work, Work]:
+    train, test, _ = counts
+    seen, one = config.epochs * train, _operations(config, backbone)
+    if config.rate_encoder:
+        images = Work(crops=seen, training=3 * seen * one, memory=config.batch * one * _PER_FLOP)
+    else:
+        images = Work(crops=seen, forward=seen * one, memory=config.batch * one * _PER_FLOP / 8)
+    found = _features(config, backbone, test)
+    return Work(), found + images + Work(disk=-found.disk)  # its features are not kept
+
+
+def _uniformity(config: Any, backbone: Backbone, counts: tuple[int, int, int]) -> tuple[Work, Work]:
+    test, width = counts[1], backbone.feature_dim
+    one = _operations(config, backbone)
+    memory = 4.0 * (2 * test * width + 3 * 1024 * test)
+    return Work(), Work(crops=2 * test, forward=2 * test * one, products=4.0 * test * test * width, memory=memory)
+
+
+def _svm(config: Any, backbone: Backbone, counts: tuple[int, int, int]) -> tuple[Work, Work]:
+    train, test, classes = counts
+    width = backbone.feature_dim * CELLS[config.feature]
+    if hasattr(config, "folds"):
+        problems = classes * (1 + (config.folds * len(config.costs) if len(config.costs) > 1 else 0))
+        rows = float(train * problems)
+    else:
+        rows = float(sum(config.k) * (1 + config.negatives) * config.samples * classes)
+    return _features(config, backbone, train + test), Work(machines=_NEWTON * 4.0 * rows * width)
+
+
+def _detection(config: Any, backbone: Backbone, counts: tuple[int, int, int]) -> tuple[Work, Work]:
+    """From the published seconds of an iteration on eight V100 (Detectron2's MODEL_ZOO: R50-C4 0.551, Mask R-CNN FPN 0.261).
+
+    Scaled by the backbone's operations and by the area of the images.
+    """
+    spec = config.course()
+    reference = 0.551 if spec.head == "c4" else 0.261
+    area = (sum(spec.sides_train) / len(spec.sides_train) / 640) ** 2
+    relative = forward_operations(backbone, 224) / 8.17e9 * area * spec.batch / 16
+    test = counts[1] / 16 * reference / 3 * (spec.side_test / 640) ** 2 * forward_operations(backbone, 224) / 8.17e9
+    memory = spec.batch * _PER_FLOP * forward_operations(backbone, 224) * (800 * 1333) / (224 * 224) * area
+    return Work(), Work(detection=spec.iterations * reference * relative + test, disk=2e9, memory=memory)

@@ -1,0 +1,149 @@
+"""`run --estimate`: work counted from the configuration, machines by their rates, the longest cells first."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from backbench.data.catalogue import DataPlaces
+from backbench.errors import BackbenchError
+from benchmarks import run_all
+from benchmarks.plan import Cell, load_cell, load_suite
+from benchmarks.price import machines, work
+from benchmarks.price.lines import makespan, price
+from benchmarks.price.machines import NAMED, Machine
+from benchmarks.price.work import Work, images_of, work_of
+from benchmarks.subjects import find_subjects
+from model_zoo.choice import NO_CHOICE
+
+NOWHERE = DataPlaces()
+ROUND = Machine("round", views_s=100, crops_s=50, cores=2, exact=1e9, half=4e9, products=1e8, detectors=3, start_s=7)
+
+
+@pytest.fixture(scope="module")
+def subject():
+    return find_subjects((), "random:resnet18", 1, NO_CHOICE)[0]
+
+
+@pytest.fixture(scope="module")
+def resnet50():
+    return find_subjects((), "random:resnet50", 1, NO_CHOICE)[0].backbones[0]
+
+
+def test_operations_of_a_resnet50(resnet50):
+    """4.09 G multiplications and additions at 224 px (torchvision's table of weights, GFLOPS)."""
+    assert work.forward_operations(resnet50, 224) / 2 == pytest.approx(4.09e9, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("cell", "words", "expected"),
+    [
+        ("imagenet_knn", [], (1_281_167, 50_000, 1000)),
+        ("imagenet_knn", ["data.limit=500"], (500, 500, 1000)),
+        ("imagenet_semi10", [], (128_117, 50_000, 1000)),
+        ("voc07_svm", [], (5011, 4952, 20)),
+        ("voc0712_detection", [], (16_551, 4952, 20)),
+        ("coco_instance_segmentation", [], (118_287, 5000, 80)),
+    ],
+)
+def test_published_numbers_of_images_stand_in_for_absent_data(cell, words, expected):
+    assert images_of(load_cell(cell, words), NOWHERE) == expected
+
+
+def test_data_that_are_here_are_counted(image_folder):
+    cell = load_cell("imagenet_knn", ["data.expect=any"])
+    assert images_of(cell, DataPlaces(None, {"imagenet": image_folder})) == (24, 12, 3)
+
+
+def test_work_of_neighbours(subject):
+    backbone = subject.backbones[0]
+    shared, each = work_of(load_cell("imagenet_knn", ["data.limit=1000"]), backbone, NOWHERE)
+    assert shared.views == 2000 and shared.disk == 2000 * 512 * 4
+    assert shared.forward == 2000 * work.forward_operations(backbone, 224)
+    assert each.products == 2 * 1000 * 1000 * 512
+
+
+def test_work_of_training(subject):
+    backbone = subject.backbones[0]
+    one = work.forward_operations(backbone, 224)
+    words = ["epochs=3", "data.limit=1000"]
+    _, tuned = work_of(load_cell("imagenet_semi10", [*words, "rate_encoder=0.1"]), backbone, NOWHERE)
+    _, frozen = work_of(load_cell("imagenet_semi10", [*words, "rate_encoder=0"]), backbone, NOWHERE)
+    assert tuned.crops == frozen.crops == 3000 and tuned.disk == 0
+    assert tuned.training == 9000 * one and frozen.training == 0
+    assert tuned.forward == 1000 * one and frozen.forward == 4000 * one
+
+
+def test_a_published_detector_takes_its_published_time(resnet50):
+    """Detectron2's MODEL_ZOO: R50-C4, 0.551 s an iteration on eight V100."""
+    _, each = work_of(load_cell("voc0712_detection"), resnet50, NOWHERE)
+    assert each.detection == pytest.approx(24_000 * 0.551, rel=0.1)
+
+
+def test_every_cell_of_the_paper_has_a_price(subject):
+    for name in load_suite("paper").cells:
+        cell = load_cell(name)
+        one = price(subject, cell, 1, NOWHERE, NAMED["a100"])
+        assert one.seconds > 15 and one.memory > 0 and one.disk >= 0, name
+        other = price(subject, cell, 1, NOWHERE, NAMED["h100"])  # has fewer cores to decode with
+        assert other.seconds < 1.15 * one.seconds and other.disk == one.disk
+
+
+def test_an_unknown_protocol_has_none(subject):
+    with pytest.raises(BackbenchError, match="the work of protocol 'other' is not known"):
+        work_of(Cell("mine", "other", load_cell("imagenet_knn").config), subject.backbones[0], NOWHERE)
+
+
+def test_seconds_by_hand():
+    """Decoding on two cores and the network overlap; products and detectors follow."""
+    assert ROUND.seconds(Work(views=400, forward=1e9)) == 2
+    assert ROUND.seconds(Work(views=400, crops=100, forward=9e9)) == 9
+    assert ROUND.seconds(Work(views=400, forward=8e9), "bf16") == 2
+    assert ROUND.seconds(Work(products=2e8, detection=5, machines=4e10)) == 2 + 15 + 1
+    assert ROUND.cpu_seconds(Work(views=400, crops=100, forward=9e9, products=2e8)) == 4 + 2 + 9 + 2
+
+
+def test_seeds_share_features_of_the_same_weights(subject):
+    cell = load_cell("imagenet_linear", ["data.limit=1000"])
+    shared, each = work_of(cell, subject.backbones[0], NOWHERE)
+    start, a, b = ROUND.start_s, ROUND.seconds(shared), ROUND.seconds(each)
+    assert price(subject, cell, 1, NOWHERE, ROUND).seconds == pytest.approx(start + a + b)
+    named = dataclasses.replace(subject, backbones=(dataclasses.replace(subject.backbones[0], format="test"),))
+    assert price(named, cell, 3, NOWHERE, ROUND).seconds == pytest.approx(start + a + 3 * b)
+
+
+@pytest.mark.parametrize(("devices", "expected"), [(1, 20), (2, 10), (3, 9), (8, 9)])
+def test_the_longest_cell_goes_first(devices, expected):
+    assert makespan([1, 9, 5, 3, 2], devices) == expected
+
+
+def test_this_machine_is_calibrated_once(subject, monkeypatch, tmp_path):
+    monkeypatch.setenv("BACKBENCH_CACHE", str(tmp_path))
+    calls = []
+    monkeypatch.setattr(machines, "calibrated", lambda backbone, size: calls.append(size) or ROUND)
+    for size in (32, 32, 64, 32):
+        assert machines.find("here", subject.backbones[0], size) == ROUND
+    assert calls == [32, 64]
+    machines.find("here", subject.backbones[0], 32, again=True)
+    assert calls == [32, 64, 32]
+    (tmp_path / "calibration.json").write_text(json.dumps({"broken": 1}))
+    machines.find("here", subject.backbones[0], 64)
+    assert calls == [32, 64, 32, 64]
+
+
+def test_the_command_prices_cells_without_data(capsys):
+    words = ["--estimate", "--on", "a100", "--jobs", "8", "--suite", "paper", "--baselines", "random:resnet18"]
+    assert run_all.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(load_suite("paper").cells) + 1
+    assert all(any(name in line for line in lines) for name in load_suite("paper").cells)
+    assert "on 8 x A100" in lines[-1] and "estimated from published peaks" in lines[-1]
+
+
+def test_a_calibration_measures_positive_rates(subject, monkeypatch):
+    monkeypatch.setattr(machines, "_IMPORTS", "pass")
+    found = machines.calibrated(subject.backbones[0], 32)
+    assert found.is_measured
+    assert all(getattr(found, name) > 0 for name in ("views_s", "crops_s", "exact", "products", "detectors", "start_s"))
