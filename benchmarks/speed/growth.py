@@ -1,6 +1,7 @@
-"""How cost grows with images, views, classes and learning rates: the largest size against the smallest, and all between.
+"""How cost grows with images, views, classes, rates and workers: the largest size against the smallest, and all between.
 
-Synthetic inputs, one thread, CPU seconds of the process. `plots.py` draws the points; `report.py` has the result files.
+Synthetic inputs, one thread. CPU seconds of the process; wall seconds for workers, whose gain ends with the free cores.
+`plots.py` draws the points; `report.py` has the result files.
 """
 
 from __future__ import annotations
@@ -9,8 +10,14 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.speed import Comparison, Growth, Row, Setup, in_turn
+from benchmarks.speed._photographs import described, photographs
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _WIDTH = 512  # features of an image
 
@@ -62,6 +69,39 @@ def rates(setup: Setup) -> Comparison:
     return _growing(setup, f"{_probed(setup)}, 100 classes", "rates", sizes, lambda size: _probe(setup, 100, size))
 
 
+def workers(setup: Setup) -> Comparison:
+    """Decode JPEGs and make two views of each in worker processes that are already running."""
+    from torch.utils.data import DataLoader
+
+    with photographs(setup, 8 if setup.quick else 200) as paths:
+
+        def run(count: int) -> Callable[[], object]:
+            images: Any = _Views(paths)
+            loader = DataLoader(images, batch_size=4, num_workers=count, persistent_workers=True)
+            return lambda: sum(1 for _ in loader)
+
+        sizes = [1, 2] if setup.quick else [1, 2, 4]
+        setting = f"two views of 224 px of {described(setup, paths)}"
+        return _growing(setup, setting, "workers", sizes, run, time.perf_counter)
+
+
+class _Views:
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        from backbench.data.decode import decode_rgb, read_bytes
+        from pretrain.config import ViewsConfig
+        from pretrain.views import make_views
+
+        path = self.paths[index]
+        image = decode_rgb(read_bytes(path), str(path))
+        return make_views(image, ViewsConfig(), views=2, size=224, seed=0, epoch=0, index=index)
+
+
 def _probed(setup: Setup) -> str:
     return f"one epoch of a linear probe on {_images(setup):,} x {_WIDTH} features"
 
@@ -90,25 +130,29 @@ def _probe(setup: Setup, count: int, heads: int) -> Callable[[], object]:
 
 
 def _growing(
-    setup: Setup, setting: str, axis: str, sizes: Sequence[int], run: Callable[[int], Callable[[], object]]
+    setup: Setup,
+    setting: str,
+    axis: str,
+    sizes: Sequence[int],
+    run: Callable[[int], Callable[[], object]],
+    clock: Callable[[], float] = time.process_time,
 ) -> Comparison:
     """Compare the largest size with the smallest in turn; the points are medians of three runs."""
     import torch
 
     torch.set_num_threads(1)
-    runs = {size: partial(_cpu_seconds, run(size)) for size in sizes}
+    runs = {size: partial(_seconds, run(size), clock) for size in sizes}
     first, last = sizes[0], sizes[-1]
     pairs = in_turn(setup, runs[last], runs[first])
     points = [(float(size), statistics.median(once() for _ in range(3))) for size, once in runs.items()]
-    return Comparison(
-        "CPU seconds", setting, f"{last:,} {axis}", f"{first:,}", pairs, "times as long", Growth(axis, points)
-    )
+    quantity = "CPU seconds" if clock is time.process_time else "wall seconds"
+    return Comparison(quantity, setting, f"{last:,} {axis}", f"{first:,}", pairs, "times as long", Growth(axis, points))
 
 
-def _cpu_seconds(run: Callable[[], object]) -> float:
-    start = time.process_time()
+def _seconds(run: Callable[[], object], clock: Callable[[], float]) -> float:
+    start = clock()
     run()
-    return time.process_time() - start
+    return clock() - start
 
 
 ROWS = (
@@ -116,4 +160,5 @@ ROWS = (
     Row("growth_views", "views of an image by their number", views),
     Row("growth_classes", "a linear probe by its classes", classes),
     Row("growth_rates", "a linear probe by its learning rates", rates),
+    Row("growth_workers", "views of JPEGs by the number of worker processes", workers),
 )
