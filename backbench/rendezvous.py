@@ -13,7 +13,8 @@ _POLL_S = 0.02
 def fresh(store: Store, rank: int, size: int, patience: float) -> Store:
     """A part of the store for this start of the job's ranks.
 
-    torchrun's agent keeps one store while it restarts its ranks. In it are still the addresses of ranks that have ended.
+    torchrun's agent keeps one store while it restarts its ranks. In it are still the addresses of ranks that have ended
+    (https://github.com/pytorch/pytorch/issues/135712).
     Every rank therefore writes a word of its own, and rank 0 answers it with the word that prefixes all further keys.
 
     Raises:
