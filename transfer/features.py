@@ -36,6 +36,7 @@ from transfer import feature_file
 from transfer.feature_spec import USUAL, FeatureSpec
 from transfer.pooling import pooled, width_of
 from transfer.protocol import RunContext
+from transfer.resident import to_host
 from transfer.workers import Told
 
 _VERSION = 2  # raise it when the same key would give other features or another kind of file
@@ -187,14 +188,17 @@ def _batches(
         num_workers=ctx.workers,
         pin_memory=ctx.device.type == "cuda",
     )
-    with torch.no_grad():
-        label = f"features of {split.dataset} {split.split}, images"
+    label = f"features of {split.dataset} {split.split}, images"
+
+    def computed() -> Iterator[Tensor]:
         for images in track(Told(loader), total=len(rows), label=label, size=len):
-            with autocast(ctx.device, views.spec.precision):
+            with torch.no_grad(), autocast(ctx.device, views.spec.precision):
                 part = pooled(module, normalise(images, given, ctx.device), views.spec.pooling)
-            part = part.float().cpu()
-            refuse_not_finite(part, split, views.spec.precision)
-            yield part.numpy()
+            yield part.float()
+
+    for part in to_host(computed()):
+        refuse_not_finite(part, split, views.spec.precision)
+        yield part.numpy()
 
 
 def refuse_not_finite(features_NC: Tensor, split: ImageSplit, precision: Precision = "fp32") -> None:

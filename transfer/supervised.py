@@ -99,11 +99,14 @@ class Order:
 
 
 def batches_of(features_NC: Tensor, labels: Tensor, order: Order, rows: Tensor | None = None) -> Batches:
-    """Return shuffled batches of cached features, of all rows or of the given `rows` only."""
+    """Return shuffled batches of cached features, of all rows or of the given `rows` only.
+
+    Features and labels are on one device.
+    """
 
     def from_step(start: int) -> Iterator[tuple[Tensor, Tensor]]:
         for _, chosen in order.rows(start):
-            chosen = chosen if rows is None else rows[chosen]
+            chosen = (chosen if rows is None else rows[chosen]).to(features_NC.device, non_blocking=True)
             yield features_NC[chosen], labels[chosen]
 
     return from_step

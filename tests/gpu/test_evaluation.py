@@ -15,6 +15,7 @@ from transfer import features, svm
 from transfer.feature_spec import FeatureSpec
 from transfer.heads import Classifier, Heads, best_classes
 from transfer.protocol import RunContext
+from transfer.resident import resident, to_host
 from transfer.supervised import Order, SgdConfig, batches_of, fit
 from transfer.tasks import linear_probe, semi_supervised
 
@@ -22,12 +23,14 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def made(image_folder, tmp_path, real):
+def made(image_folder, tmp_path, real, monkeypatch):
     """`made(device, precision)`: features of 24 images."""
     split = load("imagenet", "train", DataPlaces(None, {"imagenet": image_folder}))
     backbone = make_backbone(
         "resnet50" if real else "resnet18", 1.0 if real else 0.5, InputSpec(size=64 if real else 32)
     )
+
+    monkeypatch.setattr(features, "_BATCH", 7)  # several batches: their copies to the CPU overlap
 
     def extract(device, precision="fp32"):
         ctx = RunContext(splits={}, seed=0, device=device, cache=tmp_path / f"{device.type}-cache")
@@ -83,6 +86,22 @@ def test_heads_learn_what_the_cpus_do(device, real, optimizer):
         answers.append((heads.linear[1].weight.detach().cpu(), best_classes(heads, x, device=place)[1][:, 0]))
     torch.testing.assert_close(answers[0][0], answers[1][0], rtol=1e-2, atol=1e-4)
     assert float((answers[0][1] == answers[1][1]).float().mean()) > 0.99
+
+
+def test_features_stay_where_they_fit(device, monkeypatch):
+    x = torch.randn(100, 4)
+    found = resident(x, device)
+    assert found.device.type == device.type and torch.equal(found.cpu(), x)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (799, 10**9))
+    near = resident(x, torch.device("cuda", 0))
+    assert near is x, "1600 bytes are more than half of what is free"
+
+
+def test_parts_come_to_the_cpu_in_order(device):
+    parts = [torch.full((3,), float(i), device=device) for i in range(5)]
+    found = list(to_host(iter(parts)))
+    assert all(part.device == CPU for part in found)
+    assert torch.equal(torch.stack(found)[:, 0], torch.arange(5.0))
 
 
 def test_uniformity_is_the_cpus(device, real):

@@ -27,6 +27,7 @@ from transfer.features import extract, note_degenerate
 from transfer.heads import items_of
 from transfer.presets import Preset, When
 from transfer.protocol import ForwardConfig, Metric, RunContext, Task, image_splits
+from transfer.resident import resident
 
 _SMOKE_IMAGES = 256
 
@@ -78,9 +79,10 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
     spec = FeatureSpec(
         size=config.size, resize=config.resize, interpolation=config.interpolation, precision=config.precision
     )
-    bank = extract(backbone, train, ctx, spec=spec)  # stays on the CPU; chunks go to the device
+    bank = extract(backbone, train, ctx, spec=spec)
     query = extract(backbone, test, ctx, spec=spec)
     note_degenerate(bank, train, ctx)
+    bank = resident(bank, ctx.device)  # otherwise its chunks go to the device
     assert train.labels is not None and test.labels is not None
     bank_labels = torch.as_tensor(train.labels, device=ctx.device)
     votes: dict[str, float | None] = {"": config.temperature}

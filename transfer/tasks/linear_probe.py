@@ -33,6 +33,7 @@ from transfer.heads import Classifier, HeadInit, Heads, accuracies, best_classes
 from transfer.pooling import CELLS, Pooled, Pooling, needs_stages, width_of
 from transfer.presets import Preset, When
 from transfer.protocol import Metric, RunContext, Task, image_splits
+from transfer.resident import resident
 from transfer.supervised import Order, SgdConfig, batches_of, fit, refuse_single
 
 _STEPS = {"schedule": "steps", "gamma": 0.1}
@@ -125,7 +126,10 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
         x, y = extract(backbone, train, ctx, spec=spec), torch.as_tensor(train.labels)
         note_degenerate(x, train, ctx)
         heads = new_heads(x.shape[1], len(train.classes), config, ctx.seed)
-        fit(Classifier(None, heads), batches_of(x, y, order, fit_on), config, order, device=ctx.device)
+        near = resident(x, ctx.device)
+        batches = batches_of(near, y.to(near.device), order, fit_on)
+        fit(Classifier(None, heads), batches, config, order, device=ctx.device)
+        del near, batches  # from the GPU
         there = (x[held_out], y[held_out]) if len(held_out) else None
     else:
         heads = new_heads(width_of(backbone, config.feature), len(train.classes), config, ctx.seed)
