@@ -35,7 +35,8 @@ def without_absent(options: RunOptions) -> tuple[RunOptions, list[str]]:
     kept = [ckpt for ckpt in options.ckpt if ckpt not in absent]
     named = [name for name in (word.strip() for word in options.baselines.split(",")) if name]
     far = [name for name in named if _announced(name, name if ":" in name else f"zoo:{name}")]
-    near = [name for name in named if name not in far and (kept or name != "random")]  # `random` follows checkpoints
+    left = kept or not absent  # `random` follows checkpoints: it cannot be made while all of them are absent
+    near = [name for name in named if name not in far and (left or name != "random")]
     choice = NO_CHOICE if absent else options.choice
     return replace(options, ckpt=tuple(kept), baselines=",".join(near), choice=choice), [*absent, *far]
 
