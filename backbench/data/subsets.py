@@ -19,6 +19,7 @@ from backbench.files import expanded, read_lines
 from backbench.files.atomic import make_folder
 from backbench.files.folders import cache_folder
 from backbench.files.hashes import file_sha256
+from backbench.files.locks import held
 from backbench.http import partial
 from backbench.printable import some
 from backbench.progress import say
@@ -96,11 +97,9 @@ def fetch(name: str) -> Path:
     Raises:
         DataError: no network, or the bytes differ from the published ones.
     """
-    from filelock import FileLock
-
     official = OFFICIAL[name]
     file = make_folder(cache_folder() / "lists") / official.file
-    with writing(file), FileLock(str(file) + ".lock"):
+    with writing(file), held(file.with_name(f"{file.name}.lock")):
         if not file.exists() or file_sha256(file) != official.sha256:
             say(f"fetching the {name} list from {official.url}")
             _download(official, file)

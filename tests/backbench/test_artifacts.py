@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from backbench.errors import BackbenchError
 from backbench.files import atomic, locks
@@ -98,7 +98,7 @@ def test_a_lock_that_may_not_be_written_is_a_sentence(tmp_path, monkeypatch):
     def refuse(*_args, **_fields):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(FileLock, "acquire", refuse)
+    monkeypatch.setattr(locks, "_create_file", refuse)
     with (
         pytest.raises(BackbenchError, match=r"x\.lock: no permission to write there"),
         locks.held(tmp_path / "x.lock"),

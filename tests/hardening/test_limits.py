@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import resource
@@ -12,7 +13,6 @@ import threading
 import pytest
 from commands import ROOT, ends_in_a_sentence, run
 from entry_points import end
-from filelock import FileLock
 
 from backbench.files import locks
 from benchmarks.launchers import local
@@ -237,9 +237,9 @@ def test_a_wait_goes_on_where_nobody_reads_for_whom(stream, tmp_path, monkeypatc
     number = os.open("/dev/full", os.O_WRONLY) if stream == "/dev/full" else _without_reader()
     monkeypatch.setattr(locks, "_FIRST_WORD_S", 0.05)
     monkeypatch.setattr(locks, "_NEXT_WORD_S", 0.05)
-    other = FileLock(str(lock), thread_local=False)
-    other.acquire()
-    threading.Timer(0.5, lambda: other.release(force=True)).start()
+    other = contextlib.ExitStack()
+    other.enter_context(locks.held(lock))
+    threading.Timer(0.5, other.close).start()
     monkeypatch.setattr(sys, "stderr", open(number, "w", closefd=True))  # noqa: PTH123, SIM115
     with locks.held(lock):
         held = True

@@ -88,7 +88,7 @@ def test_a_damaged_checkpoint_is_refused_and_stays(half, tmp_path, damage):
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     damage(out / "last.ckpt")
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.suffix != ".lock"}
     with pytest.raises(CheckpointError, match=r"last\.ckpt"):
         train(config, out, resume=True)
     assert {path: path.read_bytes() for path in before} == before
@@ -137,7 +137,7 @@ PLACES = {
     "the folder is a device": lambda out: out.symlink_to("/dev/null"),
     "TensorBoard's folder is a file": in_the_way("tensorboard", folder=False),
     "the configuration is a folder": in_the_way("config.yaml", folder=True),
-    "the lock is a folder": in_the_way(".lock", folder=True),
+    "the lock is a folder": in_the_way(".1.lock", folder=True),
     "the metrics are a folder": in_the_way("metrics.jsonl", folder=True),
 }
 

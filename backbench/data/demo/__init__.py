@@ -12,11 +12,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from filelock import FileLock
-
 from backbench.errors import writing
 from backbench.files.atomic import make_folder
 from backbench.files.folders import cache_folder
+from backbench.files.locks import held
 from backbench.progress import say
 
 VERSION = 6
@@ -35,7 +34,7 @@ def root() -> Path:
     from backbench.data.demo.write import make  # OpenCV: only where scenes are rendered
 
     make_folder(cache_folder())
-    with writing(final), FileLock(str(final) + ".lock"):
+    with writing(final), held(final.with_name(f"{final.name}.lock")):
         if (final / MARKER).exists():
             return final
         say(f"making the demo data set in {final} (once, a few seconds)")
