@@ -6,6 +6,7 @@ https://slurm.schedmd.com/preempt.html, https://github.com/facebookincubator/sub
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -17,15 +18,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from backbench import job, processes
 from backbench.config import Config, build
 from backbench.errors import BackbenchError, ConfigError
+from backbench.files import locks
 
 _ROOT = Path(__file__).resolve().parent.parent
+State = Literal["waiting", "running", "ended"]
 _LINGER_S = 600.0  # a job told to stop waits this long for SLURM to end or requeue it
 _MARGIN_S = 15.0  # part of the notice reserved for the requeue
 
@@ -62,7 +65,8 @@ class Work:
     argv: tuple[str, ...]  # the script and its words, without the interpreter
     processes: int = 1  # of each node: GPUs that share the command
     restarts: int = 0  # of torchrun, on several nodes
-    failed: Callable[[str], None] | None = None  # called in the job with the reason; a function of a module of ours
+    failed: Callable[[str], None] | None = None  # called in the job with the reason; pickled by its name
+    recorded: int | None = None  # exit code of a command that has recorded its failure: `failed` is not called
 
 
 def parse(words: Sequence[str]) -> Slurm:
@@ -130,7 +134,8 @@ def submit(works: Sequence[Work], wanted: Slurm, folder: Path, *, at_once: int =
             jobs = [executor.submit(_Job(work, wanted, folder.resolve())) for work in works]
     except (subprocess.CalledProcessError, submitit.core.utils.FailedJobError) as error:
         said = [line for line in str(error).splitlines() if line.strip()]
-        raise BackbenchError(f"sbatch refused the jobs: {said[-1] if said else type(error).__name__}") from None
+        why = said[-1].removeprefix("sbatch: error: ") if said else type(error).__name__
+        raise BackbenchError(f"sbatch refused the jobs: {why}") from None
     return [str(one.job_id) for one in jobs]
 
 
@@ -139,11 +144,23 @@ def log_of(folder: Path, number: str) -> Path:
     return folder.resolve() / f"{number}_0_log.out"
 
 
+def state(folder: Path, number: str) -> State:
+    """The state of a job as its files show it. A job that SLURM itself requeues, without a signal, counts as ended."""
+    lock = folder.resolve() / f"{number}.lock"
+    if locks.is_live(lock):
+        return "running"
+    return "ended" if locks.read(lock) and not _requeued(folder.resolve(), number).exists() else "waiting"
+
+
+def _requeued(folder: Path, number: str) -> Path:
+    return folder / f"{number}.requeued"
+
+
 def queued(numbers: Sequence[str]) -> dict[str, str] | None:
-    """Return SLURM's state (`PENDING`, `RUNNING`) of each of these jobs in its queue; None without a SLURM to ask."""
+    """Return state and reason (`PENDING Priority`) of each of these jobs in SLURM's queue; None without a SLURM to ask."""
     if shutil.which("squeue") is None:
         return None
-    words = ["squeue", "-h", "-r", "-o", "%i %T", "--me"]
+    words = ["squeue", "-h", "-r", "-o", "%i %T %r", "--me"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode:
         return None
@@ -213,10 +230,15 @@ class _Job:
 
     def __call__(self) -> None:
         """Run the command; end this process with its exit code, or when SLURM wants the node back."""
+        with locks.held(self.folder / f"{self._number()}.lock") if _leads() else contextlib.nullcontext():
+            self._run()
+
+    def _run(self) -> None:
         requeue = signal.getsignal(signal.SIGUSR2)  # submitit's: writes the next start's file, requeues, exits
         asked: list[int] = []
         for number in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, lambda got, _frame: asked.append(got))
+        _requeued(self.folder, self._number()).unlink(missing_ok=True)
         environment = {"HF_HUB_OFFLINE": "1", **processes.alone(os.environ)}  # everything was fetched at submission
         words = _words(self.work, self.wanted, environment)
         print(f"{self.work.name}: {shlex.join(words)}", flush=True)
@@ -228,7 +250,8 @@ class _Job:
             processes.end([command], grace=self.wanted.notice - _MARGIN_S)
         if not asked:
             if code:
-                self._say_failed(f"ended with code {code}; out of memory it prints nothing")
+                if code != self.work.recorded:
+                    self._say_failed(f"ended with code {code}; a process that ran out of memory prints nothing")
                 raise SystemExit(code if code > 0 else 128 - code)  # SLURM then lists the job as FAILED
             return
         self._leave(asked, requeue)
@@ -240,16 +263,27 @@ class _Job:
         while time.monotonic() < deadline:
             if signal.SIGUSR2 in asked and callable(requeue):
                 try:
+                    if _leads():
+                        _requeued(self.folder, self._number()).touch()
                     requeue(signal.SIGUSR2, None)  # exits; returns on the nodes that do not lead the job
                 except Exception as error:
+                    _requeued(self.folder, self._number()).unlink(missing_ok=True)
                     self._say_failed(f"was not requeued: {error}")
                     raise
             asked.clear()
             processes.pause()
 
     def _say_failed(self, how: str) -> None:
-        number = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID", ""))
-        if task := os.environ.get("SLURM_ARRAY_TASK_ID"):
-            number = f"{number}_{task}"
-        if self.work.failed is not None and os.environ.get("SLURM_PROCID", "0") == "0":
-            self.work.failed(f"SLURM job {number} {how}; its output: {log_of(self.folder, number)}")
+        if self.work.failed is not None and _leads():
+            number = self._number()
+            self.work.failed(f"SLURM job {number} {how}; its output is in {log_of(self.folder, number)}")
+
+    def _number(self) -> str:
+        environment = os.environ
+        if "SLURM_ARRAY_JOB_ID" in environment:
+            return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+        return environment["SLURM_JOB_ID"]
+
+
+def _leads() -> bool:
+    return os.environ.get("SLURM_PROCID", "0") == "0"

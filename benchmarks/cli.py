@@ -22,6 +22,7 @@ class Command:
 COMMANDS = {
     "pretrain": Command("pretrain.run", "pretrain a backbone"),
     "run": Command("benchmarks.run_all", "measure how well checkpoints transfer"),
+    "status": Command("benchmarks.status", "show which cells are done, running, waiting or failed"),
     "compare": Command("benchmarks.compare", "compare results with each other and with published numbers"),
     "report": Command("benchmarks.report.__main__", "render the report of a results folder again"),
     "zoo": Command("model_zoo.__main__", "list, show, download, check and convert checkpoints"),

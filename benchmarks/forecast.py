@@ -78,7 +78,7 @@ def lines(
     states: dict[tuple[Subject, str], tuple[str, int]] = {}
     with catalogue.reading_once():
         for cell in cells:
-            splits, why[cell.name] = _read(cell, places)
+            splits, why[cell.name] = read(cell, places)
             if splits:
                 data = measuring.describe_data(cell, splits, places)
                 going = [subject for subject in subjects if (subject, cell.name) not in skipped]
@@ -110,7 +110,7 @@ def lines(
         yield _disk(total, options.out)
 
 
-def _read(cell: Cell, places: DataPlaces) -> tuple[dict[str, Split], str | None]:
+def read(cell: Cell, places: DataPlaces) -> tuple[dict[str, Split], str | None]:
     """Return a cell's data, or why they are refused; neither if they are absent or need a list to be fetched first."""
     if needed_list(cell) or cell.task.missing(cell.config, places):
         return {}, None

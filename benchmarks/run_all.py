@@ -10,7 +10,7 @@ if __name__ == "__main__":  # before the imports, so that Ctrl-C ends them witho
 
 import fnmatch
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,9 @@ from backbench import job, processes
 from backbench.errors import BackbenchError, ConfigError, run_cli
 from backbench.printable import printable
 from backbench.processes import INTERRUPTED
-from benchmarks.options import CellOptions, RunOptions, run_parser
+from benchmarks import starting
+from benchmarks.options import RunOptions, run_parser
+from benchmarks.starting import Run
 from benchmarks.subjects import MOST_SEEDS, Subject, by_seed, curves_of, find_subjects
 
 if TYPE_CHECKING:
@@ -32,37 +34,6 @@ if TYPE_CHECKING:
     from benchmarks.report import Planned
 
 parser = run_parser
-
-_RUN_ONE = Path(__file__).resolve().parent / "run_one.py"
-
-
-@dataclass(frozen=True)
-class _Run:
-    """The cells and backbones that a command line asks for, before anything is measured."""
-
-    options: RunOptions
-    suite: str
-    cells: list[Cell]
-    overrides: dict[str, list[str]]  # by cell
-    repeats: dict[str, int]  # seeds by cell
-    places: DataPlaces
-    subjects: list[Subject]
-    skipped: dict[tuple[Subject, str], str]  # reasons
-    absent: list[str]  # sources that a dry run does not download
-
-    def wanted(self) -> list[tuple[Subject, Cell]]:
-        """Return the (subject, cell) pairs that can run, in order."""
-        pairs = [(subject, cell) for subject in self.subjects for cell in self.cells]
-        return [(subject, cell) for subject, cell in pairs if (subject, cell.name) not in self.skipped]
-
-    def planned(self) -> Planned:
-        """Return the identities of this run's records; its report shows only these."""
-        return {
-            (backbone.name, backbone.weights_sha256, cell.name, cell.config_sha256, cell.task.version, seed)
-            for subject in self.subjects
-            for cell in self.cells
-            for seed, backbone in by_seed(subject.backbones, self.repeats[cell.name], cell)
-        }
 
 
 def main(argv: list[str] | None = None, *, prog: str = "benchmarks/run_all.py") -> int:
@@ -75,7 +46,9 @@ def main(argv: list[str] | None = None, *, prog: str = "benchmarks/run_all.py") 
     run = _resolved(options)
     if options.estimate:
         return _price(run)
-    return _foretell(run) if options.dry_run else _measure(run)
+    if options.dry_run:
+        return _foretell(run)
+    return _submit(run) if options.launcher == "slurm" else _measure(run)
 
 
 def _list(options: RunOptions) -> int:
@@ -100,11 +73,17 @@ def refuse_mistakes(options: RunOptions) -> None:
         raise BackbenchError("--seeds and --nproc must be at least 1, --jobs at least 0")
     if options.seeds is not None and options.seeds > MOST_SEEDS:
         raise BackbenchError(f"--seeds {options.seeds}: at most {MOST_SEEDS} are allowed")
+    if options.launcher == "slurm":
+        from benchmarks.launchers import slurm
+
+        slurm.wanted(options)
+    elif options.slurm:
+        raise ConfigError("--slurm without --launcher slurm: add --launcher slurm, or leave --slurm out")
     if options.nproc > job.MOST:
         raise ConfigError(f"--nproc {options.nproc}: at most {job.MOST} processes are allowed on one machine")
 
 
-def _resolved(options: RunOptions) -> _Run:
+def _resolved(options: RunOptions) -> Run:
     """Find the cells and the backbones. Raises BackbenchError: a name or a file cannot be used."""
     from backbench.data import catalogue
     from backbench.progress import say
@@ -130,10 +109,10 @@ def _resolved(options: RunOptions) -> _Run:
     skipped = gaps(subjects, cells, places)
     refuse_place(options.out, cells, places)
     options = replace(options, suite=suite_name)
-    return _Run(options, suite_name, cells, overrides, repeats, places, subjects, skipped, absent)
+    return Run(options, suite_name, cells, overrides, repeats, places, subjects, skipped, absent)
 
 
-def _foretell(run: _Run) -> int:
+def _foretell(run: Run) -> int:
     """Say what each cell would do, for `--dry-run`."""
     from backbench.progress import say
     from benchmarks import forecast
@@ -141,10 +120,14 @@ def _foretell(run: _Run) -> int:
     parts = (run.subjects, run.absent, run.cells, run.skipped, run.repeats, run.places, run.options)
     for line in forecast.lines(*parts):
         say(line)
+    if run.options.launcher == "slurm":
+        from benchmarks.launchers import slurm
+
+        print(slurm.preview(run))
     return 0
 
 
-def _price(run: _Run) -> int:
+def _price(run: Run) -> int:
     """Print what each cell would take, for `--estimate`."""
     from benchmarks.price import lines
 
@@ -155,27 +138,51 @@ def _price(run: _Run) -> int:
     return 0
 
 
-def _measure(run: _Run) -> int:
+def _measure(run: Run) -> int:
     """Run the cells that can run, record why the others cannot, show the report; returns the exit code."""
     from backbench.progress import say
+    from benchmarks import planned
     from benchmarks.records import store
 
-    options = run.options
+    _get_ready(run)
+    pairs = run.wanted()
+    before = store.written(run.options.out)
+    with planned.launching(run, pairs):
+        codes = starting.launch(run, pairs)
+    starting.record_ended(pairs, codes, run.repeats, before, run.options)
+    if interrupted := any(code == INTERRUPTED for code in codes):
+        say(f"stopped; finished results are in {run.options.out}: run the same command to continue")
+    show(run.options.out, run.suite, curves_of(run.subjects), run.planned())
+    if not pairs:
+        say("every cell was skipped, for the reasons above")
+    return INTERRUPTED if interrupted else int(any(codes) or not pairs)
+
+
+def _submit(run: Run) -> int:
+    """Submit the cells that have no number yet to SLURM, and show the report of those that have one."""
+    from backbench.progress import say
+    from benchmarks.launchers import slurm
+    from benchmarks.records import store
+
+    _get_ready(run)
+    slurm.submit(run)
+    if store.written(run.options.out):
+        show(run.options.out, run.suite, curves_of(run.subjects), run.planned())
+    if not run.wanted():
+        say("every cell was skipped, for the reasons above")
+    return int(not run.wanted())
+
+
+def _get_ready(run: Run) -> None:
+    """Say what will run, make the folder of results, and record what cannot run."""
+    from backbench.progress import say
+
     for subject in run.subjects:
         for cell in run.cells:
             reason = run.skipped.get((subject, cell.name))
             say(f"{'skip' if reason else 'run '}  {subject.name:<28} {cell.name}" + (f": {reason}" if reason else ""))
-    make_ready(run.subjects, run.cells, run.repeats, options)
-    runs = run.wanted()
-    before = store.written(options.out)
-    codes = launch(runs, run.overrides, run.repeats, run.places, options)
-    record_without_number(run.subjects, run.cells, run.skipped, runs, codes, run.repeats, before, options)
-    if interrupted := any(code == INTERRUPTED for code in codes):
-        say(f"stopped; finished results are in {options.out}: run the same command to continue")
-    show(options.out, run.suite, curves_of(run.subjects), run.planned())
-    if not runs:
-        say("every cell was skipped, for the reasons above")
-    return INTERRUPTED if interrupted else int(any(codes) or not runs)
+    make_ready(run.subjects, run.cells, run.repeats, run.options)
+    starting.record_skipped(run)
 
 
 def show(out: Path, suite: str, curves: Mapping[str, Path], planned: Planned) -> None:
@@ -232,81 +239,6 @@ def gaps(subjects: list[Subject], cells: list[Cell], places: DataPlaces) -> dict
         for cell in cells
     }
     return {pair: reason for pair, reason in found.items() if reason}
-
-
-def record_without_number(
-    subjects: list[Subject],
-    cells: list[Cell],
-    skipped: dict[tuple[Subject, str], str],
-    runs: list[tuple[Subject, Cell]],
-    codes: list[int],
-    repeats: dict[str, int],
-    before: dict[Path, int],
-    options: RunOptions,
-) -> None:
-    """Write a record for every cell that was skipped, killed or crashed, because the report reads only records.
-
-    The record is for the first seed without a number whose failure the process did not record itself.
-
-    Args:
-        before: `store.written` when the processes were started.
-    """
-    from benchmarks import measuring
-    from benchmarks.records import store
-
-    for subject in subjects:
-        for cell in cells:
-            if reason := skipped.get((subject, cell.name)):
-                blank = measuring.blank(subject.backbones[0], cell, 0, options, status="skipped", reason=reason)
-                store.write(options.out, blank)
-    new = {path for path, time in store.written(options.out).items() if before.get(path) != time}
-    for (subject, cell), code in zip(runs, codes, strict=True):
-        if code in (0, INTERRUPTED):
-            continue
-        reason = f"its process ended with code {code}; see its output; a process that ran out of memory prints nothing"
-        blanks = [
-            measuring.blank(backbone, cell, seed, options, status="failed", reason=reason)
-            for seed, backbone in by_seed(subject.backbones, repeats[cell.name], cell)
-        ]
-        silent = [b for b in blanks if not new & store.of_seed(options.out, b)]
-        lost = [b for b in silent if not store.is_measured(options.out, b)]
-        if lost or silent == blanks:  # the numbers may come from other data
-            store.write(options.out, [*lost, *blanks][0])
-
-
-def launch(
-    runs: list[tuple[Subject, Cell]],
-    overrides: dict[str, list[str]],
-    repeats: dict[str, int],
-    places: DataPlaces,
-    options: RunOptions,
-) -> list[int]:
-    """Start one process, or one group of processes, per (backbone, cell); returns their exit codes."""
-    import torch
-
-    from backbench.data import catalogue
-    from benchmarks.launchers import local
-
-    commands = []
-    for number, (subject, cell) in enumerate(runs, start=1):
-        command = [sys.executable, *([job.__file__, str(options.nproc)] if options.nproc > 1 else [])]
-        one = CellOptions(
-            ckpt=subject.ckpt,
-            like=subject.like,
-            cell=cell.name,
-            place=f"{number}/{len(runs)}",
-            suite=options.suite,
-            profile=options.profile,
-            seeds=repeats[cell.name],
-            out=options.out,
-            data_root=places.root,
-            data=tuple(catalogue.spelled(name, path) for name, path in places.named.items()),
-            choice=options.choice,
-            override=tuple(overrides[cell.name]),
-        )
-        commands.append([*command, str(_RUN_ONE), *one.to_argv()])
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return local.run(commands, jobs=options.jobs or max(1, gpus // options.nproc), gpus=gpus, gpus_each=options.nproc)
 
 
 if __name__ == "__main__":

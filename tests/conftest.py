@@ -94,3 +94,16 @@ def _no_data_of_a_test_before() -> Iterator[None]:
 def _seeded() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """A SLURM of two nodes on this machine, which the environment names; skips where it is not installed."""
+    import cluster
+
+    if reason := cluster.missing():
+        pytest.skip(reason)
+    with cluster.running(tmp_path_factory.mktemp("slurm")) as one, pytest.MonkeyPatch.context() as patch:
+        for name, value in one.environment.items():
+            patch.setenv(name, value)
+        yield one

@@ -216,7 +216,7 @@ def _machine() -> str:
     """An identity of the booted system and its process name space; the host's name on other systems than Linux."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 (its text is no path)
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 (the text is not a path)
     except OSError:
         return socket.gethostname()
 

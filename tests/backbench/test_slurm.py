@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from pathlib import Path
 
+import cluster
 import pytest
 
 from backbench import slurm
@@ -92,3 +95,84 @@ def test_a_machine_without_submitit_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "submitit", None)
     with pytest.raises(BackbenchError, match=r"pip install 'backbench\[slurm\]'"):
         slurm.submit([slurm.Work(name="x", argv=("a.py",))], slurm.parse([]), tmp_path)
+
+
+# ---------------------------------------------------------------- on a real SLURM
+
+_STEPS = """import os, signal, sys, time
+import functools
+import time
+from pathlib import Path
+place, stop = Path(sys.argv[1]), []
+signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+print("offline", os.environ["HF_HUB_OFFLINE"], flush=True)
+done = int(place.read_text()) if place.exists() else 0
+while done < int(sys.argv[2]) and not stop:
+    done += 1
+    place.write_text(str(done))
+    time.sleep(0.1)
+print("stopped at" if stop else "ended at", done, flush=True)
+"""
+
+
+def until(true, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def steps(tmp_path):
+    """A job that counts in a file, from where the file ends, and says which count it stopped at."""
+    script = tmp_path / "steps.py"
+    script.write_text(_STEPS)
+
+    def make(name, count, **fields):
+        return slurm.Work(name=name, argv=(str(script), str(tmp_path / name), str(count)), **fields)
+
+    return make
+
+
+@pytest.mark.slow
+def test_preempted_and_timed_out_jobs_are_requeued_and_go_on(slurm_cluster, steps, tmp_path):
+    """Both jobs of the array stop at the signal, a job of higher priority runs, then both continue where they were."""
+    low = slurm.parse(["partition=low cpus=2 time=30 notice=30"])
+    numbers = slurm.submit([steps("a", 60), steps("b", 60)], low, tmp_path / "jobs")
+    assert {slurm.state(tmp_path / "jobs", number) for number in numbers} == {"waiting"}
+    until(lambda: (tmp_path / "a").exists() and (tmp_path / "b").exists())
+    assert {slurm.state(tmp_path / "jobs", number) for number in numbers} == {"running"}
+    slurm_cluster.tool("scancel", "--signal=USR2", numbers[1])  # as SLURM does before the time ends
+    (high,) = slurm.submit([steps("c", 1)], slurm.parse(["partition=high cpus=2 nodes=1 time=5"]), tmp_path / "jobs")
+    until(lambda: (tmp_path / "c").exists())
+    until(lambda: not slurm.queued([*numbers, high]), 120)
+    starts = 0
+    for number in numbers:
+        said = slurm.log_of(tmp_path / "jobs", number).read_text()
+        stops = [int(line.split()[-1]) for line in said.splitlines() if line.startswith("stopped at ")]
+        assert "ended at 60" in said and "offline 1" in said
+        assert all(0 < stop < 60 for stop in stops)
+        starts += said.count("offline 1")
+        assert slurm.state(tmp_path / "jobs", number) == "ended"
+        assert not list((tmp_path / "jobs").glob("*.requeued"))
+    assert starts >= 3, "at least one job was started again"
+
+
+@pytest.mark.slow
+def test_a_killed_command_is_told_and_an_ended_job_is_no_success(slurm_cluster, steps, tmp_path):
+    failed = functools.partial(cluster.note_failure, tmp_path / "why")
+    kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    (number,) = slurm.submit(
+        [slurm.Work(name="k", argv=("-c", kill), failed=failed)], slurm.parse(["time=5"]), tmp_path / "jobs"
+    )
+    until(lambda: not slurm.queued([number]))
+    log = slurm.log_of(tmp_path / "jobs", number)
+    assert (tmp_path / "why").read_text().startswith(f"SLURM job {number} ended with code -9;")
+    assert str(log) in (tmp_path / "why").read_text()
+    assert "JobState=FAILED" in slurm_cluster.tool("scontrol", "show", "job", number)
+
+
+@pytest.mark.slow
+def test_what_sbatch_refuses_is_a_sentence(slurm_cluster, steps, tmp_path):
+    with pytest.raises(BackbenchError, match=r"sbatch refused the jobs: .*Invalid partition name"):
+        slurm.submit([steps("x", 1)], slurm.parse(["partition=nothing"]), tmp_path / "jobs")

@@ -9,7 +9,7 @@ import pytest
 
 from backbench.data import catalogue, subsets
 from backbench.data.layouts import imagefolder
-from benchmarks import run_all, run_one
+from benchmarks import run_all, run_one, starting
 from model_zoo import fetch
 
 FIELDS = ["data.expect=any", "k=[1,3]", "headline_k=3", "size=32"]
@@ -18,7 +18,7 @@ FIELDS = ["data.expect=any", "k=[1,3]", "headline_k=3", "size=32"]
 @pytest.fixture
 def foresee(image_folder, tmp_path, capsys, monkeypatch):
     """Return the lines of a dry run of random:resnet18 on a few images."""
-    monkeypatch.setattr(run_all, "launch", None)
+    monkeypatch.setattr(starting, "launch", None)
     monkeypatch.setattr(fetch, "_download", lambda *_: pytest.fail("something was downloaded"))
     monkeypatch.setattr(subsets, "_download", lambda *_: pytest.fail("a list was fetched"))
     monkeypatch.setenv("BACKBENCH_CACHE", str(tmp_path / "cache"))

@@ -21,7 +21,7 @@ SHARED = {
 }
 RUN = RunOptions(
     **SHARED, ckpt=("a=x.pth", "-weird.pth"), tasks="", baselines="random", seeds=3, jobs=2, nproc=4, dry_run=True,
-    list=True, show="imagenet_knn", estimate=True, on="a100"
+    launcher="slurm", slurm=("partition=a gpus=1", "time=5"), list=True, show="imagenet_knn", estimate=True, on="a100"
 )  # fmt: skip
 CELL = CellOptions(**SHARED, ckpt="-odd=x.pth", cell="imagenet_knn", like="", seeds=2, workers=0, place="3/17")
 

@@ -24,7 +24,7 @@ from backbench.config import digest
 from backbench.data import catalogue
 from backbench.data import demo as scenes
 from backbench.errors import BackbenchError, CheckpointError, ConfigError
-from benchmarks import measuring, plan, run_all, run_one, subjects
+from benchmarks import measuring, plan, run_all, run_one, starting, subjects
 from benchmarks.launchers import local
 from benchmarks.options import CellOptions
 from benchmarks.records import store
@@ -368,7 +368,7 @@ def test_a_kill_is_recorded_for_the_seed_without_a_number(one, out, ckpt, source
     before = store.written(out)
     for code in (0, run_all.INTERRUPTED, -9):
         assert sorted((r.seed, r.status) for r in records(out)) == [(0, "ok"), (1, "ok")]
-        run_all.record_without_number(subjects, [cell], {}, [(subjects[0], cell)], [code], {cell.name: 3}, before, args)
+        starting.record_ended([(subjects[0], cell)], [code], {cell.name: 3}, before, args)
     assert sorted((r.seed, r.status) for r in records(out)) == [(0, "ok"), (1, "ok"), (2, "failed")]
     assert one(*small, cell="imagenet_linear", ckpt=source, seeds=3) == 0
     assert sorted((r.seed, r.status) for r in records(out)) == [(0, "ok"), (1, "ok"), (2, "ok")]
@@ -382,7 +382,7 @@ def test_what_breaks_down_unrecorded_is_recorded_and_no_failure_of_its_own_is_re
     args = CellOptions(ckpt=str(ckpt), cell=cell.name, out=out)
 
     def settle(before) -> dict[int, str]:
-        run_all.record_without_number(subjects, [cell], {}, [(subjects[0], cell)], [1], {cell.name: 2}, before, args)
+        starting.record_ended([(subjects[0], cell)], [1], {cell.name: 2}, before, args)
         return {r.seed: r.reason for r in records(out)}
 
     assert one(*LINEAR, cell="imagenet_linear", ckpt=str(ckpt)) == 1
@@ -479,7 +479,7 @@ def test_a_mistake_writes_nothing(ckpt, out, argv, expected):
 
 
 def test_dry_run_writes_nothing(ckpt, out, image_folder, capsys, monkeypatch):
-    monkeypatch.setattr(run_all, "launch", None)
+    monkeypatch.setattr(starting, "launch", None)
     argv = ["--ckpt", str(ckpt), "--data", f"imagenet={image_folder}", "--out", str(out), "--baselines", "random"]
     assert run_all.main([*argv, "--dry-run"]) == 0
     assert not out.exists()
@@ -512,7 +512,7 @@ def test_dry_run_writes_nothing(ckpt, out, image_folder, capsys, monkeypatch):
     ],
 )
 def test_a_mistake_stops_before_anything_runs(ckpt, out, argv, expected, monkeypatch, image_folder):
-    monkeypatch.setattr(run_all, "launch", lambda *_: pytest.fail("something ran"))
+    monkeypatch.setattr(starting, "launch", lambda *_: pytest.fail("something ran"))
     given = [part.format(ckpt=ckpt) for part in argv]
     with pytest.raises((ConfigError, CheckpointError, BackbenchError)) as caught:
         run_all.main([*given, "--out", str(out), "--data", f"imagenet={image_folder}"])
@@ -521,7 +521,7 @@ def test_a_mistake_stops_before_anything_runs(ckpt, out, argv, expected, monkeyp
 
 
 def test_a_bad_checkpoint_stops_before_anything_runs(ckpt, tmp_path, out, monkeypatch, image_folder):
-    monkeypatch.setattr(run_all, "launch", lambda *_: pytest.fail("something ran"))
+    monkeypatch.setattr(starting, "launch", lambda *_: pytest.fail("something ran"))
     bad = tmp_path / "bad.pth"
     bad.write_bytes(ckpt.read_bytes()[:5000])
     with pytest.raises(CheckpointError, match=r"bad\.pth"):

@@ -7,7 +7,7 @@ import functools
 import pytest
 
 from backbench.errors import BackbenchError, ConfigError
-from benchmarks import report, run_all, run_one, subjects
+from benchmarks import report, run_all, run_one, starting, subjects
 from benchmarks.launchers import local
 from benchmarks.records import store
 from model_zoo.architecture import Architecture, InputSpec
@@ -205,7 +205,7 @@ def test_a_report_that_fails_says_where_the_numbers_are(tmp_path, handled, capsy
     ],
 )
 def test_options_that_contradict_are_refused_before_anything_is_measured(tmp_path, handled, monkeypatch, more, words):
-    monkeypatch.setattr(run_all, "launch", lambda *_: pytest.fail("something ran"))
+    monkeypatch.setattr(starting, "launch", lambda *_: pytest.fail("something ran"))
     file = checkpoint(tmp_path / "net.pth")
     with pytest.raises(BackbenchError) as caught:
         handled(file, more=[word.format(tmp=tmp_path) for word in more])
@@ -224,7 +224,7 @@ def test_a_newer_programs_record_stops_the_command_before_it_measures(tmp_path, 
     (path,) = (tmp_path / "out").glob("*/*/seed0.json")
     path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
     before = path.read_bytes()
-    monkeypatch.setattr(run_all, "launch", lambda *_: pytest.fail("something ran"))
+    monkeypatch.setattr(starting, "launch", lambda *_: pytest.fail("something ran"))
     with pytest.raises(
         BackbenchError, match="schema 2 is newer than this program's 1: update backbench, or give another"
     ):

@@ -95,7 +95,8 @@ def running(folder: Path) -> Iterator[Cluster]:
     (folder / "state").mkdir()
     conf = folder / "slurm.conf"
     conf.write_text(_CONF.format(folder=folder, user=getpass.getuser(), ports=_free_ports(3)))
-    environment = {"SLURM_CONF": str(conf), "PATH": _PATH}
+    mine = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {"SLURM_CONF": str(conf), "PATH": _PATH, "PYTHONPATH": mine}  # jobs find what tests pickle
     whole = {**os.environ, **environment}
     stepd = str(Path(shutil.which("slurmstepd", path=_PATH) or "").resolve())
     with (folder / "daemons.txt").open("wb") as said, contextlib.ExitStack() as daemons:
@@ -115,6 +116,11 @@ def running(folder: Path) -> Iterator[Cluster]:
             deadline = time.monotonic() + 10
             while cluster.queue() and time.monotonic() < deadline:
                 time.sleep(0.2)
+
+
+def note_failure(place: Path, reason: str) -> None:
+    """What a job calls in place of a record of failure."""
+    place.write_text(reason)
 
 
 def _nodes(environment: dict[str, str]) -> str:
