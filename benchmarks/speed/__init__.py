@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class Row:
     run: Callable[[Setup], Comparison]  # called in a process of its own
     at_most: float | None = None
     at_least: float | None = None
+    judged_on: Literal["any", "cuda"] = "any"  # cuda: on a CPU the row is smaller than its goal, which is not judged
     missing: Callable[[Setup], str | None] = lambda _setup: None  # why it cannot run here, or None
 
     def goal(self) -> str:

@@ -70,7 +70,8 @@ def measure(name: str, setup: Setup) -> dict[str, Any]:
         figures = row.run(setup).figures()
     except Exception as error:
         return {"error": explain(error) or f"{type(error).__name__}: {error}"}
-    goal = {"goal": row.goal(), "met": row.met(figures["ratio"]["median"])} if row.goal() and not setup.quick else {}
+    judged = row.goal() and not setup.quick and row.judged_on in ("any", setup.device)
+    goal = {"goal": row.goal(), "met": row.met(figures["ratio"]["median"])} if judged else {}
     return {"name": name, **figures, **goal, "quick": setup.quick, "machine": machine(setup.device)}
 
 

@@ -6,9 +6,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from backbench.errors import BackbenchError
 from benchmarks.speed import Setup
+
+if TYPE_CHECKING:
+    from backbench.data.splits import ImageSplit
 
 _WIDTH, _HEIGHT = 500, 375  # the median of ImageNet
 
@@ -35,6 +39,17 @@ def photographs(setup: Setup, count: int) -> Iterator[list[Path]]:
 def described(setup: Setup, paths: list[Path]) -> str:
     """How many images of which kind, in words."""
     return f"{len(paths)} {'photographs' if setup.images else f'rendered JPEGs of {_WIDTH} x {_HEIGHT}'}"
+
+
+def as_split(paths: list[Path]) -> ImageSplit:
+    """The images as a split of one class."""
+    import numpy as np
+
+    from backbench.data.splits import Files, ImageSplit
+
+    root = Path(paths[0].anchor)
+    files = Files(root, tuple(str(path.absolute().relative_to(root)) for path in paths))
+    return ImageSplit("photographs", "all", files, np.zeros(len(paths), np.int64), ("any",))
 
 
 def _render(path: Path, seed: int) -> Path:

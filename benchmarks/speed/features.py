@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.speed import Comparison, Row, Setup, in_turn, seconds
-from benchmarks.speed._photographs import described, photographs
+from benchmarks.speed._photographs import as_split, described, photographs
 from benchmarks.speed.views import without_lightly
 
 _WORKERS = 1
@@ -39,22 +39,19 @@ def _compare(setup: Setup, name: str, other: Callable[[Setup, list[Path]], Calla
 
 @contextmanager
 def _ours(setup: Setup, paths: list[Path]) -> Iterator[Callable[[], object]]:
-    import numpy as np
     import torch
 
-    from backbench.data.splits import Files, ImageSplit
+    from backbench.data.splits import ImageSplit
     from model_zoo.architecture import Architecture, InputSpec
     from model_zoo.resnet import build
     from transfer.features import compute
     from transfer.protocol import RunContext
 
-    root = Path(*paths[0].parts[:1])
-    files = Files(root, tuple(str(path.relative_to(root)) for path in paths))
-    split = ImageSplit("photographs", "all", files, np.zeros(len(paths), np.int64), ("any",))
+    split = as_split(paths)
     network = build(Architecture(name="resnet50"), seed=0)
     with tempfile.TemporaryDirectory(prefix="backbench-speed-") as folder:
         device = torch.device(setup.device)
-        ctx = RunContext(splits={}, seed=0, device=device, cache=Path(folder), workers=_WORKERS)
+        ctx: RunContext[ImageSplit] = RunContext(splits={}, seed=0, device=device, cache=Path(folder), workers=_WORKERS)
         yield lambda: compute(network, InputSpec(size=224), split, ctx)
 
 
@@ -64,7 +61,7 @@ def _bare(setup: Setup, paths: list[Path]) -> Callable[[], object]:
     from model_zoo.architecture import Architecture
     from model_zoo.resnet import build
 
-    network = build(Architecture(name="resnet50"), seed=0).eval().to(setup.device, memory_format=torch.channels_last)
+    network = build(Architecture(name="resnet50"), seed=0).eval().to(setup.device).to(memory_format=torch.channels_last)
     batches = torch.randn(min(128, len(paths)), 3, 224, 224, device=setup.device)
     batches = batches.to(memory_format=torch.channels_last)
 
