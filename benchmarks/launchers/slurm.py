@@ -111,7 +111,7 @@ def _in_hand(run: Run) -> Iterator[tuple[Pair, str]]:
         for pair in of_cell if data else ():
             made = [b.model_copy(update={"status": "ok", "data": data}) for b in _blanks(run, pair)]
             if all(store.stored(store.record_path(run.options.out, one), one) for one in made):
-                yield pair, "kept: identical results are there"
+                yield pair, "kept: identical results exist"
 
 
 def _blanks(run: Run, pair: Pair) -> list[Result]:

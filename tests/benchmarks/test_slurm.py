@@ -104,7 +104,7 @@ def test_a_killed_cell_is_recorded_and_submitted_again_once(slurm_cluster, words
     assert state().state in ("waiting", "running")
     until(lambda: not slurm_cluster.queue())
     assert (state().state, state().seeds_done) == ("done", 1)
-    assert "kept: identical results are there" in submit()
+    assert "kept: identical results exist" in submit()
     assert not slurm_cluster.queue()
     assert status.main([str(out), "--json"]) == 0
     assert [cell["state"] for cell in json.loads(capsys.readouterr().out)] == ["done"]
