@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_BLOCK = 1024  # rows compared with others at a time
+_GROUP = 16  # columns that stand for each other by their largest number
 
 
 def std_per_dimension(x_ND: Tensor) -> Tensor:
@@ -43,8 +46,11 @@ def uniformity(x_ND: Tensor, t: float = 2.0) -> Tensor:
         raise ValueError("uniformity needs two rows at least")
     x = F.normalize(x_ND.float(), dim=1)
     total = x.new_zeros((), dtype=torch.float64)
-    for rows in x.split(1024):  # d^2 = 2 - 2 cos on the sphere
-        total += (2 * t * (rows @ x.T).clamp(-1, 1) - 2 * t).exp().sum(dtype=torch.float64)
+    parts = x.split(_BLOCK)
+    for i, rows in enumerate(parts):
+        for j, others in enumerate(parts[: i + 1]):  # d^2 = 2 - 2 cos on the sphere; each pair of blocks once
+            potential = (rows @ others.T).clamp_(-1, 1).mul_(2 * t).sub_(2 * t).exp_()
+            total += potential.sum(dtype=torch.float64) * (1 if i == j else 2)
     others = total - len(x)  # without the pairs of a row with itself
     if others < 1e-3 * len(x) or not bool(x_ND.any(dim=1).all()):  # lost in rounding; or a row of zeros, on no sphere
         return _uniformity_by_pairs(x, t)
@@ -66,12 +72,21 @@ def _uniformity_by_pairs(x_ND: Tensor, t: float) -> Tensor:
 
 
 def neighbours(
-    query_ND: Tensor, bank_MD: Tensor, k: int, *, metric: Literal["cosine", "euclidean"], chunk: int = 4096
+    query_ND: Tensor,
+    bank_MD: Tensor,
+    k: int,
+    *,
+    metric: Literal["cosine", "euclidean"],
+    chunk: int = 4096,
+    watch: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> tuple[Tensor, Tensor]:
     """The `k` nearest bank rows of every query, nearest first.
 
-    The queries' device needs memory for (queries, chunk) similarities and (chunk, D) rows of the bank; the bank may be on
-    another device.
+    The queries' device needs memory for (1024, chunk) similarities and (chunk, D) rows of the bank; the bank may be on
+    another device, and each of its rows goes over once.
+
+    Args:
+        watch: iterates over the first rows of the chunks; a bar of progress.
 
     Returns:
         similarity (N, k): cosine, or minus the squared Euclidean distance; index (N, k) into the bank.
@@ -81,21 +96,40 @@ def neighbours(
     query = query_ND.float()
     centre = _mean(bank_MD, chunk).to(query.device) if metric == "euclidean" else None
     query = F.normalize(query, dim=1) if centre is None else query - centre
-    best = query.new_full((len(query), 0), 0.0)
-    index = torch.empty((len(query), 0), dtype=torch.long, device=query.device)
-    for start in range(0, len(bank_MD), chunk):
+    blocks = query.split(_BLOCK)
+    best = [rows.new_empty((len(rows), 0)) for rows in blocks]
+    index = [torch.empty((len(rows), 0), dtype=torch.long, device=query.device) for rows in blocks]
+    for start in watch(range(0, len(bank_MD), chunk)):
         part = bank_MD[start : start + chunk].to(query.device).float()
         # Centring changes no distance and makes the squares below cancel less.
         part = F.normalize(part, dim=1) if centre is None else part - centre
-        similarity = query @ part.T
-        if metric == "euclidean":
-            similarity = 2 * similarity - query.pow(2).sum(1, keepdim=True) - part.pow(2).sum(1)
-        best = torch.cat([best, similarity], dim=1)
-        columns = torch.arange(start, start + len(part), device=query.device).expand(len(query), -1)
-        index = torch.cat([index, columns], dim=1)
-        best, order = best.topk(min(k, best.shape[1]), dim=1)
-        index = index.gather(1, order)
-    return best, index
+        for i, rows in enumerate(blocks):
+            similarity = rows @ part.T
+            if metric == "euclidean":
+                similarity.mul_(2).sub_(rows.pow(2).sum(1, keepdim=True)).sub_(part.pow(2).sum(1))
+            found, columns = _largest(similarity, k)
+            merged, columns = torch.cat([best[i], found], dim=1), torch.cat([index[i], columns + start], dim=1)
+            best[i], order = merged.topk(min(k, merged.shape[1]), dim=1)
+            index[i] = columns.gather(1, order)
+    return torch.cat(best), torch.cat(index)
+
+
+def _largest(x_NM: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest numbers of every row, or all if there are fewer, in no order, and their columns.
+
+    The k largest lie in the k groups of columns with the largest maxima: most columns take part in a maximum only.
+    """
+    columns = x_NM.shape[1]
+    groups = columns // _GROUP
+    if groups < 2 * k:
+        return x_NM.topk(min(k, columns), dim=1, sorted=False)
+    grouped = x_NM[:, : groups * _GROUP].unflatten(1, (_GROUP, groups))
+    chosen = grouped.amax(dim=1).topk(k, dim=1, sorted=False).indices
+    within = torch.arange(_GROUP, device=x_NM.device)[:, None] * groups
+    rest = torch.arange(groups * _GROUP, columns, device=x_NM.device).expand(len(x_NM), -1)
+    candidates = torch.cat([(chosen[:, None] + within).flatten(1), rest], dim=1)
+    found, order = x_NM.gather(1, candidates).topk(k, dim=1, sorted=False)
+    return found, candidates.gather(1, order)
 
 
 def _mean(x_ND: Tensor, chunk: int) -> Tensor:
@@ -148,9 +182,10 @@ def knn_accuracy(
 ) -> dict[int, float]:
     """Top-1 accuracy in percent for every k; all queries are counted once."""
     correct = dict.fromkeys(ks, 0)
-    for rows in torch.arange(len(query_ND)).split(1024):
-        similarity, index = neighbours(query_ND[rows], bank_MD, max(ks), metric=metric)
+    similarity, index = neighbours(query_ND, bank_MD, max(ks), metric=metric)
+    for rows in torch.arange(len(query_ND)).split(_BLOCK):
+        near, labels = similarity[rows], bank_labels[index[rows]]
         for k in ks:
-            scores = knn_scores(similarity, bank_labels[index], k=k, classes=classes, temperature=temperature)
+            scores = knn_scores(near, labels, k=k, classes=classes, temperature=temperature)
             correct[k] += int((scores.argmax(dim=1) == query_labels[rows]).sum())
     return {k: 100.0 * n / len(query_ND) for k, n in correct.items()}

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from sklearn.metrics.pairwise import cosine_distances
 from sklearn.neighbors import KNeighborsClassifier
 
+from backbench import embeddings
 from backbench.embeddings import (
     alignment,
     effective_rank,
@@ -71,6 +72,26 @@ def test_neighbours_equal_a_loop_whatever_the_chunk(data, metric, chunk):
         near = sorted(((nearness(row, b, metric), i) for i, b in enumerate(bank.tolist())), reverse=True)[:8]
         assert found.tolist() == [i for _, i in near]
         assert values.tolist() == pytest.approx([s for s, _ in near], rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("columns", [31, 32, 33, 160, 163, 1000])
+@pytest.mark.parametrize("k", [1, 5, 31])
+def test_the_largest_of_a_row_by_groups_are_those_of_a_sort(columns, k):
+    x = torch.randn(40, columns, generator=torch.Generator().manual_seed(columns))
+    x[:20] = x[:20].round()  # equal numbers: which of them is found is open
+    found, index = embeddings._largest(x, k)
+    assert torch.equal(x.gather(1, index), found)
+    assert torch.equal(found.sort(dim=1, descending=True).values, x.sort(dim=1, descending=True).values[:, :k])
+    assert all(len(set(row)) == len(row) for row in index.tolist())
+
+
+def test_blocks_of_queries_and_pairs_of_blocks_change_nothing(data, monkeypatch):
+    query, _, bank, _ = data
+    before = [neighbours(query, bank, 8, metric="cosine"), uniformity(bank)]
+    monkeypatch.setattr(embeddings, "_BLOCK", 7)
+    after = [neighbours(query, bank, 8, metric="cosine"), uniformity(bank)]
+    assert torch.equal(before[0][1], after[0][1])
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6)
 
 
 def test_all_of_the_bank_may_be_asked_for(data):

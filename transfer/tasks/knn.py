@@ -9,7 +9,7 @@ source resizes with ImageMagick, stores JPEG, and leaves out the 689 random trai
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -90,16 +90,20 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
         votes |= {"_T0.1": 0.1, "_majority": None}
     correct = {(k, name): 0 for k in config.k for name in votes}
     headline = []
-    parts = torch.arange(len(query)).split(2048)
-    for rows in track(parts, total=len(query), label="neighbours of images", size=len):
-        similarity, index = neighbours(
-            query[rows].to(ctx.device), bank, max(config.k), metric=config.metric, chunk=config.chunk
-        )
+
+    def bar(starts: Sequence[int]) -> Iterable[int]:
+        return track(starts, total=len(bank), label="neighbours among images", size=lambda _: config.chunk)
+
+    similarity, index = neighbours(
+        query.to(ctx.device), bank, max(config.k), metric=config.metric, chunk=config.chunk, watch=bar
+    )
+    for rows in torch.arange(len(query)).split(2048):
+        near, labels = similarity[rows], bank_labels[index[rows]]
         truth = torch.as_tensor(test.labels[rows.numpy()], device=ctx.device)
         for k, name in correct:
             scores = knn_scores(
-                similarity,
-                bank_labels[index],
+                near,
+                labels,
                 k=k,
                 classes=len(train.classes),
                 temperature=votes[name],
