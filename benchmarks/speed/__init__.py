@@ -49,6 +49,7 @@ class Comparison:
     pairs: Sequence[tuple[float, float]]
     relation: str  # how the ratio ours / other reads
     growth: Growth | None = None
+    limit: float | None = None  # the ratio that the bare arithmetic allows, measured in the same run
 
     def figures(self) -> dict[str, Any]:
         """Return the medians of both sides, and the ratio within each pair, which is fair when the machine's speed drifts."""
@@ -61,6 +62,7 @@ class Comparison:
             "ratio": {"median": statistics.median(ratios), "min": ratios[0], "max": ratios[-1]},
             "relation": self.relation,
             "rounds": len(ratios),
+            **({"limit": self.limit} if self.limit is not None else {}),
             **({"growth": self.growth.figures()} if self.growth else {}),
         }
 
@@ -104,11 +106,12 @@ def sentence(figures: Mapping[str, Any]) -> str:
     """One line for people: both medians, the ratio, its range over the rounds, and whether the goal is reached."""
     (ours, mine), (other, theirs) = figures["sides"].items()
     ratio, goal = figures["ratio"], figures.get("goal")
+    limit = f"; limit {figures['limit']:.2f}" if "limit" in figures else ""
     verdict = f"; goal {goal}: {'reached' if figures['met'] else 'MISSED'}" if goal else ""
     return (
         f"{figures['quantity']}, {figures['setting']}: {ours} {mine:.4g}, {other} {theirs:.4g}; "
         f"{ratio['median']:.2f} {figures['relation']} ({ratio['min']:.2f} to {ratio['max']:.2f} over "
-        f"{figures['rounds']} rounds in turn){verdict}"
+        f"{figures['rounds']} rounds in turn){limit}{verdict}"
     )
 
 

@@ -119,3 +119,10 @@ def test_rendered_images_are_jpegs_of_a_photographs_size_and_detail():
 def test_records_made_before_goals_still_read():
     old = {**made(Setup("cpu")).figures()}
     assert speed.sentence(old).endswith("3.00 times as long (2.00 to 4.50 over 3 rounds in turn)")
+
+
+def test_a_limit_stands_beside_the_ratio():
+    pairs = [(8.0, 1.0), (9.0, 1.0), (10.0, 1.0)]
+    figures = Comparison("seconds", "made", "ours", "theirs", pairs, "times as long", limit=8.5).figures()
+    assert figures["limit"] == 8.5
+    assert speed.sentence(figures).endswith("over 3 rounds in turn); limit 8.50")
