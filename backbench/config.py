@@ -189,6 +189,19 @@ def _plain_type(annotation: Any) -> tuple[Any, bool]:
     return annotation, False
 
 
+_OUR_WORDS = {  # pydantic's words for these are those of JSON
+    "list_type": "must be a list, such as [1, 2]",
+    "tuple_type": "must be a list, such as [1, 2]",
+    "model_type": "must be a mapping of keys, such as {a: 1}",
+    "dict_type": "must be a mapping of keys, such as {a: 1}",
+    "bool_type": "must be true or false",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "string_type": "must be text",
+}
+
+
 def _explain(model: type[Config], error: ValidationError) -> str:
     """Return all problems in one sentence, each with its dotted key."""
     sentences = []
@@ -199,7 +212,8 @@ def _explain(model: type[Config], error: ValidationError) -> str:
         elif problem["type"] == "missing":
             sentences.append(f"key '{key}' is missing")
         else:
-            message = problem["msg"].removeprefix("Value error, ")
+            message = _OUR_WORDS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+            message = message.replace("Input should", "must", 1)
             given = json.dumps(problem["input"], default=str)
             sentences.append(f"'{key}': {message} (given: {given[:80]})" if key and len(given) <= 80 else message)
     return "; ".join(sentences)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import VersionedResolver
@@ -96,7 +96,7 @@ def parse_yaml(text: str, *, where: str = "configuration") -> Any:
     except YAMLError as error:
         if "maximum depth" in str(error):
             raise ConfigError(f"{where}: nests deeper than any configuration") from None
-        raise ConfigError(f"{where}: not valid YAML: {printable(' '.join(str(error).split()), 400)}") from None
+        raise ConfigError(f"{where}: not valid YAML: {printable(_problem(error), 400)}") from None
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     except RecursionError:
@@ -121,6 +121,14 @@ def write_yaml(values: Any, *, lists_in_line: bool = False) -> str:
     out = io.StringIO()
     writer.dump(values, out)
     return out.getvalue()
+
+
+def _problem(error: YAMLError) -> str:
+    """Return what is wrong, and in which line of the document."""
+    if not isinstance(error, MarkedYAMLError) or error.problem is None or error.problem_mark is None:
+        return " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
+    mark = error.problem_mark
+    return f"{' '.join(error.problem.split())} (line {mark.line + 1}, column {mark.column + 1})"
 
 
 def _kind(word: str) -> str:

@@ -18,6 +18,7 @@ from benchmarks.subjects import Subject, by_seed, split_name
 from model_zoo import entries, fetch
 from model_zoo.choice import NO_CHOICE
 from model_zoo.fetch import url_file
+from transfer.protocol import labelled_splits
 
 if TYPE_CHECKING:
     from backbench.data.catalogue import DataPlaces
@@ -112,9 +113,13 @@ def lines(
 
 def read(cell: Cell, places: DataPlaces) -> tuple[dict[str, Split], str | None]:
     """Return a cell's data, or why they are refused; neither if they are absent or need a list to be fetched first."""
-    if needed_list(cell) or cell.task.missing(cell.config, places):
+    if cell.task.missing(cell.config, places):
         return {}, None
     try:
+        if needed_list(cell):
+            images = labelled_splits(cell.config.data.model_copy(update={"limit": 0}), places)["train"]
+            subsets.check_official(cell.config.share, len(images))
+            return {}, None
         return cell.task.splits(cell.config, places), None
     except BackbenchError as error:
         return {}, str(error)

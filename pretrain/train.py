@@ -10,7 +10,7 @@ import torch
 from timm.optim import Lars
 from torch import Tensor, nn
 
-from backbench import distributed, schedules
+from backbench import batchnorm, distributed, schedules
 from backbench.config import dump
 from backbench.errors import BackbenchError
 from backbench.files.atomic import atomic_write_text
@@ -190,7 +190,7 @@ def build_all(config: PretrainConfig, device: torch.device) -> checkpoint.Traine
         backbone = build(arch)
         heads = method.heads(HeadSizes(feature_dim(arch), hidden, outputs, config.model.norm), config.method)
         online = Online(backbone, heads)
-    distributed.synchronise_batchnorm(online, device)  # replaces layers in place
+    batchnorm.synchronise_batchnorm(online, device)  # replaces layers in place
     online = online.to(device, dtype(config))
     if config.run.channels_last:
         online = online.to(memory_format=torch.channels_last)

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from backbench import distributed
+from backbench import batchnorm, distributed
 from transfer.heads import Heads
 
 
@@ -111,7 +111,7 @@ def _shared_statistics(
     first = norms[0]
     alone = nn.BatchNorm1d(first.num_features, first.eps, first.momentum, affine=False).to(first.running_mean)
     alone.load_state_dict(dict(first.named_buffers()))
-    (plain,) = distributed.synchronise_batchnorm(nn.Sequential(alone), device).children()
+    (plain,) = batchnorm.synchronise_batchnorm(nn.Sequential(alone), device).children()
     for norm in norms:
         for name, buffer in plain.named_buffers():
             setattr(norm, name, buffer)

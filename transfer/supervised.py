@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from backbench import distributed
+from backbench import batchnorm, distributed
 from backbench.errors import BackbenchError, CheckpointError, ConfigError
 from backbench.files.atomic import atomic_save
 from backbench.progress import say, track
@@ -132,7 +132,7 @@ def fit(
         FloatingPointError: the loss or the weights of every head became NaN or infinite. A single head may diverge; it is
             then not chosen.
     """
-    model = cast(Classifier, distributed.synchronise_batchnorm(model.to(device), device)).train()
+    model = cast(Classifier, batchnorm.synchronise_batchnorm(model.to(device), device)).train()
     if model.has_norms:
         refuse_single(order)
     stacked = None if model.rate_encoder else Stacked(model.heads, device)  # no autograd where the inputs are fixed

@@ -149,6 +149,17 @@ def _check_size(file: Path, names: int, images: int, expected: str) -> None:
         )
 
 
+def check_official(share: str, images: int) -> None:
+    """Raise DataError if the official list of a share cannot be one of `images` training images."""
+    official = OFFICIAL[share]
+    low, high = official.fractions
+    if not low < official.count / max(1, images) <= high:
+        raise DataError(
+            f"the official {share} list names {official.count} images of ImageNet and there are {images} training images: "
+            "draw a list with <cell>.list=drawn, or give one with <cell>.list=FILE"
+        )
+
+
 def _indices(file: Path, names: list[str], split: ImageSplit) -> np.ndarray:
     """Return the (N,) int64 rows of the split for the names."""
     whole = {split.source.name(i): i for i in range(len(split))}

@@ -11,7 +11,8 @@ import warm
 from torch import nn
 
 from backbench import distributed
-from backbench.distributed import GlobalBatchNorm, all_reduce_sum, any_rank, synchronise_batchnorm
+from backbench.batchnorm import GlobalBatchNorm, synchronise_batchnorm
+from backbench.distributed import all_reduce_sum, any_rank
 
 CHANNELS = 3
 CASES = {  # shape without the batch axis, samples of rank 0 and of rank 1

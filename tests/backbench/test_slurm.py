@@ -47,7 +47,7 @@ def test_words_may_come_at_once_or_one_by_one():
     [
         (["partion=gpu"], "unknown key 'partion'; did you mean 'partition'"),
         (["time=4h"], "'time': not a time of sbatch"),
-        (["gpus=-1"], "'gpus': Input should be greater than or equal to 0"),
+        (["gpus=-1"], "'gpus': must be greater than or equal to 0"),
         (["gpus=two"], "'gpus'"),
         (["extra.x"], "expected extra.NAME=VALUE"),
         (["extra.a b=1"], "expected extra.NAME=VALUE"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections import namedtuple
 
@@ -74,9 +75,18 @@ def test_data_that_are_not_the_published_ones_fail(foresee):
     assert "published: " in line and "set <cell>.data.expect=any" in line
 
 
-def test_a_list_that_is_absent_is_named_with_its_command(foresee):
+def test_a_list_that_is_absent_is_named_with_its_command(foresee, monkeypatch):
+    official = dataclasses.replace(subsets.OFFICIAL["1%"], count=1, fractions=(0.0, 0.1))
+    monkeypatch.setitem(subsets.OFFICIAL, "1%", official)
     (line,) = foresee("imagenet_semi1.data.expect=any", tasks="imagenet_semi1")
     assert line.endswith("fetches the 1% list (`backbench data lists` fetches it now)")
+
+
+def test_what_a_list_that_is_absent_would_fail_on_is_said_too(foresee):
+    (line,) = foresee(tasks="imagenet_semi1")
+    assert line.startswith("fails random:resnet18") and "published: " in line
+    (line,) = foresee("imagenet_semi1.data.expect=any", tasks="imagenet_semi1")
+    assert line.startswith("fails random:resnet18") and line.endswith("or give one with <cell>.list=FILE")
 
 
 def test_absent_data_are_skipped(foresee, tmp_path):

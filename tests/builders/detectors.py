@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from backbench import distributed
+from backbench import batchnorm
 from backbench.data.demo import render
 from backbench.data.splits import Files
 from model_zoo.architecture import Architecture, InputSpec
@@ -125,7 +125,7 @@ def step(name: str, folder: Path, rows: list[int], device: torch.device) -> dict
     data.model.train_cfg.rpn.assigner.neg_iou_thr = 0.7  # no anchor is ignored: as many count in each image
     data.train_dataloader.dataset.pipeline[3].prob = 0.0  # no flip
     torch.manual_seed(0)
-    model = distributed.synchronise_batchnorm(engine.build(configurations[name], backbone, device), device)
+    model = batchnorm.synchronise_batchnorm(engine.build(configurations[name], backbone, device), device)
     batch, forward = batch_of(data, rows), parallel(model, device)
     if name == "mmdet":
         from transfer.detection.engines.mmdet.parts import losses

@@ -56,7 +56,7 @@ def test_a_comma_outside_brackets_makes_a_grid(words, expected):
         (["method.views=2,2"], "views-2 and views-2 are the same recipe"),
         (["method.lambda_b=0.5,0.50"], "lambda_b-0.50 and lambda_b-0.5 are the same recipe"),
         (["method.vews=2,4"], "unknown key 'method.vews'; did you mean 'method.views'"),
-        (["method.views=2,1"], "'method.views': Input should be greater than or equal to 2"),
+        (["method.views=2,1"], "'method.views': must be greater than or equal to 2"),
         (
             ["run.seed=" + ",".join(map(str, range(40))), "method.views=" + ",".join(map(str, range(2, 32)))],
             "1200 points",

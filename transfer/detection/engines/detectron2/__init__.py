@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbench import distributed
+from backbench import batchnorm, distributed
 from backbench.data.catalogue import is_published
 from backbench.files.atomic import atomic_write_text, make_folder
 from backbench.progress import track
@@ -132,7 +132,7 @@ def new_course(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, j
         cfg, model
     )  # before synchronising: it gives norms no decay, but does not know GlobalBatchNorm
     scheduler = build_lr_scheduler(cfg, optimizer)
-    model = distributed.synchronise_batchnorm(model, job.device)
+    model = batchnorm.synchronise_batchnorm(model, job.device)
     return Course(
         label="detectron2",
         model=model,

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbench import distributed
+from backbench import batchnorm, distributed
 from backbench.errors import BackbenchError
 from backbench.files.atomic import atomic_write_text, make_folder
 from backbench.progress import track
@@ -174,7 +174,7 @@ def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
     difference = feature_difference(backbone, lambda x: trunk_stages(model.eval(), x))
     if not difference <= FEATURE_TOLERANCE:
         raise ExportError(f"MMDetection's C2..C5 differ from torchvision's by {difference:.1e} of their largest value")
-    return distributed.synchronise_batchnorm(model.train(), device).to(device)
+    return batchnorm.synchronise_batchnorm(model.train(), device).to(device)
 
 
 class _Forward(logging.Handler):
