@@ -215,7 +215,7 @@ def test_the_last_override_wins_and_leaves_its_neighbours():
         ("optim.batch=x", ["'optim.batch'", "must be a whole number"]),
         ("optim.batch=", ["'optim.batch'"]),
         ("optim.batch=-1", ["'optim.batch'", "greater than 0"]),
-        ("optim.betas=[1", ["override 'optim.betas'", "not valid YAML", "(line 1, column 4)"]),
+        ("optim.betas=[1", ["override 'optim.betas'", "not valid YAML", "(line 1, column 3)"]),
         ("kind=fp8", ["'kind'"]),
     ],
 )
