@@ -116,9 +116,9 @@ def read(cell: Cell, places: DataPlaces) -> tuple[dict[str, Split], str | None]:
     if cell.task.missing(cell.config, places):
         return {}, None
     try:
-        if needed_list(cell):
+        if share := _absent_share(cell):
             images = labelled_splits(cell.config.data.model_copy(update={"limit": 0}), places)["train"]
-            subsets.check_official(cell.config.share, len(images))
+            subsets.check_official(share, len(images))
             return {}, None
         return cell.task.splits(cell.config, places), None
     except BackbenchError as error:
@@ -127,12 +127,16 @@ def read(cell: Cell, places: DataPlaces) -> tuple[dict[str, Split], str | None]:
 
 def needed_list(cell: Cell) -> str | None:
     """Name the official list of images that a cell would fetch, with the command that fetches it now."""
-    share = getattr(cell.config, "share", None)
+    share = _absent_share(cell)
+    return f"the {share} list (`backbench data lists` fetches it now)" if share else None
+
+
+def _absent_share(cell: Cell) -> str | None:
+    """Return the share, `1%` or `10%`, of the official list that a cell needs, if the list is not on this machine."""
+    share: str | None = getattr(cell.config, "share", None)
     if share not in subsets.OFFICIAL or getattr(cell.config, "list", None):
         return None
-    if (cache_folder() / "lists" / subsets.OFFICIAL[share].file).exists():
-        return None
-    return f"the {share} list (`backbench data lists` fetches it now)"
+    return None if (cache_folder() / "lists" / subsets.OFFICIAL[share].file).exists() else share
 
 
 def _state(
