@@ -122,7 +122,9 @@ def _train(config: PretrainConfig, out: Path, resume: bool, grid: Path | None) -
     try:
         with contextlib.ExitStack() as stack:
             if grid is not None:
-                (make_folder(out) / table.FAILED).unlink(missing_ok=True)
+                make_folder(out)
+                if distributed.is_main():
+                    (out / table.FAILED).unlink(missing_ok=True)
                 stack.enter_context(logged(f"{out.name}: ", out / "log.txt"))
             with distributed.joined():
                 path = train.train(config, out, resume=resume)

@@ -141,7 +141,8 @@ def _submit(points: Sequence[Point], start: Start) -> int:
     """Submit one array of the runs that are not in SLURM's queue already."""
     assert start.slurm is not None
     file = start.folder / _JOBS
-    numbers: dict[str, str] = read_json(file) if file.is_file() else {}
+    before = read_json(file) if file.is_file() else {}
+    numbers = {name: str(number) for name, number in before.items()} if isinstance(before, dict) else {}
     queued = slurm.queued(list(numbers.values())) or {}
     missing = [point for point in points if numbers.get(point.name) not in queued]
     if len(missing) < len(points):
