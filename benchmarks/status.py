@@ -51,7 +51,8 @@ def parser(prog: str = "benchmarks/status.py") -> argparse.ArgumentParser:
     lines = "\n".join(f"  {name:<8} {what}" for name, what in STATES.items())
     p = argparse.ArgumentParser(
         prog=prog,
-        description="Show every cell of a folder of results, from its records, locks and logs.",
+        description="Show every cell of a folder of results, or every run of a grid of pretrainings, from records, locks "
+        "and logs.",
         epilog=f"states:\n{lines}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -71,8 +72,19 @@ def main(argv: list[str] | None = None, *, prog: str = "benchmarks/status.py") -
     args = parser(prog).parse_args(argv)
     if not args.out.is_dir():
         raise BackbenchError(f"{args.out}: no such folder; give what `backbench run` wrote with --out")
+    if (args.out / "grid.json").is_file():
+        return _grid(args.out, args.json)
     states = list(cells(args.out))
     print(json.dumps([asdict(state) for state in states], indent=1) if args.json else text(states, args.out))
+    return 0
+
+
+def _grid(folder: Path, as_json: bool) -> int:
+    """Print the runs of a grid of `backbench pretrain`."""
+    from pretrain import table
+
+    rows = table.rows(folder, table.queue(folder))
+    print(json.dumps(rows, indent=1) if as_json else table.render(rows).rstrip())
     return 0
 
 

@@ -13,7 +13,6 @@ from backbench import job, local, slurm
 from backbench.config import without_indifferent
 from backbench.data import demo
 from backbench.errors import BackbenchError
-from backbench.files import read_json
 from backbench.files.atomic import atomic_write_text, make_folder
 from backbench.processes import INTERRUPTED
 from backbench.progress import say
@@ -23,7 +22,6 @@ from pretrain.grid import Point
 from pretrain.plan import forecast
 
 _SCRIPT = Path(__file__).resolve().parent / "run.py"
-_JOBS = "jobs.json"  # in the folder of the runs: the number of each run's last SLURM job
 _RESTARTS = 3  # of torchrun on several nodes, before the job fails
 
 
@@ -59,7 +57,7 @@ def run(points: Sequence[Point], start: Start) -> int:
         say(f"{len(points)} runs in {start.folder}, {len(points) - len(waiting)} done")
     code = _submit(waiting, start) if start.slurm else _run_here(waiting, start)
     if points[0].values:
-        print(table.write(start.folder), end="")
+        print(table.write(start.folder, table.queue(start.folder)), end="")
         say(f"table: {start.folder / table.TABLE}")
     return code
 
@@ -140,11 +138,8 @@ def _works(points: Sequence[Point], start: Start) -> list[slurm.Work]:
 def _submit(points: Sequence[Point], start: Start) -> int:
     """Submit one array of the runs that are not in SLURM's queue already."""
     assert start.slurm is not None
-    file = start.folder / _JOBS
-    before = read_json(file) if file.is_file() else {}
-    numbers = {name: str(number) for name, number in before.items()} if isinstance(before, dict) else {}
-    queued = slurm.queued(list(numbers.values())) or {}
-    missing = [point for point in points if numbers.get(point.name) not in queued]
+    numbers, queued = table.jobs(start.folder), table.queue(start.folder)
+    missing = [point for point in points if point.name not in queued]
     if len(missing) < len(points):
         say(f"{len(points) - len(missing)} runs are in SLURM's queue already")
     for config in (load(start.recipe, list(point.words)) for point in missing):
@@ -154,7 +149,7 @@ def _submit(points: Sequence[Point], start: Start) -> int:
         make_folder(start.folder / point.name)
     submitted = slurm.submit(_works(missing, start), start.slurm, start.folder / "slurm", at_once=start.jobs)
     numbers |= {point.name: number for point, number in zip(missing, submitted, strict=True)}
-    atomic_write_text(file, json.dumps(numbers, indent=1) + "\n")
+    atomic_write_text(start.folder / table.JOBS, json.dumps(numbers, indent=1) + "\n")
     for point, number in zip(missing, submitted, strict=True):
         say(f"job {number}: {point.name or start.folder}; output: {slurm.log_of(start.folder / 'slurm', number)}")
     if missing:

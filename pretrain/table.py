@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from backbench import jsonl
+from backbench import jsonl, slurm
 from backbench.errors import BackbenchError
-from backbench.files import read_json
+from backbench.files import locks, read_json
 from backbench.files.atomic import atomic_write_text
 
 GRID = "grid.json"  # in the grid's folder: its fields and points
 TABLE = "table.md"
+JOBS = "jobs.json"  # in the grid's folder: the number of each run's last SLURM job
 FAILED = ".failed"  # in a run's folder: why its job ended without a model
 SHOWN = {
     "loss": "{:.3f}",
@@ -48,41 +49,62 @@ def _read_grid(folder: Path) -> tuple[list[str], dict[str, Any]]:
     return fields, points
 
 
-def write(folder: Path) -> str:
+def queue(folder: Path) -> dict[str, str]:
+    """SLURM's word (`PENDING`, `RUNNING`) for each run whose job is in its queue, as far as that can be asked here."""
+    numbers = jobs(folder)
+    there = slurm.queued(list(numbers.values())) or {} if numbers else {}
+    return {name: there[number] for name, number in numbers.items() if number in there}
+
+
+def jobs(folder: Path) -> dict[str, str]:
+    """The number of the last SLURM job of each run."""
+    found = read_json(folder / JOBS) if (folder / JOBS).is_file() else {}
+    return {name: str(number) for name, number in found.items()} if isinstance(found, dict) else {}
+
+
+def write(folder: Path, queued: Mapping[str, str] | None = None) -> str:
     """Write the table of a grid's folder beside its runs and return it, as Markdown.
+
+    Args:
+        queued: of `queue`.
 
     Raises:
         BackbenchError: no grid was started in the folder.
     """
-    text = render(rows(folder))
+    text = render(rows(folder, queued))
     atomic_write_text(folder / TABLE, text)
     return text
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
+def rows(folder: Path, queued: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
     """For each run, in the grid's order: its fields, `state`, `epoch`, and the last value of each monitor that it has.
 
     Raises:
         BackbenchError: no grid was started in the folder.
     """
     fields, points = _read_grid(folder)
-    return [
-        {**dict(zip(map(str, fields), map(str, values), strict=False)), "run": name, **_run(folder / name)}
-        for name, values in points.items()
-    ]
+    found = []
+    for name, values in points.items():
+        run = _run(folder / name, (queued or {}).get(name, ""))
+        found.append({**dict(zip(map(str, fields), map(str, values), strict=False)), "run": name, **run})
+    return found
 
 
-def _run(folder: Path) -> dict[str, Any]:
+def _run(folder: Path, queued: str) -> dict[str, Any]:
     last: dict[str, Any] = {}
     if (folder / "metrics.jsonl").is_file():
         for _, record in jsonl.records(folder / "metrics.jsonl"):
             last |= {name: value for name, value in (record or {}).items() if isinstance(value, (int, float))}
-    return {"state": _state(folder, last), **{name: last[name] for name in ("epoch", *SHOWN) if name in last}}
+    return {"state": _state(folder, last, queued), **{name: last[name] for name in ("epoch", *SHOWN) if name in last}}
 
 
-def _state(folder: Path, last: Mapping[str, Any]) -> str:
+def _state(folder: Path, last: Mapping[str, Any], queued: str) -> str:
+    if locks.is_live(folder / ".lock"):
+        return "running"
     if (folder / "model.pth").is_file():
         return "done"
+    if queued:
+        return f"in SLURM's queue: {queued.lower()}"
     if (folder / FAILED).is_file():
         return "failed: " + (folder / FAILED).read_text(encoding="utf-8", errors="replace").strip()
     return "not done" if last else "not started"

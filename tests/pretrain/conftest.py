@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import cluster
 import numpy as np
 import pytest
 from pretraining import smooth_image, tiny_recipe, write_photos
@@ -35,14 +34,3 @@ def photos(tmp_path: Path) -> Path:
 def recipe() -> Callable[..., PretrainConfig]:
     """`recipe(root, "a.b=c", ...)`."""
     return tiny_recipe
-
-
-@pytest.fixture(scope="session")
-def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[cluster.Cluster]:
-    """A SLURM of two nodes on this machine, which the environment names; skips where it is not installed."""
-    if reason := cluster.missing():
-        pytest.skip(reason)
-    with cluster.running(tmp_path_factory.mktemp("slurm")) as one, pytest.MonkeyPatch.context() as patch:
-        for name, value in one.environment.items():
-            patch.setenv(name, value)
-        yield one

@@ -9,6 +9,8 @@ from pretraining import tiny_recipe
 
 from backbench.config import dump
 from backbench.errors import BackbenchError, ConfigError
+from backbench.files.locks import held
+from benchmarks import status
 from pretrain import grid, run, table
 from pretrain.config import load
 from pretrain.train import train
@@ -151,7 +153,7 @@ def test_a_grid_trains_every_point_and_ends_in_one_table(recipe_file, tmp_path, 
     assert "base_lr-20.0: " not in capfd.readouterr().err
 
 
-def test_a_table_is_of_the_folder_of_a_grid(tmp_path):
+def test_a_table_is_of_the_folder_of_a_grid(tmp_path, capsys):
     with pytest.raises(BackbenchError, match=r"holds no grid\.json"):
         table.rows(tmp_path)
     table.write_grid(tmp_path, ["run.seed"], {"seed-0": ["0"], "seed-1": ["1"]})
@@ -163,6 +165,12 @@ def test_a_table_is_of_the_folder_of_a_grid(tmp_path):
         "| run.seed | run | state | epoch | loss |\n| --- | --- | --- | --- | --- |\n"
         "| 0 | seed-0 | not started |  |  |\n| 1 | seed-1 | not done | 0.5 | 1.250 |\n"
     )
+    with held(tmp_path / "seed-1" / ".lock"):
+        assert [row["state"] for row in table.rows(tmp_path)] == ["not started", "running"]
+    assert table.rows(tmp_path, {"seed-0": "PENDING"})[0]["state"] == "in SLURM's queue: pending"
+    assert status.main([str(tmp_path)]) == 0 and status.main([str(tmp_path), "--json"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith((tmp_path / "table.md").read_text() + "[") and '"loss": 1.25' in shown
     table.write_grid(tmp_path, ["run.seed"], {"seed-2": ["2"]})
     assert [row["run.seed"] for row in table.rows(tmp_path)] == ["0", "1", "2"]
     with pytest.raises(BackbenchError, match=r"holds a grid of run\.seed; give another --out"):

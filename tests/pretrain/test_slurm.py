@@ -31,7 +31,7 @@ def test_a_grid_is_an_array_and_an_interrupted_run_ends_with_the_same_bits(
     words += ["--slurm", "time=30 cpus=1 notice=60"]
     assert run.main(words) == 0
     said = capfd.readouterr()
-    assert "| 0 | seed-0 | not started |" in said.out
+    assert "| 0 | seed-0 | in SLURM's queue: " in said.out or "| 0 | seed-0 | running |" in said.out
     numbers = json.loads((out / "jobs.json").read_text())
     assert {number.partition("_")[0] for number in numbers.values()} == {
         numbers["seed-0"].partition("_")[0]
