@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 from backbench.files.folders import cache_folder
 from benchmarks.price.work import Work, forward_operations
+from benchmarks.speed import processor_seconds
 from model_zoo.backbone import Backbone
 
 _V100 = 15.7e12  # float32 operations a second
@@ -143,12 +143,6 @@ def _seconds(run: Callable[[], object], device: str) -> float:
     start = time.process_time()
     run()
     return (time.process_time() - start) / torch.get_num_threads()
-
-
-def processor_seconds() -> float:
-    """Processor seconds of the processes that this one has started and waited for."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def _network(backbone: Backbone, size: int, device: object, precision: str) -> float:

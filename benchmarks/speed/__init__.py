@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -136,3 +137,18 @@ def wait(device: str) -> None:
         import torch
 
         torch.cuda.synchronize()
+
+
+def processor_seconds() -> float:
+    """Processor seconds of the processes that this one has started and waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def busy_seconds(run: Callable[[], object], device: str) -> float:
+    """Seconds of a call; on a CPU those of the processor, for this process and the workers that it ends."""
+    if device != "cpu":
+        return seconds(run, device)
+    start = time.process_time() + processor_seconds()
+    run()
+    return time.process_time() + processor_seconds() - start

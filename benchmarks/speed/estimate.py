@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.speed import Comparison, Row, Setup
+from benchmarks.speed import Comparison, Row, Setup, processor_seconds
 
 _CELLS = ("imagenet_knn", "imagenet_linear", "imagenet_uniformity", "imagenet_semi10")
 _ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ def estimate(setup: Setup) -> Comparison:
     from backbench.data import demo
     from backbench.data.catalogue import DataPlaces
     from benchmarks.plan import load_cell
-    from benchmarks.price.machines import find, processor_seconds
+    from benchmarks.price.machines import find
     from benchmarks.price.work import work_of
     from benchmarks.subjects import find_subjects
     from model_zoo.choice import NO_CHOICE

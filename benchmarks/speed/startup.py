@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.speed import Comparison, Row, Setup
+from benchmarks.speed import Comparison, Row, Setup, processor_seconds
 
 _GOAL = 3.0
 _ROOT = Path(__file__).resolve().parents[2]
@@ -38,8 +38,6 @@ def warm_cell(setup: Setup) -> Comparison:
 
 
 def _beside_the_goal(setup: Setup, what: str, words: list[str]) -> Comparison:
-    from benchmarks.price.machines import processor_seconds
-
     pairs = []
     for _ in range(1 + (1 if setup.quick else setup.rounds)):  # the first one fills caches, and is not counted
         start = processor_seconds()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.speed import Comparison, Row, Setup, in_turn, seconds
+from benchmarks.speed import Comparison, Row, Setup, busy_seconds, in_turn, seconds
 from benchmarks.speed._photographs import as_split, described, photographs
 from benchmarks.speed.step import beside_the_network, sides
 from benchmarks.speed.views import without_lightly
@@ -106,9 +106,9 @@ def pipeline(setup: Setup) -> Comparison:
             torch.set_num_threads(1)
             return [np.stack([views[0, i][0] for i in range(k, k + count // 4)]) for k in range(0, count, count // 4)]
 
-        pairs = in_turn(setup, *(lambda run=run: len(paths) / seconds(run, "cpu") for run in (loaded, made)))
+        pairs = in_turn(setup, *(lambda run=run: len(paths) / busy_seconds(run, "cpu") for run in (loaded, made)))
         setting = f"{described(setup, paths)}, K=4, 224 px, 1 worker"
-    return Comparison("images per second", setting, "loader", "views in one process", pairs, "times as many")
+    return Comparison("images per processor second", setting, "loader", "views in one process", pairs, "times as many")
 
 
 ROWS = (

@@ -17,7 +17,6 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-from backbench.files.hashes import tensors_sha256
 from backbench.processes import SPINS
 from benchmarks.speed import Comparison, Row, Setup, in_turn, step
 
@@ -80,6 +79,8 @@ def _process(target: Any, arguments: tuple[Any, ...], environment: dict[str, str
 
 def _take_steps(connection: Connection, setup: Setup) -> None:
     import torch
+
+    from backbench.files.hashes import tensors_sha256
 
     torch.manual_seed(0)
     whole, _, setting = step.sides(setup, "demo", ["optim.batch=8" if setup.quick else "optim.batch=16"])

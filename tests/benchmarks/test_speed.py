@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -126,3 +128,15 @@ def test_a_limit_stands_beside_the_ratio():
     figures = Comparison("seconds", "made", "ours", "theirs", pairs, "times as long", limit=8.5).figures()
     assert figures["limit"] == 8.5
     assert speed.sentence(figures).endswith("over 3 rounds in turn); limit 8.50")
+
+
+def test_listing_the_rows_imports_nothing_heavy():
+    code = "import sys\nfrom benchmarks import speed\nassert speed.rows()\nprint({'torch', 'cv2', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_a_goal_for_a_gpu_is_not_judged_on_a_cpu(with_rows, tmp_path):
+    with_rows(Row("made", "a row", made, at_most=1, judged_on="cuda"))
+    assert __main__.main(["--out", str(tmp_path), "--device", "cpu"]) == 0
+    assert "met" not in json.loads((tmp_path / "made.json").read_text())
