@@ -127,7 +127,7 @@ def run_parser(prog: str = "benchmarks/run_all.py") -> argparse.ArgumentParser:
                    "one, calibrated once)")  # fmt: skip
     p.add_argument("--list", action="store_true", help="list cells, presets and suites, then exit")
     p.add_argument("--show", metavar="CELL", help="list the fields of a cell with their values, then exit")
-    p.add_argument("override", nargs="*", metavar="cell.field=value")
+    p.add_argument("override", nargs="*", metavar="cell.field=value", help="fields of cells; --show CELL lists them")
     return p
 
 
@@ -156,4 +156,5 @@ def _add_shared(p: argparse.ArgumentParser) -> None:
     p.add_argument("--data-root", type=Path, metavar="DIR", help="folder with one subfolder per data set, by name")
     p.add_argument("--data", action="append", default=[], metavar="name=PATH", help="a data set in another place, or your own: "
                    "NAME=DIR or NAME=LAYOUT:DIR makes the cells NAME_knn, NAME_linear, ...")  # fmt: skip
-    p.add_argument("--out", type=folder_option, default=Path("results"), metavar="DIR")
+    p.add_argument("--out", type=folder_option, default=Path("results"), metavar="DIR",
+                   help="folder of the results and the report (default: results)")  # fmt: skip

@@ -11,7 +11,7 @@ from pydantic import Field
 from backbench import plugins
 from backbench.config import Config, build, read_mapping
 from backbench.data import catalogue, layouts
-from backbench.errors import BackbenchError, ConfigError
+from backbench.errors import BackbenchError, ConfigError, nearest
 from backbench.files.folders import configs_folder
 from transfer import tasks
 
@@ -62,7 +62,7 @@ def fields(name: str) -> dict[str, Any]:
 
 
 def why_not(name: str) -> str | None:
-    """Return why a name with a known part is not a cell; None when no part is known."""
+    """Return why a name with a known part is not a cell; None when no part is known, or another cell's name is close."""
     own, parts = files(), protocols()
     if name in own.broken:
         return own.broken[name]
@@ -76,7 +76,15 @@ def why_not(name: str) -> str | None:
             layout, needs = catalogue.info(data).layout, parts.found[rest].needs
             given = " and ".join(sorted(layouts.labels(layout)))
             return f"unknown cell '{name}': '{rest}' needs {_WORDS[needs]}; '{data}' (layout {layout}) gives {given}"
+    data, _, rest = name.rpartition("_")
+    if data and rest in parts.found and not nearest(name, names()).startswith("; did you mean"):
+        return f"unknown cell '{name}': there is no data set '{data}'; give its folder: --data {data}=DIR"
     return None
+
+
+def of_data(name: str) -> list[str]:
+    """Return the pairs of a data set, by cell name."""
+    return sorted(cell for cell, (data, _) in _pairs().items() if data == name)
 
 
 _WORDS = {"class": "one class an image", "classes": "all classes of an image", "boxes": "boxes", "masks": "masks"}

@@ -87,7 +87,7 @@ def _resolved(options: RunOptions) -> Run:
     """Find the cells and the backbones. Raises BackbenchError: a name or a file cannot be used."""
     from backbench.data import catalogue
     from backbench.progress import say
-    from benchmarks import forecast, plan
+    from benchmarks import forecast, pairs, plan
 
     suite_name = options.suite or ("paper" if options.data or options.data_root else "demo")
     suite = plan.load_suite(suite_name)
@@ -98,6 +98,8 @@ def _resolved(options: RunOptions) -> Run:
     own = [o for o in suite.overrides if fnmatch.filter(wanted, o.partition(".")[0])]
     overrides = plan.split_overrides([*own, *options.override], wanted)
     cells, overrides = plan.load_cells(wanted, overrides, options.profile)
+    for name in sorted((set(named) & set(catalogue.OWN)) - {cell.config.data.name for cell in cells}):
+        say(f"--data {name}: no cell of this run reads it; name its cells: --tasks {','.join(pairs.of_data(name))}")
     if options.suite is None and suite_name == "demo":
         say("no data given: running the demo suite on rendered scenes; use --data-root DIR for the real protocols")
     repeats = {cell.name: options.seeds or suite.seeds_of.get(cell.name, suite.seeds) for cell in cells}

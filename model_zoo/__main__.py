@@ -123,7 +123,8 @@ def _list(args: argparse.Namespace) -> int:
     for entry in found:
         weights = entry.url or (f"see {', '.join(entry.see)}" if entry.see else "numbers only")
         weights = weights if entry.url or not entry.has_weights else "a file that you make"
-        row = f"{entry.name:<{name}}  {entry.method:<{method}}  {entry.arch.name}  {len(entry.published):>3} numbers  {weights}"
+        numbers = f"{len(entry.published):>3} {'number ' if len(entry.published) == 1 else 'numbers'}"
+        row = f"{entry.name:<{name}}  {entry.method:<{method}}  {entry.arch.name}  {numbers}  {weights}"
         print(row + (" (by hand)" if entry.by_hand else ""))
     return 0
 

@@ -1,4 +1,4 @@
-"""The wheel works without the checkout: build it from the sources, unpack it into a folder, run it elsewhere."""
+"""The wheel works without the checkout: build it from the sources, install it into a new environment, run it elsewhere."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder with only the wheel's files."""
+    """The folder of packages of a new environment with the wheel. It reads the libraries of this one, not its packages."""
     base = tmp_path_factory.mktemp("wheel")
     source = base / "source"
     source.mkdir()
@@ -31,8 +33,17 @@ def installed(tmp_path_factory):
     subprocess.run(wheel, check=True)
     shutil.rmtree(source)
     (found,) = base.glob("backbench-*.whl")
-    subprocess.run([*pip, "install", "--no-index", "--no-deps", "--target", str(base / "site"), str(found)], check=True)
-    return base / "site"
+    venv.create(base / "new", with_pip=False)
+    python = base / "new" / "bin" / "python"
+    subprocess.run([*pip, "--python", str(python), "install", "--no-index", "--no-deps", str(found)], check=True)
+    (site,) = (base / "new" / "lib").glob("python*/site-packages")
+    (site / "libraries.pth").write_text(f"{sysconfig.get_path('purelib')}\n")  # its own .pth files are not read
+    return site
+
+
+def alone() -> dict[str, str]:
+    """The environment variables without a path to the checkout."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 @pytest.fixture
@@ -40,9 +51,8 @@ def backbench(installed, tmp_path):
     """Run the command from an empty folder; returns what it printed."""
 
     def run(*words: str) -> str:
-        environment = {**os.environ, "PYTHONPATH": str(installed)}
-        command = [sys.executable, str(installed / "bin" / "backbench"), *words]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        command = [str(installed.parents[2] / "bin" / "backbench"), *words]
+        done = subprocess.run(command, cwd=tmp_path, env=alone(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
@@ -66,6 +76,7 @@ def test_nothing_measured_is_in_the_wheel(installed):
 def test_zoo_and_plan_know_the_shipped_files(backbench):
     assert "moco_v2_800ep" in backbench("zoo", "list", "--method", "moco")
     assert "MoCo" in backbench("zoo", "show", "moco_v2_800ep")
+    assert "imagenet_knn.temperature" in backbench("run", "--show", "imagenet_knn")
     assert "imagenet_knn" in backbench("run", "--ckpt", "random:resnet18", "--tasks", "imagenet_knn", "--dry-run")
     assert "optim:" in backbench("pretrain", "--dry-run")
 
@@ -82,9 +93,9 @@ def test_a_report_is_rendered_from_a_record(backbench, tmp_path):
 def test_the_package_that_runs_is_the_installed_one(installed, tmp_path):
     code = "from backbench.files.folders import configs_folder; print(configs_folder())"
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [str(installed.parents[2] / "bin" / "python"), "-c", code],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(installed)},
+        env=alone(),
         capture_output=True,
         text=True,
         check=True,

@@ -8,6 +8,7 @@ from pathlib import Path
 from backbench import plugins
 from backbench.errors import BackbenchError, run_cli
 from backbench.printable import visible
+from benchmarks import report
 
 
 def parser(prog: str = "python -m benchmarks.report") -> argparse.ArgumentParser:
@@ -24,7 +25,9 @@ def parser(prog: str = "python -m benchmarks.report") -> argparse.ArgumentParser
         metavar="FILE",
         help="rewrite the tables between the markers of a page (without FILE: of README.md and docs/measured.md)",
     )
-    parser.add_argument("--curves", action="append", default=[], metavar="NAME=metrics.jsonl")
+    parser.add_argument(
+        "--curves", action="append", default=[], metavar="NAME=metrics.jsonl", help="also plot a pretraining's curves"
+    )
     return parser
 
 
@@ -39,8 +42,6 @@ def main(argv: list[str] | None = None, *, prog: str = "python -m benchmarks.rep
         for page in readme.PAGES if None in args.readme else args.readme:
             readme.write(page)
     if args.results:
-        from benchmarks import report
-
         if not args.results.is_dir():
             raise BackbenchError(f"{args.results}: no such folder of results")
         curves: dict[str, Path] = {}

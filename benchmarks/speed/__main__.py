@@ -10,7 +10,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from backbench.errors import BackbenchError, explain, run_cli
+from backbench.errors import BackbenchError, ConfigError, explain, nearest, run_cli
 from backbench.files import folder_option
 from benchmarks import speed
 from benchmarks.speed import Row, Setup
@@ -103,8 +103,6 @@ def _processor() -> str:
 
 def _row(name: str, known: dict[str, Row]) -> Row:
     if name not in known:
-        from backbench.errors import ConfigError, nearest
-
         raise ConfigError(f"--rows {name}: unknown row{nearest(name, known)}")
     return known[name]
 

@@ -39,6 +39,21 @@ def test_a_folder_makes_cells_under_its_own_name(image_folder):
     assert not catalogue.is_published("flowers", {"train": split, "test": split})
 
 
+def test_cells_of_a_data_set_that_no_cell_reads_are_named(checkpoint, image_folder, tmp_path, capsys):
+    argv = ["--ckpt", str(checkpoint), "--data", f"flowers={image_folder}", "--out", str(tmp_path / "out"), "--dry-run"]
+    assert run_all.main(argv) == 0
+    assert "name its cells: --tasks flowers_knn,flowers_linear,flowers_semi1," in capsys.readouterr().err
+    assert run_all.main([*argv, "--tasks", "flowers_knn"]) == 0
+    assert "name its cells" not in capsys.readouterr().err
+
+
+def test_a_cell_of_a_data_set_without_a_folder_names_the_option():
+    with pytest.raises(ConfigError, match="there is no data set 'flowers'; give its folder: --data flowers=DIR"):
+        plan.named_cells("flowers_knn")
+    with pytest.raises(ConfigError, match="did you mean 'imagenet_knn'"):
+        plan.named_cells("imagent_knn")
+
+
 def test_the_layout_may_be_said_and_reaches_the_other_processes(image_folder):
     named = catalogue.parse_places([f"flowers=imagefolder:{image_folder}"])
     assert named == {"flowers": image_folder}
