@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from backbench import trackers
 from backbench.config import digest
 from backbench.data import demo
 from backbench.data.catalogue import DataPlaces, is_published
@@ -110,8 +111,10 @@ def measure(
     note_seen(splits, ctx.notes)
     start, meter = time.monotonic(), Meter(device)
     try:
-        metrics = cell.task.run(backbone, cell.config, ctx)
-        records = checked(metrics, cell.task.primary(cell.config), ctx.notes)
+        with trackers.opened(trackers.chosen(), folder.parent / f"curves-seed{planned.seed}", *_told(planned)):
+            metrics = cell.task.run(backbone, cell.config, ctx)
+            records = checked(metrics, cell.task.primary(cell.config), ctx.notes)
+            trackers.log({f"final/{name}": record.value for name, record in records.items()}, 0)
     except Exception as error:
         reason = str(error) or type(error).__name__
         text = None if isinstance(error, BackbenchError) else traceback.format_exc()
@@ -133,6 +136,12 @@ def measure(
         }
     )
     return done, ctx.items
+
+
+def _told(planned: Result) -> tuple[str, dict[str, Any]]:
+    """The name and the configuration of a tracker's run."""
+    name = f"{planned.backbone.name} {planned.cell} seed {planned.seed}"
+    return name, {**planned.task.config, "weights_sha256": planned.backbone.weights_sha256}
 
 
 def note_seen(splits: Mapping[str, Split], notes: list[str]) -> None:

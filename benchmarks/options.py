@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from backbench import launcher_options, plugins
+from backbench import launcher_options, plugins, trackers
 from backbench.files import folder_option
 from model_zoo.choice import NO_CHOICE, Choice, add_options, of_arguments, spelled
 
@@ -120,6 +120,7 @@ def run_parser(prog: str = "benchmarks/run_all.py") -> argparse.ArgumentParser:
         "--nproc", type=int, default=1, metavar="N", help="processes (GPUs) of this machine that share one cell"
     )
     launcher_options.add_options(p)
+    trackers.add_option(p)
     p.add_argument("--dry-run", action="store_true", help="list what would run, and why the rest would not")
     p.add_argument("--estimate", action="store_true", help="say what time, disk and memory every cell takes, data here or "
                    "not; `--jobs N` is the number of devices")  # fmt: skip

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__":  # as a plain script: import from the repository's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from backbench import job, processes
+from backbench import job, processes, trackers
 from backbench.errors import BackbenchError, ConfigError, run_cli
 from backbench.printable import printable
 from backbench.processes import INTERRUPTED
@@ -73,6 +73,7 @@ def refuse_mistakes(options: RunOptions) -> None:
         raise BackbenchError("--seeds and --nproc must be at least 1, --jobs at least 0")
     if options.seeds is not None and options.seeds > MOST_SEEDS:
         raise BackbenchError(f"--seeds {options.seeds}: at most {MOST_SEEDS} are allowed")
+    trackers.chosen()
     if options.launcher == "slurm":
         from benchmarks.launchers import slurm
 

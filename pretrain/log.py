@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from backbench import distributed
+from backbench import distributed, trackers
 from backbench.embeddings import effective_rank, std_per_dimension
 from backbench.errors import writing
 from backbench.progress import duration, say
@@ -94,6 +94,7 @@ class Log:
             self.file.flush()
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
+        trackers.log({"epoch": epoch, **values}, step)
 
     def close(self) -> None:
         """Close the files."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__":  # as a plain script: put the repository's root in place of this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from backbench import launcher_options, plugins, processes
+from backbench import launcher_options, plugins, processes, trackers
 from backbench.errors import BackbenchError, ConfigError, run_cli, sentence
 from backbench.files import folder_option
 from backbench.files.folders import configs_folder
@@ -46,6 +46,7 @@ def parser(prog: str = "pretrain/run.py") -> argparse.ArgumentParser:
         "--jobs", type=int, default=0, metavar="N", help="runs of a grid at a time (default: one per GPU, or 1)"
     )
     launcher_options.add_options(parser)
+    trackers.add_option(parser)
     parser.add_argument("--grid", type=Path, help=argparse.SUPPRESS)  # the folder of the grid that this run is of
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and its steps; needs no data")
     parser.add_argument("override", nargs="*", metavar="key=value", help="fields of the recipe, e.g. optim.epochs=100; "
@@ -58,6 +59,7 @@ def main(argv: list[str] | None = None, *, prog: str = "pretrain/run.py") -> int
     args = parser(prog).parse_intermixed_args(argv)
     if args.nproc < 1:
         raise BackbenchError("--nproc must be at least 1")
+    trackers.chosen()  # refuses a library that is not installed before anything starts
 
     from pretrain.config import load  # after --help has answered
 
@@ -126,7 +128,9 @@ def _train(config: PretrainConfig, out: Path, resume: bool, grid: Path | None) -
                 if distributed.is_main():
                     (out / table.FAILED).unlink(missing_ok=True)
                 stack.enter_context(logged(f"{out.name}: ", out / "log.txt"))
-            with distributed.joined():
+            own = trackers.chosen()  # TensorBoard's files are written in any case
+            told = None if own == "tensorboard" else own, out / "curves", str(out), config.model_dump(mode="json")
+            with distributed.joined(), trackers.opened(*told):
                 path = train.train(config, out, resume=resume)
             if grid is not None and distributed.is_main():
                 table.write(grid)

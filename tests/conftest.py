@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from backbench import plugins
+from backbench import plugins, trackers
 from backbench.data import catalogue
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,6 +88,7 @@ def _no_data_of_a_test_before() -> Iterator[None]:
     yield
     catalogue.OWN.clear()
     os.environ.pop(plugins.VARIABLE, None)
+    os.environ.pop(trackers.VARIABLE, None)
 
 
 @pytest.fixture(autouse=True)

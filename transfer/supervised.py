@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from backbench import batchnorm, distributed
+from backbench import batchnorm, distributed, trackers
 from backbench.errors import BackbenchError, CheckpointError, ConfigError
 from backbench.files.atomic import atomic_save
 from backbench.progress import say, track
@@ -201,6 +201,9 @@ def _optimizer(groups: list[dict[str, Any]], config: SgdConfig, *, fused: bool =
 def _check(losses: Tensor, epoch: int, model: Classifier) -> None:
     if not bool(torch.isfinite(losses).any()):
         _refuse(epoch, model)
+    if trackers.is_open():
+        rates = map(str, model.heads.rates)
+        trackers.log({f"loss/rate_{rate}": v for rate, v in zip(rates, losses.tolist(), strict=True)}, epoch)
 
 
 def _refuse(epoch: int, model: Classifier) -> NoReturn:

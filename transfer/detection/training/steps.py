@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from backbench import distributed, jsonl
+from backbench import distributed, jsonl, trackers
 from backbench.errors import BackbenchError, writing
 
 
@@ -25,6 +25,7 @@ def log(file: Path, iteration: int, losses: dict[str, float], rate: float) -> No
         values = {"iteration": iteration, "total": sum(means.values()), **means, "lr": rate}
         with writing(file), file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(values) + "\n")
+        trackers.log({name: value for name, value in values.items() if name != "iteration"}, iteration)
 
 
 def cut(file: Path, start: int) -> None:
