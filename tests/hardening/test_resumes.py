@@ -118,7 +118,7 @@ def test_foreign_lines_among_the_metrics_stop_nothing(tmp_path, capsys, lines):
     cut_metrics(path, 1)
     assert path.read_text() == ('{"step": 0, "loss": 1.0}\n' if lines else "")
     said = capsys.readouterr().err
-    assert ("left out" in said) == ((lines[:1] != b"{" and lines[:3] != b"\xef\xbb\xbf" and bool(lines)) or b"epoch" in lines
+    assert ("dropped" in said) == ((lines[:1] != b"{" and lines[:3] != b"\xef\xbb\xbf" and bool(lines)) or b"epoch" in lines
                                     or b'"0"' in lines)  # fmt: skip
 
 
