@@ -91,7 +91,7 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
             done = step + 1
             save_due = done == plan.total or done % config.run.checkpoint_every == 0
             stop = settle(watch, corrupt, config, out, everything=save_due or log.due(done) or log.due_knn(done))
-            if stop:  # its weights are saved: of them too the loss must be finite
+            if stop:  # its weights are saved, so this step's loss must be finite too
                 settle(watch, corrupt, config, out, everything=True)
             seen = {"lr": lr, **follow(target, online, config, step, plan.total), "corrupt": len(corrupt)}
             if log.due(done):
