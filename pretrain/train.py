@@ -33,6 +33,8 @@ from pretrain.probe import Probe
 from pretrain.session import claim
 from pretrain.watch import Watch, lag
 
+_STOPPING = "stopping after this step, with a checkpoint (signal again to stop now)"
+
 
 class NonFiniteLoss(BackbenchError):
     """The loss became NaN or infinite."""
@@ -56,10 +58,7 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
         state: dict[str, Any] = {"step": 0, "corrupt": []}
         if resume and (out / "last.ckpt").exists():
             state = checkpoint.restore(out / "last.ckpt", trained, probe, config=config, split=split)
-        if len(set(distributed.gather_words([str(state["step"])]))) > 1:
-            raise BackbenchError(
-                f"the processes do not resume at the same step: {out} must be one folder for all of them"
-            )
+        refuse_other_step(state["step"], out)
         loader = make_loader(split, config, start=state["step"], stop=plan.total, pin=device.type == "cuda")
         write_config(config, out)
         if config.run.knn_every and split.labels is None:
@@ -77,10 +76,7 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
                     out / "last.ckpt", trained, probe, step=step, config=config, split=split, corrupt=corrupt
                 )
 
-        stopping = (
-            "stopping after this step, with a checkpoint (signal again to stop now)" if distributed.is_main() else ""
-        )
-        stop_asked = training.enter_context(stop_on_signal(stopping))
+        stop_asked = training.enter_context(stop_on_signal(_STOPPING if distributed.is_main() else ""))
         for step, (batch, unreadable, rows) in enumerate(batches(loader), start=state["step"]):
             lr = schedules.lr_at(step, total=plan.total, warmup=plan.warmup, peak=config.peak_lr())
             views = to_device(batch, config.data, device, dtype(config))
@@ -105,6 +101,12 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
         distributed.barrier()
         log.close()
         return export(online, config, out)
+
+
+def refuse_other_step(step: int, out: Path) -> None:
+    """Raise BackbenchError on all ranks if another rank resumes at another step."""
+    if len(set(distributed.gather(step))) > 1:
+        raise BackbenchError(f"the processes do not resume at the same step: {out} must be one folder for all of them")
 
 
 def train_step(

@@ -11,7 +11,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from backbench.data.decode import open_rgb
+from backbench.files.atomic import atomic_write_text
 from backbench.files.folders import cache_folder
+from backbench.precision import autocast, exact_float32
 from benchmarks.price.work import Work, forward_operations
 from benchmarks.speed import processor_seconds
 from model_zoo.backbone import Backbone
@@ -76,7 +79,6 @@ def find(name: str, backbone: Backbone, size: int, *, again: bool = False) -> Ma
     """
     if name != "here":
         return NAMED[name]
-    from backbench.files.atomic import atomic_write_text
     from benchmarks.speed.__main__ import machine as described
 
     about = described(_device())
@@ -102,7 +104,6 @@ def calibrated(backbone: Backbone, size: int) -> Machine:
     """Measure this machine's rates, in about half a minute."""
     import torch
 
-    from backbench.precision import exact_float32
     from benchmarks.measuring import default_workers
 
     device = torch.device(_device())
@@ -148,8 +149,6 @@ def _seconds(run: Callable[[], object], device: str) -> float:
 def _network(backbone: Backbone, size: int, device: object, precision: str) -> float:
     import torch
 
-    from backbench.precision import autocast
-
     on = torch.device(str(device))
     network = backbone.build().eval().to(on).to(memory_format=torch.channels_last)
     batch = 128 if on.type == "cuda" or size <= 64 else 16
@@ -173,7 +172,6 @@ def _products(device: object) -> float:
 
 def _decoding(size: int) -> tuple[float, float]:
     """Views and crops a second of one core, of rendered JPEGs of 500 x 375."""
-    from backbench.data.decode import open_rgb
     from backbench.data.transforms import evaluation_view
     from benchmarks.speed import Setup
     from benchmarks.speed._photographs import photographs

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import zip_longest
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 
 from backbench.config import CHANGES_NO_NUMBER
-from backbench.data.catalogue import DataPlaces
+from backbench.data.catalogue import DataPlaces, info
 from backbench.distributed import gather, gather_words, is_main, rank, world_size
 from backbench.errors import ConfigError, DataError
 from backbench.printable import some
@@ -99,17 +101,24 @@ def engine_version(config: DetectionConfig) -> str:
     return engines.get(config.engine).version()
 
 
-def ready(
-    found: dict[str, DetectionSplit], config: DetectionConfig, counts: dict[str, int]
+def read_splits(
+    config: DetectionConfig, places: DataPlaces, names: tuple[str, str], read: Callable[[Path, str], DetectionSplit]
 ) -> dict[str, DetectionSplit]:
-    """Return both splits checked, cut to `data.limit`, without what `bad=skip` leaves out.
+    """Return the annotated images of both splits, checked, cut to `data.limit`, without what `bad=skip` leaves out.
 
     With `bad=error`, images are decoded only before training, not when a record is reused.
+
+    Args:
+        names: of the train and the test split.
+        read: reads a split, given the data set's folder and the split's name.
 
     Raises:
         DataError: as `check_splits`; no image can be decoded; no object to learn; or no object that a metric counts.
     """
-    check_splits(found, config, counts)
+    root = places.of(config.data.name)
+    assert root is not None, "`missing` was asked"
+    found = {role: read(root, name) for role, name in zip(("train", "test"), names, strict=True)}
+    check_splits(found, config, dict(info(config.data.name).counts))
     used = {role: limited(split, config.data.limit) for role, split in found.items()}
     if _leaves_out(config):
         used = {role: whole_images(split, bad="skip") for role, split in used.items()}

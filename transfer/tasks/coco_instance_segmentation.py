@@ -9,11 +9,12 @@ convolutions, PreciseBN. pycocotools computes box and mask AP on val2017.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar
 
 from pydantic import model_validator
 
-from backbench.data.catalogue import DataPlaces, info
+from backbench.data.catalogue import DataPlaces
 from model_zoo.backbone import Backbone
 from transfer.detection import run as detection
 from transfer.detection.annotations.layouts import read_coco
@@ -89,13 +90,8 @@ def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
     Raises:
         DataError: the data are incomplete, or not the published images although `expect` asks for them.
     """
-    root = places.of(config.data.name)
-    assert root is not None, "`missing` was asked"
-    found = {
-        role: read_coco(root, name, bad=config.bad, masks=config.spec.masks)
-        for role, name in (("train", config.train), ("test", config.test))
-    }
-    return detection.ready(found, config, dict(info(config.data.name).counts))
+    read = partial(read_coco, bad=config.bad, masks=config.spec.masks)
+    return detection.read_splits(config, places, (config.train, config.test), read)
 
 
 def run(backbone: Backbone, config: Config, ctx: RunContext[DetectionSplit]) -> dict[str, Metric]:

@@ -9,11 +9,12 @@ trained on and ignored in the test. `demo` is a short training on the rendered s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar
 
 from pydantic import model_validator
 
-from backbench.data.catalogue import DataPlaces, info
+from backbench.data.catalogue import DataPlaces
 from backbench.printable import some
 from model_zoo.backbone import Backbone
 from transfer.detection import run as detection
@@ -90,12 +91,7 @@ def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
     Raises:
         DataError: the data are incomplete, or not the published images although `expect` asks for them.
     """
-    root = places.of(config.data.name)
-    assert root is not None, "`missing` was asked"
-    found = {
-        role: read_voc(root, name, bad=config.bad) for role, name in (("train", config.train), ("test", config.test))
-    }
-    return detection.ready(found, config, dict(info(config.data.name).counts))
+    return detection.read_splits(config, places, (config.train, config.test), partial(read_voc, bad=config.bad))
 
 
 def run(backbone: Backbone, config: Config, ctx: RunContext[DetectionSplit]) -> dict[str, Metric]:
