@@ -8,38 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from benchmarks.speed import Comparison, Growth, Row, Setup, in_turn, seconds
+from benchmarks.speed import Comparison, Row, Setup, busy_seconds, in_turn
 
 IMAGES, FEATURES, CLASSES, BATCH = 20_000, 2048, 100, 1024
 
 
 def rates(setup: Setup) -> Comparison:
-    """Eleven rates against one; growth with the number of rates."""
+    """Eleven rates against one."""
     images, features, classes = sizes(setup)
     many = sweep()
     whole, one = (epoch(setup, images, features, classes, each) for each in (many, many[:1]))
     pairs = in_turn(setup, whole, one)
     bare, bare_one = (products(setup, images, features, classes * n) for n in (len(many), 1))
     limits = sorted(a / b for a, b in in_turn(setup, bare, bare_one))
-    points = [(float(n), epoch(setup, images, features, classes, many[:n])()) for n in (1, 2, 5, 11)]
     setting = f"{images:,} x {features}, {classes} classes, batch {BATCH}, {setup.device}"
-    return Comparison(
-        "seconds per epoch", setting, f"{len(many)} rates", "1 rate", pairs, "times as long",
-        Growth("rates", points), limit=limits[len(limits) // 2],
-    )  # fmt: skip
+    what, limit = f"{len(many)} rates", limits[len(limits) // 2]
+    return Comparison("busy seconds per epoch", setting, what, "1 rate", pairs, "times as long", limit=limit)
 
 
 def beside_products(setup: Setup) -> Comparison:
-    """Eleven rates against the two products of their steps; growth with the number of classes."""
+    """Eleven rates against the two products of their steps."""
     images, features, classes = sizes(setup)
     many = sweep()
     whole = epoch(setup, images, features, classes, many)
     pairs = in_turn(setup, whole, products(setup, images, features, classes * len(many)))
-    several = (2, 4) if setup.quick else (10, 100, 1000)
-    points = [(float(n), epoch(setup, images // 4, features, n, many)()) for n in several]
     setting = f"{images:,} x {features}, {classes} classes, {len(many)} rates, batch {BATCH}, {setup.device}"
-    growth = Growth("classes", points)
-    return Comparison("seconds per epoch", setting, "probe", "bare products", pairs, "times as long", growth)
+    return Comparison("busy seconds per epoch", setting, "probe", "bare products", pairs, "times as long")
 
 
 def sweep() -> tuple[float, ...]:
@@ -55,7 +49,7 @@ def sizes(setup: Setup) -> tuple[int, int, int]:
 
 
 def epoch(setup: Setup, images: int, features: int, classes: int, rates: Sequence[float]) -> Callable[[], float]:
-    """Seconds of an epoch, from cached features on the CPU to trained heads."""
+    """Busy seconds of an epoch, from cached features on the CPU to trained heads."""
     import torch
 
     from transfer.heads import Classifier, Heads
@@ -69,13 +63,13 @@ def epoch(setup: Setup, images: int, features: int, classes: int, rates: Sequenc
     def run() -> float:
         model = Classifier(None, Heads(features, classes, rates, seed=0))
         config = SgdConfig(batch=BATCH, epochs=1)
-        return seconds(lambda: fit(model, batches_of(x, y, order), config, order, device=device), setup.device)
+        return busy_seconds(lambda: fit(model, batches_of(x, y, order), config, order, device=device), setup.device)
 
     return run
 
 
 def products(setup: Setup, images: int, features: int, columns: int) -> Callable[[], float]:
-    """Seconds of x W^T and E^T x for every batch of an epoch, and nothing else."""
+    """Busy seconds of x W^T and E^T x for every batch of an epoch, and nothing else."""
     import torch
 
     device = torch.device(setup.device)
@@ -89,7 +83,7 @@ def products(setup: Setup, images: int, features: int, columns: int) -> Callable
             x[:size] @ w.T
             error[:size].T @ x[:size]
 
-    return lambda: seconds(run, setup.device)
+    return lambda: busy_seconds(run, setup.device)
 
 
 ROWS = (
