@@ -498,7 +498,6 @@ def test_dry_run_writes_nothing(ckpt, out, image_folder, capsys, monkeypatch):
     ("argv", "expected"),
     [
         ([], "nothing to measure"),
-        (["--baselines", "random"], "--baselines random follows a --ckpt"),
         (["--baselines", "random", "--dry-run"], "--baselines random follows a --ckpt"),
         (["--ckpt", "{ckpt}", "--tasks", "imagenet_kn"], "did you mean 'imagenet_knn'"),
         (["--ckpt", "{ckpt}", "--suite", "papr"], "did you mean 'paper'"),
