@@ -275,7 +275,7 @@ def test_what_needs_a_resnet_says_so(functions, tmp_path):
         main(["convert", source, "-o", str(tmp_path / "model.pth")])
     with pytest.raises(CheckpointError, match="which is not a ResNet"):
         load("random:resnet18", like=backbone)
-    with pytest.raises(ConfigError, match="how it is initialised cannot be guessed"):
+    with pytest.raises(ConfigError, match="so its initialisation is unknown"):
         run_all.find_subjects([source], "random", 1)
     for name, preset in (("voc07_svm", "vissl"), ("voc07_lowshot", "fair")):
         task = tasks.get(name)
