@@ -19,7 +19,7 @@ quick: $(INSTALLED)
 	$(BIN)/python -m pytest -m quick
 
 hardening: $(INSTALLED)
-	BACKBENCH_HARDENING=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 1800 tests/hardening
+	BACKBENCH_HARDENING=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 1800 -m sample
 
 speed: $(INSTALLED)
 	$(BIN)/backbench speed $(if $(IMAGES),--images $(IMAGES))

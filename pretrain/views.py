@@ -6,6 +6,7 @@ numbers of a view depend only on (seed, epoch, sample index, view): no worker ha
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
@@ -120,12 +121,13 @@ class ViewPlan:
         return next(factor for factor in (8, 4, 2, 1) if factor == 1 or smallest >= _MARGIN * factor * self.size)
 
     def make(self, image: np.ndarray) -> np.ndarray:
-        """Return views (K, size, size, 3) uint8 of an image (H, W, 3) uint8, perhaps reduced."""
+        """(H, W, 3) uint8, perhaps reduced -> (K, size, size, 3) uint8."""
         kernel = self.config.blur_kernel or blur_kernel(self.size)
         out = np.empty((self.views, self.size, self.size, 3), np.uint8)
         for view, parameters in enumerate(self._drawn):
-            box = _scaled(parameters.box, self._shape, image.shape[:2])
-            out[view] = apply(image, replace(parameters, box=box), self.size, kernel)
+            if image.shape[:2] != self._shape:
+                parameters = replace(parameters, box=_scaled(parameters.box, self._shape, image.shape[:2]))
+            out[view] = apply(image, parameters, self.size, kernel)
         return out
 
 
@@ -160,7 +162,7 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     """Resize to (size, size, 3), bicubic with antialiasing as in torchvision and Pillow, with torch's uint8 kernel."""
     pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]  # channels stay last
     resized = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True, align_corners=False)
-    return resized[0].permute(1, 2, 0).numpy()
+    return cv2.merge(list(resized[0].numpy()))  # its planes; OpenCV is slow on pixels that are not side by side
 
 
 def brightness(image: np.ndarray, factor: float) -> np.ndarray:
@@ -183,8 +185,14 @@ def hue(image: np.ndarray, factor: float) -> np.ndarray:
     """Rotate the hue by `factor` of the circle, in 256 levels as in Pillow's HSV."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
     rows = hsv.reshape(len(hsv), -1)
-    rows += np.tile(np.array([int(factor * 255) % 256, 0, 0], np.uint8), image.shape[1])  # wraps around
+    rows += _turn(int(factor * 255) % 256, image.shape[1])  # wraps around
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+
+
+@functools.lru_cache(maxsize=1024)
+def _turn(levels: int, width: int) -> np.ndarray:
+    """A row of pixels (width * 3,) that turns the hue only."""
+    return np.tile(np.array([levels, 0, 0], np.uint8), width)
 
 
 def blur(image: np.ndarray, sigma: float, kernel: int) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""Fixtures for all tests, and the `quick` mark for every test that is not slow."""
+"""Fixtures for all tests, the `quick` mark for every test that is not slow, and samples of costly parameters."""
 
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # The slowest files, slowest first: when they start first, two workers end at about the same time.
 LONG = (
     "hardening/test_kills", "transfer/detection/test_processes", "pretrain/test_train", "transfer/test_two_processes",
-    "transfer/detection/test_mmdet", "hardening/test_detection_kills", "benchmarks/test_suite", "contract/test_engines",
+    "transfer/detection/test_mmdet", "pretrain/test_slurm", "benchmarks/test_speed", "pretrain/test_elastic",
+    "hardening/test_detection_kills", "benchmarks/test_suite", "contract/test_engines",
     "transfer/detection/test_draws", "benchmarks/test_run", "test_real_data", "hardening/test_limits",
     "transfer/detection/test_detectron2", "model_zoo/test_variants", "hardening/test_growth", "contract/test_tasks",
     "transfer/detection/test_own_data", "transfer/detection/test_course", "model_zoo/test_external",
@@ -27,12 +29,32 @@ LONG = (
 )  # fmt: skip
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     order = {f"tests/{name}.py": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
     for item in items:
-        if "slow" not in item.keywords and "tests/hardening/" not in item.nodeid:
+        if "slow" not in item.keywords:
             item.add_marker(pytest.mark.quick)
+    if os.environ.get("BACKBENCH_HARDENING") != "all":
+        _keep_samples(config, items)
+
+
+def _keep_samples(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep N parameters, chosen by a seed, of each function with the mark `sample(N)`."""
+    by_function: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sample"):
+            by_function.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    seed = os.environ.get("BACKBENCH_HARDENING_SEED", "0")
+    left_out: list[pytest.Item] = []
+    for function, its in by_function.items():
+        mark = its[0].get_closest_marker("sample")
+        wanted = min(mark.args[0] if mark else 0, len(its))
+        kept = {id(i) for i in random.Random(f"{seed} {function}").sample(its, wanted)}
+        left_out += [i for i in its if id(i) not in kept]
+    config.hook.pytest_deselected(items=left_out)
+    gone = {id(i) for i in left_out}
+    items[:] = [i for i in items if id(i) not in gone]
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -4,7 +4,7 @@ import logging
 import sys
 import warnings
 
-from backbench import progress
+from backbench import logs, progress
 
 
 def speak(number):
@@ -22,7 +22,8 @@ def test_the_file_has_what_libraries_log_and_the_terminal_has_no_warnings_of_eng
     log = tmp_path / "log.txt"
     with warnings.catch_warnings(), monkeypatch.context() as patch:
         warnings.simplefilter("always")
-        patch.setattr(logging.getLogger(), "handlers", [])  # as in a process without pytest
+        for name in (None, *logs.ENGINES):  # as in a process without pytest, and without an engine's own set-up
+            patch.setattr(logging.getLogger(name), "handlers", [])
         with progress.logged("[1/2] ", log):
             speak(1)
         speak(2)

@@ -39,6 +39,7 @@ def test_every_row_is_described():
         assert name == row.name and row.what and name.replace("_", "").isalnum()
 
 
+@pytest.mark.sample(4)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", speed.rows())
 def test_every_row_runs_in_quick(name):

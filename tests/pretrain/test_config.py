@@ -98,7 +98,7 @@ def test_views_per_pass_must_divide_the_views():
         ("optim.base_lr=0", r"'optim\.base_lr'.*greater than 0"),
         ("optim.base_lr=.nan", r"optim\.base_lr"),
         ("views.flip=1.5", r"'views\.flip'.*less than or equal to 1"),
-        ("optim.batch=64.5", r"'optim\.batch'.*integer"),
+        ("optim.batch=64.5", r"'optim\.batch'.*whole number"),
         ("optim.batch", r"override 'optim\.batch' is not of the form key=value"),
     ],
 )

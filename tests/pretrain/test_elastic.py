@@ -68,6 +68,7 @@ def agents(count: int, words: list[str]) -> list[warm.Process]:
     return [warm.Process([*torchrun, *words], env=started_by_us) for _ in range(count)]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_a_killed_rank_starts_again_from_the_checkpoint(script, uninterrupted, nodes):

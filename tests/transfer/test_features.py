@@ -213,6 +213,7 @@ def test_a_cut_cache_file_is_computed_again(split, ctx, computed, keep):
     assert len(computed) == 2, "the file is whole again"
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("broken", [b"", b"no image", None])
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_corrupt_image_fails_and_is_named(image_folder, ctx, broken, workers):

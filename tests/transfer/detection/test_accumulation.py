@@ -109,6 +109,7 @@ def test_parts_give_the_gradient_of_the_whole_batch(name, monkeypatch, scenes, s
     assert float((half - expected).norm() / expected.norm()) > 1e-2, "the other parts matter"
 
 
+@pytest.mark.sample(1)
 @pytest.mark.slow
 def test_a_kill_between_two_parts_changes_no_number(name, monkeypatch, trained_like, scenes, short, tmp_path):
     engine, backbone, found = engines.get(name), trained_like("resnet18"), scenes(tmp_path / "images", 3)

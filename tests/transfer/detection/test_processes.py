@@ -50,6 +50,7 @@ def command(name: str, out: Path, *overrides: str) -> list[str]:
     return [str(ROOT / "benchmarks" / "run_one.py"), *values]
 
 
+@pytest.mark.sample(1)
 def test_a_killed_run_goes_on(name, tmp_path):
     """Iterations and rates continue exactly, the loss log has each iteration once, no checkpoint is lost."""
     course = [
@@ -180,6 +181,7 @@ def test_a_step_of_two_processes_is_that_of_one_on_both_images(name, tmp_path):
         assert difference < 1e-2, (key, difference)  # rounding differs with the size of a batch
 
 
+@pytest.mark.sample(1)
 def test_two_processes_write_one_record(name, tmp_path):
     """One engine as torchrun starts it, in processes that import everything."""
     words = command(name, tmp_path, "spec.iterations=2", "spec.batch=2", "spec.sides_train=[64]", "spec.side_test=64")
