@@ -81,7 +81,7 @@ class ForwardConfig(TaskConfig):
     LATER: ClassVar[frozenset[str]] = frozenset({"precision"})
 
     precision: Precision = (
-        "fp32"  # of the backbone's passes, TF32 off; bf16, fp16: autocast; heads and losses stay fp32
+        "fp32"  # how the backbone runs: fp32 without TF32, or autocast to bf16 or fp16; heads stay fp32
     )
 
 
