@@ -9,7 +9,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from backbench import elastic, job
 from backbench.errors import BackbenchError, JobError
+from backbench.process_table import start_of
 from backbench.rendezvous import fresh
 
 _SETTLE_S = 2.0  # a lost connection may be noticed this long before the other process has ended
@@ -131,7 +131,7 @@ def _is_loss(error: BaseException) -> bool:
 def _lost() -> str:
     here = [(i, pid) for i, (host, pid) in enumerate(_peers) if host == socket.gethostname()]
     deadline = time.monotonic() + _SETTLE_S
-    while not (gone := [f"rank {i} (process {pid})" for i, pid in here if not _lives(pid)]):
+    while not (gone := [f"rank {i} (process {pid})" for i, pid in here if not start_of(pid)]):
         if time.monotonic() > deadline:
             break
         time.sleep(0.05)
@@ -142,12 +142,6 @@ def _lost() -> str:
         f"{who} of {world_size()} {has} ended, so that rank {rank()} cannot continue; see what it printed, and killed "
         f"or out of memory it prints nothing; {again}"
     )
-
-
-def _lives(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return ") Z" not in Path(f"/proc/{pid}/stat").read_text() if Path("/proc/self/stat").exists() else True
-    return False
 
 
 def shutdown() -> None:

@@ -9,6 +9,8 @@ import threading
 import time
 from pathlib import Path
 
+from backbench.process_table import start_of, status
+
 RUN_ID = "TORCHELASTIC_RUN_ID"
 _POLL_S = 1.0
 
@@ -22,7 +24,7 @@ def begin() -> None:
     """
     global _agent
     number = _find()
-    start = _start(number)
+    start = start_of(number)
     _agent = f"{socket.gethostname()} {number} {start}"
     if start and number not in (1, os.getppid()):  # its own children are told by the system
         threading.Thread(target=_watch, args=(number, start), daemon=True).start()
@@ -42,27 +44,13 @@ def _find() -> int:
     number = os.getppid()
     try:
         while number > 1 and own <= set(Path(f"/proc/{number}/environ").read_bytes().split(b"\0")):
-            number = int(_status(number)[1])
+            number = int(status(number)[1])
     except (OSError, IndexError):
         return os.getppid()
     return number
 
 
-def _status(number: int) -> list[str]:
-    """The fields of /proc/NUMBER/stat that follow the command: state, parent, ..."""
-    return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
-
-
-def _start(number: int) -> str:
-    """When a process started, in clock ticks of its machine; empty when it has ended or /proc is absent."""
-    try:
-        fields = _status(number)
-        return "" if fields[0] == "Z" else fields[19]
-    except (OSError, IndexError):
-        return ""
-
-
 def _watch(number: int, start: str) -> None:
-    while _start(number) == start:
+    while start_of(number) == start:
         time.sleep(_POLL_S)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from backbench.errors import writing
 from backbench.printable import printable
+from backbench.process_table import start_of
 from backbench.processes import INTERRUPTED
 
 _FIRST_WORD_S, _NEXT_WORD_S = 3.0, 30.0  # between two messages of a waiting process
@@ -54,7 +55,7 @@ class Claim:
         mine = _mine()
         if self.free or (self.job and self.job == mine.job and self.starts < mine.starts):
             return True
-        return _start_of(self.process) != self.started if self.machine == mine.machine else None
+        return start_of(self.process) != self.started if self.machine == mine.machine else None
 
 
 @dataclass
@@ -206,7 +207,7 @@ def _mine() -> Claim:
     words = " ".join(Path(word).name if "/" in word else word for word in sys.argv[:2])
     starts = os.environ.get("SLURM_RESTART_COUNT", "0")
     return Claim(
-        host=socket.gethostname(), machine=_machine(), process=os.getpid(), started=_start_of(os.getpid()),
+        host=socket.gethostname(), machine=_machine(), process=os.getpid(), started=start_of(os.getpid()),
         words=words[:200], since=time.strftime("%Y-%m-%d %H:%M:%S"), job=os.environ.get("SLURM_JOB_ID", ""),
         starts=int(starts) if starts.isdigit() else 0,
     )  # fmt: skip
@@ -219,23 +220,6 @@ def _machine() -> str:
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 (the text is not a path)
     except OSError:
         return socket.gethostname()
-
-
-def _start_of(process: int) -> str:
-    """When a process of this machine started, in the system's own unit; empty if it has ended."""
-    try:
-        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        return "" if fields[0] in "ZX" else fields[19]
-    except (OSError, IndexError):
-        if sys.platform == "linux":
-            return ""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return ""
-    except OSError:
-        pass
-    return "alive"
 
 
 def _place(lock: Path, number: int) -> Path:

@@ -55,14 +55,12 @@ def both(setup: Setup) -> Comparison:
 
 
 def _knn(x: Tensor, y: Tensor, query: Tensor, device: torch.device) -> None:
-    import torch
-
     from backbench.embeddings import knn_scores, neighbours
 
     labels = y.to(device)
-    for rows in torch.arange(len(query)).split(2048):
-        found, index = neighbours(query[rows].to(device), x, 200, metric="cosine", chunk=65536)
-        knn_scores(found, labels[index], k=20, classes=_CLASSES, temperature=0.07).argmax(dim=1).cpu()
+    similarity, index = neighbours(query.to(device), x, 200, metric="cosine", chunk=65536)
+    for found, near in zip(similarity.split(2048), index.split(2048), strict=True):
+        knn_scores(found, labels[near], k=20, classes=_CLASSES, temperature=0.07).argmax(dim=1).cpu()
 
 
 def _probe(x: Tensor, y: Tensor, config: Config, device: torch.device) -> None:
