@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import warm
+from waits import is_running, wait_for
 
 from backbench import elastic
 
@@ -42,12 +42,12 @@ def test_ranks_of_an_agent_that_is_killed_end(tmp_path, through):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     agent = warm.Process([*torchrun, *words, str(tmp_path)])
     try:
-        wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
+        wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 2, within=40)
         files = list(tmp_path.glob("*.pid"))
         assert {file.read_text().split()[1] for file in files} == {str(agent.pid)}
         agent.kill()
         agent.wait()
-        wait_for(lambda: not any(is_running(int(file.stem)) for file in files))
+        wait_for(lambda: not any(is_running(int(file.stem)) for file in files), within=40)
     finally:
         agent.kill()
         for file in tmp_path.glob("*.pid"):
@@ -57,17 +57,3 @@ def test_ranks_of_an_agent_that_is_killed_end(tmp_path, through):
 
 def test_without_torchrun_there_is_no_agent():
     assert elastic.agent() is None
-
-
-def wait_for(done, within: float = 40.0) -> None:
-    deadline = time.monotonic() + within
-    while not done():
-        assert time.monotonic() < deadline, "a hang"
-        time.sleep(0.02)
-
-
-def is_running(number: int) -> bool:
-    try:
-        return ") Z" not in Path(f"/proc/{number}/stat").read_text()
-    except OSError:
-        return False

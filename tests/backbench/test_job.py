@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from waits import is_running, wait_for
 
 from backbench import job, processes
 from backbench.errors import ConfigError, JobError
@@ -107,7 +108,7 @@ def test_the_wish_to_stop_goes_to_every_rank(tmp_path):
     body += "pathlib.Path(folder, f'ready{rank}').touch()\ntime.sleep(100)"
     command = [sys.executable, job.__file__, "2", *ranks(tmp_path, body)[2:]]
     launcher = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: len(list(tmp_path.glob("ready*"))) == 2)
+    wait_for(lambda: len(list(tmp_path.glob("ready*"))) == 2, within=20)
     launcher.send_signal(signal.SIGINT)
     _, said = launcher.communicate(timeout=20)
     assert launcher.returncode == 130 and "Traceback" not in said
@@ -121,22 +122,8 @@ def test_ranks_of_a_launcher_that_is_killed_end(tmp_path):
     body += "if os.fork() == 0: rank += 2\n"  # as the workers of a data loader
     body += "pathlib.Path(folder, f'{os.getpid()}.pid').touch()\ntime.sleep(100)"
     launcher = subprocess.Popen([sys.executable, job.__file__, "2", *ranks(tmp_path, body)[2:]])
-    wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 4)
+    wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 4, within=20)
     launcher.kill()
     launcher.wait()
     numbers = [int(path.stem) for path in tmp_path.glob("*.pid")]
-    wait_for(lambda: not any(is_running(number) for number in numbers))
-
-
-def wait_for(done, within: float = 20.0) -> None:
-    deadline = time.monotonic() + within
-    while not done():
-        assert time.monotonic() < deadline, "a hang"
-        time.sleep(0.02)
-
-
-def is_running(number: int) -> bool:
-    try:
-        return ") Z" not in Path(f"/proc/{number}/stat").read_text()
-    except OSError:
-        return False
+    wait_for(lambda: not any(is_running(number) for number in numbers), within=20)

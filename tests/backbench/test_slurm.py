@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import time
 from pathlib import Path
 
 import cluster
 import pytest
+from waits import wait_for
 
 from backbench import slurm
 from backbench.errors import BackbenchError, ConfigError
@@ -115,11 +115,7 @@ print("stopped at" if stop else "ended at", done, flush=True)
 """
 
 
-def until(true, seconds=60.0):
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
+until = functools.partial(wait_for, within=60.0, every=0.1)
 
 
 @pytest.fixture
@@ -145,7 +141,7 @@ def test_preempted_and_timed_out_jobs_are_requeued_and_go_on(slurm_cluster, step
     slurm_cluster.tool("scancel", "--signal=USR2", numbers[1])  # as SLURM does before the time ends
     (high,) = slurm.submit([steps("c", 1)], slurm.parse(["partition=high cpus=2 nodes=1 time=5"]), tmp_path / "jobs")
     until(lambda: (tmp_path / "c").exists())
-    until(lambda: not slurm.queued([*numbers, high]), 120)
+    until(lambda: not slurm.queued([*numbers, high]), within=120)
     starts = 0
     for number in numbers:
         said = slurm.log_of(tmp_path / "jobs", number).read_text()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
+from waits import wait_for
 
 from backbench.errors import ConfigError
 from backbench.files.locks import held
@@ -52,11 +53,7 @@ def test_options_that_contradict_each_other_are_refused(words, more, sentence):
         run_all.main([*words, *more])
 
 
-def until(true, seconds=120.0):
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
+until = functools.partial(wait_for, within=120.0, every=0.1)
 
 
 def _run_one(out: Path) -> int | None:

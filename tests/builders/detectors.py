@@ -23,6 +23,7 @@ from transfer.detection.job import Job
 from transfer.detection.spec import DetectionSpec
 from transfer.detection.training.steps import parallel
 
+WEIGHTS = {"detectron2": "model", "mmdet": "state_dict"}  # where a checkpoint has them
 ALL = 1_000_000  # more than there are anchors or proposals: nothing is drawn
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import waits
 from commands import HANG, ROOT
 from pretraining import end, running, start_child, stderr_of, tiny_recipe, write_photos
 
@@ -143,11 +145,7 @@ def kill_at(config: PretrainConfig, out: Path, way: str, step: int, after: float
     return said
 
 
-def wait_for(done: Callable[[], bool], within: float = HANG) -> None:
-    deadline = time.monotonic() + within
-    while not done():
-        assert time.monotonic() < deadline, "a hang"
-        time.sleep(0.005)
+wait_for = functools.partial(waits.wait_for, within=HANG, every=0.005)
 
 
 def losses(out: Path) -> list[float]:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import time
 
 import pytest
 from pretraining import tiny_recipe
+from waits import wait_for
 
 from backbench.config import dump
 from pretrain import run, table
 from pretrain.config import load
 from pretrain.train import train
 
-
-def until(true, seconds: float = 200.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "a hang"
-        time.sleep(0.1)
+until = functools.partial(wait_for, within=200.0, every=0.1)
 
 
 @pytest.mark.slow

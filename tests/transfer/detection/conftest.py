@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from detectors import scenes, short, trained_like
+from detectors import WEIGHTS, scenes, short, trained_like
 
 from model_zoo.backbone import Backbone
+from transfer.detection import engines
 from transfer.detection.annotations.split import DetectionSplit
 from transfer.detection.spec import DetectionSpec
+
+
+@pytest.fixture(params=sorted(WEIGHTS))
+def name(request) -> str:
+    """An engine that is installed."""
+    if reason := engines.get(request.param).missing():
+        pytest.skip(reason)
+    engines.get(request.param).prepare()
+    return request.param
 
 
 @pytest.fixture(scope="session", name="scenes")

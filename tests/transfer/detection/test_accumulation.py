@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from detectors import WEIGHTS
 
 from backbench.config import build, digest
 from backbench.errors import BackbenchError, ConfigError
@@ -18,17 +19,6 @@ from transfer.detection import engines, run
 from transfer.detection.job import Job
 from transfer.detection.training import checkpoints, course
 from transfer.detection.training.accumulation import note, split
-
-WEIGHTS = {"detectron2": "model", "mmdet": "state_dict"}
-
-
-@pytest.fixture(params=sorted(WEIGHTS))
-def name(request) -> str:
-    """An engine that is installed."""
-    if reason := engines.get(request.param).missing():
-        pytest.skip(reason)
-    engines.get(request.param).prepare()
-    return request.param
 
 
 def test_parts_keep_the_order_of_the_images():

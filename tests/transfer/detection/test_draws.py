@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectors import WEIGHTS
 from PIL import Image
 
 from model_zoo.reading import load_torch
@@ -20,17 +21,6 @@ from transfer.detection.annotations.split import DetectionSplit, Instance, Pictu
 from transfer.detection.job import Job
 from transfer.detection.training import checkpoints, course
 from transfer.detection.training.draws import Draws, after
-
-WEIGHTS = {"detectron2": "model", "mmdet": "state_dict"}
-
-
-@pytest.fixture(params=sorted(WEIGHTS))
-def name(request) -> str:
-    """An engine that is installed."""
-    if reason := engines.get(request.param).missing():
-        pytest.skip(reason)
-    engines.get(request.param).prepare()
-    return request.param
 
 
 def some_tall(split: DetectionSplit) -> DetectionSplit:

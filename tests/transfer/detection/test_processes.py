@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import warm
+from detectors import WEIGHTS
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -27,7 +28,6 @@ from transfer.detection.job import Job
 from transfer.detection.training import checkpoints
 
 ROOT = Path(__file__).resolve().parents[3]
-WEIGHTS = {"detectron2": "model", "mmdet": "state_dict"}  # where a checkpoint has them
 pytestmark = pytest.mark.slow
 
 
