@@ -187,6 +187,33 @@ def gather_rows(x_ND: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+class _GatherViews(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        dist.all_gather(parts, x.detach().contiguous())
+        return torch.cat(parts, dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)  # the sum over ranks, as in _AllReduceSum
+        dist.all_reduce(total)
+        return total.chunk(world_size(), dim=1)[rank()]
+
+
+def gather_views(x_VBD: Tensor) -> Tensor:
+    """(V, B, D) of each rank -> (V, ranks x B, D), in rank order; differentiable, the backward pass sums over ranks.
+
+    The identity outside a job. All ranks must have the same shape.
+    """
+    return _GatherViews.apply(x_VBD) if world_size() > 1 else x_VBD
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module that was given to `wrapped`."""
+    return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
+
+
 def gather_words(words: list[str]) -> list[str]:
     """The words of all ranks, in rank order."""
     return [word for part in gather(words) for word in part]

@@ -11,12 +11,9 @@ from pydantic import Field, create_model, model_validator
 
 from backbench.config import CHANGES_NO_NUMBER, Config, build, read_mapping
 from backbench.errors import ConfigError, nearest
-from backbench.files.folders import configs_folder
-from pretrain import methods
+from pretrain import methods, recipes
 from pretrain.method import Ema, Method, MethodConfig
 from pretrain.networks import GROUPS
-
-RECIPES = configs_folder() / "pretrain"
 
 DEFAULT_METHOD = "msbreg"
 
@@ -52,6 +49,7 @@ class DataConfig(Config):
     root: Annotated[str | None, CHANGES_NO_NUMBER] = None  # the data set's own folder; the demo needs none
     split: str = "train"  # all: every image below the root of an image folder, without labels
     size: Annotated[int, Field(ge=16, le=1024)] = 224  # side of a view in pixels
+    small_size: Annotated[int, Field(ge=16, le=1024)] = 96  # side of a small view (multi-crop)
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[Above0, Above0, Above0] = (0.229, 0.224, 0.225)
     workers: Annotated[int, Field(ge=0), CHANGES_NO_NUMBER] = 8
@@ -63,6 +61,10 @@ class ViewsConfig(Config):
 
     preset: Literal["table9", "byol"] = "table9"
     scale: tuple[Above0, Above0] = (0.08, 1.0)
+    small_scale: tuple[Above0, Above0] = (
+        0.05,
+        0.14,
+    )  # of small views (SwAV, main_swav.py: --min_scale_crops 0.14 0.05)
     ratio: tuple[Above0, Above0] = (3 / 4, 4 / 3)
     flip: Probability = 0.5
     jitter: Probability = 0.8
@@ -78,12 +80,13 @@ class ViewsConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> ViewsConfig:
-        for name in ("scale", "ratio", "blur_sigma"):
+        for name in ("scale", "small_scale", "ratio", "blur_sigma"):
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"views.{name}: the first number must not be above the second")
-        if self.scale[1] > 1:
-            raise ValueError("views.scale: the second number must not be above 1, the image's whole area")
+        for name in ("scale", "small_scale"):
+            if getattr(self, name)[1] > 1:
+                raise ValueError(f"views.{name}: the second number must not be above 1, the image's whole area")
         if self.blur_kernel and self.blur_kernel % 2 == 0:
             raise ValueError("views.blur_kernel must be odd")
         return self
@@ -92,13 +95,19 @@ class ViewsConfig(Config):
 class OptimConfig(Config):
     """LARS, linear warm-up and cosine decay per step (section 7.1)."""
 
+    name: Literal["lars", "sgd", "adam"] = "lars"
     base_lr: Above0 = 0.15
+    # what base_lr is multiplied with: batch / 256 x views of the online network (section 7.1), batch / 256, or 1
+    rate_rule: Literal["batch_views", "batch", "none"] = "batch_views"
     batch: Positive = 512  # images in the global batch
     epochs: Above0 = 300.0
     warmup_epochs: NonNegative = 10.0
     momentum: Probability = 0.9
     weight_decay: NonNegative = 1e-5
-    trust_coefficient: Above0 = 1e-3
+    decay_biases: bool = False  # weight decay on biases and norms too
+    bias_rate: Above0 = 1.0  # of biases and norms, as a multiple of the weights' rate
+    trust_coefficient: Above0 = 1e-3  # of LARS
+    trust_clip: bool = False  # LARS never raises a layer's rate above the global one
     tau_base: Probability | None = None  # of a moving average (BYOL: 0.996 for 1000 epochs); default: the method's
 
 
@@ -133,10 +142,10 @@ class PretrainConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> PretrainConfig:
-        if self.run.views_per_pass and self.method.views % self.run.views_per_pass:
-            raise ValueError(
-                f"run.views_per_pass {self.run.views_per_pass} must divide method.views {self.method.views}"
-            )
+        queries = len(self.method.queries())
+        if self.run.views_per_pass and queries % self.run.views_per_pass:
+            of_what = "method.views" if queries == self.method.views else "the views of the online network,"
+            raise ValueError(f"run.views_per_pass {self.run.views_per_pass} must divide {of_what} {queries}")
         hidden, _ = self.model.head_sizes()
         if self.model.norm in ("group", "group_ws") and hidden % GROUPS:
             raise ValueError(
@@ -152,8 +161,11 @@ class PretrainConfig(Config):
         return recipe, (self.model_dump(mode="json"),)  # the class exists in this process only
 
     def peak_lr(self) -> float:
-        """Return the peak rate `base_lr x batch / 256 x K` (section 7.1)."""
-        return self.optim.base_lr * self.optim.batch / 256 * self.method.views
+        """Return the peak rate, by default `base_lr x batch / 256 x K` (section 7.1), K views of the online network."""
+        if self.optim.rate_rule == "none":
+            return self.optim.base_lr
+        views = len(self.method.queries()) if self.optim.rate_rule == "batch_views" else 1
+        return self.optim.base_lr * self.optim.batch / 256 * views
 
 
 def recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "configuration") -> PretrainConfig:
@@ -197,11 +209,11 @@ def load(file: str | None, overrides: list[str]) -> PretrainConfig:
     Raises:
         ConfigError: no such recipe (the nearest is named), an empty file, or an invalid field.
     """
-    path = Path(file) if file is not None else RECIPES / "demo.yaml"
+    path = Path(file) if file is not None else recipes.FOLDER / "demo.yaml"
     if not path.is_file():
-        path = RECIPES / f"{file}.yaml"
+        path = recipes.FOLDER / f"{file}.yaml"
     if not path.is_file():
-        raise ConfigError(f"no recipe '{file}'{nearest(str(file), [p.stem for p in RECIPES.glob('*.yaml')])}")
+        raise ConfigError(f"no recipe '{file}'{nearest(str(file), recipes.names())}")
     values = read_mapping(path)
     if not values:
         raise ConfigError(f"{path}: the file has no fields; write at least one, or leave --config out for the demo")

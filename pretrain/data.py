@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from backbench.errors import DataError, sentence, worker_death
 from backbench.processes import STOP_SIGNALS
 from backbench.progress import say
 from pretrain.config import OWN_LAYOUTS, DataConfig, PretrainConfig
-from pretrain.views import ViewPlan
+from pretrain.views import Sizes, ViewPlan
 
 _GRACE = 20  # seconds that a worker continues after SIGTERM
 
@@ -88,9 +88,12 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             yield [(epoch, int(i)) for i in order[first : first + local]]
 
 
+_Item = tuple[tuple[np.ndarray, np.ndarray], list[str], int]
+
+
 class Views(Dataset):
-    """Data set with keys (epoch, index): (K, S, S, 3) uint8 views, the errors of images that had to be replaced, and the
-    row of the image that the views are of."""
+    """Data set with keys (epoch, index): the views of each size, (K, S, S, 3) and (V, s, s, 3) uint8, the errors of images
+    that had to be replaced, and the row of the image that the views are of."""
 
     def __init__(self, split: ImageSplit, config: PretrainConfig) -> None:
         self.split, self.config = split, config
@@ -98,10 +101,11 @@ class Views(Dataset):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, list[str], int]:
+    def __getitem__(self, key: tuple[int, int]) -> _Item:
         epoch, index = key
         c = self.config
-        plan = ViewPlan(c.views, views=c.method.views, size=c.data.size, seed=c.run.seed, epoch=epoch, index=index)
+        sizes = Sizes(c.method.views, c.data.size, c.method.small_views, c.data.small_size)
+        plan = ViewPlan(c.views, sizes, seed=c.run.seed, epoch=epoch, index=index)
         pixels, corrupt = self._decode(index, plan)
         return plan.make(pixels), corrupt, (index + len(corrupt)) % len(self.split)
 
@@ -121,14 +125,15 @@ class Views(Dataset):
 class Batch(NamedTuple):
     """This rank's part of a step."""
 
-    views: Tensor  # (B, K, S, S, 3) uint8
+    views: tuple[Tensor, Tensor]  # (B, K, S, S, 3) and (B, V, s, s, 3) uint8
     unreadable: list[str]  # errors of images that were replaced
     rows: Tensor  # (B,) the images' rows in the split
 
 
-def _collate(items: list[tuple[np.ndarray, list[str], int]]) -> Batch:
+def _collate(items: list[_Item]) -> Batch:
     views, names, rows = zip(*items, strict=True)
-    return Batch(torch.from_numpy(np.stack(views)), [name for part in names for name in part], torch.tensor(rows))
+    large, small = (torch.from_numpy(np.stack(part)) for part in zip(*views, strict=True))
+    return Batch((large, small), [name for part in names for name in part], torch.tensor(rows))
 
 
 def _worker(_number: int) -> None:
@@ -169,6 +174,16 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
             raise
         reason = death
     raise DataError(reason)  # raised outside: the traceback is a cycle that would keep the loader's processes alive
+
+
+def prepare(
+    batch: Batch, config: PretrainConfig, device: torch.device, dtype: torch.dtype
+) -> Sequence[Tensor] | Tensor:
+    """Return a batch's views, each (B, 3, S, S), normalised on the device: one tensor, or a list of two sizes."""
+    sizes = [to_device(views, config.data, device, dtype) for views in batch.views if views.shape[1]]
+    if not config.run.channels_last:
+        sizes = [views.contiguous() for views in sizes]
+    return sizes[0] if len(sizes) == 1 else [view for views in sizes for view in views]
 
 
 def to_device(views_BKSS3: Tensor, config: DataConfig, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -7,14 +7,13 @@ be accumulated over views, but not over samples (the singular value loss couples
 
 from __future__ import annotations
 
-from typing import Annotated
+import math
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
-from backbench.distributed import all_reduce_sum, world_size
+from backbench.distributed import all_reduce_sum, gather_views, world_size
 from pretrain.method import MethodConfig
 
 
@@ -80,15 +79,7 @@ def singular_value_loss(p: Tensor, normalize: bool = False) -> Tensor:
         return (covariance - identity).pow(2).sum(dim=(1, 2)).mean()
 
 
-class DispersiveConfig(MethodConfig):
-    """Weights of MSBReg's two dispersive losses (section 4.5: lambda_s 4e-3, lambda_b 0.5)."""
-
-    lambda_s: Annotated[float, Field(ge=0)] = 4e-3
-    lambda_b: Annotated[float, Field(ge=0)] = 0.5
-    normalize: bool = False  # normalise predictions in the singular value loss; eq. 5 prints them raw
-
-
-def dispersive_losses(p: Tensor, noise: Tensor, config: DispersiveConfig) -> tuple[Tensor | float, dict[str, Tensor]]:
+def dispersive_losses(p: Tensor, noise: Tensor, config: MethodConfig) -> tuple[Tensor | float, dict[str, Tensor]]:
     """Return `lambda_s L_s + lambda_b L_b` (eq. 2), and each term with a nonzero weight, unweighted."""
     total: Tensor | float = 0.0
     parts = {}
@@ -99,3 +90,26 @@ def dispersive_losses(p: Tensor, noise: Tensor, config: DispersiveConfig) -> tup
         parts["brownian"] = brownian_loss(p, noise)
         total = total + config.lambda_b * parts["brownian"]
     return total, parts
+
+
+def uniformity_loss(p: Tensor, t: float = 2.0) -> Tensor:
+    """Uniformity (Wang and Isola 2020, section 4.1): `log mean exp(-t || p^_a - p^_b ||^2)` over all pairs of different images.
+
+    The pairs are those of the global batch.
+
+    Args:
+        p: (V, B, D) raw predictions.
+        t: the kernel's width.
+
+    Returns:
+        Scalar, averaged over V; between -4t and 0.
+
+    Raises:
+        ValueError: fewer than 2 samples in the global batch.
+    """
+    p = gather_views(F.normalize(p, dim=-1))
+    if p.shape[1] < 2:
+        raise ValueError("the uniformity loss needs a batch of at least 2 images")
+    rows, columns = torch.triu_indices(p.shape[1], p.shape[1], offset=1, device=p.device)
+    distance = 2 - 2 * (p @ p.transpose(1, 2))[:, rows, columns]  # (V, pairs)
+    return ((-t * distance).logsumexp(dim=1) - math.log(len(rows))).mean()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -24,16 +26,27 @@ class WeightStandardizedLinear(nn.Linear):
         return F.linear(x, weight, self.bias)
 
 
-def mlp(inputs: int, hidden: int, outputs: int, norm: NormName) -> nn.Sequential:
-    """Two-layer head: linear, norm, ReLU, linear (MSBReg section 7.2)."""
+def mlp(inputs: int, hidden: int, outputs: int, norm: NormName, *, layers: int = 2, bias: bool = True) -> nn.Sequential:
+    """Head of `layers` linear layers with norm and ReLU between them (two: MSBReg section 7.2).
+
+    Args:
+        bias: whether the layers before a norm have one.
+    """
     linear = WeightStandardizedLinear if norm == "group_ws" else nn.Linear
-    return nn.Sequential(linear(inputs, hidden), _norm(norm, hidden), nn.ReLU(inplace=True), linear(hidden, outputs))
+    widths = [inputs] + [hidden] * (layers - 1)
+    body: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        body += [linear(before, after, bias=bias), norm_layer(norm, after), nn.ReLU(inplace=True)]
+    return nn.Sequential(*body, linear(widths[-1], outputs))
 
 
-def _norm(name: NormName, width: int) -> nn.Module:
+def norm_layer(name: NormName, width: int, *, affine: bool = True) -> nn.Module:
+    """Normalisation of (N, width); without scale and shift where `affine` is false."""
     if name == "batch":
-        return nn.BatchNorm1d(width)
-    return nn.LayerNorm(width) if name == "layer" else nn.GroupNorm(GROUPS, width)
+        return nn.BatchNorm1d(width, affine=affine)
+    if name == "layer":
+        return nn.LayerNorm(width, elementwise_affine=affine)
+    return nn.GroupNorm(GROUPS, width, affine=affine)
 
 
 @dataclass(frozen=True)
@@ -59,8 +72,18 @@ def two_mlps(sizes: HeadSizes, _config: Any = None) -> Heads:
     return Heads(projector, mlp(sizes.outputs, sizes.hidden, sizes.outputs, sizes.norm))
 
 
+class Memory(nn.Module):
+    """Buffers that a method keeps from step to step (a queue). They are part of a checkpoint and the same on all ranks."""
+
+    def begin(self, epoch: float) -> None:
+        """Prepare for a step. `epoch` is the number of epochs done, with their fraction."""
+
+    def end(self, p: Tensor, z: Tensor) -> None:
+        """Take in a step's predictions (Q, B, D) and targets (K, B, D), both raw, of this rank and without gradient."""
+
+
 class Outputs(NamedTuple):
-    """Raw predictions of V views of B images, and raw projections without gradient, both (V, B, D)."""
+    """Raw predictions and raw projections of V views of B images, both (V, B, D)."""
 
     p: Tensor
     z: Tensor
@@ -69,19 +92,25 @@ class Outputs(NamedTuple):
 class Online(nn.Module):
     """Backbone and heads. Every view is a separate forward pass, so BatchNorm statistics are per view."""
 
-    def __init__(self, backbone: nn.Module, heads: Heads) -> None:
+    def __init__(self, backbone: nn.Module, heads: Heads, memory: Memory | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.projector, self.predictor = heads
+        self.memory = memory
 
-    def forward(self, views_VBCHW: Tensor) -> Outputs:
-        """Return the outputs of all views (V, B, 3, H, W) in one call, since DDP needs one forward per backward.
+    def begin(self, epoch: float) -> None:
+        """Prepare for a step; `epoch` is the number of epochs done, with their fraction."""
+        if self.memory is not None:
+            self.memory.begin(epoch)
+
+    def forward(self, views: Sequence[Tensor] | Tensor) -> Outputs:
+        """Return the outputs of V views, each (B, 3, H, W), in one call, since DDP needs one forward per backward.
 
         Without a predictor the predictions are the projections.
         """
-        z = [self.projector(self.backbone(view)) for view in views_VBCHW]
+        z = [self.projector(self.backbone(view)) for view in views]
         p = z if self.predictor is None else [self.predictor(projection) for projection in z]
-        return Outputs(torch.stack(p), torch.stack([projection.detach() for projection in z]))
+        return Outputs(torch.stack(p), torch.stack(z))
 
 
 class Target(nn.Module):
@@ -95,9 +124,9 @@ class Target(nn.Module):
         self.requires_grad_(False)
 
     @torch.no_grad()
-    def forward(self, views_KBCHW: Tensor) -> Tensor:
-        """Return raw projections (K, B, D) of views (K, B, 3, H, W)."""
-        return torch.stack([self.projector(self.backbone(view)) for view in views_KBCHW])
+    def forward(self, views: Sequence[Tensor] | Tensor) -> Tensor:
+        """Return raw projections (K, B, D) of K views, each (B, 3, H, W)."""
+        return torch.stack([self.projector(self.backbone(view)) for view in views])
 
     @torch.no_grad()
     def follow(self, online: Online, tau: float) -> None:

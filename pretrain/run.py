@@ -21,7 +21,7 @@ if __name__ == "__main__":  # as a plain script: put the repository's root in pl
 from backbench import launcher_options, plugins, processes, trackers
 from backbench.errors import BackbenchError, ConfigError, run_cli, sentence
 from backbench.files import folder_option
-from backbench.files.folders import configs_folder
+from pretrain import recipes
 
 if TYPE_CHECKING:
     from pretrain.config import PretrainConfig
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 def parser(prog: str = "pretrain/run.py") -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    recipes = ", ".join(sorted(path.stem for path in (configs_folder() / "pretrain").glob("*.yaml")))
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Pretrain with MSBReg. Writes model.pth, last.ckpt, metrics.jsonl, config.yaml, tensorboard/.",
-        epilog=f"recipes: {recipes}",
+        description="Pretrain with MSBReg or another method. Writes model.pth, last.ckpt, metrics.jsonl, config.yaml, "
+        "tensorboard/.",
+        epilog=f"recipes: {', '.join(recipes.names())}",
     )
     plugins.add_option(parser)
     parser.add_argument("--config", metavar="RECIPE", help="a recipe's name or a YAML file (default: demo)")
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None, *, prog: str = "pretrain/run.py") -> int
     if args.grid is None and (several := _several(args)) is not None:
         return several
     config = load(args.config, args.override)
-    out = args.out or Path("runs") / Path(args.config or "demo").stem
+    out = args.out or Path("runs") / recipes.run_name(args.config)
     if args.dry_run:
         from pretrain.plan import forecast
 
@@ -96,7 +96,7 @@ def _several(args: argparse.Namespace) -> int | None:
         raise ConfigError("a grid and --launcher slurm start their own processes; run this without torchrun")
     from pretrain import several
 
-    name = Path(args.config or "demo").stem
+    name = recipes.run_name(args.config).as_posix()
     start = several.Start(
         recipe=args.config,
         folder=args.out or Path("runs") / (f"{name}-grid" if points else name),

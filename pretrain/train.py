@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.optim import Lars
 from torch import Tensor, nn
 
 from backbench import batchnorm, distributed, schedules
@@ -22,11 +22,13 @@ from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.resnet import build
 from pretrain import checkpoint, methods
 from pretrain.config import PretrainConfig
-from pretrain.data import batches, make_loader, open_split, to_device
+from pretrain.data import batches, make_loader, open_split, prepare
 from pretrain.log import Log
+from pretrain.losses import dispersive_losses
 from pretrain.method import Ema, Method, StopGradient
 from pretrain.monitor import online_knn
-from pretrain.networks import HeadSizes, Online, Outputs, Target
+from pretrain.networks import HeadSizes, Memory, Online, Outputs, Target
+from pretrain.optimizers import build_optimizer
 from pretrain.plan import plan_steps
 from pretrain.precision import autocast_fields, dtype
 from pretrain.probe import Probe
@@ -77,13 +79,13 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
                 )
 
         stop_asked = training.enter_context(stop_on_signal(_STOPPING if distributed.is_main() else ""))
-        for step, (batch, unreadable, rows) in enumerate(batches(loader), start=state["step"]):
+        for step, batch in enumerate(batches(loader), start=state["step"]):
             lr = schedules.lr_at(step, total=plan.total, warmup=plan.warmup, peak=config.peak_lr())
-            views = to_device(batch, config.data, device, dtype(config))
-            views = views if config.run.channels_last else views.contiguous()
+            views = prepare(batch, config, device, dtype(config))
+            online.begin(step / plan.per_epoch)
             p, parts = train_step(forward, target, optimizer, scaler, views, config, step=step, lr=lr)
-            probe.learn(rows)
-            watch.note(step, lr, parts["loss"], stop=bool(stop_asked), unreadable=unreadable)
+            probe.learn(batch.rows)
+            watch.note(step, lr, parts["loss"], stop=bool(stop_asked), unreadable=batch.unreadable)
             done = step + 1
             save_due = done == plan.total or done % config.run.checkpoint_every == 0
             stop = settle(watch, corrupt, config, out, everything=save_due or log.due(done) or log.due_knn(done))
@@ -114,50 +116,77 @@ def train_step(
     target: Target | None,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    views: Tensor,
+    views: Sequence[Tensor] | Tensor,
     config: PretrainConfig,
     *,
     step: int,
     lr: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Take one optimiser step over (K, B, 3, S, S) views. Return the predictions (K, B, D) and the loss values.
+    """Take one optimiser step over the views, each (B, 3, S, S). Return the Q predictions (Q, B, D) and the loss values.
 
     On a CPU the optimiser does not step when the loss is not finite on this rank. A GPU would have to be waited for: its
     weights are lost then, and the run ends before they are saved.
     """
-    method = methods.get(config.method.name)
-    group = config.run.views_per_pass or config.method.views
-    autocast = torch.autocast(views.device.type, **autocast_fields(config))
+    method, device = methods.get(config.method.name), views[0].device
+    memory = memory_of(forward)
+    queries, keys = config.method.queries(), config.method.keys()
+    group = config.run.views_per_pass or len(queries)
+    autocast = torch.autocast(device.type, **autocast_fields(config))
     with autocast:
-        averaged = target(views) if target is not None else None
+        averaged = target(views[keys.start : keys.stop]) if target is not None else None
     optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     predictions = []
-    for first in range(0, len(views), group):
-        last = first + group >= len(views)
-        with distributed.accumulating(forward, last=last):
+    for first in range(queries.start, queries.stop, group):
+        with distributed.accumulating(forward, last=first + group >= queries.stop):
             with autocast:
                 outputs: Outputs = forward(views[first : first + group])
-            p, z = _full(outputs.p), _full(targets(method, outputs, averaged))
-            loss, parts = method.losses(p, z, global_noise(config, step, outputs.p), config.method, first=first)
-            share = group / len(views)  # exact: a loss that does not couple views is a mean over them
+            z = _full(targets(method, outputs, averaged, keys))
+            loss, parts = losses(outputs, z, config, memory, step=step, first=first)
+            share = group / len(queries)  # exact: a loss that does not couple views is a mean over them
             scaler.scale(loss * share).backward()
         for name, value in {"loss": loss, **parts}.items():
             sums[name] = sums.get(name, 0) + value.detach() * share
         predictions.append(outputs.p.detach())
     for settings in optimizer.param_groups:
-        settings["lr"] = config.peak_lr() if settings.get("fixed_rate") else lr
-    if lag(views.device) or bool(torch.isfinite(sums["loss"])):
+        rate = config.peak_lr() if settings.get("fixed_rate") else lr
+        settings["lr"] = rate * settings.get("rate_scale", 1.0)
+    p = torch.cat(predictions)
+    if lag(device) or bool(torch.isfinite(sums["loss"])):
         scaler.step(optimizer)
         scaler.update()
-    return torch.cat(predictions), sums
+        if memory is not None:
+            memory.end(_full(p), z)
+    return p, sums
 
 
-def targets(method: Method, outputs: Outputs, averaged: Tensor | None) -> Tensor:
+def losses(
+    outputs: Outputs, z: Tensor, config: PretrainConfig, memory: Memory | None, *, step: int, first: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the method's loss of some views plus MSBReg's weighted dispersive losses (eq. 2), and the parts of both."""
+    method, p = methods.get(config.method.name), _full(outputs.p)
+    with_memory = {} if memory is None else {"memory": memory}
+    loss, parts = method.losses(p, z, config.method, first=first, **with_memory)
+    if not config.method.lambda_s and not config.method.lambda_b:
+        return loss, parts
+    spread = p if method.disperses == "predictions" else _full(outputs.z)
+    dispersion, terms = dispersive_losses(spread, global_noise(config, step, spread), config.method)
+    return loss + dispersion, parts | terms
+
+
+def memory_of(forward: nn.Module) -> Memory | None:
+    """Return what the method keeps from step to step; `forward` is the online network, wrapped or not."""
+    online = distributed.unwrapped(forward)
+    assert isinstance(online, Online)
+    return online.memory
+
+
+def targets(method: Method, outputs: Outputs, averaged: Tensor | None, keys: range) -> Tensor:
     """Return the projections that the losses compare with: (K, B, D), or (0, B, D) for a method without a target."""
     if averaged is not None:
         return averaged
-    return outputs.z if isinstance(method.target, StopGradient) else outputs.z[:0]
+    own = outputs.z.detach()
+    return own[keys.start : keys.stop] if isinstance(method.target, StopGradient) else own[:0]
 
 
 def follow(target: Target | None, online: Online, config: PretrainConfig, step: int, total: int) -> dict[str, float]:
@@ -172,7 +201,7 @@ def follow(target: Target | None, online: Online, config: PretrainConfig, step: 
 def global_noise(config: PretrainConfig, step: int, p: Tensor) -> Tensor:
     """Return this rank's rows of the global batch's standard normal noise (B, D), seeded by (seed, step).
 
-    B and D are those of the predictions `p` (V, B, D). The noise does not depend on the number of ranks.
+    B and D are those of the embeddings `p` (V, B, D). The noise does not depend on the number of ranks.
     """
     _, local, outputs = p.shape
     generator = torch.Generator().manual_seed(config.run.seed * 1_000_003 + step)
@@ -190,8 +219,10 @@ def build_all(config: PretrainConfig, device: torch.device) -> checkpoint.Traine
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         backbone = build(arch)
-        heads = method.heads(HeadSizes(feature_dim(arch), hidden, outputs, config.model.norm), config.method)
-        online = Online(backbone, heads)
+        sizes = HeadSizes(feature_dim(arch), hidden, outputs, config.model.norm)
+        heads = method.heads(sizes, config.method)
+        memory = method.memory(sizes, config.method, heads) if method.memory is not None else None
+        online = Online(backbone, heads, memory)
     batchnorm.synchronise_batchnorm(online, device)  # replaces layers in place
     online = online.to(device, dtype(config))
     if config.run.channels_last:
@@ -200,24 +231,9 @@ def build_all(config: PretrainConfig, device: torch.device) -> checkpoint.Traine
     if config.run.compile:
         for network in (online, target) if target is not None else (online,):
             network.backbone.compile()  # in place: names in checkpoints stay; one graph for all views
-    optimizer = Lars(
-        parameter_groups(online, method, config.optim.weight_decay),
-        lr=0.0,
-        momentum=config.optim.momentum,
-        trust_coeff=config.optim.trust_coefficient,
-        nesterov=False,
-    )
+    optimizer = build_optimizer(online, method, config.optim)
     scaler = torch.amp.GradScaler(device.type, enabled=config.run.amp == "fp16")
     return checkpoint.Trained(online, target, optimizer, scaler)
-
-
-def parameter_groups(online: Online, method: Method, weight_decay: float) -> list[dict[str, Any]]:
-    """Return LARS's parameter groups. A predictor with a constant rate gets two more, marked `fixed_rate`."""
-    if online.predictor is None or not method.fixed_predictor_rate:
-        return schedules.parameter_groups(online, weight_decay)
-    trunk = schedules.parameter_groups(nn.ModuleList([online.backbone, online.projector]), weight_decay)
-    fixed = schedules.parameter_groups(online.predictor, weight_decay)
-    return trunk + [settings | {"fixed_rate": True} for settings in fixed]
 
 
 def architecture(config: PretrainConfig) -> Architecture:

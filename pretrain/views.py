@@ -42,12 +42,28 @@ def generator(seed: int, epoch: int, index: int, view: int) -> np.random.Generat
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch, index, view))))
 
 
-def draw(config: ViewsConfig, height: int, width: int, view: int, rng: np.random.Generator) -> ViewParameters:
+@dataclass(frozen=True)
+class Sizes:
+    """The views of an image: `large` of side `size`, then `small` of side `small_size` (multi-crop), in pixels."""
+
+    large: int
+    size: int
+    small: int = 0
+    small_size: int = 0
+
+    def of(self, view: int) -> int:
+        """The side of a view."""
+        return self.size if view < self.large else self.small_size
+
+
+def draw(
+    config: ViewsConfig, height: int, width: int, view: int, rng: np.random.Generator, *, small: bool = False
+) -> ViewParameters:
     """Draw a view's parameters. `byol` alternates BYOL's two distributions (Appendix B) over the views."""
     blur, solarize = config.blur, config.solarize
     if config.preset == "byol":
         blur, solarize = (1.0, 0.0) if view % 2 == 0 else (0.1, 0.2)
-    box = _crop_box(config, height, width, rng)
+    box = _crop_box(config, height, width, rng, config.small_scale if small else config.scale)
     flip = rng.random() < config.flip
     jitter: tuple[tuple[str, float], ...] = ()
     if rng.random() < config.jitter:
@@ -61,11 +77,13 @@ def draw(config: ViewsConfig, height: int, width: int, view: int, rng: np.random
     return ViewParameters(box, flip, jitter, grayscale, sigma, rng.random() < solarize)
 
 
-def _crop_box(config: ViewsConfig, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+def _crop_box(
+    config: ViewsConfig, height: int, width: int, rng: np.random.Generator, scale: tuple[float, float]
+) -> tuple[int, int, int, int]:
     """Draw a crop as torchvision's RandomResizedCrop.get_params: ten tries, then the largest central crop of allowed ratio."""
     low, high = math.log(config.ratio[0]), math.log(config.ratio[1])
     for _ in range(10):
-        area = height * width * rng.uniform(*config.scale)
+        area = height * width * rng.uniform(*scale)
         ratio = math.exp(rng.uniform(low, high))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
@@ -97,10 +115,10 @@ def apply(image: np.ndarray, p: ViewParameters, size: int, kernel: int) -> np.nd
 
 
 class ViewPlan:
-    """The K views of one image: `reduction` draws them once the image's size is known, `make` cuts them from its pixels."""
+    """The views of one image: `reduction` draws them once the image's size is known, `make` cuts them from its pixels."""
 
-    def __init__(self, config: ViewsConfig, *, views: int, size: int, seed: int, epoch: int, index: int) -> None:
-        self.config, self.views, self.size = config, views, size
+    def __init__(self, config: ViewsConfig, sizes: Sizes, *, seed: int, epoch: int, index: int) -> None:
+        self.config, self.sizes = config, sizes
         self._key = seed, epoch, index
         self._drawn: list[ViewParameters] = []
         self._shape = 0, 0
@@ -115,20 +133,26 @@ class ViewPlan:
         seed, epoch, index = self._key
         self._shape = height, width
         self._drawn = [
-            draw(self.config, height, width, view, generator(seed, epoch, index, view)) for view in range(self.views)
+            draw(self.config, height, width, view, generator(seed, epoch, index, view), small=view >= self.sizes.large)
+            for view in range(self.sizes.large + self.sizes.small)
         ]
-        smallest = min(min(p.box[2:]) for p in self._drawn)
-        return next(factor for factor in (8, 4, 2, 1) if factor == 1 or smallest >= _MARGIN * factor * self.size)
+        smallest = min(min(p.box[2:]) / self.sizes.of(view) for view, p in enumerate(self._drawn))
+        return next(factor for factor in (8, 4, 2, 1) if factor == 1 or smallest >= _MARGIN * factor)
 
-    def make(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8, perhaps reduced -> (K, size, size, 3) uint8."""
-        kernel = self.config.blur_kernel or blur_kernel(self.size)
-        out = np.empty((self.views, self.size, self.size, 3), np.uint8)
+    def make(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(H, W, 3) uint8, perhaps reduced -> (K, size, size, 3) and (V, small_size, small_size, 3) uint8."""
+        large = np.empty((self.sizes.large, self.sizes.size, self.sizes.size, 3), np.uint8)
+        small = np.empty((self.sizes.small, self.sizes.small_size, self.sizes.small_size, 3), np.uint8)
         for view, parameters in enumerate(self._drawn):
             if image.shape[:2] != self._shape:
                 parameters = replace(parameters, box=_scaled(parameters.box, self._shape, image.shape[:2]))
-            out[view] = apply(image, parameters, self.size, kernel)
-        return out
+            size = self.sizes.of(view)
+            made = apply(image, parameters, size, self.config.blur_kernel or blur_kernel(size))
+            if view < self.sizes.large:
+                large[view] = made
+            else:
+                small[view - self.sizes.large] = made
+        return large, small
 
 
 def _scaled(box: tuple[int, ...], drawn_on: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, int, int, int]:
@@ -147,10 +171,10 @@ def _scaled(box: tuple[int, ...], drawn_on: tuple[int, ...], shape: tuple[int, .
 def make_views(
     image: np.ndarray, config: ViewsConfig, *, views: int, size: int, seed: int, epoch: int, index: int
 ) -> np.ndarray:
-    """Return all views (K, size, size, 3) uint8 of one decoded image (H, W, 3) uint8."""
-    plan = ViewPlan(config, views=views, size=size, seed=seed, epoch=epoch, index=index)
+    """Return K views of one size, (K, size, size, 3) uint8, of one decoded image (H, W, 3) uint8."""
+    plan = ViewPlan(config, Sizes(views, size), seed=seed, epoch=epoch, index=index)
     plan.reduction(*image.shape[:2])
-    return plan.make(image)
+    return plan.make(image)[0]
 
 
 def blur_kernel(size: int) -> int:

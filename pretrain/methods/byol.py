@@ -1,7 +1,8 @@
 """BYOL: every view predicts every *other* view's target (MSBReg eq. 1), as a mean over the pairs.
 
 It differs from MSBReg at K=2 without the extra losses, because MSBReg's centroid includes the view's own target. The Brownian
-and singular value losses are added unless their weights are 0 (MSBReg Table 8, rows 2 to 4).
+and singular value losses are added unless their weights are 0 (MSBReg Table 8, rows 2 to 4). `small_views` makes it
+BYOL + multi-crop (section 4.4), `lambda_u` BYOL + L_uniform (Table 12).
 """
 
 from __future__ import annotations
@@ -13,29 +14,42 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from pretrain.losses import DispersiveConfig, dispersive_losses
+from pretrain.losses import uniformity_loss
 from pretrain.method import Ema, Method
+from pretrain.methods import msbreg
 
 
-class Config(DispersiveConfig):
+class Config(msbreg.Config):
     """MSBReg's views and weights; `lambda_s=0` and `lambda_b=0` give BYOL itself."""
 
-    views: Annotated[int, Field(ge=2)] = 4
+    lambda_u: Annotated[float, Field(ge=0)] = 0.0  # weight of the uniformity loss; MSBReg does not give Table 12's
 
 
-def cross_view_loss(p: Tensor, z: Tensor, first: int = 0) -> Tensor:
-    """Mean over pairs i != j of `|| p^_i - z^_j ||^2`; p (V, B, D) are the views from `first` on, z (K, B, D) all views."""
+def cross_view_loss(p: Tensor, z: Tensor, first: int = 0, queries: int = 0) -> Tensor:
+    """Mean over pairs i != j of `|| p^_i - z^_j ||^2`.
+
+    Args:
+        p: (V, B, D) raw predictions of the views from `first` on.
+        z: (K, B, D) raw target projections of views 0 to K - 1.
+        first: the number of the first view in `p`.
+        queries: the number of views Q that the online network sees in a step, K or more; 0: K. The mean over groups of views
+            is that over all pairs, although a small view has one target more than a large one.
+    """
     p, z = F.normalize(p, dim=-1), F.normalize(z.detach(), dim=-1)
     distance_VK = 2 - 2 * torch.einsum("vbd,kbd->vk", p, z) / p.shape[1]
-    other = torch.ones_like(distance_VK).scatter_(1, torch.arange(first, first + len(p), device=p.device)[:, None], 0.0)
-    return (distance_VK * other).sum() / other.sum()
+    own = torch.arange(first, first + len(p), device=p.device)[:, None] == torch.arange(len(z), device=p.device)
+    other = (~own).to(distance_VK.dtype)
+    queries = queries or len(z)
+    return (distance_VK * other).sum() / (len(p) * len(z) * (queries - 1) / queries)
 
 
-def losses(p: Tensor, z: Tensor, noise: Tensor, config: Config, *, first: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the sum of the cross-view loss and the weighted dispersive losses, and its parts. See `pretrain.method.Losses`."""
-    attraction = cross_view_loss(p, z, first)
-    dispersion, parts = dispersive_losses(p, noise, config)
-    return attraction + dispersion, {"cross_view": attraction, **parts}
+def losses(p: Tensor, z: Tensor, config: Config, *, first: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the cross-view loss and the weighted uniformity loss, and its parts. See `pretrain.method.Losses`."""
+    attraction = cross_view_loss(p, z, first, len(config.queries()))
+    if not config.lambda_u:
+        return attraction, {"cross_view": attraction}
+    uniformity = uniformity_loss(p)
+    return attraction + config.lambda_u * uniformity, {"cross_view": attraction, "uniformity": uniformity}
 
 
 METHOD = Method(name="byol", losses=losses, Config=Config, target=Ema(0.99))

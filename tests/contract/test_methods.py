@@ -49,11 +49,6 @@ def z_of(method: Method) -> torch.Tensor:
     return (z[:0] if isinstance(method.target, NoTarget) else z).requires_grad_()
 
 
-@pytest.fixture
-def noise() -> torch.Tensor:
-    return randn(B, D, seed=2)
-
-
 def small(name: str, *overrides: str) -> PretrainConfig:
     """Return a recipe of the method; its data are never read."""
     return tiny_recipe(Path("nowhere"), f"method.name={name}", "optim.base_lr=4.0", *overrides)
@@ -63,10 +58,10 @@ def small(name: str, *overrides: str) -> PretrainConfig:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_loss_is_a_scalar_with_named_parts_that_teaches_the_predictions_and_never_the_targets(name, p, noise):
+def test_loss_is_a_scalar_with_named_parts_that_teaches_the_predictions_and_never_the_targets(name, p):
     method = methods.get(name)
     z = z_of(method)
-    total, parts = method.losses(p, z, noise, method.Config(), first=0)
+    total, parts = method.losses(p, z, method.Config(), first=0)
     assert total.shape == () and bool(torch.isfinite(total))
     assert parts and "loss" not in parts, "the total has that name in metrics.jsonl"
     assert all(part.shape == () and bool(torch.isfinite(part)) for part in parts.values())
@@ -77,15 +72,15 @@ def test_loss_is_a_scalar_with_named_parts_that_teaches_the_predictions_and_neve
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("group", [1, 2])
-def test_the_mean_over_groups_of_views_is_the_whole_unless_the_method_couples_them(name, group, p, noise):
+def test_the_mean_over_groups_of_views_is_the_whole_unless_the_method_couples_them(name, group, p):
     """`run.views_per_pass` relies on it."""
     method = methods.get(name)
     if method.couples_views and group == 1:
         return  # the loss needs pairs of views
     z, config = z_of(method), method.Config()
-    whole, _ = method.losses(p, z, noise, config, first=0)
+    whole, _ = method.losses(p, z, config, first=0)
     (expected,) = torch.autograd.grad(whole, p)
-    pieces = [method.losses(p[i : i + group], z, noise, config, first=i)[0] * group / K for i in range(0, K, group)]
+    pieces = [method.losses(p[i : i + group], z, config, first=i)[0] * group / K for i in range(0, K, group)]
     (found,) = torch.autograd.grad(torch.stack(pieces).sum(), p)
     assert torch.allclose(found, expected, rtol=1e-7, atol=1e-9) is not method.couples_views
 

@@ -10,11 +10,12 @@ from pretraining import write_photos
 
 from backbench.config import dump, parse_yaml, read_mapping
 from backbench.errors import BackbenchError, ConfigError, DataError
-from pretrain.config import RECIPES, load, recipe
+from pretrain import recipes
+from pretrain.config import load, recipe
 from pretrain.data import EpochSampler
 from pretrain.plan import forecast
 
-ALL = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+ALL = recipes.names()
 IMAGENET = {"imagenet_r50_100ep": 100, "imagenet_r50_200ep": 200, "imagenet_r50_300ep": 300}
 
 
@@ -25,8 +26,8 @@ def test_the_papers_recipes_are_there():
 @pytest.mark.parametrize("name", ALL)
 def test_every_recipe_loads_and_states_only_what_exists(name):
     config = load(name, [])
-    assert config == load(str(RECIPES / f"{name}.yaml"), [])
-    assert config == recipe(read_mapping(RECIPES / f"{name}.yaml"))
+    assert config == load(str(recipes.FOLDER / f"{name}.yaml"), [])
+    assert config == recipe(read_mapping(recipes.FOLDER / f"{name}.yaml"))
     assert config.method.name == "msbreg" and config.method.views == 4
     assert (config.method.lambda_s, config.method.lambda_b) == (4e-3, 0.5)
     assert (config.optim.momentum, config.optim.weight_decay) == (0.9, 1e-5)
@@ -94,7 +95,7 @@ def test_views_per_pass_must_divide_the_views():
         ("optim.batch=1", r"optim\.batch must be at least 2"),
         ("optim.warmup_epochs=6.5", r"optim\.warmup_epochs must be less than optim\.epochs"),
         ("optim.lr=1", r"unknown key 'optim\.lr'; did you mean 'optim\.base_lr'"),
-        ("method.name=simclr", r"'method\.name': unknown method 'simclr'; known: .*byol, .*msbreg"),
+        ("method.name=nosuch", r"'method\.name': unknown method 'nosuch'; known: .*byol, .*msbreg"),
         ("optim.base_lr=0", r"'optim\.base_lr'.*greater than 0"),
         ("optim.base_lr=.nan", r"optim\.base_lr"),
         ("views.flip=1.5", r"'views\.flip'.*less than or equal to 1"),
@@ -206,3 +207,8 @@ def test_a_configuration_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         config.optim.batch = 8
     assert len(EpochSampler(128, config.optim.batch, 0, 0, 2)) == 2
+
+
+@pytest.mark.parametrize("given, folder", [(None, "demo"), ("stl10_r18", "stl10_r18"), ("mine/fast.yaml", "fast")])
+def test_a_run_has_its_recipes_name(given, folder):
+    assert recipes.run_name(given) == Path(folder)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from backbench.errors import DataError
-from pretrain import data
+from pretrain import data, views
+from pretrain.config import ViewsConfig
 from pretrain.data import EpochSampler, make_loader, open_split, to_device
 from pretrain.views import make_views
 
@@ -87,7 +88,8 @@ def load(config, *, start: int = 0, stop: int = 6) -> list[data.Batch]:
 def test_batches_are_views_of_the_samplers_images(shared_photos, recipe):
     config = recipe(shared_photos, "method.views=3")
     split = open_split(config.data)
-    (batch, unreadable, rows), *_ = load(config, stop=1)
+    ((batch, small), unreadable, rows), *_ = load(config, stop=1)
+    assert small.shape[1] == 0
     assert rows.tolist() == [index for _, index in batches(30, 6, stop=1)[0]]
     assert batch.shape == (6, 3, 32, 32, 3) and batch.dtype == torch.uint8 and unreadable == []
     for row, (epoch, index) in zip(batch, batches(30, 6, stop=1)[0], strict=True):
@@ -98,7 +100,7 @@ def test_batches_are_views_of_the_samplers_images(shared_photos, recipe):
 
 def test_batches_from_a_later_step_are_those_of_the_whole_run(shared_photos, recipe):
     config = recipe(shared_photos)
-    for (late, *_), (whole, *_) in zip(load(config, start=4), load(config)[4:], strict=True):
+    for ((late, _), *_), ((whole, _), *_) in zip(load(config, start=4), load(config)[4:], strict=True):
         assert torch.equal(late, whole)
 
 
@@ -109,7 +111,7 @@ def test_batches_do_not_depend_on_the_workers(photos, recipe):
     cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (23, 23), 1.0)  # threads that a fork leaves behind
     alone, helped = load(recipe(photos)), load(recipe(photos, "data.workers=2"))
     assert len(alone) == len(helped) == 6
-    for (a, a_names, a_rows), (b, b_names, b_rows) in zip(alone, helped, strict=True):
+    for ((a, _), a_names, a_rows), ((b, _), b_names, b_rows) in zip(alone, helped, strict=True):
         assert torch.equal(a, b) and a_names == b_names and torch.equal(a_rows, b_rows)
     assert sum(len(batch.unreadable) for batch in helped) > 0
 
@@ -125,19 +127,19 @@ def test_a_corrupt_image_is_replaced_by_the_next_and_named(photos, recipe, spoil
     good = data.Views(split, config)[(0, 3)]
     assert good[1] == []
     spoil(photos / "train" / split.source.name(3))
-    views, unreadable, row = data.Views(split, config)[(0, 3)]
+    (views, _), unreadable, row = data.Views(split, config)[(0, 3)]
     assert row == 4 and good[2] == 3
     assert len(unreadable) == 1 and split.source.name(3) in unreadable[0]
     following = make_views(split.source.rgb(4), config.views, views=2, size=32, seed=0, epoch=0, index=3)
     assert np.array_equal(views, following)
-    assert not np.array_equal(views, good[0])
+    assert not np.array_equal(views, good[0][0])
 
 
 def test_the_last_image_is_replaced_by_the_first(photos, recipe):
     config = recipe(photos)
     split = open_split(config.data)
     cut(photos / "train" / split.source.name(29))
-    views, _, row = data.Views(split, config)[(0, 29)]
+    (views, _), _, row = data.Views(split, config)[(0, 29)]
     assert row == 0
     first = make_views(split.source.rgb(0), config.views, views=2, size=32, seed=0, epoch=0, index=29)
     assert np.array_equal(views, first)
@@ -200,3 +202,22 @@ def test_data_that_are_not_there_are_named(tmp_path, recipe, photos):
     (photos / "train" / "class1").mkdir()
     with pytest.raises(DataError, match=r"no image, e\.g\. class1"):
         open_split(recipe(photos).data)
+
+
+def test_small_views_follow_the_large_ones(shared_photos, recipe):
+    plain, cropped = recipe(shared_photos), recipe(shared_photos, "method.small_views=3", "data.small_size=16")
+    ((large, small), *_), *_ = load(cropped, stop=1)
+    assert torch.equal(large, load(plain, stop=1)[0].views[0]), "large views stay as they are"
+    assert small.shape == (6, 3, 16, 16, 3) and small.float().std() > 1
+    prepared = data.prepare(load(cropped, stop=1)[0], cropped, torch.device("cpu"), torch.float32)
+    assert [tuple(view.shape) for view in prepared] == [(6, 3, 32, 32)] * 2 + [(6, 3, 16, 16)] * 3
+
+
+def test_small_views_show_a_small_part(photo):
+    sizes, areas = views.Sizes(2, 32, 3, 16), []
+    for index in range(40):
+        plan = views.ViewPlan(ViewsConfig(), sizes, seed=0, epoch=0, index=index)
+        plan.reduction(*photo.shape[:2])
+        areas.append([p.box[2] * p.box[3] / photo[..., 0].size for p in plan._drawn])
+    large, small = np.array(areas)[:, :2], np.array(areas)[:, 2:]
+    assert small.min() > 0.04 and small.max() < 0.16 and large.max() > 0.5

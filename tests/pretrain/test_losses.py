@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+from pretraining import tiny_recipe
 from torch import Tensor
 
-from pretrain.losses import DispersiveConfig, brownian_loss, centroid_loss, singular_value_loss
+from pretrain import train
+from pretrain.losses import brownian_loss, centroid_loss, singular_value_loss, uniformity_loss
 from pretrain.methods import byol, get, msbreg, names
+from pretrain.networks import Outputs
 
 K, B, D = 4, 6, 5
 
@@ -207,12 +212,21 @@ def test_singular_value_loss_lifts_half_precision():
 
 
 @pytest.mark.parametrize("method, first_part", [(msbreg, centroid_loss), (byol, byol.cross_view_loss)])
-def test_a_method_is_the_weighted_sum_of_its_parts(p, z, noise, method, first_part):
-    config = DispersiveConfig(lambda_s=0.3, lambda_b=0.7)
-    total, _ = method.losses(p, z, noise, config)
+def test_a_method_is_the_weighted_sum_of_its_parts(p, z, method, first_part):
+    chosen = (
+        f"method.name={method.METHOD.name}",
+        f"method.views={len(p)}",
+        f"optim.batch={p.shape[1]}",
+        "run.float64=true",
+    )
+    config = tiny_recipe(Path("nowhere"), *chosen, "method.lambda_s=0.3", "method.lambda_b=0.7")
+    total, parts = train.losses(Outputs(p, z), z, config, None, step=3, first=0)
+    noise = train.global_noise(config, 3, p)
     expected = first_part(p, z) + 0.3 * singular_by_svd(p) + 0.7 * brownian_in_loops(p, noise)
     torch.testing.assert_close(total, expected)
-    alone, parts = method.losses(p, z, noise, DispersiveConfig(lambda_s=0.0, lambda_b=0.0))
+    assert list(parts)[1:] == ["singular", "brownian"]
+    config = tiny_recipe(Path("nowhere"), *chosen, "method.lambda_s=0", "method.lambda_b=0")
+    alone, parts = train.losses(Outputs(p, z), z, config, None, step=3, first=0)
     torch.testing.assert_close(alone, first_part(p, z))
     assert len(parts) == 1
 
@@ -220,3 +234,38 @@ def test_a_method_is_the_weighted_sum_of_its_parts(p, z, noise, method, first_pa
 def test_every_method_of_a_recipe_exists():
     assert {"byol", "msbreg"} <= set(names())
     assert get("byol") is byol.METHOD and get("msbreg") is msbreg.METHOD
+
+
+# ---------------------------------------------------------------- uniformity and multi-crop
+
+
+def test_uniformity_loss_is_wang_and_isolas(p):
+    expected = torch.zeros((), dtype=p.dtype)
+    for view in p:
+        pairs = [(unit(view[a]) - unit(view[b])).pow(2).sum() for a in range(B) for b in range(a)]
+        expected = expected + torch.stack([torch.exp(-2 * pair) for pair in pairs]).mean().log() / K
+    torch.testing.assert_close(uniformity_loss(p), expected)
+    assert torch.autograd.gradcheck(uniformity_loss, p)
+    with pytest.raises(ValueError, match="at least 2 images"):
+        uniformity_loss(p[:, :1])
+
+
+def test_byol_with_uniformity_adds_its_weighted_loss(p, z):
+    config = byol.Config(views=K, lambda_u=0.3)
+    total, parts = byol.losses(p, z, config)
+    torch.testing.assert_close(total, byol.cross_view_loss(p, z) + 0.3 * uniformity_loss(p))
+    assert set(parts) == {"cross_view", "uniformity"}
+
+
+@pytest.mark.parametrize("target_views, keys", [("large", 2), ("all", K)])
+def test_multi_crop_is_the_mean_over_pairs_of_different_views(p, z, target_views, keys):
+    """MSBReg section 4.4, the sum divided by the number of pairs; the small views come last."""
+    config = byol.Config(views=2, small_views=K - 2, target_views=target_views)
+    assert (len(config.queries()), len(config.keys())) == (K, keys)
+    z = z[:keys]
+    pairs = [
+        (unit(p[i, b]) - unit(z[j, b])).pow(2).sum() for i in range(K) for j in range(keys) if i != j for b in range(B)
+    ]
+    torch.testing.assert_close(byol.losses(p, z, config)[0], torch.stack(pairs).mean())
+    parts = [byol.losses(p[i : i + 1], z, config, first=i)[0] for i in range(K)]
+    torch.testing.assert_close(torch.stack(parts).mean(), torch.stack(pairs).mean())

@@ -83,7 +83,7 @@ def test_ranks_and_workers_load_the_same_views_from_any_step(config, monkeypatch
     def loaded(workers: int, rank: int, ranks: int, start: int) -> list[torch.Tensor]:
         place_on(monkeypatch, rank, ranks)
         given = config(layout, f"data.workers={workers}")
-        return [batch.views for batch in make_loader(split, given, start=start, stop=6, pin=False)]
+        return [batch.views[0] for batch in make_loader(split, given, start=start, stop=6, pin=False)]
 
     split = open_split(config(layout).data)
     whole = loaded(0, 0, 1, 0)

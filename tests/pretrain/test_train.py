@@ -479,7 +479,7 @@ def test_a_diverged_run_stops_and_its_checkpoint_is_good(shared_photos, recipe, 
 
 @pytest.mark.slow
 def test_a_first_step_that_diverges_says_there_is_no_checkpoint(shared_photos, recipe, tmp_path, monkeypatch):
-    def not_finite(p, z, noise, config, *, first=0):
+    def not_finite(p, z, config, *, first=0):
         return p.sum() * torch.nan, {}
 
     monkeypatch.setattr(msbreg, "METHOD", dataclasses.replace(msbreg.METHOD, losses=not_finite))

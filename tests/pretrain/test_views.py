@@ -17,7 +17,7 @@ from torchvision.transforms import functional as TF
 from backbench.data.decode import decode_rgb
 from pretrain import views
 from pretrain.config import ViewsConfig
-from pretrain.views import ViewParameters, ViewPlan, draw, generator, make_views
+from pretrain.views import Sizes, ViewParameters, ViewPlan, draw, generator, make_views
 
 DRAWS = 3000
 HEIGHT, WIDTH = 120, 180
@@ -287,7 +287,7 @@ def test_a_jpeg_is_reduced_as_far_as_every_crop_allows(photo, size, scale, facto
     config = ViewsConfig(scale=scale, blur=0, jitter=0, grayscale=0, solarize=0)
 
     def plan() -> ViewPlan:
-        return ViewPlan(config, views=6, size=size, seed=0, epoch=0, index=0)
+        return ViewPlan(config, Sizes(6, size), seed=0, epoch=0, index=0)
 
     used: list[int] = []
     reduced_plan = plan()
@@ -300,7 +300,7 @@ def test_a_jpeg_is_reduced_as_far_as_every_crop_allows(photo, size, scale, facto
     assert used == [factor] and pixels.shape == (-(-303 // factor), -(-391 // factor), 3)
     whole = plan()
     whole.reduction(303, 391)
-    ours, theirs = reduced_plan.make(pixels), whole.make(decode_rgb(jpeg(large), "photo"))
+    (ours, _), (theirs, _) = reduced_plan.make(pixels), whole.make(decode_rgb(jpeg(large), "photo"))
     apart = np.abs(ours.astype(int) - theirs).mean()
     beside = np.abs(theirs[:, :, 1:].astype(int) - theirs[:, :, :-1]).mean()  # of views that lie a pixel apart
     assert apart < 4 and apart < beside / 2

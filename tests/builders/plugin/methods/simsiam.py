@@ -30,7 +30,7 @@ def heads(sizes: HeadSizes, config: Config) -> Heads:
     return Heads(projector, predictor)
 
 
-def losses(p: Tensor, z: Tensor, noise: Tensor, config: Config, *, first: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+def losses(p: Tensor, z: Tensor, config: Config, *, first: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean over pairs of different views of the negative cosine similarity."""
     own = range(first, first + len(p))
     pairs = [(i, j) for i in own for j in range(len(z)) if i != j]

@@ -26,7 +26,7 @@ def heads(sizes: HeadSizes, config: Config) -> Heads:
     return Heads(mlp(sizes.features, sizes.hidden, sizes.outputs, sizes.norm), None)
 
 
-def losses(p: Tensor, z: Tensor, noise: Tensor, config: Config, *, first: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+def losses(p: Tensor, z: Tensor, config: Config, *, first: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
     """Equations 1 to 6 over all pairs of views; the statistics are those of the global batch."""
     pairs = list(itertools.combinations(p, 2))
     invariance = torch.stack([F.mse_loss(a, b) for a, b in pairs]).mean()
