@@ -73,10 +73,14 @@ def two_mlps(sizes: HeadSizes, _config: Any = None) -> Heads:
 
 
 class Memory(nn.Module):
-    """Buffers that a method keeps from step to step (a queue). They are part of a checkpoint and the same on all ranks."""
+    """What a method keeps from step to step. Its buffers (a queue) are part of a checkpoint and the same on all ranks."""
 
-    def begin(self, epoch: float) -> None:
-        """Prepare for a step. `epoch` is the number of epochs done, with their fraction."""
+    def begin(self, step: int, epoch: float) -> None:
+        """Prepare for a step, numbered from 0. `epoch` is the number of epochs done, with their fraction."""
+
+    def frozen(self) -> Sequence[nn.Parameter]:
+        """Return the parameters that the optimiser leaves unchanged in this step."""
+        return ()
 
     def end(self, p: Tensor, z: Tensor) -> None:
         """Take in a step's predictions (Q, B, D) and targets (K, B, D), both raw, of this rank and without gradient."""
@@ -98,10 +102,10 @@ class Online(nn.Module):
         self.projector, self.predictor = heads
         self.memory = memory
 
-    def begin(self, epoch: float) -> None:
-        """Prepare for a step; `epoch` is the number of epochs done, with their fraction."""
+    def begin(self, step: int, epoch: float) -> None:
+        """Prepare for a step. See `Memory.begin`."""
         if self.memory is not None:
-            self.memory.begin(epoch)
+            self.memory.begin(step, epoch)
 
     def forward(self, views: Sequence[Tensor] | Tensor) -> Outputs:
         """Return the outputs of V views, each (B, 3, H, W), in one call, since DDP needs one forward per backward.

@@ -82,7 +82,7 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
         for step, batch in enumerate(batches(loader), start=state["step"]):
             lr = schedules.lr_at(step, total=plan.total, warmup=plan.warmup, peak=config.peak_lr())
             views = prepare(batch, config, device, dtype(config))
-            online.begin(step / plan.per_epoch)
+            online.begin(step, step / plan.per_epoch)
             p, parts = train_step(forward, target, optimizer, scaler, views, config, step=step, lr=lr)
             probe.learn(batch.rows)
             watch.note(step, lr, parts["loss"], stop=bool(stop_asked), unreadable=batch.unreadable)
@@ -148,6 +148,8 @@ def train_step(
         for name, value in {"loss": loss, **parts}.items():
             sums[name] = sums.get(name, 0) + value.detach() * share
         predictions.append(outputs.p.detach())
+    for parameter in memory.frozen() if memory is not None else ():
+        parameter.grad = None  # `requires_grad` cannot change under DDP
     for settings in optimizer.param_groups:
         rate = config.peak_lr() if settings.get("fixed_rate") else lr
         settings["lr"] = rate * settings.get("rate_scale", 1.0)

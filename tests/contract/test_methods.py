@@ -1,6 +1,7 @@
 """Every pretraining method: its loss has gradients and falls in real steps, and its target follows the stated rule.
 
-SimSiam and VICReg lie outside the package, in `tests/builders/plugin`: together with BYOL they cover the three rules.
+SimSiam and alignment + uniformity lie outside the package, in `tests/builders/plugin`: together with BYOL they cover the
+three rules.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from backbench.errors import ConfigError
 from pretrain import methods, run
 from pretrain.config import PretrainConfig, load
 from pretrain.method import Ema, Method, NoTarget, StopGradient
+from pretrain.networks import HeadSizes
 from pretrain.train import build_all, follow, train, train_step
 
 pytestmark = pytest.mark.slow  # trains every method
 
 PLUGIN = Path(__file__).resolve().parents[1] / "builders" / "plugin"
-ALL = [*methods.names(), "simsiam", "vicreg"]
+ALL = [*methods.names(), "simsiam", "align_uniform"]
 K, B, D = 4, 12, 8
 
 
@@ -38,15 +40,32 @@ def randn(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+class Given:
+    """A method's configuration for K views, with predictions and targets as in the loop; the targets have a gradient too,
+    which the loss must not use."""
+
+    def __init__(self, name: str) -> None:
+        self.method = methods.get(name)
+        self.config = self.method.Config(views=K)
+        sizes = HeadSizes(features=D, hidden=16, outputs=D, norm="batch")
+        heads = self.method.heads(sizes, self.config)
+        self.memory = {}
+        if self.method.memory is not None:
+            self.memory["memory"] = self.method.memory(sizes, self.config, heads).double()
+        width = D if heads.predictor is None else heads.predictor(torch.zeros(B, D)).shape[-1]
+        self.p = randn(K, B, width, seed=0).requires_grad_()
+        z = randn(K, B, D, seed=1)
+        self.z = (z[:0] if isinstance(self.method.target, NoTarget) else z).requires_grad_()
+
+    def losses(self, first: int = 0, group: int = K) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the loss of a group of views, and its parts."""
+        views = self.p[first : first + group]
+        return self.method.losses(views, self.z, self.config, first=first, **self.memory)
+
+
 @pytest.fixture
-def p() -> torch.Tensor:
-    return randn(K, B, D, seed=0).requires_grad_()
-
-
-def z_of(method: Method) -> torch.Tensor:
-    """Return targets as in the loop, but with a gradient that the loss must not use."""
-    z = randn(K, B, D, seed=1)
-    return (z[:0] if isinstance(method.target, NoTarget) else z).requires_grad_()
+def given(name: str) -> Given:
+    return Given(name)
 
 
 def small(name: str, *overrides: str) -> PretrainConfig:
@@ -58,31 +77,27 @@ def small(name: str, *overrides: str) -> PretrainConfig:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_loss_is_a_scalar_with_named_parts_that_teaches_the_predictions_and_never_the_targets(name, p):
-    method = methods.get(name)
-    z = z_of(method)
-    total, parts = method.losses(p, z, method.Config(), first=0)
+def test_loss_is_a_scalar_with_named_parts_that_teaches_the_predictions_and_never_the_targets(name, given):
+    total, parts = given.losses()
     assert total.shape == () and bool(torch.isfinite(total))
     assert parts and "loss" not in parts, "the total has that name in metrics.jsonl"
     assert all(part.shape == () and bool(torch.isfinite(part)) for part in parts.values())
     total.backward()
-    assert p.grad is not None and float(p.grad.abs().sum()) > 0
-    assert z.grad is None
+    assert given.p.grad is not None and float(given.p.grad.abs().sum()) > 0
+    assert given.z.grad is None
 
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("group", [1, 2])
-def test_the_mean_over_groups_of_views_is_the_whole_unless_the_method_couples_them(name, group, p):
+def test_the_mean_over_groups_of_views_is_the_whole_unless_the_method_couples_them(name, group, given):
     """`run.views_per_pass` relies on it."""
-    method = methods.get(name)
-    if method.couples_views and group == 1:
+    couples = given.method.couples_views
+    if couples and group == 1:
         return  # the loss needs pairs of views
-    z, config = z_of(method), method.Config()
-    whole, _ = method.losses(p, z, config, first=0)
-    (expected,) = torch.autograd.grad(whole, p)
-    pieces = [method.losses(p[i : i + group], z, config, first=i)[0] * group / K for i in range(0, K, group)]
-    (found,) = torch.autograd.grad(torch.stack(pieces).sum(), p)
-    assert torch.allclose(found, expected, rtol=1e-7, atol=1e-9) is not method.couples_views
+    (expected,) = torch.autograd.grad(given.losses()[0], given.p)
+    pieces = [given.losses(first, group)[0] * group / K for first in range(0, K, group)]
+    (found,) = torch.autograd.grad(torch.stack(pieces).sum(), given.p)
+    assert torch.allclose(found, expected, rtol=1e-7, atol=1e-9) is not couples
 
 
 # ---------------------------------------------------------------- the recipe
@@ -203,7 +218,7 @@ def test_a_predictor_of_fixed_rate_keeps_the_peak_rate():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["simsiam", "vicreg"])
+@pytest.mark.parametrize("name", ["simsiam", "align_uniform"])
 def test_a_method_outside_the_package_trains_and_resumes(name, tmp_path):
     photos = write_photos(tmp_path / "photos")
     config = tiny_recipe(photos, f"method.name={name}", "run.checkpoint_every=1")
@@ -218,10 +233,10 @@ def test_a_method_outside_the_package_trains_and_resumes(name, tmp_path):
 
 def test_the_command_line_includes_a_folder_of_methods(monkeypatch, capsys):
     monkeypatch.setenv(plugins.VARIABLE, "")
-    with pytest.raises(ConfigError, match=r"unknown method 'vicreg'; known: byol, msbreg"):
-        run.main(["--dry-run", "method.name=vicreg"])
-    assert run.main(["--include", str(PLUGIN), "--dry-run", "method.name=vicreg"]) == 0
-    assert "invariance: 25.0" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"unknown method 'align_uniform'; known: byol, "):
+        run.main(["--dry-run", "method.name=align_uniform"])
+    assert run.main(["--include", str(PLUGIN), "--dry-run", "method.name=align_uniform"]) == 0
+    assert "uniformity: 1.0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["", "METHOD = 3", "from pretrain.methods.byol import METHOD"])
