@@ -21,9 +21,12 @@ def lr_at(step: int, *, total: int, warmup: int, peak: float) -> float:
     return 0.5 * peak * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def tau_at(step: int, *, total: int, base: float) -> float:
-    """Target decay rate of step `step`: BYOL's `1 - (1 - base) (cos(pi t / T) + 1) / 2`; T, the last step, gives 1."""
-    return 1 - (1 - base) * (math.cos(math.pi * step / max(total - 1, 1)) + 1) / 2
+def tau_at(step: int, *, total: int, base: float, final: float = 1.0) -> float:
+    """Target decay rate of step `step`: `final - (final - base) (cos(pi t / T) + 1) / 2`; T, the last step, gives `final`.
+
+    BYOL's final rate is 1. The rate is constant where `base` and `final` are equal (MoCo).
+    """
+    return final - (final - base) * (math.cos(math.pi * step / max(total - 1, 1)) + 1) / 2
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

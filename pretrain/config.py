@@ -13,7 +13,7 @@ from backbench.config import CHANGES_NO_NUMBER, Config, build, read_mapping
 from backbench.errors import ConfigError, nearest
 from pretrain import methods, recipes
 from pretrain.method import Ema, Method, MethodConfig
-from pretrain.networks import GROUPS
+from pretrain.networks import GROUPS, NormName
 
 DEFAULT_METHOD = "msbreg"
 
@@ -30,7 +30,7 @@ class ModelConfig(Config):
     stem: Literal["7x7", "3x3", "3x3-nopool"] = "7x7"
     hidden: Annotated[int, Field(ge=0)] = 0
     outputs: Annotated[int, Field(ge=0)] = 0
-    norm: Literal["batch", "layer", "group", "group_ws"] = "batch"
+    norm: NormName = "batch"
 
     def head_sizes(self) -> tuple[int, int]:
         """Return (hidden, outputs): 512 / 128 for ResNet-18 and 34, 2048 / 256 for ResNet-50."""
@@ -109,6 +109,7 @@ class OptimConfig(Config):
     trust_coefficient: Above0 = 1e-3  # of LARS
     trust_clip: bool = False  # LARS never raises a layer's rate above the global one
     tau_base: Probability | None = None  # of a moving average (BYOL: 0.996 for 1000 epochs); default: the method's
+    tau_final: Probability | None = None  # where tau ends (BYOL: 1; MoCo: where it starts); default: the method's
 
 
 class RunConfig(Config):
@@ -187,8 +188,9 @@ def recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), *, where: s
     config = build(fields_of(method), complete, overrides, where=where)
     if config.method.name != name:
         raise ConfigError(f"{where}: give the method as method.name={config.method.name}")
-    if config.optim.tau_base is not None and not isinstance(method.target, Ema):
-        raise ConfigError(f"{where}: optim.tau_base: {name} keeps no moving average; leave this field out")
+    for field in ("tau_base", "tau_final"):
+        if getattr(config.optim, field) is not None and not isinstance(method.target, Ema):
+            raise ConfigError(f"{where}: optim.{field}: {name} keeps no moving average; leave this field out")
     if config.run.views_per_pass and not method.accumulates:
         raise ConfigError(f"{where}: run.views_per_pass: {name} needs all views in one pass; leave this field at 0")
     return config
@@ -196,10 +198,11 @@ def recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), *, where: s
 
 @functools.cache
 def fields_of(method: Method) -> type[PretrainConfig]:
-    """Return the recipe's model with the method's own fields and default of `optim.tau_base`."""
+    """Return the recipe's model with the method's own fields and its defaults of `optim.tau_base` and `optim.tau_final`."""
     optim: type[OptimConfig] = OptimConfig
     if isinstance(method.target, Ema):
-        optim = create_model("OptimConfig", __base__=OptimConfig, tau_base=(Probability, method.target.base))
+        base, final = (Probability, method.target.base), (Probability, method.target.final)
+        optim = create_model("OptimConfig", __base__=OptimConfig, tau_base=base, tau_final=final)
     return create_model("PretrainConfig", __base__=PretrainConfig, method=(method.Config, ...), optim=(optim, optim()))
 
 

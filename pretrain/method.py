@@ -43,10 +43,11 @@ class MethodConfig(Config):
 class Ema:
     """The target is a second network, the moving average of the online backbone and projector (BYOL).
 
-    `base` is the default of `optim.tau_base`; tau rises from it to 1 (`backbench.schedules.tau_at`).
+    tau goes from `base` to `final` (`backbench.schedules.tau_at`), the defaults of `optim.tau_base` and `optim.tau_final`.
     """
 
     base: float = 0.99
+    final: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.base <= 1:

@@ -34,13 +34,12 @@ def verdict(monitored: Mapping[str, float]) -> str | None:
     if monitored.get("std", 1.0) < SPREAD_LIMIT:
         return (
             f"collapse: the predictions' spread is {monitored['std']:.3f} (an even spread is 1, the limit {SPREAD_LIMIT}): "
-            "all images get nearly the same embedding; lower optim.base_lr, use model.norm=batch or raise method.lambda_b "
-            "(msbreg, byol)"
+            "all images get nearly the same embedding; lower optim.base_lr, use model.norm=batch or raise method.lambda_b"
         )
     if monitored.get("effective_rank", RANK_LIMIT) < RANK_LIMIT:
         return (
             f"collapse: the predictions' effective rank is {monitored['effective_rank']:.2f}: they lie on a line; "
-            "lower optim.base_lr or raise method.lambda_s (msbreg, byol)"
+            "lower optim.base_lr or raise method.lambda_s"
         )
     return None
 

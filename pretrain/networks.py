@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NormName = Literal["batch", "layer", "group", "group_ws"]
+from backbench.errors import ConfigError
+
+NormName = Literal["batch", "layer", "group", "group_ws", "none"]
 GROUPS = 16  # number of groups, as in BYOL without batch statistics
 
 
@@ -26,26 +28,52 @@ class WeightStandardizedLinear(nn.Linear):
         return F.linear(x, weight, self.bias)
 
 
-def mlp(inputs: int, hidden: int, outputs: int, norm: NormName, *, layers: int = 2, bias: bool = True) -> nn.Sequential:
+def mlp(
+    inputs: int,
+    hidden: int,
+    outputs: int,
+    norm: NormName,
+    *,
+    layers: int = 2,
+    bias: bool = True,
+    last: Literal["plain", "scaled"] | None = None,
+) -> nn.Sequential:
     """Head of `layers` linear layers with norm and ReLU between them (two: MSBReg section 7.2).
 
     Args:
         bias: whether the layers before a norm have one.
+        last: also ends with a norm, after a layer without a bias: `plain` has neither scale nor shift, `scaled` a scale.
     """
     linear = WeightStandardizedLinear if norm == "group_ws" else nn.Linear
     widths = [inputs] + [hidden] * (layers - 1)
     body: list[nn.Module] = []
     for before, after in itertools.pairwise(widths):
-        body += [linear(before, after, bias=bias), norm_layer(norm, after), nn.ReLU(inplace=True)]
-    return nn.Sequential(*body, linear(widths[-1], outputs))
+        body += [linear(before, after, bias=bias or norm == "none"), norm_layer(norm, after), nn.ReLU(inplace=True)]
+    if last is None or norm == "none":
+        return nn.Sequential(*body, linear(widths[-1], outputs))
+    end = norm_layer(norm, outputs, affine=last == "scaled")
+    if last == "scaled":
+        end.bias.requires_grad_(False)  # stays 0
+    return nn.Sequential(*body, linear(widths[-1], outputs, bias=False), end)
 
 
 def norm_layer(name: NormName, width: int, *, affine: bool = True) -> nn.Module:
-    """Normalisation of (N, width); without scale and shift where `affine` is false."""
+    """Normalisation of (N, width); without scale and shift where `affine` is false.
+
+    Raises:
+        ConfigError: the width does not divide into groups.
+    """
+    if name == "none":
+        return nn.Identity()
     if name == "batch":
         return nn.BatchNorm1d(width, affine=affine)
     if name == "layer":
         return nn.LayerNorm(width, elementwise_affine=affine)
+    if width % GROUPS:
+        raise ConfigError(
+            f"a norm over {width} values of a head does not divide into the {GROUPS} groups of model.norm={name}; make "
+            f"model.hidden and model.outputs larger multiples of {GROUPS}, or use model.norm=layer"
+        )
     return nn.GroupNorm(GROUPS, width, affine=affine)
 
 

@@ -157,8 +157,8 @@ def train_step(
     if lag(device) or bool(torch.isfinite(sums["loss"])):
         scaler.step(optimizer)
         scaler.update()
-        if memory is not None:
-            memory.end(_full(p), z)
+    if memory is not None:  # in any case: all ranks take part, and one's loss may not be finite
+        memory.end(_full(p), z)
     return p, sums
 
 
@@ -193,9 +193,10 @@ def targets(method: Method, outputs: Outputs, averaged: Tensor | None, keys: ran
 
 def follow(target: Target | None, online: Online, config: PretrainConfig, step: int, total: int) -> dict[str, float]:
     """Update the moving average after a step. Return {"tau": ...} for the log, or {} without a moving average."""
-    if target is None or config.optim.tau_base is None:
+    optim = config.optim
+    if target is None or optim.tau_base is None or optim.tau_final is None:
         return {}
-    tau = schedules.tau_at(step, total=total, base=config.optim.tau_base)
+    tau = schedules.tau_at(step, total=total, base=optim.tau_base, final=optim.tau_final)
     target.follow(online, tau)
     return {"tau": tau}
 

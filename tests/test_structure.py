@@ -13,6 +13,7 @@ import pytest
 from backbench.data import catalogue
 from benchmarks import pairs, plan
 from pretrain import config as pretrain_config
+from pretrain import recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("backbench", "model_zoo", "pretrain", "transfer", "benchmarks")
@@ -151,7 +152,7 @@ def test_only_one_file_sets_up_the_process_group():
     assert users == {"backbench/distributed.py"}
 
 
-RECIPES = sorted(path.stem for path in (ROOT / "configs" / "pretrain").glob("*.yaml"))
+RECIPES = recipes.names()
 
 
 def test_every_yaml_is_read_by_one_of_the_loaders():

@@ -72,6 +72,12 @@ def test_target_decay_of_a_single_step():
     assert tau_at(0, total=1, base=0.99) == pytest.approx(0.99)
 
 
+def test_target_rate_may_end_below_1_or_stay_constant():
+    ends = [tau_at(step, total=101, base=0.99, final=0.999) for step in (0, 100)]
+    assert ends == pytest.approx([0.99, 0.999], abs=1e-15)
+    assert {tau_at(step, total=101, base=0.999, final=0.999) for step in range(101)} == {0.999}
+
+
 class Tiny(nn.Module):
     def __init__(self):
         super().__init__()

@@ -28,6 +28,11 @@ def test_every_recipe_loads_and_states_only_what_exists(name):
     config = load(name, [])
     assert config == load(str(recipes.FOLDER / f"{name}.yaml"), [])
     assert config == recipe(read_mapping(recipes.FOLDER / f"{name}.yaml"))
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if "/" not in name])
+def test_msbregs_recipes_follow_section_7(name):
+    config = load(name, [])
     assert config.method.name == "msbreg" and config.method.views == 4
     assert (config.method.lambda_s, config.method.lambda_b) == (4e-3, 0.5)
     assert (config.optim.momentum, config.optim.weight_decay) == (0.9, 1e-5)
@@ -40,6 +45,11 @@ def test_a_resolved_recipe_reads_back(name, tmp_path):
     (tmp_path / "config.yaml").write_text(dump(config))
     assert load(str(tmp_path / "config.yaml"), []) == config
     assert config.run.seed == 3
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if "/" in name])
+def test_recipes_of_other_methods_lie_in_the_methods_folder(name):
+    assert load(name, []).method.name == name.split("/")[0]
 
 
 def test_imagenet_recipes_are_the_papers():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from backbench.errors import ConfigError
 from model_zoo.anatomy import feature_dim
 from model_zoo.architecture import Architecture
 from model_zoo.resnet import build
@@ -194,3 +195,26 @@ def test_group_ws_standardises_the_weights():
         torch.testing.assert_close(row, (given - given.mean()) / (given.std() * 40**0.5), atol=1e-5, rtol=0)
     assert sum(isinstance(m, WeightStandardizedLinear) for m in mlp(8, 32, 4, "group_ws")) == 2
     assert not any(isinstance(m, WeightStandardizedLinear) for m in mlp(8, 32, 4, "group"))
+
+
+@pytest.mark.parametrize("last, learned", [("plain", ()), ("scaled", ("weight",))])
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_last_norm_follows_a_layer_without_a_bias_and_never_shifts(norm, last, learned):
+    head = mlp(8, 32, 48, norm, layers=3, last=last)
+    linear, end = head[-2], head[-1]
+    assert linear.bias is None
+    assert tuple(name for name, p in end.named_parameters() if p.requires_grad) == learned
+    found = head(torch.randn(64, 8))
+    dimension = 0 if norm == "batch" else 1
+    assert found.mean(dimension).abs().max() < 1e-5, "over the images, or over an image's values"
+
+
+def test_a_head_without_norms_has_biases_and_linear_layers_only():
+    head = mlp(8, 32, 48, "none", layers=3, bias=False, last="plain")
+    assert all(layer.bias is not None for layer in head if isinstance(layer, nn.Linear))
+    assert not any(isinstance(layer, (nn.BatchNorm1d, nn.LayerNorm, nn.GroupNorm)) for layer in head)
+
+
+def test_a_width_that_has_no_16_groups_says_what_to_change():
+    with pytest.raises(ConfigError, match=r"over 24 values .* the 16 groups of model\.norm=group; make model\.hidden"):
+        mlp(8, 32, 24, "group", last="plain")
