@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None, *, prog: str = "benchmarks/compare.py") 
     from benchmarks.records.store import items_path, read_paths
     from benchmarks.report import render
     from benchmarks.report.comparison import averages, cells_of, compare, headlines_alike
+    from benchmarks.report.intervals import folder_of
     from benchmarks.report.table import gather
 
     found = read_paths(args.results)
@@ -64,7 +65,8 @@ def main(argv: list[str] | None = None, *, prog: str = "benchmarks/compare.py") 
     columns = render.comparable(table)
     items = {result.identity(): items_path(path) for path, result in found.items() if result.status == "ok"}
     options = {"with_literature": args.literature, "source": args.source}
-    comparisons = compare(table, columns, items, to=args.to, resamples=args.resamples, **options)
+    kept = {"resamples": args.resamples, "folder": folder_of(args.results)}
+    comparisons = compare(table, columns, items, to=args.to, **kept, **options)
     print(render.comparisons_markdown(comparisons, table, to=args.to))
     for whole in headlines_alike(columns):
         if len(cells_of(whole)) > 1:

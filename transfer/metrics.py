@@ -27,30 +27,47 @@ def area_ap(scores: np.ndarray, positive: np.ndarray) -> float:
     return float(np.sum(np.diff(hits, prepend=0) * best) / hits[-1])
 
 
-def resampled_area_aps(scores: np.ndarray, positive: np.ndarray, times_NR: np.ndarray) -> np.ndarray:
-    """Return `area_ap` of R resamples of the images, (R,); NaN for a resample without a positive.
+class ResampledAreaAp:
+    """`area_ap` of resamples of the images. What all resamples share, the order of the scores above all, is computed once."""
 
-    Args:
-        scores: (N,) float, higher is more likely positive.
-        positive: (N,) bool.
-        times_NR: (N, R) int, how often each resample contains each image.
-    """
-    order = np.argsort(-scores)
-    ends_score = np.append(np.diff(scores[order]) != 0, True)
-    group = np.cumsum(ends_score) - ends_score  # images with equal scores enter together
-    hit = np.flatnonzero(np.asarray(positive, dtype=bool)[order])  # recall grows at these only
-    if not len(hit):
-        return np.full(times_NR.shape[1], np.nan)
-    last = np.flatnonzero(np.append(np.diff(group[hit]) != 0, True))  # the last positive of each score
-    ends = np.flatnonzero(ends_score)[group[hit[last]]]
-    starts = np.append(0, ends[:-1] + 1)
-    times = times_NR[order]
-    taken = np.cumsum(np.add.reduceat(times[: ends[-1] + 1], starts, axis=0), axis=0)
-    hits = np.cumsum(times[hit], axis=0)[last]
-    precision = hits / np.maximum(taken, 1)
-    best = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-    area = np.sum(np.diff(hits, axis=0, prepend=0) * best, axis=0)
-    return np.where(hits[-1] > 0, area / np.maximum(hits[-1], 1), np.nan)
+    def __init__(self, scores: np.ndarray, positive: np.ndarray, counted: np.ndarray) -> None:
+        """Sort the images.
+
+        Args:
+            scores: (N,) float, higher is more likely positive.
+            positive: (N,) bool.
+            counted: (N,) bool; the others are left out.
+        """
+        from scipy.sparse import csr_matrix
+
+        order = np.flatnonzero(counted)
+        order = order[np.argsort(-scores[order])]
+        ends_score = np.append(np.diff(scores[order]) != 0, True)
+        group = np.cumsum(ends_score) - ends_score  # images with equal scores enter together
+        hit = np.flatnonzero(np.asarray(positive, dtype=bool)[order])  # recall grows at these only
+        self._last = np.flatnonzero(np.append(np.diff(group[hit]) != 0, True))  # the last positive of each score
+        self._positive = order[hit]
+        ends = np.flatnonzero(ends_score)[group[hit[self._last]]] + 1 if len(hit) else np.zeros(0, int)
+        reached = ends[-1] if len(ends) else 0
+        bounds = np.concatenate([[0], ends])
+        # Row g adds up the images between two such scores.
+        ones = np.ones(reached, np.int32)
+        self._between = csr_matrix((ones, order[:reached], bounds), shape=(len(ends), len(scores)))
+
+    def __call__(self, times_NR: np.ndarray) -> np.ndarray:
+        """Return the APs of R resamples (R,); NaN for a resample without a positive.
+
+        Args:
+            times_NR: (N, R) int, how often each resample contains each image.
+        """
+        if not len(self._positive):
+            return np.full(times_NR.shape[1], np.nan)
+        taken = np.cumsum(self._between @ times_NR, axis=0)
+        hits = np.cumsum(times_NR[self._positive], axis=0)[self._last]
+        precision = hits / np.maximum(taken, 1)
+        best = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+        area = np.sum(np.diff(hits, axis=0, prepend=0) * best, axis=0)
+        return np.where(hits[-1] > 0, area / np.maximum(hits[-1], 1), np.nan)
 
 
 def eleven_point_ap(scores: np.ndarray, positive: np.ndarray) -> float:

@@ -81,7 +81,7 @@ def _write(
     results = list(chosen.values())
     items = {result.identity(): items_path(path) for path, result in chosen.items()}
     to = first_random(table)
-    comparisons = compare(table, render.shown(table), items, to=to, with_literature=False)
+    comparisons = compare(table, render.shown(table), items, to=to, with_literature=False, folder=out)
     text = render.markdown(table, comparisons)
     if to:
         text += "\n" + render.differences_markdown(comparisons, table, to=to)

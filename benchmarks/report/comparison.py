@@ -5,11 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from backbench.errors import BackbenchError, nearest
 from benchmarks.report import literature, paired
+from benchmarks.report.intervals import Intervals
 from benchmarks.report.literature import Published, published
-from benchmarks.report.paired import Interval, Items
+from benchmarks.report.paired import Interval
+from benchmarks.report.scores import Items
 from benchmarks.report.table import Column, Row, Table, Value
 
 
@@ -59,6 +62,7 @@ def compare(
     with_literature: bool = True,
     source: str = "",
     resamples: int = paired.RESAMPLES,
+    folder: Path | None = None,
 ) -> list[Comparison]:
     """Compare the rows of each column.
 
@@ -66,6 +70,7 @@ def compare(
         items: the files of arrays per test item, by the record's identity.
         to: the baseline: a measured row, or a published entry or method (`NAME@TEXT`: with TEXT in setting or source).
         source: only published rows whose source contains this.
+        folder: the folder of results where intervals are kept for the next comparison.
 
     Raises:
         BackbenchError: the baseline is neither measured nor published for these columns.
@@ -73,28 +78,37 @@ def compare(
     found = {c: published(c.cell, c.metric, source=source) for c in columns}
     if to is not None:
         _refuse_unknown(to, table, [row for rows in found.values() for row in rows])
-    made = []
-    for column in columns:
-        rows: list[Row | Published] = [row for row in table.rows if column in row.values]
-        archs = literature.archs_of(table, [column])
-        beside = found[column] if with_literature else []
-        higher = column.higher_is_better
-        beside = sorted(beside, key=lambda p: -p.number.value if higher else p.number.value)
-        base = _Baseline(to, table, column, found[column]) if to is not None else None
-        values = {id(row): _value(row, column) for row in (*rows, *beside)}
-        marked = _marks(column, rows, beside)
-        lines = [
-            Line(
-                row,
-                values[id(row)],
-                marked[id(row)],
-                literature.flags(row, [column], archs) if isinstance(row, Published) else (),
-                base.difference(row, values[id(row)], items, resamples) if base else None,
-            )
-            for row in (*rows, *beside)
-        ]
-        made.append(Comparison(column, tuple(lines)))
+    intervals, made = Intervals(items, resamples, folder), []
+    try:
+        for column in columns:
+            base = _Baseline(to, table, column, found[column]) if to is not None else None
+            made.append(_compared(table, column, found[column] if with_literature else [], base, intervals))
+    finally:
+        intervals.save()
     return made
+
+
+def _compared(
+    table: Table, column: Column, beside: Sequence[Published], base: _Baseline | None, intervals: Intervals
+) -> Comparison:
+    """Return a column's rows, each with its difference to the baseline, if there is one."""
+    rows: list[Row | Published] = [row for row in table.rows if column in row.values]
+    archs = literature.archs_of(table, [column])
+    higher = column.higher_is_better
+    beside = sorted(beside, key=lambda p: -p.number.value if higher else p.number.value)
+    values = {id(row): _value(row, column) for row in (*rows, *beside)}
+    marked = _marks(column, rows, beside)
+    lines = [
+        Line(
+            row,
+            values[id(row)],
+            marked[id(row)],
+            literature.flags(row, [column], archs) if isinstance(row, Published) else (),
+            base.difference(row, values[id(row)], intervals) if base else None,
+        )
+        for row in (*rows, *beside)
+    ]
+    return Comparison(column, tuple(lines))
 
 
 def averages(
@@ -220,7 +234,7 @@ class _Baseline:
             return f"{own.name} was measured on other data ({alike[0].data}, manifest {alike[0].manifest})"
         return f"{own.name} was measured with another configuration ({same_data[0].config8})"
 
-    def difference(self, row: Row | Published, value: Value, items: Items, resamples: int) -> Difference | None:
+    def difference(self, row: Row | Published, value: Value, intervals: Intervals) -> Difference | None:
         """Return a row's difference to the baseline; None for the baseline itself."""
         if row is self.row:
             return None
@@ -232,7 +246,7 @@ class _Baseline:
         base = _value(self.row, self.column)
         if isinstance(row, Published) or isinstance(self.row, Published):
             return Difference(value.mean - base.mean)
-        found = paired.interval(value.records, base.records, self.column.metric, items, resamples=resamples)
+        found = intervals.between(value.records, base.records, self.column.metric)
         if isinstance(found, str):
             return Difference(value.mean - base.mean, why=found)
         return Difference(value.mean - base.mean, found)

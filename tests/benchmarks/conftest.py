@@ -10,6 +10,7 @@ from made_records import make_absent, make_record
 
 from benchmarks.records import store
 from benchmarks.report import paired
+from benchmarks.report.scores import Scores
 from transfer.metrics import area_ap, class_aps
 
 N = 400  # test items of `draws`
@@ -50,7 +51,7 @@ class Shelf:
         return self.put(record, {"scores": scores.astype(np.float32), "labels": labels})
 
     def interval(self, mine, other, metric="top1", resamples=2000):
-        return paired.interval(mine, other, metric, self.items, resamples=resamples)
+        return paired.interval(mine, other, metric, Scores(self.items), resamples=resamples)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from transfer.metrics import area_ap, class_aps, eleven_point_ap, resampled_area_aps
+from transfer.metrics import ResampledAreaAp, area_ap, class_aps, eleven_point_ap
 
 
 def curve(scores, positive):
@@ -131,13 +131,17 @@ def test_resamples_at_once_are_resamples_one_by_one(ties):
     positive = generator.random(60) < 0.2
     rows = generator.integers(60, size=(40, 60))
     times = np.stack([np.bincount(row, minlength=60) for row in rows], axis=1)
-    found = resampled_area_aps(scores, positive, times)
-    assert found == pytest.approx([area_ap(scores[row], positive[row]) for row in rows], abs=1e-12)
-    assert resampled_area_aps(scores, positive, np.ones((60, 1), int)) == pytest.approx(area_ap(scores, positive))
+    counted = generator.random(60) < 0.8
+    found = ResampledAreaAp(scores, positive, counted)(times)
+    kept = [row[counted[row]] for row in rows]
+    assert found == pytest.approx([area_ap(scores[row], positive[row]) for row in kept], abs=1e-12)
+    once = ResampledAreaAp(scores, positive, np.ones(60, bool))(np.ones((60, 1), int))
+    assert once == pytest.approx(area_ap(scores, positive))
 
 
 def test_a_resample_without_a_positive_has_no_average_precision():
-    scores, positive = np.array([3.0, 2.0, 1.0]), np.array([True, False, False])
-    found = resampled_area_aps(scores, positive, np.array([[0, 1], [2, 2], [1, 0]]))
+    scores, positive, all_of_them = np.array([3.0, 2.0, 1.0]), np.array([True, False, False]), np.ones(3, bool)
+    found = ResampledAreaAp(scores, positive, all_of_them)(np.array([[0, 1], [2, 2], [1, 0]]))
     assert np.isnan(found[0]) and found[1] == 1.0
-    assert np.isnan(resampled_area_aps(scores, np.zeros(3, bool), np.ones((3, 2), int))).all()
+    for positive, counted in ((np.zeros(3, bool), all_of_them), (np.ones(3, bool), np.zeros(3, bool))):
+        assert np.isnan(ResampledAreaAp(scores, positive, counted)(np.ones((3, 2), int))).all()
