@@ -166,7 +166,14 @@ def compare(
     if not table.rows:
         raise BackbenchError("compare: no result has a number; give records of measure(), result files or folders")
     items = {result.identity(): store.items_path(path) for path, result in found.items() if result.status == "ok"}
-    options = {"with_literature": literature, "resamples": resamples, "folder": folder_of(paths)}
-    made = compared(table, render.comparable(table), items, to=to, **options)
+    made = compared(
+        table,
+        render.comparable(table),
+        items,
+        to=to,
+        with_literature=literature,
+        resamples=resamples,
+        folder=folder_of(paths),
+    )
     rows = csv.DictReader(render.comparisons_csv(made).splitlines())
     return Comparisons(render.comparisons_markdown(made, table, to=to), tuple(dict(row) for row in rows))
