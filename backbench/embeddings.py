@@ -1,4 +1,7 @@
-"""Pure functions of embeddings: kNN votes, alignment, uniformity, spread. All shapes are (N, D) unless said."""
+"""Pure functions of embeddings: kNN votes, alignment, uniformity, spread. Shapes are (N, D) unless said.
+
+`backbench.spectra` has those of singular values.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,6 @@ def std_per_dimension(x_ND: Tensor) -> Tensor:
     """
     x = F.normalize(x_ND.float(), dim=1)
     return x.std(dim=0).mean() * x.shape[1] ** 0.5
-
-
-def effective_rank(x_ND: Tensor) -> Tensor:
-    """exp(entropy of the normalised singular values) of the centred rows (Roy and Vetterli, 2007); between 1 and D."""
-    x = x_ND.float() - x_ND.float().mean(dim=0)
-    values = torch.linalg.svdvals(x)
-    p = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
-    return torch.exp(-(p * torch.log(p.clamp_min(1e-12))).sum())
 
 
 def alignment(a_ND: Tensor, b_ND: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from backbench.errors import BackbenchError, ConfigError, nearest
 from backbench.files.folders import configs_folder
 from transfer import tasks
 
-Needs = Literal["class", "classes", "boxes", "masks"]
+Needs = Literal["images", "class", "classes", "boxes", "masks"]
 
 
 class Protocol(Config):
@@ -23,7 +23,7 @@ class Protocol(Config):
 
     task: str
     preset: str | None = None
-    needs: Needs = "class"  # the labels that the images must have
+    needs: Needs = "class"  # the labels that the images must have; `images`: none
     fields: Mapping[str, Any] = Field(default_factory=dict)
     of_layout: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)  # keys of the cell for data in this layout
     of_data: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)  # keys of the cell for one data set
@@ -87,7 +87,13 @@ def of_data(name: str) -> list[str]:
     return sorted(cell for cell, (data, _) in _pairs().items() if data == name)
 
 
-_WORDS = {"class": "one class an image", "classes": "all classes of an image", "boxes": "boxes", "masks": "masks"}
+_WORDS = {
+    "images": "images",
+    "class": "one class an image",
+    "classes": "all classes of an image",
+    "boxes": "boxes",
+    "masks": "masks",
+}
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +128,9 @@ def _pairs() -> dict[str, tuple[str, str]]:
         except BackbenchError as error:
             plugins.warn(f"data set '{data}': {error}; its cells are left out")
             continue
-        found |= {f"{data}_{name}": (data, name) for name, p in protocols().found.items() if p.needs in labels}
+        found |= {
+            f"{data}_{name}": (data, name) for name, p in protocols().found.items() if p.needs in (*labels, "images")
+        }
     return found
 
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backbench.embeddings import effective_rank
 from backbench.files.hashes import file_sha256
 from backbench.printable import printable
+from backbench.spectra import effective_rank
 from model_zoo import entries, fetch
 from model_zoo.anatomy import stem_planes
 from model_zoo.architecture import DEEP, Architecture, InputSpec, architecture_fields
@@ -148,7 +148,7 @@ def _rank(features: Tensor, warnings: list[str], beside: str = "") -> str:
     if not bool(torch.isfinite(features).all()):
         warnings.append("features of ordinary images are NaN or infinite")
         return f"{features.shape[1]} dimensions, not finite"
-    rank, dead = float(effective_rank(features)), float((features.std(dim=0) == 0).float().mean())
+    rank, dead = effective_rank(features), float((features.std(dim=0) == 0).float().mean())
     if rank < _LOWEST_RANK:
         warnings.append(f"COLLAPSED: {IMAGES} different images have features of effective rank {rank:.1f}")
     return (

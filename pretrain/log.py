@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from backbench import distributed, trackers
-from backbench.embeddings import effective_rank, std_per_dimension
+from backbench.diagnostics import DIAGNOSTICS
+from backbench.embeddings import std_per_dimension
 from backbench.errors import writing
 from backbench.progress import duration, say
+from backbench.spectra import effective_rank
 from pretrain import checkpoint, monitor
 from pretrain.config import PretrainConfig
 from pretrain.plan import Plan
@@ -48,7 +50,7 @@ class Log:
         p_BD = distributed.gather_rows(p[0])
         values = dict(zip(parts, means.tolist(), strict=True)) | extra
         values["std"] = float(std_per_dimension(p_BD))
-        values["effective_rank"] = float(effective_rank(p_BD))
+        values["effective_rank"] = effective_rank(p_BD)
         if not self.main:
             return
         now = time.monotonic()
@@ -80,12 +82,20 @@ class Log:
         """True if the online kNN follows after `done` steps; always False if it is off."""
         return bool(self.knn_steps) and (done % self.knn_steps == 0 or done == self.plan.total)
 
-    def knn(self, step: int, accuracy: float | None) -> None:
-        """Record an online kNN accuracy."""
-        if self.main and accuracy is not None:
-            self._write(step, {"online_knn20": accuracy})
-            scenes = "demo scenes, " if self.config.data.name == "demo" else ""
-            say(f"step {step + 1}/{self.plan.total}  online 20-NN {accuracy:.1f}% ({scenes}within the training split)")
+    def online(self, step: int, values: dict[str, float]) -> None:
+        """Record the online 20-NN accuracy and the diagnostics of the features, as far as there are any."""
+        if not self.main or not values:
+            return
+        self._write(step, values)
+        scenes = "demo scenes, " if self.config.data.name == "demo" else ""
+        knn = values.get("online_knn20")
+        said = [] if knn is None else [f"online 20-NN {knn:.1f}% ({scenes}within the training split)"]
+        said += [
+            f"{name} {values[f'online_{name}']:.3g}{diagnostic.unit}"
+            for name, diagnostic in DIAGNOSTICS.items()
+            if f"online_{name}" in values
+        ]
+        say(f"step {step + 1}/{self.plan.total}  {'  '.join(said)}")
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         epoch = (step + 1) / self.plan.per_epoch

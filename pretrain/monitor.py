@@ -1,18 +1,19 @@
-"""Monitors during training: online 20-NN, and spread and rank of the predictions (collapse)."""
+"""Monitors during training: online 20-NN and diagnostics of the features; spread and rank of the predictions (collapse)."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from backbench import distributed
 from backbench.data.decode import CorruptImage
 from backbench.data.splits import ImageSplit
 from backbench.data.transforms import evaluation_view
+from backbench.diagnostics import measure
 from backbench.embeddings import knn_accuracy
 from pretrain.config import PretrainConfig
 from pretrain.data import to_device
@@ -29,7 +30,8 @@ PATIENCE = 2  # logged steps in a row: the spread may be low in the first steps
 def verdict(monitored: Mapping[str, float]) -> str | None:
     """Return a sentence if the predictions have collapsed, else None.
 
-    `std` is backbench.embeddings.std_per_dimension of the predictions, `effective_rank` that of one view (if measured).
+    `std` is backbench.embeddings.std_per_dimension of the predictions, `effective_rank` (backbench.spectra) that of one view
+    (if measured).
     """
     if monitored.get("std", 1.0) < SPREAD_LIMIT:
         return (
@@ -45,18 +47,41 @@ def verdict(monitored: Mapping[str, float]) -> str | None:
 
 
 @torch.no_grad()
-def online_knn(backbone: nn.Module, split: ImageSplit, config: PretrainConfig, device: torch.device) -> float | None:
-    """Return the 20-NN accuracy within the *training* split in percent (4/5 are the bank); None without labels.
+def measure_online(
+    backbone: nn.Module, split: ImageSplit, config: PretrainConfig, device: torch.device
+) -> dict[str, float]:
+    """Return what is measured on the backbone's features of at most `run.knn_images` training images; {} on other ranks.
 
-    A partly labelled split (STL-10's) is measured on its labelled part.
+    `online_knn20` is the 20-NN accuracy within the *training* split in percent (4/5 are the bank). `online_<name>` are the
+    diagnostics that the same features define (backbench.diagnostics). The images are the labelled ones (STL-10's split is
+    partly labelled); where none has a class, all serve the diagnostics.
     """
-    if split.labels is None or not distributed.is_main():
-        return None
-    labelled = torch.from_numpy(np.flatnonzero(split.labels >= 0))
-    order = labelled[torch.randperm(len(labelled), generator=torch.Generator().manual_seed(0))[: config.run.knn_images]]
+    if not distributed.is_main():
+        return {}
+    one_each = split.labels is not None and split.labels.ndim == 1
+    labels = torch.as_tensor(split.labels if one_each else np.full(len(split), -1))
+    labelled = (labels >= 0).nonzero()[:, 0]
+    usable = labelled if len(labelled) else torch.arange(len(split))
+    order = usable[torch.randperm(len(usable), generator=torch.Generator().manual_seed(0))[: config.run.knn_images]]
+    x, kept = _features(backbone, split, order.tolist(), config, device)
+    if len(x) < 2:
+        return {}
+    found: dict[str, float] = {}
+    cut = len(x) * 4 // 5
+    if len(labelled) and cut >= 20:
+        y, classes = labels[kept].to(device), len(split.classes)
+        found["online_knn20"] = knn_accuracy(x[cut:], y[cut:], x[:cut], y[:cut], ks=[20], classes=classes)[20]
+    values, _ = measure(x)
+    return found | {f"online_{name}": value for name, value in values.items()}
+
+
+def _features(
+    backbone: nn.Module, split: ImageSplit, rows: Sequence[int], config: PretrainConfig, device: torch.device
+) -> tuple[Tensor, list[int]]:
+    """Return features (N, C) of the images that can be read, and their rows in the split."""
     backbone.eval()
     views, kept, features = [], [], []
-    for row in order.tolist():
+    for row in rows:
         with contextlib.suppress(CorruptImage):  # announced when a training step reads it
             views.append(evaluation_view(split.source.pil(row), config.data.size))
             kept.append(row)
@@ -65,9 +90,4 @@ def online_knn(backbone: nn.Module, split: ImageSplit, config: PretrainConfig, d
         with torch.autocast(device.type, **autocast_fields(config)):
             features.append(backbone(to_device(images, config.data, device, dtype(config))[0]).float())
     backbone.train()
-    labels = torch.from_numpy(split.labels)[kept].to(device)
-    cut = len(kept) * 4 // 5
-    if cut < 20:
-        return None
-    x = torch.cat(features)
-    return knn_accuracy(x[cut:], labels[cut:], x[:cut], labels[:cut], ks=[20], classes=len(split.classes))[20]
+    return torch.cat(features) if features else torch.empty(0, 0), kept

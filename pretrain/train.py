@@ -26,7 +26,7 @@ from pretrain.data import batches, make_loader, open_split, prepare
 from pretrain.log import Log
 from pretrain.losses import dispersive_losses
 from pretrain.method import Ema, Method, StopGradient
-from pretrain.monitor import online_knn
+from pretrain.monitor import measure_online
 from pretrain.networks import HeadSizes, Memory, Online, Outputs, Target
 from pretrain.optimizers import build_optimizer
 from pretrain.plan import plan_steps
@@ -95,7 +95,7 @@ def train(config: PretrainConfig, out: Path, *, resume: bool = False) -> Path:
             if log.due(done):
                 log.step(step, parts, p, seen | probe.report())
             if log.due_knn(done):
-                log.knn(step, online_knn(online.backbone, split, config, device))
+                log.online(step, measure_online(online.backbone, split, config, device))
             if save_due or stop:
                 save(done)
             if stop:

@@ -84,6 +84,7 @@ def work_of(cell: Cell, backbone: Backbone, places: DataPlaces) -> tuple[Work, W
         "linear_probe": _linear,
         "semi_supervised": _semi,
         "uniformity": _uniformity,
+        "diagnostics": _diagnostics,
         "voc07_svm": _svm,
         "voc07_lowshot": _svm,
         "voc_detection": _detection,
@@ -145,6 +146,17 @@ def _uniformity(config: Any, backbone: Backbone, counts: tuple[int, int, int]) -
     one = _operations(config, backbone)
     memory = 4.0 * (2 * test * width + 3 * 1024 * test)
     return Work(), Work(crops=2 * test, forward=2 * test * one, products=4.0 * test * test * width, memory=memory)
+
+
+def _diagnostics(config: Any, backbone: Backbone, counts: tuple[int, int, int]) -> tuple[Work, Work]:
+    images, width = min(counts[1], config.images), backbone.feature_dim
+    crops = min(images, config.lidar_images) * (config.lidar_views or 0)
+    pairs = 6.0 * images * images * width  # uniformity, two neighbours, and half of each against the other half
+    grams = 6.0 * images * width * width + 2.0 * crops * width * width  # three spectra, LiDAR's covariance
+    memory = 4.0 * width * (3 * images + crops) + 8.0 * width * width
+    one = _operations(config, backbone)
+    own = Work(crops=crops, forward=crops * one, products=pairs, machines=grams, memory=memory)
+    return _features(config, backbone, counts[1]), own
 
 
 def _svm(config: Any, backbone: Backbone, counts: tuple[int, int, int]) -> tuple[Work, Work]:

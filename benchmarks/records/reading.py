@@ -19,7 +19,12 @@ from benchmarks.records.schema import SCHEMA, MetricRecord, Result
 
 _LARGEST = 64 * 2**20  # bytes; the largest records have about 100,000
 _DEEPEST = 50
-_BOUNDS = {"alignment": (0.0, math.inf), "uniformity": (-math.inf, 0.0)}  # bounds of metrics that are not percentages
+_BOUNDS = {  # of metrics that are not percentages
+    "alignment": (0.0, math.inf),
+    "uniformity": (-math.inf, 0.0),
+    **dict.fromkeys(("rankme", "effective_rank", "lidar"), (1.0, math.inf)),
+    "intrinsic_dimension": (0.0, math.inf),
+}
 _ROUNDING = 1e-6
 
 

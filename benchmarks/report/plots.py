@@ -23,7 +23,7 @@ _LARGEST = 64 * 2**20  # bytes of a run's curves
 _HIGHEST = 1e30  # the largest value that is drawn; NaN is never below it
 _MOST_LOSSES = 20
 _MOST_BARS = 30  # trained backbones in a plot; the tables have them all
-_INK, _OURS, _RANDOM = "#333333", "#1f6f8b", "#b0b0b0"
+INK, OURS, RANDOM = "#333333", "#1f6f8b", "#b0b0b0"
 
 
 def cell_plot(table: Table, column: Column) -> str:
@@ -31,10 +31,10 @@ def cell_plot(table: Table, column: Column) -> str:
     all_rows = [row for row in table.rows if column in row.values]
     rows = _best(all_rows, column)
     figure, axes = plt.subplots(figsize=(6.4, 0.55 * len(rows) + 0.9))
-    colours = [_RANDOM if row.name.startswith("random:") else _OURS for row in rows]
+    colours = [RANDOM if row.name.startswith("random:") else OURS for row in rows]
     axes.barh(range(len(rows)), [row.values[column].mean for row in rows], color=colours, height=0.6)
     points = [(number, y) for y, row in enumerate(rows) for number in row.values[column].numbers]
-    axes.plot(*zip(*points, strict=True), "o", color=_INK, markersize=4, alpha=0.8)
+    axes.plot(*zip(*points, strict=True), "o", color=INK, markersize=4, alpha=0.8)
     if len(rows) < len(all_rows):
         axes.set_title(f"the best {_MOST_BARS} of {len(all_rows)}, and random baselines", fontsize=8)
     axes.set_yticks(range(len(rows)), [printable(row.name, _NAME) for row in rows], parse_math=False)
@@ -45,7 +45,7 @@ def cell_plot(table: Table, column: Column) -> str:
     axes.margins(x=0.1)
     if not any(number for row in rows for number in row.values[column].numbers):
         axes.set_xlim(0, 1)  # else matplotlib puts the zeros in the middle of a scale of its own
-    return _svg(figure)
+    return svg(figure)
 
 
 def _best(rows: list[Row], column: Column) -> list[Row]:
@@ -64,6 +64,7 @@ _CURVES = (
     ("spread of the predictions (1: even, 0: collapsed)", ("std",)),
     ("effective rank", ("effective_rank",)),
     ("online 20-NN on the training split (%)", ("online_knn20",)),
+    ("rank of the features", ("online_rankme", "online_effective_rank")),
 )
 
 
@@ -89,7 +90,7 @@ def pretraining_plot(metrics: Path) -> str | None:
         if len(names) > 1:
             axes.legend(fontsize=7)
     figure.tight_layout()
-    return _svg(figure)
+    return svg(figure)
 
 
 def losses_plot(losses: Path) -> str | None:
@@ -104,7 +105,7 @@ def losses_plot(losses: Path) -> str | None:
         axes.plot(*zip(*points, strict=True), label=printable(name, _NAME).replace("$", r"\$"))
     axes.set_xlabel("iteration")
     axes.legend(fontsize=7, ncols=2)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _records(file: Path, over: str) -> list[dict[str, float]]:
@@ -126,13 +127,11 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _HIGHEST
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """Return a figure as SVG text and close it; the same figure gives the same text."""
     buffer = io.StringIO()
     try:
-        with (
-            plt.rc_context({"svg.hashsalt": "backbench"}),
-            warnings.catch_warnings(),
-        ):  # the same figure gives the same text
+        with plt.rc_context({"svg.hashsalt": "backbench"}), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in a script that the font lacks
             figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     finally:

@@ -16,7 +16,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from backbench import embeddings
 from backbench.embeddings import (
     alignment,
-    effective_rank,
     knn_accuracy,
     knn_scores,
     neighbours,
@@ -210,27 +209,6 @@ def test_uniformity_of_more_rows_than_are_held_at_once(rows):
 def test_uniformity_of_collapse_and_of_the_simplex():
     assert uniformity(torch.ones(10, 4) * torch.arange(1, 11)[:, None]).item() == pytest.approx(0, abs=1e-5)
     assert uniformity(torch.eye(6)).item() == pytest.approx(-4, rel=1e-5)  # all squared distances are 2
-
-
-@pytest.mark.parametrize("r", [1, 3, 8])
-def test_effective_rank_of_equal_singular_values_is_the_rank(r):
-    generator = torch.Generator().manual_seed(r)
-    left = torch.randn(50, r, generator=generator, dtype=torch.float64)
-    left = torch.linalg.qr(left - left.mean(0))[0]  # orthonormal and centred
-    right = torch.linalg.qr(torch.randn(16, r, generator=generator, dtype=torch.float64))[0]
-    x = 7 * left @ right.T + torch.randn(16, generator=generator, dtype=torch.float64)
-    assert effective_rank(x).item() == pytest.approx(r, rel=1e-3)
-
-
-def test_effective_rank_of_known_singular_values():
-    values = np.array([4.0, 2.0, 1.0, 1.0])
-    points = np.concatenate([np.diag(values), -np.diag(values)])  # centred; singular values sqrt(2) times these
-    p = values / values.sum()
-    assert effective_rank(torch.from_numpy(points)).item() == pytest.approx(float(np.prod(p**-p)), rel=1e-5)
-
-
-def test_effective_rank_of_collapsed_rows_is_one():
-    assert effective_rank(torch.full((20, 8), 3.0)).item() == pytest.approx(1, abs=1e-3)
 
 
 def test_std_of_spread_and_collapsed_embeddings():

@@ -65,6 +65,17 @@ def test_work_of_neighbours(subject):
     assert each.products == 2 * 1000 * 1000 * 512
 
 
+def test_work_of_diagnostics(subject):
+    """The features are the kNN cells'; LiDAR sees some images in many views."""
+    backbone = subject.backbones[0]
+    one = work.forward_operations(backbone, 224)
+    shared, each = work_of(load_cell("imagenet_diagnostics", ["data.limit=2000"]), backbone, NOWHERE)
+    assert shared.views == 2000 and shared.disk == 2000 * 512 * 4
+    assert each.crops == 50_000 and each.forward == 50_000 * one and each.memory > 4 * 512 * 50_000
+    _, cheap = work_of(load_cell("imagenet_diagnostics", ["preset=cheap", "images=500"]), backbone, NOWHERE)
+    assert cheap.crops == cheap.forward == 0 and 0 < cheap.products < each.products
+
+
 def test_work_of_training(subject):
     backbone = subject.backbones[0]
     one = work.forward_operations(backbone, 224)

@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from backbench.embeddings import effective_rank
+from backbench.spectra import effective_rank
 from model_zoo import verify
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import save

@@ -34,7 +34,7 @@ from pretrain import monitor
 from pretrain.config import PretrainConfig
 from pretrain.data import EpochSampler, open_split
 from pretrain.methods import msbreg
-from pretrain.monitor import online_knn
+from pretrain.monitor import measure_online
 from pretrain.train import NonFiniteLoss, build_all, train
 
 SCRIPT = Path(__file__).resolve().parents[2] / "pretrain" / "run.py"
@@ -529,10 +529,13 @@ def test_the_online_knn_is_of_the_labelled_images(shared_photos, recipe, monkeyp
     online, *_ = build_all(config, torch.device("cpu"))
     asked = []
     monkeypatch.setattr(Files, "pil", lambda source, i, real=Files.pil: asked.append(i) or real(source, i))
-    assert online_knn(online.backbone, part, config, torch.device("cpu")) is not None
+    assert "online_knn20" in measure_online(online.backbone, part, config, torch.device("cpu"))
     assert sorted(asked) == [i for i in range(30) if i % 15 != 14]
-    none = dataclasses.replace(split, labels=None)
-    assert online_knn(online.backbone, none, config, torch.device("cpu")) is None
+    for labels in (None, np.full(30, -1), np.ones((30, 3), np.int8)):
+        asked.clear()
+        found = measure_online(online.backbone, dataclasses.replace(split, labels=labels), config, torch.device("cpu"))
+        assert "online_knn20" not in found and "online_rankme" in found
+        assert sorted(asked) == list(range(30)), "without a class an image, all serve the diagnostics"
 
 
 @pytest.mark.slow
@@ -618,6 +621,9 @@ def test_metrics_hold_what_a_run_is_judged_by(whole):
     knn = {r["step"]: r["online_knn20"] for r in metrics(out) if "online_knn20" in r}
     assert set(knn) == {2, 5, 6}  # every 3 steps, and the end
     assert all(0 <= accuracy <= 100 for accuracy in knn.values())
+    ranks = {r["step"]: r["online_rankme"] for r in metrics(out) if "online_rankme" in r}
+    assert set(ranks) == set(knn), "in the same line"
+    assert all(1 <= rank <= 30 for rank in ranks.values())
     assert [r["epoch"] for r in records] == pytest.approx([(step + 1) / 5 for step in range(7)])
 
 
