@@ -10,10 +10,10 @@ import numpy as np
 from backbench.config import digest
 from backbench.errors import BackbenchError
 from benchmarks.evidence.derived import with_derived
-from benchmarks.evidence.rank_correlation import Correlation, kendall, spearman
 from benchmarks.records.schema import Result
 from benchmarks.report.render import data_title, heading
 from benchmarks.report.table import Column, Table, gather
+from benchmarks.statistics.rank_correlation import Correlation, kendall, spearman
 
 FEWEST = 5  # backbones of a correlation
 WITHOUT_LABELS = ("diagnostics", "uniformity")  # tasks

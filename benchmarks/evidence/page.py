@@ -10,10 +10,10 @@ from matplotlib import pyplot as plt
 
 from backbench.printable import printable
 from benchmarks.evidence.correlated import Pair
-from benchmarks.evidence.rank_correlation import Correlation
 from benchmarks.report import escape
-from benchmarks.report.paired import LEVEL
 from benchmarks.report.plots import INK, OURS, svg
+from benchmarks.statistics import LEVEL
+from benchmarks.statistics.rank_correlation import Correlation
 
 _HEAD = ["| diagnostic | backbones | Spearman | Kendall |", "|---|---|---|---|"]
 
@@ -21,7 +21,7 @@ _HEAD = ["| diagnostic | backbones | Spearman | Kendall |", "|---|---|---|---|"]
 def as_json(pairs: Sequence[Pair], left_out: Sequence[str], resamples: int) -> dict[str, Any]:
     """Return everything as plain values, unrounded."""
     return {
-        "level": LEVEL,
+        "level": 1 - LEVEL,
         "resamples": resamples,
         "pairs": [asdict(pair) for pair in pairs],
         "left_out": list(left_out),

@@ -1,4 +1,4 @@
-"""Rank correlations of two numbers over the same backbones, with bootstrap intervals over the backbones."""
+"""Rank correlations of two numbers of the same subjects, with bootstrap intervals over draws of the subjects."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.report.paired import LEVEL, SEED
+from benchmarks.statistics import LEVEL
 
-_CHUNK = 1000  # resamples at a time
+_SEED = 0  # of the draws, which are the same on every call
+_CHUNK = 1000  # draws at a time
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """A rank correlation and its percentile interval over draws of the backbones."""
+    """A rank correlation and its percentile interval over draws of the subjects."""
 
     value: float
     low: float
@@ -22,12 +23,12 @@ class Correlation:
 
 
 def spearman(x_N: np.ndarray, y_N: np.ndarray, resamples: int) -> Correlation | None:
-    """Return Spearman's rho; None where all of a side's numbers are equal."""
+    """Return Spearman's rho; None where all numbers of a side are equal."""
     return _bootstrap(_spearman, x_N, y_N, resamples)
 
 
 def kendall(x_N: np.ndarray, y_N: np.ndarray, resamples: int) -> Correlation | None:
-    """Return Kendall's tau-b; None where all of a side's numbers are equal."""
+    """Return Kendall's tau-b; None where all numbers of a side are equal."""
     return _bootstrap(_kendall, x_N, y_N, resamples)
 
 
@@ -36,14 +37,14 @@ Statistic = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def _bootstrap(statistic: Statistic, x_N: np.ndarray, y_N: np.ndarray, resamples: int) -> Correlation | None:
-    """Draw as many backbones with replacement as there are. Draws in which a side has one number do not count."""
+    """Draw as many subjects with replacement as there are. Draws in which a side has one number do not count."""
     n = len(x_N)
     value = float(statistic(x_N, y_N, np.ones((1, n)))[0])
     if np.isnan(value):
         return None
-    draws = np.random.default_rng(SEED).multinomial(n, np.full(n, 1 / n), size=resamples).astype(float)
+    draws = np.random.default_rng(_SEED).multinomial(n, np.full(n, 1 / n), size=resamples).astype(float)
     drawn = [statistic(x_N, y_N, draws[start : start + _CHUNK]) for start in range(0, resamples, _CHUNK)]
-    low, high = np.nanquantile(np.concatenate(drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.nanquantile(np.concatenate(drawn), [LEVEL / 2, 1 - LEVEL / 2])
     return Correlation(value, float(low), float(high))
 
 
