@@ -68,15 +68,49 @@ def singular_value_loss(p: Tensor, normalize: bool = False) -> Tensor:
         p = p if p.dtype == torch.float64 else p.float()
         if normalize:
             p = F.normalize(p, dim=-1)
-        _, samples, dimensions = p.shape
-        n = samples * world_size()  # all ranks have equally many
-        if n < 2:
-            raise ValueError("the singular value loss needs a batch of at least 2 images")
-        mean = all_reduce_sum(p.sum(dim=1)) / n  # (V, D)
-        centred = p - mean[:, None]
-        covariance = all_reduce_sum(centred.transpose(1, 2) @ centred) / (n - 1)  # (V, D, D)
-        identity = torch.eye(dimensions, dtype=p.dtype, device=p.device)
-        return (covariance - identity).pow(2).sum(dim=(1, 2)).mean()
+        identity = torch.eye(p.shape[2], dtype=p.dtype, device=p.device)
+        return (covariance(p) - identity).pow(2).sum(dim=(1, 2)).mean()
+
+
+def covariance(p: Tensor) -> Tensor:
+    """Return the covariances (V, D, D) of V views' embeddings (V, B, D) over the global batch.
+
+    Raises:
+        ValueError: fewer than 2 samples in the global batch.
+    """
+    p, n = centred(p)
+    return all_reduce_sum(p.transpose(1, 2) @ p) / (n - 1)
+
+
+def centred(p: Tensor) -> tuple[Tensor, int]:
+    """Return embeddings (V, B, D) minus their means over the global batch, and the number of images in that batch.
+
+    Raises:
+        ValueError: fewer than 2 samples in the global batch.
+    """
+    n = p.shape[1] * world_size()  # all ranks have equally many
+    if n < 2:
+        raise ValueError("the loss needs a batch of at least 2 images")
+    return p - all_reduce_sum(p.sum(dim=1, keepdim=True)) / n, n
+
+
+def off_diagonal(matrices: Tensor) -> Tensor:
+    """Return square matrices (..., D, D) with zeros on their diagonals."""
+    return matrices - torch.diag_embed(matrices.diagonal(dim1=-2, dim2=-1))
+
+
+def mean_over_other_views(values_VK: Tensor, first: int, queries: int) -> Tensor:
+    """Return the mean over pairs of different views, as a share of a step's mean that group after group of views adds up to.
+
+    Args:
+        values_VK: a value for each of V query views, from number `first` on, with each of K key views, from number 0 on.
+        queries: the number of query views Q in a step, K or more. The mean over groups of views is that over all pairs,
+            although a query view beyond the key views has one pair more than the others.
+    """
+    views, keys = values_VK.shape
+    query, key = (torch.arange(n, device=values_VK.device) for n in (views, keys))
+    other = (first + query[:, None] != key).to(values_VK.dtype)
+    return (values_VK * other).sum() / (views * keys * (queries - 1) / queries)
 
 
 def dispersive_losses(p: Tensor, noise: Tensor, config: MethodConfig) -> tuple[Tensor | float, dict[str, Tensor]]:

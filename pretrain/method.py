@@ -65,7 +65,7 @@ class NoTarget:
 
 
 class Losses(Protocol):
-    """`losses(p, z, config, first=0) -> (loss, its named parts)`; with `memory=` for a method that has one.
+    """`losses(p, z, config, first=0) -> (loss, its named parts)`.
 
     p: (V, B, D) raw predictions of V of the query views, from number `first` on; projections if there is no predictor.
     z: (K, B, D) raw projections of the key views by the target, without gradient; (0, B, D) with `NoTarget`.
@@ -77,12 +77,22 @@ class Losses(Protocol):
         ...
 
 
+class LossesWithMemory(Protocol):
+    """`Losses` of a method with a `memory`."""
+
+    def __call__(
+        self, p: Tensor, z: Tensor, config: Any, *, first: int = 0, memory: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what `Losses` returns."""
+        ...
+
+
 @dataclass(frozen=True)
 class Method:
     """One pretraining method."""
 
     name: str  # the module's name, as written in recipes
-    losses: Losses
+    losses: Losses | LossesWithMemory
     Config: type[MethodConfig]
     target: Ema | StopGradient | NoTarget
     heads: Callable[[HeadSizes, Any], Heads] = two_mlps  # called with the method's Config

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from pretrain.losses import uniformity_loss
+from pretrain.losses import mean_over_other_views, uniformity_loss
 from pretrain.method import Ema, Method
 from pretrain.methods import msbreg
 
@@ -32,15 +32,11 @@ def cross_view_loss(p: Tensor, z: Tensor, first: int = 0, queries: int = 0) -> T
         p: (V, B, D) raw predictions of the views from `first` on.
         z: (K, B, D) raw target projections of views 0 to K - 1.
         first: the number of the first view in `p`.
-        queries: the number of views Q that the online network sees in a step, K or more; 0: K. The mean over groups of views
-            is that over all pairs, although a small view has one target more than a large one.
+        queries: the number of views that the online network sees in a step, K or more; 0: K.
     """
     p, z = F.normalize(p, dim=-1), F.normalize(z.detach(), dim=-1)
     distance_VK = 2 - 2 * torch.einsum("vbd,kbd->vk", p, z) / p.shape[1]
-    own = torch.arange(first, first + len(p), device=p.device)[:, None] == torch.arange(len(z), device=p.device)
-    other = (~own).to(distance_VK.dtype)
-    queries = queries or len(z)
-    return (distance_VK * other).sum() / (len(p) * len(z) * (queries - 1) / queries)
+    return mean_over_other_views(distance_VK, first, queries or len(z))
 
 
 def losses(p: Tensor, z: Tensor, config: Config, *, first: int = 0) -> tuple[Tensor, dict[str, Tensor]]:

@@ -19,7 +19,10 @@ from pretrain.config import recipe as build_recipe
 IMAGES = 30  # 20-NN needs at least 20 in four fifths of them
 
 # Fields that a method needs for batches of a few images.
-MADE_SMALL: dict[str, tuple[str, ...]] = {}
+MADE_SMALL: dict[str, tuple[str, ...]] = {
+    "swav": ("method.prototypes=8",),
+    "wmse": ("model.outputs=4",),  # fewer dimensions than images
+}
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["pretrain.run", "pretrain.train", "torch.utils.tensorboard"])
