@@ -155,9 +155,9 @@ def compare(
     Raises:
         BackbenchError: there are no results, or the row `to` does not exist.
     """
-    from benchmarks.report import render
+    from benchmarks.report import render, spreadsheet
     from benchmarks.report.comparison import compare as compared
-    from benchmarks.report.intervals import folder_of
+    from benchmarks.report.intervals import Intervals, folder_of
     from benchmarks.report.table import gather
 
     paths = [Path(result) for result in results if not isinstance(result, Result)]
@@ -166,14 +166,7 @@ def compare(
     if not table.rows:
         raise BackbenchError("compare: no result has a number; give records of measure(), result files or folders")
     items = {result.identity(): store.items_path(path) for path, result in found.items() if result.status == "ok"}
-    made = compared(
-        table,
-        render.comparable(table),
-        items,
-        to=to,
-        with_literature=literature,
-        resamples=resamples,
-        folder=folder_of(paths),
-    )
-    rows = csv.DictReader(render.comparisons_csv(made).splitlines())
+    intervals = Intervals(items, resamples, folder_of(paths))
+    made = compared(table, render.comparable(table), intervals, to=to, with_literature=literature)
+    rows = csv.DictReader(spreadsheet.comparisons_csv(made).splitlines())
     return Comparisons(render.comparisons_markdown(made, table, to=to), tuple(dict(row) for row in rows))

@@ -50,9 +50,11 @@ def main(argv: list[str] | None = None, *, prog: str = "benchmarks/compare.py") 
 
     from backbench.files.atomic import atomic_write_text
     from benchmarks.records.store import items_path, read_paths
-    from benchmarks.report import render
-    from benchmarks.report.comparison import averages, cells_of, compare, headlines_alike
-    from benchmarks.report.intervals import folder_of
+    from benchmarks.report import render, spreadsheet, standing_text
+    from benchmarks.report.averages import averages
+    from benchmarks.report.comparison import cells_of, compare, headlines_alike
+    from benchmarks.report.intervals import Intervals, folder_of
+    from benchmarks.report.standing import standings
     from benchmarks.report.table import gather
 
     found = read_paths(args.results)
@@ -65,21 +67,25 @@ def main(argv: list[str] | None = None, *, prog: str = "benchmarks/compare.py") 
     columns = render.comparable(table)
     items = {result.identity(): items_path(path) for path, result in found.items() if result.status == "ok"}
     options = {"with_literature": args.literature, "source": args.source}
-    kept = {"resamples": args.resamples, "folder": folder_of(args.results)}
-    comparisons = compare(table, columns, items, to=args.to, **kept, **options)
+    intervals = Intervals(items, args.resamples, folder_of(args.results))
+    comparisons = compare(table, columns, intervals, to=args.to, **options)
     print(render.comparisons_markdown(comparisons, table, to=args.to))
     for whole in headlines_alike(columns):
         if len(cells_of(whole)) > 1:
             print(render.averages_markdown(averages(table, whole, **options), whole, table))
+    found_standings = standings(table, columns, intervals)
+    for standing in found_standings:
+        print(standing_text.markdown(standing))
     if table.absent:
         print(render.absent_markdown(table))
     if args.csv:
-        atomic_write_text(args.csv, render.comparisons_csv(comparisons))
+        atomic_write_text(args.csv, spreadsheet.comparisons_csv(comparisons))
     if args.html:
         from benchmarks.report import html
 
         source = args.source if args.literature else None
-        shown = {"comparisons": comparisons, "baseline": args.to, "source": source}
+        shown = {"comparisons": comparisons, "baseline": args.to, "source": source,
+                 "standings": found_standings}  # fmt: skip
         atomic_write_text(args.html, html.page(table, list(found.values()), suite="", **shown))
     return 0
 

@@ -74,21 +74,25 @@ def _write(
 ) -> Path:
     from backbench.files.atomic import atomic_write_text
     from benchmarks.records.store import items_path
-    from benchmarks.report import html, render
+    from benchmarks.report import html, render, spreadsheet
     from benchmarks.report.comparison import compare, first_random
+    from benchmarks.report.intervals import Intervals
+    from benchmarks.report.paired import RESAMPLES
+    from benchmarks.report.standing import standings
     from benchmarks.report.table import made_apart
 
     results = list(chosen.values())
     items = {result.identity(): items_path(path) for path, result in chosen.items()}
+    intervals = Intervals(items, RESAMPLES, out)
     to = first_random(table)
-    comparisons = compare(table, render.shown(table), items, to=to, with_literature=False, folder=out)
+    comparisons = compare(table, render.shown(table), intervals, to=to, with_literature=False)
     text = render.markdown(table, comparisons)
     if to:
         text += "\n" + render.differences_markdown(comparisons, table, to=to)
     text += listed("Means over numbers that were not made alike:", made_apart(table))
     text += listed(LEFT_OUT, left_out)
     atomic_write_text(out / "report.md", text + render.literature_markdown(table))
-    atomic_write_text(out / "report.csv", render.csv_text(table))
+    atomic_write_text(out / "report.csv", spreadsheet.csv_text(table))
     page = html.page(
         table,
         results,
@@ -98,6 +102,7 @@ def _write(
         comparisons=comparisons,
         baseline=to,
         left_out=left_out,
+        standings=standings(table, table.columns, intervals),
     )
     atomic_write_text(out / "report.html", page)
     return out / "report.html"

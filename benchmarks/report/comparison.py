@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from backbench.errors import BackbenchError, nearest
 from benchmarks.report import literature, paired
 from benchmarks.report.intervals import Intervals
 from benchmarks.report.literature import Published, published
+from benchmarks.report.noise import Noise
 from benchmarks.report.paired import Interval
 from benchmarks.report.scores import Items
 from benchmarks.report.table import Column, Row, Table, Value
+from benchmarks.statistics import LEVEL, holm
+from benchmarks.statistics.marks import marks
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,15 @@ class Difference:
     value: float | None
     interval: Interval | None = None
     why: str = ""
+    p: float | None = None  # of "no difference", the largest over all kinds of units; None: the noise is unknown
+    over: str = ""  # those units: `400 test items and 3 + 2 seeds`
+    detectable: float | None = None  # the smallest true difference that is found in 4 of 5 cases
+    p_holm: float | None = None  # corrected for all rows and columns of the comparison
+
+    @property
+    def is_told(self) -> bool:
+        """Whether it is beyond the noise, all comparisons made at the same time counted."""
+        return self.p_holm is not None and self.p_holm < LEVEL
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,7 @@ class Line:
 
     row: Row | Published
     value: Value
-    mark: str  # "best", "second" or empty
+    mark: str  # "best", "second", "level" or empty
     flags: tuple[str, ...] = ()  # conditions of a published row that differ here
     difference: Difference | None = None  # None: not asked for, or this is the baseline
 
@@ -44,19 +55,10 @@ class Comparison:
     lines: tuple[Line, ...]
 
 
-@dataclass(frozen=True)
-class Average:
-    """Headline numbers of a row over the cells, and their mean if no cell is missing."""
-
-    row: Row | Published
-    values: tuple[Value | None, ...]
-    mean: float | None
-
-
 def compare(
     table: Table,
     columns: Sequence[Column],
-    items: Items,
+    items: Items | Intervals,
     *,
     to: str | None = None,
     with_literature: bool = True,
@@ -67,7 +69,7 @@ def compare(
     """Compare the rows of each column.
 
     Args:
-        items: the files of arrays per test item, by the record's identity.
+        items: the files of arrays per test item, by the record's identity; or the intervals made from them.
         to: the baseline: a measured row, or a published entry or method (`NAME@TEXT`: with TEXT in setting or source).
         source: only published rows whose source contains this.
         folder: the folder of results where intervals are kept for the next comparison.
@@ -78,18 +80,33 @@ def compare(
     found = {c: published(c.cell, c.metric, source=source) for c in columns}
     if to is not None:
         _refuse_unknown(to, table, [row for rows in found.values() for row in rows])
-    intervals, made = Intervals(items, resamples, folder), []
+    intervals = items if isinstance(items, Intervals) else Intervals(items, resamples, folder)
+    made = []
+    noise = Noise(intervals)
     try:
         for column in columns:
             base = _Baseline(to, table, column, found[column]) if to is not None else None
-            made.append(_compared(table, column, found[column] if with_literature else [], base, intervals))
+            made.append(_compared(table, column, found[column] if with_literature else [], base, noise))
     finally:
         intervals.save()
-    return made
+    return _corrected(made)
+
+
+def _corrected(made: Sequence[Comparison]) -> list[Comparison]:
+    """Add Holm's p-values: all tested differences of the comparison are one family."""
+    tested = [p for c in made for line in c.lines if line.difference and (p := line.difference.p) is not None]
+    corrected = iter(holm.adjusted(tested))
+
+    def with_p(line: Line) -> Line:
+        if line.difference is None or line.difference.p is None:
+            return line
+        return replace(line, difference=replace(line.difference, p_holm=next(corrected)))
+
+    return [replace(c, lines=tuple(with_p(line) for line in c.lines)) for c in made]
 
 
 def _compared(
-    table: Table, column: Column, beside: Sequence[Published], base: _Baseline | None, intervals: Intervals
+    table: Table, column: Column, beside: Sequence[Published], base: _Baseline | None, noise: Noise
 ) -> Comparison:
     """Return a column's rows, each with its difference to the baseline, if there is one."""
     rows: list[Row | Published] = [row for row in table.rows if column in row.values]
@@ -97,42 +114,18 @@ def _compared(
     higher = column.higher_is_better
     beside = sorted(beside, key=lambda p: -p.number.value if higher else p.number.value)
     values = {id(row): _value(row, column) for row in (*rows, *beside)}
-    marked = _marks(column, rows, beside)
+    marked = _marks(column, rows, beside, noise)
     lines = [
         Line(
             row,
             values[id(row)],
             marked[id(row)],
             literature.flags(row, [column], archs) if isinstance(row, Published) else (),
-            base.difference(row, values[id(row)], intervals) if base else None,
+            base.difference(row, values[id(row)], noise) if base else None,
         )
         for row in (*rows, *beside)
     ]
     return Comparison(column, tuple(lines))
-
-
-def averages(
-    table: Table, columns: Sequence[Column], *, with_literature: bool = True, source: str = ""
-) -> list[Average]:
-    """Average rows over the headline columns in percent; published ones by entry and setting. A gap means no average.
-
-    A cell counts once, however many configurations, engines or data it was measured with: by the mean of its columns.
-    """
-    rows: list[tuple[Row | Published, list[Value | None]]] = [
-        (row, [row.values.get(column) for column in columns]) for row in table.rows
-    ]
-    if with_literature and all(column.is_published for column in columns):
-        grouped: dict[tuple[str, str | None], dict[Column, list[Published]]] = {}
-        for column in columns:
-            for p in published(column.cell, column.metric, source=source):
-                if not p.number.data and p.number.cell == column.cell:  # next to the engine it was measured with
-                    grouped.setdefault((p.entry.name, p.number.variant), {}).setdefault(column, []).append(p)
-        for cells in grouped.values():
-            alone = {column: found[0] for column, found in cells.items() if len(found) == 1}  # two sources: use neither
-            if len({column.cell for column in alone}) > 1:
-                values = [alone[c].value if c in alone else None for c in columns]
-                rows.append((next(iter(alone.values())), values))
-    return [Average(row, tuple(values), _mean(row, values, columns)) for row, values in rows if any(values)]
 
 
 def headlines(columns: Sequence[Column]) -> list[Column]:
@@ -158,34 +151,30 @@ def first_random(table: Table) -> str | None:
     return next((row.name for row in table.rows if row.name.startswith("random:")), None)
 
 
-def _mean(row: Row | Published, values: Sequence[Value | None], columns: Sequence[Column]) -> float | None:
-    """Average over the cells, each by the mean of its columns; a published number counts for one engine only."""
-    by_cell: dict[str, list[float | None]] = {}
-    for column, value in zip(columns, values, strict=True):
-        by_cell.setdefault(literature.filed_under(column.cell), []).append(value.mean if value else None)
-    each = []
-    for found in by_cell.values():
-        there = [number for number in found if number is not None]
-        if not there or (len(there) < len(found) and isinstance(row, Row)):
-            return None
-        each.append(statistics.fmean(there))
-    return statistics.fmean(each)
-
-
 def _value(row: Row | Published, column: Column) -> Value:
     return row.value if isinstance(row, Published) else row.values[column]
 
 
-def _marks(column: Column, rows: Sequence[Row | Published], beside: Sequence[Published]) -> dict[int, str]:
+def _marks(
+    column: Column, rows: Sequence[Row | Published], beside: Sequence[Published], noise: Noise
+) -> dict[int, str]:
     """Rank all rows together if they are all on the published data; else ours and the literature's separately."""
     same = [row for row in beside if column.is_published and column.profile == "full" and not row.number.data]
     other = [row for row in beside if row not in same]
     marked: dict[int, str] = {}
     for group in ([*rows, *same], other):
-        values = [_value(row, column).mean for row in group]
-        names = literature.marks(values, higher=column.higher_is_better)
-        marked |= {id(row): name for row, name in zip(group, names, strict=True)}
+        marked |= _of_group(column, group, noise)
     return marked
+
+
+def _of_group(column: Column, group: Sequence[Row | Published], noise: Noise) -> dict[int, str]:
+    values = [_value(row, column) for row in group]
+    names = marks(
+        [value.mean for value in values],
+        lambda one, other: noise.p(column.metric, values[one], values[other]),
+        higher=column.higher_is_better,
+    )
+    return {id(row): name for row, name in zip(group, names, strict=True)}
 
 
 def _refuse_unknown(to: str, table: Table, beside: Sequence[Published]) -> None:
@@ -234,7 +223,7 @@ class _Baseline:
             return f"{own.name} was measured on other data ({alike[0].data}, manifest {alike[0].manifest})"
         return f"{own.name} was measured with another configuration ({same_data[0].config8})"
 
-    def difference(self, row: Row | Published, value: Value, intervals: Intervals) -> Difference | None:
+    def difference(self, row: Row | Published, value: Value, noise: Noise) -> Difference | None:
         """Return a row's difference to the baseline; None for the baseline itself."""
         if row is self.row:
             return None
@@ -244,9 +233,8 @@ class _Baseline:
         if isinstance(row, Published) and (row.number.data or not measured_alike):
             return Difference(None, why="published for other data")
         base = _value(self.row, self.column)
-        if isinstance(row, Published) or isinstance(self.row, Published):
+        if isinstance(row, Published):
             return Difference(value.mean - base.mean)
-        found = intervals.between(value.records, base.records, self.column.metric)
-        if isinstance(found, str):
-            return Difference(value.mean - base.mean, why=found)
-        return Difference(value.mean - base.mean, found)
+        gap = noise.gap(self.column.metric, value, base)
+        why = "" if isinstance(self.row, Published) else gap.why  # that it has no scores is said once, for all rows
+        return Difference(value.mean - base.mean, gap.interval, why, gap.p, gap.over, gap.detectable)

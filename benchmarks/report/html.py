@@ -18,9 +18,11 @@ from backbench.errors import BackbenchError
 from backbench.files import read_bytes
 from backbench.progress import say
 from benchmarks.records.store import Result, marks, run_folder
-from benchmarks.report import escape, plots, render
+from benchmarks.report import escape, plots, render, standing_text
 from benchmarks.report.comparison import Comparison, Line, compare
 from benchmarks.report.literature import literature
+from benchmarks.report.rank_plot import rank_plot
+from benchmarks.report.standing import Standing
 from benchmarks.report.table import Column, Row, Table, made_apart
 
 _LARGEST_PICTURE = 64 * 2**20  # bytes
@@ -37,6 +39,7 @@ def page(
     baseline: str | None = None,
     source: str | None = "",
     left_out: Sequence[str] = (),
+    standings: Sequence[Standing] = (),
 ) -> str:
     """Return the text of the page.
 
@@ -47,6 +50,7 @@ def page(
         baseline: the row that differences refer to.
         source: only published rows with this in their source; None: no literature.
         left_out: files without a record, each with the reason.
+        standings: where the rows stand over all cells, one for each kind of numbers.
     """
     if comparisons is None:
         comparisons = compare(table, render.shown(table), {}, with_literature=False)
@@ -65,6 +69,8 @@ def page(
         is_smoke=any(column.profile == "smoke" for column in table.columns),
         sections=_sections(table, comparisons),
         baseline=baseline,
+        legend=render.MARKS,
+        standings=[_standing(standing) for standing in standings],
         intervals=render.intervals_made(comparisons),
         absent=table.absent,
         left_out=left_out,
@@ -125,7 +131,7 @@ def _cell(line: Line | None, column: Column) -> dict[str, str]:
         return {"text": "–", "mark": "", "difference": "", "why": ""}
     found = line.difference
     beside = render.difference(found, column).partition(" (")[0] if found and found.value is not None else ""
-    text = render.row_number(line, column)
+    text = render.row_number(line, column) + (f" {render.LEVEL_WITH_BEST}" if line.mark == "level" else "")
     return {"text": text, "mark": line.mark, "difference": beside, "why": found.why if found else ""}
 
 
@@ -155,6 +161,10 @@ def _detectors(results: Sequence[Result], out: Path) -> list[dict[str, str | Non
             drawn = _optional(plots.losses_plot, losses) if losses.exists() else None
             found.append({"title": title, "losses": drawn, "pictures": picture})
     return found
+
+
+def _standing(standing: Standing) -> Markup:
+    return standing_text.section(standing, _optional(lambda _: rank_plot(standing), Path("average ranks")))
 
 
 def _plot(table: Table, column: Column) -> str | None:

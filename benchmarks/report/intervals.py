@@ -24,7 +24,7 @@ from benchmarks.report.paired import Interval
 from benchmarks.report.scores import SEED, Items, Scores
 
 FILE = ".intervals"  # in the folder of results
-_VERSION = 1  # raise it when the same inputs would give another interval
+_VERSION = 2  # raise it when the same inputs would give another interval
 _MOST = 100_000  # intervals of a file; each takes some 150 bytes
 _LARGEST = 2**26  # bytes of the file
 
@@ -53,7 +53,7 @@ class Intervals:
     def between(self, mine: Sequence[Result], other: Sequence[Result], metric: str) -> Interval | str:
         """Return the interval of (mine - other), or the reason for a missing one: see `paired.interval`."""
         key = self._key(mine, other, metric)
-        found = self._kept.get(key) if key else None
+        found = self._used.get(key) or self._kept.get(key) if key else None
         if found is None:
             made = paired.interval(mine, other, metric, self._scores, resamples=self._resamples)
             key = self._key(mine, other, metric)  # of the arrays as they were read: a file may have changed
@@ -110,4 +110,4 @@ def _read(file: Path) -> dict[str, Interval]:
 
 
 def _checksum(body: bytes) -> bytes:
-    return hashlib.sha256(body).hexdigest().encode()
+    return hashlib.sha256(b"%d %b" % (_VERSION, body)).hexdigest().encode()

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from backbench.config import indifferent_keys
+from backbench.data import catalogue
 from backbench.errors import ConfigError
 from benchmarks.records.renamed import base_and_engine
-from benchmarks.report.table import Column, Table, Value, architecture, flat
+from benchmarks.report.noise import without_items
+from benchmarks.report.table import Column, Table, Value, architecture, flat, is_share
+from benchmarks.statistics.marks import marks
 from model_zoo import entries
 from model_zoo.entries import Entry, PublishedNumber
 
@@ -40,7 +43,8 @@ class Published:
     @property
     def value(self) -> Value:
         """The number as a table's value, without a spread."""
-        return Value(self.number.value, None, (self.number.value,), "")
+        items = _test_images(self.number.cell) if not self.number.data and is_share(self.number.metric) else 0
+        return Value(self.number.value, None, (self.number.value,), "", items)
 
     def is_called(self, name: str) -> bool:
         """Return whether `NAME` is the entry or its method and, for `NAME@TEXT`, TEXT is in its setting or source."""
@@ -64,6 +68,14 @@ def published(cell: str, metric: str, *, source: str = "") -> list[Published]:
     ]
 
 
+@functools.cache
+def _test_images(cell: str) -> int:
+    """Return how many test images the published data set of a cell has; 0 if it is unknown."""
+    known = catalogue.described().found
+    data = max((name for name in known if cell.startswith(f"{name}_")), key=len, default=None)
+    return known[data].counts.get(known[data].test, 0) if data is not None else 0
+
+
 def filed_under(cell: str) -> str:
     """Return the cell that published numbers are filed under: the same for all engines."""
     return base_and_engine(cell)[0]
@@ -80,7 +92,7 @@ def literature(table: Table, *, source: str = "") -> list[tuple[str, list[tuple[
         rows = sorted(
             published(cell, metric, source=source), key=lambda p: -p.number.value if higher else p.number.value
         )
-        marked = marks([row.number.value for row in rows], higher=higher)
+        marked = marked_rows(metric, rows, higher=higher)
         archs = archs_of(table, columns)
         if rows:
             found.append(
@@ -90,6 +102,12 @@ def literature(table: Table, *, source: str = "") -> list[tuple[str, list[tuple[
                 )
             )
     return found
+
+
+def marked_rows(metric: str, rows: Sequence[Published], *, higher: bool) -> list[str]:
+    """Mark published rows; for most metrics the noise of a published number is unknown, and nothing is marked."""
+    noise, values = without_items(), [row.value for row in rows]
+    return marks([v.mean for v in values], lambda i, j: noise.p(metric, values[i], values[j]), higher=higher)
 
 
 def archs_of(table: Table, columns: Sequence[Column]) -> set[str]:
@@ -167,10 +185,3 @@ def _frozen(column: Column) -> bool | None:
 
 def _names(found: set[str]) -> str:
     return " and ".join(sorted(found))
-
-
-def marks(values: Sequence[float], *, higher: bool) -> list[str]:
-    """Mark each value `best`, `second` or empty, as in the paper: equal values share a mark; the worse of two has none."""
-    ranked = sorted(set(values), reverse=higher)
-    names = dict(zip(ranked, ("best", "second")[: len(values) - 1], strict=False))
-    return [names.get(value, "") for value in values]

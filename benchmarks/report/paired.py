@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.records.schema import Result
 from benchmarks.report.scores import SEED, Answers, NoScores, Scores
+from benchmarks.statistics.signs import sign_flip
 
 LEVEL = 0.95
 RESAMPLES = 10_000
@@ -23,6 +24,8 @@ class Interval:
     high: float
     items: int
     resamples: int
+    p: float  # of "no difference": the sign test's for right and wrong answers, the bootstrap's for average precisions
+    error: float  # standard error of the difference
 
 
 def interval(
@@ -45,7 +48,8 @@ def interval(
         return "the stored labels differ: measure again"
     weights = [weights_of(side) for side in (mine, other)]
     if metric == "mAP":
-        return _percentiles(_difference(sides, weights), len(first), resamples)
+        drawn = _difference(sides, weights)
+        return _percentiles(drawn, len(first), p=_share_beyond_zero(drawn))
     right = [_mean_right(side, weight) for side, weight in zip(sides, weights, strict=True)]
     return _of_means(right[0] - right[1], resamples)
 
@@ -78,9 +82,18 @@ def _of_means(difference_N: np.ndarray, resamples: int) -> Interval:
     values, counts = np.unique(difference_N.round(9), return_counts=True)
     n = len(difference_N)
     drawn = np.random.default_rng(SEED).multinomial(n, counts / n, size=resamples) @ values / n
-    return _percentiles(drawn, n, resamples)
+    return _percentiles(drawn, n, p=sign_flip(difference_N, resamples=resamples))
 
 
-def _percentiles(drawn: np.ndarray, n: int, resamples: int) -> Interval:
+def _share_beyond_zero(drawn: np.ndarray) -> float:
+    """Return the two-sided p-value of a bootstrap: twice the smaller share of resamples on either side of 0.
+
+    Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 15.4; one is added to both counts.
+    """
+    fewer = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    return min(1.0, 2 * (1 + fewer) / (1 + len(drawn)))
+
+
+def _percentiles(drawn: np.ndarray, n: int, *, p: float) -> Interval:
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(low), float(high), n, resamples)
+    return Interval(float(low), float(high), n, len(drawn), p, float(drawn.std()))

@@ -1,22 +1,26 @@
-"""Render the table as Markdown and CSV. Only this module and `html` turn numbers into text."""
+"""Render the table as Markdown. Only this module, `spreadsheet` and `html` turn numbers into text."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 
 from benchmarks.records import store
 from benchmarks.report import escape
-from benchmarks.report.comparison import Average, Comparison, Difference, Line, cells_of
-from benchmarks.report.literature import Published, literature, marks, published
+from benchmarks.report.averages import Average
+from benchmarks.report.comparison import Comparison, Difference, Line, cells_of
+from benchmarks.report.literature import Published, literature, published
 from benchmarks.report.paired import LEVEL, SEED
 from benchmarks.report.table import Column, Row, Table, Value
 
 # What a summary shows beside the headlines: what the tables of the field hold.
 _PLAIN_METRICS = {"top5", "top1_k200", "mAP_11pt", "alignment", "AP50", "AP75", "box_AP50", "mask_AP"}
 
-MARKS = "Best in bold face, second best underlined."
+LEVEL_WITH_BEST = "≈"
+TOLD = "†"
+MARKS = (
+    f"Best in bold face and second best underlined, only where the lead is beyond the noise (5%); {LEVEL_WITH_BEST}: not told "
+    "from the highest. Nothing is marked where the noise is unknown."
+)
 
 
 def number(value: Value, column: Column) -> str:
@@ -127,19 +131,29 @@ def literature_markdown(table: Table) -> str:
 
 
 def marked(text: str, mark: str) -> str:
-    """Format the best in bold and the second best underlined, as in the paper's tables."""
-    return {"best": f"**{text}**", "second": f"<u>{text}</u>"}.get(mark, text)
+    """Format the best in bold, the second best underlined, and what is not told from the highest with a sign."""
+    return {"best": f"**{text}**", "second": f"<u>{text}</u>", "level": f"{text} {LEVEL_WITH_BEST}"}.get(mark, text)
 
 
 def difference(found: Difference, column: Column) -> str:
-    """Return `+3.1 [+1.2, +5.0]` in the metric's unit, or the reason for a missing interval or difference."""
+    """Return `+3.1 [+1.2, +5.0] †` in the metric's unit, or the reason for a missing interval or difference."""
     digits = 1 if column.unit == "%" else 3
     if found.value is None:
         return f"- ({found.why})"
-    text = f"{found.value:+.{digits}f}"
+    text, told = f"{found.value:+.{digits}f}", f" {TOLD}" if found.is_told else ""
     if found.interval is None:
-        return f"{text} (no interval: {found.why})" if found.why else text
-    return f"{text} [{found.interval.low:+.{digits}f}, {found.interval.high:+.{digits}f}]"
+        return f"{text}{told} (no interval: {found.why})" if found.why else f"{text}{told}"
+    return f"{text} [{found.interval.low:+.{digits}f}, {found.interval.high:+.{digits}f}]{told}"
+
+
+def detectable(comparison: Comparison) -> str:
+    """Say which difference a column could show; empty where no test can tell."""
+    found = [line.difference for line in comparison.lines if line.difference and line.difference.detectable is not None]
+    if not found:
+        return ""
+    digits = 1 if comparison.column.unit == "%" else 3
+    widest = max(found, key=lambda difference: difference.detectable or 0.0)
+    return f"A true difference of {widest.detectable:.{digits}f} is found in 4 of 5 cases (over {widest.over})."
 
 
 def differences_markdown(comparisons: Sequence[Comparison], table: Table, *, to: str) -> str:
@@ -177,11 +191,24 @@ def intervals_made(comparisons: Sequence[Comparison]) -> str:
     found = [line.difference.interval for c in comparisons for line in c.lines if line.difference]
     made = sorted({(i.resamples, i.items) for i in found if i}, reverse=True)
     if not made:
-        return ""
+        return told_apart(comparisons)
     counts = ", ".join(f"{resamples} of {items} items" for resamples, items in made)
     return (
         f"In brackets: {LEVEL:.0%} paired bootstrap intervals over test items (resamples: {counts}; seed {SEED}); what other "
-        "seeds or pretrainings would change is not in them."
+        f"seeds or pretrainings would change is not in them. {told_apart(comparisons)}"
+    ).rstrip()
+
+
+def told_apart(comparisons: Sequence[Comparison]) -> str:
+    """Say what the dagger means and how many differences were tested; empty if none were."""
+    tested = [
+        line.difference for c in comparisons for line in c.lines if line.difference and line.difference.p is not None
+    ]
+    if not tested:
+        return ""
+    return (
+        f"{TOLD}: beyond the noise (5%, Holm's correction for {len(tested)} tested differences; over test items, and over "
+        "seeds or pretrainings where there are several)."
     )
 
 
@@ -205,6 +232,8 @@ def comparisons_markdown(comparisons: Sequence[Comparison], table: Table, *, to:
         lines = [f"**{title}**, {data}{kind}", ""]
         lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
         lines += ["| " + " | ".join(cells) + " |" for cells in comparison_rows(comparison, to=to, beside=beside)]
+        if said := detectable(comparison):
+            lines += ["", said]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
@@ -238,52 +267,9 @@ def averages_markdown(found: Sequence[Average], columns: Sequence[Column], table
     heads = [h if heads.count(h) == 1 else f"{h}, {data_title(c, table)}" for h, c in zip(heads, columns, strict=True)]
     lines.append("| backbone | " + " | ".join(escape.markdown(head) for head in heads) + " | average |")
     lines.append("|---|" + "---|" * (len(columns) + 1))
-    means = [row.mean for row in found if row.mean is not None]
-    names = dict(zip(means, marks(means, higher=True), strict=True))
     for row in found:
         cells = ["-" if v is None else f"{v.mean:.1f}" for v in row.values]
-        mean = "-" if row.mean is None else marked(f"{row.mean:.1f}", names[row.mean])
+        mean = "-" if row.mean is None else marked(f"{row.mean:.1f}", row.mark)
         setting = f", {row.row.number.variant}" if isinstance(row.row, Published) and row.row.number.variant else ""
         lines.append(f"| {escape.markdown(row.row.label + setting)} | " + " | ".join([*cells, mean]) + " |")
     return "\n".join(lines) + "\n"
-
-
-def comparisons_csv(comparisons: Sequence[Comparison]) -> str:
-    """Return every row of every column as CSV, unrounded."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(
-        ["backbone", "kind", "cell", "config", "metric", "unit", "data", "manifest", "is_published", "is_demo", "profile",
-         "mean", "spread", "n", "over", "mark", "difference", "low", "high", "resamples", "why", "setting",
-         "not_the_same", "source"]
-    )  # fmt: skip
-    for comparison in comparisons:
-        c = comparison.column
-        for line in comparison.lines:
-            v, d = line.value, line.difference
-            between = d.interval if d else None
-            own = line.row.number if isinstance(line.row, Published) else None
-            cells = [line.row.label, "published" if own else "measured", c.cell, c.config8, c.metric, c.unit, c.data,
-                 c.manifest, c.is_published, c.is_demo, c.profile, v.mean, v.spread, len(v.numbers), v.over, line.mark,
-                 d.value if d else None, between.low if between else None, between.high if between else None,
-                 between.resamples if between else "", d.why if d else "", own.setting if own else "",
-                 "; ".join(line.flags), own.source if own else ""]  # fmt: skip
-            writer.writerow(escape.row(cells))
-    return buffer.getvalue()
-
-
-def csv_text(table: Table) -> str:
-    """Return every number as CSV, one line each, unrounded."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(
-        ["backbone", "arch", "cell", "config", "metric", "unit", "mean", "spread", "n", "over", "data", "is_published",
-         "is_demo", "profile", "manifest", "engine", "version"]
-    )  # fmt: skip
-    for row in table.rows:
-        for column, value in row.values.items():
-            cells = [row.name, row.arch, column.cell, column.config8, column.metric, column.unit, value.mean, value.spread,
-                 len(value.numbers), value.over, column.data, column.is_published, column.is_demo, column.profile,
-                 column.manifest, column.engine, column.version]  # fmt: skip
-            writer.writerow(escape.row(cells))
-    return buffer.getvalue()

@@ -50,6 +50,7 @@ class Value:
     spread: float | None  # standard deviation; None for a single number
     numbers: tuple[float, ...]  # one per backbone (mean over its seeds), or one per seed of a single backbone
     over: str  # what they differ in: "backbones", "seeds" or "" for one number
+    items: int = 0  # the test images that a single number is a percentage of; 0 for means and other metrics
     records: tuple[Result, ...] = field(default=(), compare=False, repr=False)  # the records behind it
 
 
@@ -268,7 +269,14 @@ def _value(metric: str, records: dict[str, list[Result]], *, per_seed: bool) -> 
         over = "seeds" if len(each) > 1 else ""
     spread = statistics.stdev(each) if len(each) > 1 else None
     made_of = tuple(result for seeds in records.values() for result in seeds)
-    return Value(statistics.fmean(each), spread, tuple(each), over, made_of)
+    data = made_of[0].data
+    items = data.counts["test"] if len(made_of) == 1 and data and is_share(metric) else 0
+    return Value(statistics.fmean(each), spread, tuple(each), over, items, made_of)
+
+
+def is_share(metric: str) -> bool:
+    """Return whether a metric is the percentage of test images whose class is right."""
+    return metric.startswith(("top1", "top5"))
 
 
 def _natural(name: str) -> tuple[object, ...]:

@@ -98,7 +98,7 @@ def test_a_comparison_in_the_readme(tmp_path: Path) -> None:
     text = readme.update(written(tmp_path, "<!-- compare:photos -->\n<!-- /compare -->\n"))
     lines = [line for line in text.splitlines() if "msbreg" in line]
     assert len(lines) == len({line.split("|")[1] for line in lines}) > 4
-    assert all(re.search(r"[+-]\d+\.\d+ (\[[+-]|\(no interval)", line) for line in lines)
+    assert all(re.search(r"[+-]\d+\.\d+ († )?(\[[+-]|\(no interval)", line) for line in lines)
     assert "paired bootstrap" in text and readme.by_hand(text) == []
 
 
