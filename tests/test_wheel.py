@@ -60,7 +60,7 @@ def backbench(installed, tmp_path):
 
 
 def test_every_data_file_is_in_the_wheel(installed):
-    for part in ("configs", "model_zoo", "benchmarks/report", "transfer", "pretrain", "backbench"):
+    for part in ("configs", "model_zoo", "benchmarks/report", "benchmarks/board", "transfer", "pretrain", "backbench"):
         for file in sorted((ROOT / part).rglob("*")):
             if file.suffix in (".yaml", ".j2", ".typed"):
                 place = file.relative_to(ROOT)

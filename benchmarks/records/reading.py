@@ -44,7 +44,7 @@ def read(path: Path) -> Result:
         Broken: its contents are not a record.
         BackbenchError: it is not a regular file, or cannot be opened.
     """
-    values = _loaded(path)
+    values = plain_json(path)
     version = values.get("schema") if isinstance(values, dict) else None
     if type(version) is not int or version < 1:
         raise Broken(f"{path}: not a result file (no 'schema')")
@@ -62,8 +62,14 @@ def read(path: Path) -> Result:
     raise Broken(f"{path}: does not fit schema {version}: '{where}': {printable(faults[0]['msg'])}")
 
 
-def _loaded(path: Path) -> Any:
-    data = read_bytes(path, limit=_LARGEST)
+def plain_json(path: Path, *, limit: int = _LARGEST) -> Any:
+    """Return the plain values of a JSON file.
+
+    Raises:
+        Broken: it is not JSON, nests deeply, or has a number or text that cannot be shown.
+        BackbenchError: it is not a regular file, or has more than `limit` bytes.
+    """
+    data = read_bytes(path, limit=limit)
     try:
         values = json.loads(data.decode("utf-8-sig"))
         _refuse_unusable(values)

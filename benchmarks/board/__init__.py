@@ -1,0 +1,1 @@
+"""A public board as files: entries (one JSON each), their checks, a static page, and a model card."""
