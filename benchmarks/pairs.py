@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -23,7 +23,7 @@ class Protocol(Config):
 
     task: str
     preset: str | None = None
-    needs: Needs = "class"  # the labels that the images must have; `images`: none
+    needs: Needs | Annotated[tuple[Needs, ...], Field(min_length=1)] = "class"  # labels, of several any; `images`: none
     fields: Mapping[str, Any] = Field(default_factory=dict)
     of_layout: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)  # keys of the cell for data in this layout
     of_data: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)  # keys of the cell for one data set
@@ -73,9 +73,10 @@ def why_not(name: str) -> str | None:
         if rest in parts.broken:
             return parts.broken[rest]
         if rest in parts.found:
-            layout, needs = catalogue.info(data).layout, parts.found[rest].needs
+            layout = catalogue.info(data).layout
+            needs = " or ".join(_WORDS[each] for each in sorted(_needed(parts.found[rest])))
             given = " and ".join(sorted(layouts.labels(layout)))
-            return f"unknown cell '{name}': '{rest}' needs {_WORDS[needs]}; '{data}' (layout {layout}) gives {given}"
+            return f"unknown cell '{name}': '{rest}' needs {needs}; '{data}' (layout {layout}) gives {given}"
     data, _, rest = name.rpartition("_")
     if data and rest in parts.found and not nearest(name, names()).startswith("; did you mean"):
         return f"unknown cell '{name}': there is no data set '{data}'; give its folder: --data {data}=DIR"
@@ -94,6 +95,11 @@ _WORDS = {
     "boxes": "boxes",
     "masks": "masks",
 }
+
+
+def _needed(protocol: Protocol) -> frozenset[Needs]:
+    """Return the kinds of labels that a protocol can use."""
+    return frozenset([protocol.needs] if isinstance(protocol.needs, str) else protocol.needs)
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,9 +134,8 @@ def _pairs() -> dict[str, tuple[str, str]]:
         except BackbenchError as error:
             plugins.warn(f"data set '{data}': {error}; its cells are left out")
             continue
-        found |= {
-            f"{data}_{name}": (data, name) for name, p in protocols().found.items() if p.needs in (*labels, "images")
-        }
+        given = {*labels, "images"}
+        found |= {f"{data}_{name}": (data, name) for name, p in protocols().found.items() if _needed(p) & given}
     return found
 
 

@@ -27,7 +27,7 @@ def parser(prog: str = "python -m backbench.data") -> argparse.ArgumentParser:
     doctor.add_argument("--full", action="store_true", help="check every image, not 200 of each split")
     doctor.add_argument("--json", action="store_true")
     prepare = commands.add_parser("prepare", help="unpack what you downloaded into the layout that the readers expect")
-    prepare.add_argument("name", help="imagenet, places205, inat18, stl10, voc or coco")
+    prepare.add_argument("name", help="a published data set, such as voc, food101 or imagenet")
     prepare.add_argument(
         "--from", dest="archives", action="append", required=True, type=Path, metavar="ARCHIVE", help="repeatable"
     )

@@ -24,6 +24,7 @@ from backbench.errors import DataError
 
 # raised for a cut or damaged archive
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError)
+PLAIN = (".json", ".csv", ".txt", ".mat")  # endings of published files that are no archives
 _BLOCK = 512  # bytes: the unit of the tar format; its end marker is two blocks of zeros
 _MEGABYTE = 2**20
 _OPENERS: dict[bytes, Callable[[IO[bytes]], object]] = {
@@ -49,7 +50,7 @@ def members(archive: Path, raw: IO[bytes]) -> Iterator[Member]:
         DataError: a member with `..`, an absolute path, a link or a device.
         one of DAMAGED: cut short, or damaged where a checksum or the format shows it.
     """
-    if archive.suffix.lower() in (".json", ".csv"):
+    if archive.suffix.lower() in PLAIN:
         yield Member(archive.name, archive.stat().st_size, lambda: archive.open("rb"))
     elif zipfile.is_zipfile(archive):
         yield from _zip_members(archive, raw)
@@ -137,7 +138,11 @@ def _zip_members(archive: Path, raw: IO[bytes]) -> Iterator[Member]:
                 )
             if item.flag_bits & 1:
                 raise DataError(f"{archive}: '{item.filename}' is encrypted; download the official archive")
-            yield Member(item.filename, item.file_size, functools.partial(file.open, item))
+            if item.filename.endswith((".tar.gz", ".tgz")):
+                with file.open(item) as inner:
+                    yield from _tar_members(archive, _decompressed(inner), "")
+            else:
+                yield Member(item.filename, item.file_size, functools.partial(file.open, item))
 
 
 def _check_name(archive: Path, name: str) -> None:

@@ -154,6 +154,7 @@ class ImageSplit:
     passed_over: Mapping[str, tuple[int, str]] = field(default_factory=dict)  # reason -> how many files, e.g. which
     repaired: Mapping[str, int] = field(default_factory=dict)  # corrections made to the labels, and how often
     left_out: tuple[str, ...] = ()  # sentences on images that were left out: such a split is not the published one
+    validation: np.ndarray | None = None  # (N,) bool: the published validation part of a training split, if it has one
 
     def __len__(self) -> int:
         return len(self.source)
@@ -161,7 +162,9 @@ class ImageSplit:
     def part(self, rows: np.ndarray) -> ImageSplit:
         """Return a split of the (N,) rows in the given order; `passed_over` still describes the whole split."""
         labels = None if self.labels is None else self.labels[rows]
-        return replace(self, source=Subset(self.source, rows), labels=labels, official_part=False)
+        validation = None if self.validation is None else self.validation[rows]
+        source = Subset(self.source, rows)
+        return replace(self, source=source, labels=labels, official_part=False, validation=validation)
 
     def manifest_sha256(self) -> str:
         """SHA-256 over the sorted (name, size, label) of all items: cheap and independent of the data's folder."""

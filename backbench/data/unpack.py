@@ -85,7 +85,7 @@ def check_md5(archive: Path, name: str) -> None:
 
 
 def unpack(archive: Path, folder: Path, route: Route, *, dry_run: bool = False) -> Tally:
-    """Unpack one archive (tar, compressed or not; zip), or copy one plain .json or .csv file.
+    """Unpack one archive (tar, compressed or not; zip), or copy one plain file (`archives.PLAIN`).
 
     Raises:
         DataError: as `prepare`; files that were already unpacked stay.
@@ -172,6 +172,22 @@ def route_of(name: str, val_labels: Path | None = None, devkit: Path | None = No
         "places205": _places205,
         "stl10": _after("stl10_binary/", keep="stl10_binary/"),
         "imagenet": imagenet_labels.route(val_labels, devkit),
+        "food101": _after("food-101/", keep="food-101/"),
+        "cifar10": _after("cifar-10-batches-py/", keep="cifar-10-batches-py/"),
+        "cifar100": _after("cifar-100-python/", keep="cifar-100-python/"),
+        "birdsnap": _matching(r"(?:^|/)((?:download/)?images/.+|(?:species|images|test_images)\.txt)$"),
+        "sun397": _matching(
+            r"(?:^|/)(ClassName\.txt|(?:Training|Testing)_01\.txt|[a-z]/[^/]+/.*\.jpg)$", keep="SUN397/"
+        ),
+        "stanford_cars": _matching(
+            r"(?:^|/)(cars_(?:train|test)/[^/]+\.jpg|devkit/.+\.mat|cars_test_annos_withlabels\.mat)$"
+        ),
+        "fgvc_aircraft": _after("fgvc-aircraft-2013b/", keep="fgvc-aircraft-2013b/"),
+        "dtd": _after("dtd/", keep="dtd/"),
+        "oxford_pets": _matching(r"(?:^|/)(images/[^/]+\.jpg|annotations/(?:trainval|test|list)\.txt)$"),
+        "caltech101": _matching(r"(?:^|/)(101_ObjectCategories/.+\.jpg|(?:train|test)\.txt)$"),
+        "oxford_flowers": _matching(r"(?:^|/)(jpg/[^/]+\.jpg|imagelabels\.mat|setid\.mat)$"),
+        "eurosat": _matching(r"(?:^|/)(2750/.+\.jpg|eurosat-(?:train|val|test)\.txt)$"),
     }
     if name not in routes:
         raise DataError(f"no archives are known for data set '{name}'{nearest(name, routes)}")
@@ -184,6 +200,16 @@ def _after(folder: str, *, keep: str) -> Route:
     def route(member: str) -> str | None:
         _, found, rest = f"/{member}".partition(f"/{folder}")
         return keep + rest if found and rest else None
+
+    return route
+
+
+def _matching(pattern: str, *, keep: str = "") -> Route:
+    """Route members that a pattern finds to its first group, below `keep`."""
+
+    def route(member: str) -> str | None:
+        found = re.search(pattern, member)
+        return keep + found[1] if found else None
 
     return route
 

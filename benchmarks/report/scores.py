@@ -80,7 +80,7 @@ class Scores:
         path = self._items.get(record.identity())
         if path is None or not path.exists():
             raise NoScores("no scores per test item are stored")
-        if metric not in ("mAP", "top5", record.primary):
+        if metric not in ("mAP", "top1", "top5", "mean_per_class", record.primary):
             raise NoScores("no scores per test item are stored for this metric")
         if metric == "mAP":
             scores, labels = self._arrays(record, path, "scores", "labels")
@@ -119,8 +119,15 @@ def _right(record: Result, metric: str, best: np.ndarray, labels: np.ndarray) ->
     """Return (N,) bool: whether the label is the best class, or one of the best five for `top5`."""
     _refuse_other_form(best.ndim == 2 and labels.shape == best.shape[:1], record)
     right = (best == labels[:, None]).any(axis=1) if metric == "top5" else best[:, 0] == labels
-    _check(100 * right.mean(), record, metric, 1e-6)
+    _check(100 * _mean(right, labels, metric), record, metric, 1e-6)
     return np.asarray(right)
+
+
+def _mean(right: np.ndarray, labels: np.ndarray, metric: str) -> float:
+    """Return the share of right items, or for `mean_per_class` its mean over the classes that occur."""
+    if metric != "mean_per_class":
+        return float(right.mean())
+    return float(np.mean([right[labels == label].mean() for label in np.unique(labels)]))
 
 
 def _counted(record: Result, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -146,11 +153,11 @@ def _resampled(scores_NK: np.ndarray, labels_NK: np.ndarray, resamples: int) -> 
     n = len(labels_NK)
     columns = zip(scores_NK.T, labels_NK.T, strict=True)
     aps = [ResampledAreaAp(scores, labels == 1, labels != 0) for scores, labels in columns]
-    draws = _kept_draws if n * resamples <= _DRAWS else _draws
-    return np.concatenate([100 * np.nanmean([ap(times) for ap in aps], axis=0) for times in draws(n, resamples)])
+    kept = _kept_draws if n * resamples <= _DRAWS else draws
+    return np.concatenate([100 * np.nanmean([ap(times) for ap in aps], axis=0) for times in kept(n, resamples)])
 
 
-def _draws(n: int, resamples: int) -> Iterator[np.ndarray]:
+def draws(n: int, resamples: int) -> Iterator[np.ndarray]:
     """Yield (N, R) how often each of n items is in each resample, some resamples at a time; the same on every call."""
     generator = np.random.default_rng(SEED)
     for start in range(0, resamples, _CHUNK):
@@ -160,4 +167,4 @@ def _draws(n: int, resamples: int) -> Iterator[np.ndarray]:
 
 @functools.lru_cache(maxsize=1)
 def _kept_draws(n: int, resamples: int) -> list[np.ndarray]:
-    return list(_draws(n, resamples))
+    return list(draws(n, resamples))

@@ -61,6 +61,51 @@ def tree(folder: Path) -> dict[str, bytes]:
 # ---------------------------------------------------------------- layouts
 
 
+PUBLISHED = [  # data set, archive, members that keep their place, those that move (None: not needed)
+    ("food101", "food-101.tar.gz", ["food-101/images/a/1.jpg", "food-101/meta/train.json"], {}),
+    ("cifar10", "cifar-10-python.tar.gz", ["cifar-10-batches-py/test_batch"], {}),
+    ("cifar100", "cifar-100-python.tar.gz", ["cifar-100-python/meta"], {}),
+    ("birdsnap", "birdsnap.tgz", [], {"birdsnap/images.txt": "images.txt", "birdsnap/get_birdsnap.py": None}),
+    ("sun397", "SUN397.tar.gz", ["SUN397/ClassName.txt", "SUN397/a/b/in/sun_1.jpg"], {}),
+    ("sun397", "Partitions.zip", [], {"Training_01.txt": "SUN397/Training_01.txt", "Testing_02.txt": None}),
+    ("stanford_cars", "cars_test.tgz", ["cars_test/00001.jpg"], {}),
+    ("stanford_cars", "car_devkit.tgz", ["devkit/cars_meta.mat"], {"devkit/README.txt": None}),
+    ("stanford_cars", "cars_test_annos_withlabels.mat", ["cars_test_annos_withlabels.mat"], {}),
+    ("fgvc_aircraft", "fgvc-aircraft-2013b.tar.gz", ["fgvc-aircraft-2013b/data/variants.txt"], {}),
+    ("dtd", "dtd-r1.0.1.tar.gz", ["dtd/labels/test1.txt", "dtd/images/a/1.jpg"], {}),
+    ("oxford_pets", "images.tar.gz", ["images/pug_1.jpg"], {"images/pug_1.mat": None}),
+    ("oxford_pets", "annotations.tar.gz", ["annotations/test.txt"], {"annotations/trimaps/pug_1.png": None}),
+    ("caltech101", "train.txt", ["train.txt"], {}),
+    ("oxford_flowers", "102flowers.tgz", ["jpg/image_00001.jpg"], {}),
+    ("oxford_flowers", "setid.mat", ["setid.mat"], {}),
+    ("eurosat", "EuroSAT.zip", ["2750/River/River_1.jpg"], {}),
+    ("eurosat", "eurosat-val.txt", ["eurosat-val.txt"], {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "file", "kept", "moved"), PUBLISHED)
+def test_the_fields_data_sets(name, file, kept, moved, archive, tmp_path):
+    places = {**{member: member for member in kept}, **moved}
+    inside = {member: member.encode() for member in places}
+    data = inside[kept[0]] if kept == [file] else zip_of(inside) if file.endswith(".zip") else tar_of(inside, "w:gz")
+    (tally,) = unpack.prepare(name, [archive(file, data)], tmp_path / name).values()
+    assert tree(tmp_path / name) == {place: inside[member] for member, place in places.items() if place}
+    assert tally.unneeded == sum(place is None for place in places.values())
+    described = {known.file for known in catalogue.described().found[name].archives}
+    assert file in described, "the description names the archive"
+
+
+def test_a_tar_in_a_zip_is_unpacked(archive, tmp_path):
+    """Caltech-101's archive: a zip with compressed tars."""
+    image = "101_ObjectCategories/ant/image_0001.jpg"
+    inner = {
+        "caltech-101/101_ObjectCategories.tar.gz": tar_of({image: b"a"}, "w:gz"),
+        "caltech-101/Annotations.tar": b"x",
+    }
+    unpack.prepare("caltech101", [archive("caltech-101.zip", zip_of(inner))], tmp_path / "set")
+    assert tree(tmp_path / "set") == {image: b"a"}
+
+
 def test_voc(archive, tmp_path):
     first = archive("VOCtrainval_06-Nov-2007.tar", tar_of({"VOCdevkit/VOC2007/JPEGImages/1.jpg": b"a"}))
     second = archive("VOCtest_06-Nov-2007.tar", tar_of({"VOCdevkit/VOC2007/JPEGImages/2.jpg": b"b"}))

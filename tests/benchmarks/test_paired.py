@@ -26,6 +26,29 @@ def test_equals_a_plain_loop_over_items(shelf, draws):
     assert (found.items, found.resamples) == (N, 20_000)
 
 
+def test_means_of_classes_equal_a_plain_loop(shelf, draws, make):
+    """Classes of 300, 90 and 10 items: the mean over classes is drawn, and the smallest class widens the interval."""
+    labels = np.repeat([0, 1, 2], [300, 90, 10]).astype(np.int32)[np.random.default_rng(3).permutation(N)]
+    sides = []
+    for right, weights in zip(draws(4, 0.7, 0.5), "ab", strict=True):
+        best = np.where(right, labels, 9).astype(np.int32)[:, None]
+        value = 100 * np.mean([right[labels == k].mean() for k in range(3)])
+        record = make(value, metric="mean_per_class", weights=weights, more={"top1": 100.0 * right.mean()})
+        sides.append((right, shelf.put(record, {"best": best, "labels": labels})))
+    (a, mine), (b, other) = sides
+    found = shelf.interval([mine], [other], metric="mean_per_class", resamples=4000)
+    generator, loop = np.random.default_rng(5), []
+    for _ in range(4000):
+        rows = generator.integers(N, size=N)
+        each = [
+            (a[rows][labels[rows] == k].mean() - b[rows][labels[rows] == k].mean()) for k in np.unique(labels[rows])
+        ]
+        loop.append(100 * np.mean(each))
+    assert (found.low, found.high) == pytest.approx(np.quantile(loop, [0.025, 0.975]), abs=0.8)
+    plain = shelf.interval([mine], [other], metric="top1")
+    assert found.high - found.low > 1.3 * (plain.high - plain.low)
+
+
 def test_pairing_makes_it_narrower_than_independent_items(shelf, draws):
     """Items that are wrong on both sides do not change the difference."""
     (shared,) = draws(1, 0.5)

@@ -74,7 +74,17 @@ def read(root: Path, split: str, *, dataset: str = "voc", year: int = 2007) -> I
     others = [file.name for file in _lists_of(lists, split) if not _is_of_class(file, there)]
     files = Files(folder / "JPEGImages", tuple(there[name] for name in ids))
     passed_over = {NOT_OF_A_CLASS: (len(others), others[0])} if others else {}
-    return ImageSplit(dataset, split, files, labels, classes, passed_over=passed_over)
+    validation = _validation(lists, ids, there) if split == "trainval" else None
+    return ImageSplit(dataset, split, files, labels, classes, passed_over=passed_over, validation=validation)
+
+
+def _validation(lists: Path, ids: Collection[str], known: Collection[str]) -> np.ndarray | None:
+    """Return which images of `trainval` the devkit's `val.txt` names, (N,) bool; None without both parts in it."""
+    if not (lists / "val.txt").is_file():
+        return None
+    named = set(image_ids(lists / "val.txt", known))
+    marked = np.array([name in named for name in ids])
+    return marked if marked.any() and not marked.all() else None
 
 
 def image_files(folder: Path) -> dict[str, str]:
