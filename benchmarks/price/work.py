@@ -151,7 +151,8 @@ def _uniformity(config: Any, backbone: Backbone, counts: tuple[int, int, int]) -
 def _diagnostics(config: Any, backbone: Backbone, counts: tuple[int, int, int]) -> tuple[Work, Work]:
     images, width = min(counts[1], config.images), backbone.feature_dim
     crops = min(images, config.lidar_images) * (config.lidar_views or 0)
-    pairs = 6.0 * images * images * width  # uniformity, two neighbours, and half of each against the other half
+    # Pairs: all for uniformity, all for the two neighbours, half of them for the clusters' neighbours; 25 rounds of k-means.
+    pairs = 5.0 * images * images * width + 100.0 * images**1.5 * width
     grams = 6.0 * images * width * width + 2.0 * crops * width * width  # three spectra, LiDAR's covariance
     memory = 4.0 * width * (3 * images + crops) + 8.0 * width * width
     one = _operations(config, backbone)

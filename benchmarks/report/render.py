@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from backbench.diagnostics import DIAGNOSTICS
 from benchmarks.records import store
 from benchmarks.report import escape
 from benchmarks.report.averages import Average
@@ -12,8 +13,19 @@ from benchmarks.report.literature import Published, literature, published
 from benchmarks.report.paired import LEVEL, SEED
 from benchmarks.report.table import Column, Row, Table, Value
 
-# What a summary shows beside the headlines: what the tables of the field hold.
-_PLAIN_METRICS = {"top5", "top1_k200", "mAP_11pt", "alignment", "AP50", "AP75", "box_AP50", "mask_AP"}
+# What a summary shows beside the headlines: what the tables of the field hold, and the diagnostics.
+_PLAIN_METRICS = {
+    "top5",
+    "top1_k200",
+    "mAP_11pt",
+    "alignment",
+    "AP50",
+    "AP75",
+    "box_AP50",
+    "mask_AP",
+    "lidar",
+    *DIAGNOSTICS,
+}
 
 LEVEL_WITH_BEST = "≈"
 TOLD = "†"

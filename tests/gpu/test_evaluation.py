@@ -1,4 +1,4 @@
-"""Evaluation on a GPU: features, neighbours, heads and uniformity equal the CPU's, in float32 and in half types."""
+"""Evaluation on a GPU: features, neighbours, heads, uniformity and diagnostics equal the CPU's; float32 and half types."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from backbones import make_backbone
 
 from backbench.data.catalogue import DataPlaces, load
+from backbench.diagnostics import measure
 from backbench.embeddings import neighbours, uniformity
+from backbench.spectra import lidar
 from model_zoo.architecture import InputSpec
 from transfer import features, svm
 from transfer.feature_spec import FeatureSpec
@@ -107,6 +109,18 @@ def test_parts_come_to_the_cpu_in_order(device):
 def test_uniformity_is_the_cpus(device, real):
     x, _ = clusters(5000 if real else 300, 256 if real else 16)
     assert float(uniformity(x.to(device))) == pytest.approx(float(uniformity(x)), rel=1e-4)
+
+
+def test_diagnostics_are_the_cpus(device, real):
+    """k-means may end elsewhere after a rounding; the others agree to float32's neighbours and float64's spectra."""
+    x, _ = clusters(5000 if real else 300, 256 if real else 128)
+    found, expected = measure(x.to(device)), measure(x)
+    assert found[1] == expected[1] == {}
+    learnability = found[0].pop("cluster_learnability"), expected[0].pop("cluster_learnability")
+    assert learnability[0] == pytest.approx(learnability[1], abs=3)
+    assert found[0] == pytest.approx(expected[0], rel=1e-4)
+    views = x[:100, None] + 0.1 * torch.randn(100, 5, x.shape[1], generator=torch.Generator().manual_seed(1))
+    assert lidar(views.to(device)) == pytest.approx(lidar(views), rel=1e-6)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -16,7 +16,7 @@ from backbench.errors import BackbenchError, ConfigError
 from benchmarks import plan
 from transfer import tasks
 from transfer.protocol import RunContext, labelled_splits
-from transfer.tasks import knn, linear_probe, semi_supervised, uniformity, voc07_lowshot, voc07_svm
+from transfer.tasks import diagnostics, knn, linear_probe, semi_supervised, uniformity, voc07_lowshot, voc07_svm
 
 CPU = torch.device("cpu")
 FAST = {
@@ -208,6 +208,10 @@ SENSELESS = {
     "few no draws": (voc07_lowshot, {"samples": 0}),
     "few no k": (voc07_lowshot, {"k": []}),
     "uniformity t 0": (uniformity, {"t": 0.0}),
+    "diagnostics of one image": (diagnostics, {"images": 1}),
+    "LiDAR of one image": (diagnostics, {"lidar_images": 1}),
+    "LiDAR of one view": (diagnostics, {"lidar_views": 1}),
+    "LiDAR delta 0": (diagnostics, {"delta": 0.0}),
 }
 
 
@@ -219,13 +223,14 @@ def test_a_senseless_field_is_refused(kind):
 
 
 @pytest.mark.parametrize("word", ["nan", "inf", "-inf", "1e999", ".nan", ".inf"])
-@pytest.mark.parametrize("field", ["temperature", "rates", "cost", "t"])
+@pytest.mark.parametrize("field", ["temperature", "rates", "cost", "t", "delta"])
 def test_numbers_that_are_none_are_refused(field, word):
     cell = {
         "temperature": "imagenet_knn",
         "rates": "imagenet_linear",
         "cost": "voc07_lowshot",
         "t": "imagenet_uniformity",
+        "delta": "imagenet_diagnostics",
     }[field]
     value = f"[{word}]" if field == "rates" else word
     with pytest.raises(ConfigError):
