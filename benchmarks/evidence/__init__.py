@@ -1,1 +1,1 @@
-"""Questions that a folder of results answers, each one command: `predictors` (which diagnostic predicts transfer)."""
+"""Questions that results answer, each one command: studies of the MSBReg paper's claims, and which diagnostic predicts transfer."""

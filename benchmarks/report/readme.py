@@ -9,6 +9,7 @@ from pathlib import Path
 from backbench.errors import BackbenchError
 from backbench.files import read_text
 from backbench.files.atomic import atomic_write_text
+from benchmarks.evidence import tables
 from benchmarks.records.store import items_path, read_all, read_paths
 from benchmarks.report import escape, render
 from benchmarks.report.comparison import compare, first_random
@@ -17,10 +18,12 @@ from benchmarks.speed import sentence
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MEASURED = ROOT / "benchmarks" / "measured"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md")  # the pages with such tables
+PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md", ROOT / "docs" / "evidence.md")  # the pages with such tables
 
-_BLOCK = re.compile(r"<!-- (measured|compare|speed)(?::([\w.-]+))? -->\n((?:(?!<!-- ).)*)<!-- /\1 -->", re.DOTALL)
-_BEGIN = re.compile(r"<!-- (?:measured|compare|speed)\b")
+_BLOCK = re.compile(
+    r"<!-- (measured|compare|speed|evidence)(?::([\w.-]+))? -->\n((?:(?!<!-- ).)*)<!-- /\1 -->", re.DOTALL
+)
+_BEGIN = re.compile(r"<!-- (?:measured|compare|speed|evidence)\b")
 _NUMBER = re.compile(r"[<>~+-]?\d[\d.,]*\s*(%|\[.*\]|\(.*\)|± ?[\d.,]+.*)?")
 
 
@@ -51,17 +54,24 @@ def speed(folder: Path) -> str:
     return "".join(f"- {sentence(json.loads(file.read_text()))}\n" for file in sorted(folder.glob("*.json")))
 
 
+def evidence(folder: Path) -> str:
+    """Return the tables of the studies whose numbers are in the folder."""
+    found = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    return "\n".join(tables.markdown(made) for made in found)
+
+
 def update(readme: Path, measured_root: Path = MEASURED) -> str:
-    """Return the page with every block rewritten: `<!-- measured:NAME -->`, `<!-- compare:NAME -->`, `<!-- speed -->`.
+    """Return the page with every block rewritten: `<!-- measured:NAME -->`, `<!-- compare:NAME -->`, `<!-- speed -->` and
+    `<!-- evidence -->`.
 
     Raises:
         BackbenchError: a block has no end or no results.
     """
     text = read_text(readme)
-    made = {"measured": measured, "compare": compared, "speed": speed}
+    made = {"measured": measured, "compare": compared, "speed": speed, "evidence": evidence}
 
     def rewritten(found: re.Match[str]) -> str:
-        kind, name = found[1], found[2] or "speed"
+        kind, name = found[1], found[2] or found[1]
         if not (measured_root / name).is_dir():
             raise BackbenchError(f"{readme}: block '{kind}:{name}' has no folder of results")
         begin, end = found.start(3) - found.start(), found.end(3) - found.start()
