@@ -1,1 +1,1 @@
-"""Questions that results answer, each one command: studies of the MSBReg paper's claims, and which diagnostic predicts transfer."""
+"""Questions that results answer: studies of the MSBReg paper's claims, and which diagnostic predicts transfer."""

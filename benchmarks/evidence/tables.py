@@ -59,8 +59,8 @@ def collect(name: str, study: Study, runs: Sequence[Run], out: Path, images: int
 def _last(folder: Path) -> dict[str, float]:
     """The last monitored values of a pretraining."""
     found: dict[str, float] = {}
-    for line in jsonl.read(folder / "metrics.jsonl"):
-        found |= {key: float(line[key]) for key in _MONITORED if key in line}
+    for _, line in jsonl.records(folder / "metrics.jsonl"):
+        found |= {key: float(line[key]) for key in _MONITORED if line and key in line}
     return found
 
 
