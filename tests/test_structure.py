@@ -12,6 +12,7 @@ import pytest
 
 from backbench.data import catalogue
 from benchmarks import pairs, plan
+from benchmarks.evidence import study
 from pretrain import config as pretrain_config
 from pretrain import recipes
 
@@ -160,6 +161,7 @@ def test_every_yaml_is_read_by_one_of_the_loaders():
     ours = {name for name in found if not name.startswith("detection/")}  # those are the engines' own files
     loaded = {f"pretrain/{n}.yaml" for n in RECIPES}
     loaded |= {f"suites/{n}.yaml" for n in plan.suite_names()}
+    loaded |= {f"evidence/{n}.yaml" for n in study.names()}
     for kind, parts in (("data", catalogue.described()), ("protocols", pairs.protocols()), ("tasks", pairs.files())):
         assert not parts.broken
         loaded |= {f"{kind}/{n}.yaml" for n in parts.found}

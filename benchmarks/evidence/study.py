@@ -49,7 +49,7 @@ class Study(Config):
         for claim in self.claims:
             for name in (claim.better, claim.worse):
                 if name not in known:
-                    raise ValueError(f"claims: '{name}' is no arm{nearest(name, known)}")
+                    raise ValueError(f"claims: '{name}' is not an arm{nearest(name, known)}")
         return self
 
 

@@ -56,7 +56,7 @@ def test_equal_views_give_an_arm_with_twice_the_views_half_the_steps(tmp_path):
     [
         (
             {"claims": [{"text": "", "refuted_by": "", "better": "for", "worse": "two"}]},
-            "'for' is no arm; did you mean 'four'",
+            "'for' is not an arm; did you mean 'four'",
         ),
         ({"arms": {"untrained": []}}, "'untrained' is the name of the untrained network"),
         ({"seeds": 1}, "'seeds': must be greater than or equal to 2"),
