@@ -32,6 +32,7 @@ def load(
     name: str | None = None,
     key: str | None = None,
     prefix: str | None = None,
+    arch: str | None = None,
     input: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Load and check a backbone from a checkpoint, a name or a module in memory.
@@ -42,6 +43,7 @@ def load(
         name: the row's name in tables.
         key: the dictionary of tensors to read from a checkpoint file, like `--key`.
         prefix: the prefix of the backbone's tensors in a checkpoint file, like `--prefix`.
+        arch: the architecture of a checkpoint file that is not a ResNet's, "timm:NAME", like `--arch`.
         input: the input fields of a module (size, mean, std, order); default: ImageNet's.
 
     Raises:
@@ -51,7 +53,7 @@ def load(
         from model_zoo.in_memory import of_module
 
         return of_module(source, name, input)
-    return zoo.load(source, name=name, choice=Choice(key, prefix))
+    return zoo.load(source, name=name, choice=Choice(key, prefix, arch))
 
 
 def measure(

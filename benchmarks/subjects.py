@@ -74,11 +74,13 @@ def find_subjects(ckpts: Sequence[str], baselines: str, seeds: int, choice: Choi
 
 
 def refuse_idle(choice: Choice, ckpts: Sequence[str]) -> None:
-    """Raise ConfigError when `--key` or `--prefix` is given and no checkpoint is a file: they apply only to files."""
+    """Raise ConfigError when `--key`, `--prefix` or `--arch` is given and no checkpoint is a file: they apply only to files."""
     from model_zoo.load import is_file
 
     if choice != NO_CHOICE and not any(is_file(split_name(ckpt)[1]) for ckpt in ckpts):
-        raise ConfigError("--key and --prefix apply only to checkpoint files, and no --ckpt is a file; leave them out")
+        raise ConfigError(
+            "--key, --prefix and --arch apply only to checkpoint files, and no --ckpt is a file; leave them out"
+        )
 
 
 def read(ckpt: str, like: str | None, seeds: int, choice: Choice = NO_CHOICE) -> list[Backbone]:

@@ -87,21 +87,30 @@ def timm_model(source: str) -> tuple[nn.Module, InputSpec, str]:
     name, _, query = source.removeprefix("timm:").partition("?")
     pretrained, seed = _options(source, query)
     try:
-        with _seeded(seed):
+        with seeded(seed):
             model = timm.create_model(name, pretrained=pretrained, num_classes=0)
     except Exception as error:  # the hub's client has many kinds of errors
         what = "cannot get these weights" if pretrained else "cannot build this model"
         hint = f"; untrained: timm:{name}?pretrained=false" if pretrained and timm.is_model(name) else ""
-        raise CheckpointError(f"{source}: timm {what} ({_first(error)}){hint}") from None
-    config = _published_config(model)
-    channels, height, width = config["input_size"]
+        raise CheckpointError(f"{source}: timm {what} ({first_words(error)}){hint}") from None
+    config = published_config(model)
+    fields = {
+        "size": square_rgb(source, config["input_size"]),
+        "mean": list(config["mean"]),
+        "std": list(config["std"]),
+    }
+    return model, input_of(source, fields), name if pretrained else f"{name} untrained"
+
+
+def square_rgb(source: str, size: tuple[int, int, int]) -> int:
+    """Return the side of a network's images. Raises CheckpointError: they are not square RGB images."""
+    channels, height, width = size
     if channels != 3 or height != width:
         raise CheckpointError(f"{source}: takes images of {channels} x {height} x {width}, not square RGB images")
-    fields = {"size": height, "mean": list(config["mean"]), "std": list(config["std"])}
-    return model, _input(source, fields), name if pretrained else f"{name} untrained"
+    return height
 
 
-def _published_config(model: nn.Module) -> dict[str, Any]:
+def published_config(model: nn.Module) -> dict[str, Any]:
     """Return timm's description of a model: its input and the origin of its weights."""
     config: Any = model.pretrained_cfg
     return dict(config)
@@ -126,13 +135,13 @@ def of_timm(source: str, model: nn.Module, spec: InputSpec, name: str) -> Extern
     """Return a timm model that is not one of our ResNets; its features are timm's own, pooled as the model does."""
     import timm
 
-    config = _published_config(model)
+    config = published_config(model)
     arch = ExternalArchitecture(name=str(config.get("architecture") or name), library=f"timm {timm.__version__}")
     note = (
         f"not one of our ResNets: timm's own features; timm evaluates it at crop_pct {config.get('crop_pct')}, "
         f"{config.get('interpolation')}, the protocols here at 256/224, bilinear"
     )
-    return _checked(source, model, arch, spec, name, "timm", (note,))
+    return checked(source, model, arch, spec, name, "timm", (note,))
 
 
 # ---------------------------------------------------------------- module:function
@@ -149,7 +158,7 @@ def of_function(source: str, name: str | None = None) -> ExternalBackbone:
         CheckpointError: it cannot be imported or called, returns different weights each time, or its network does not
             return finite features (N, C).
     """
-    with _seeded():  # modules may draw weights during their import
+    with seeded():  # modules may draw weights during their import
         function = _imported(source)
     module, other = _called(source, function), _called(source, function)
     if _weights(module) != _weights(other):
@@ -160,15 +169,15 @@ def of_function(source: str, name: str | None = None) -> ExternalBackbone:
     stated = getattr(module, "input_spec", None)
     if stated is not None and not isinstance(stated, Mapping):
         raise CheckpointError(f"{source}: its input_spec is not a mapping of {', '.join(InputSpec.model_fields)}")
-    spec = _input(source, dict(stated or {}))
+    spec = input_of(source, dict(stated or {}))
     assumed = f"no input_spec: RGB, {spec.size} px, ImageNet's mean and std assumed"
     library, source_sha256 = code_identity.of_network(function, module)
     arch = ExternalArchitecture(name=source, library=library, source_sha256=source_sha256)
-    return _checked(source, module, arch, spec, name or source, "function", () if stated else (assumed,))
+    return checked(source, module, arch, spec, name or source, "function", () if stated else (assumed,))
 
 
 @contextlib.contextmanager
-def _seeded(seed: int = 0) -> Iterator[None]:
+def seeded(seed: int = 0) -> Iterator[None]:
     """Seed torch's generator, and restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -177,10 +186,10 @@ def _seeded(seed: int = 0) -> Iterator[None]:
 
 def _called(source: str, function: Callable[[], Any]) -> nn.Module:
     try:
-        with _seeded():
+        with seeded():
             module = function()
     except Exception as error:
-        raise CheckpointError(f"{source}: calling it failed ({_first(error)})") from error
+        raise CheckpointError(f"{source}: calling it failed ({first_words(error)})") from error
     if not isinstance(module, nn.Module):
         raise CheckpointError(f"{source}: returns a {type(module).__name__}, not an nn.Module")
     return module
@@ -199,7 +208,7 @@ def _imported(source: str) -> Callable[[], Any]:
     except ModuleNotFoundError as error:
         raise CheckpointError(f"{source}: no such file, and no module '{error.name}' to import") from None
     except Exception as error:
-        raise CheckpointError(f"{source}: importing {module_name} failed ({_first(error)})") from error
+        raise CheckpointError(f"{source}: importing {module_name} failed ({first_words(error)})") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
@@ -223,10 +232,10 @@ def of_network(label: str, module: nn.Module, arch: ExternalArchitecture, spec: 
     Raises:
         CheckpointError: it returns something else, or different features each time.
     """
-    return _checked(label, module, arch, spec, label, "module", ())
+    return checked(label, module, arch, spec, label, "module", ())
 
 
-def _checked(
+def checked(
     source: str,
     module: nn.Module,
     arch: ExternalArchitecture,
@@ -247,7 +256,7 @@ def _checked(
         with torch.no_grad():
             first, again, alone = run(), run(), copy.deepcopy(module)(x[:1])
     except Exception as error:
-        raise CheckpointError(f"{source}: fails on images {tuple(x.shape)} ({_first(error)})") from error
+        raise CheckpointError(f"{source}: fails on images {tuple(x.shape)} ({first_words(error)})") from error
     if not isinstance(first, Tensor):
         raise CheckpointError(f"{source}: returns a {type(first).__name__}, features (N, C) are needed")
     if first.ndim != 2 or len(first) != len(x):
@@ -269,13 +278,13 @@ def _checked(
     return ExternalBackbone(name, arch, state, spec, source, kind, notes, **fields)  # type: ignore[arg-type]
 
 
-def _input(source: str, fields: dict[str, Any]) -> InputSpec:
+def input_of(source: str, fields: dict[str, Any]) -> InputSpec:
     try:
         return build_config(InputSpec, fields, where="input")
     except ConfigError as error:
         raise CheckpointError(f"{source}: {error}") from None
 
 
-def _first(error: Exception) -> str:
+def first_words(error: Exception) -> str:
     """Return kind and text of another library's error, on one line, shortened."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -13,7 +13,7 @@ from torch import Tensor
 from backbench.config import build as build_config
 from backbench.errors import CheckpointError, ConfigError, nearest
 from backbench.printable import printable, some
-from model_zoo import entries, external, fetch, said, snapshot
+from model_zoo import entries, external, fetch, named_file, said, snapshot, soundness
 from model_zoo.anatomy import expected_shapes
 from model_zoo.architecture import Architecture, InputSpec, family, named
 from model_zoo.backbone import Backbone
@@ -22,7 +22,6 @@ from model_zoo.entries import Entry
 from model_zoo.fetch.url_file import is_url
 from model_zoo.formats import Extracted
 from model_zoo.infer import infer_architecture
-from model_zoo.networks import is_plain, kind_of
 from model_zoo.recognise import recognise
 from model_zoo.resnet import LAYERS, build
 from model_zoo.said import refuse_another_function
@@ -53,7 +52,7 @@ def load(
         name: its name in tables; default: from the path.
         seed: for a random backbone.
         like: a random backbone takes the architecture and input of this one.
-        choice: the network to read in a checkpoint file (`--key`, `--prefix`).
+        choice: the network to read in a checkpoint file (`--key`, `--prefix`), or its architecture (`--arch`).
 
     Raises:
         CheckpointError: one sentence on what was found and what is wrong with it.
@@ -66,7 +65,7 @@ def load(
 
 def _load(source: str | Path, name: str | None, seed: int, like: Backbone | None, choice: Choice) -> Backbone:
     if choice != NO_CHOICE and not is_file(source):
-        raise CheckpointError(f"{source}: --key and --prefix apply to checkpoint files only; leave them out")
+        raise CheckpointError(f"{source}: --key, --prefix and --arch apply to checkpoint files only; leave them out")
     if str(source).startswith("random:"):
         return _random(str(source), name, seed, like)
     if str(source).startswith("zoo:"):
@@ -168,6 +167,9 @@ def _from_contents(path: Path, read: Contents, name: str | None, entry: Entry | 
     obj = read.content
     if choice == NO_CHOICE:
         _refuse_resume_state(path, obj)
+    if choice.arch is not None:
+        found_name = name or _derived_name(path, choice)
+        return named_file.of_file(path, read, choice, found_name)
     recognised = recognise(obj, choice)
     layout, found = recognised.layout, recognised.found
     _refuse_shards(found.state)
@@ -240,30 +242,12 @@ def check(found: Extracted, arch: Architecture, advice: str = "") -> dict[str, T
     if surplus:
         named = some(surplus, counted=False)
         raise CheckpointError(f"{len(surplus)} tensors left over that {known} does not have: {named}{advice}")
-    state: dict[str, Tensor] = {}
-    for name, shape in expected.items():
-        if name in counters:
-            counter = found.state.get(name, torch.zeros(()))
-            if not is_plain(counter):
-                raise CheckpointError(f"'{name}' is not a dense tensor but {kind_of(counter)}")
-            if counter.numel() != 1:
-                raise CheckpointError(f"'{name}' has shape {tuple(counter.shape)}, a single number is needed")
-            state[name] = counter.to(torch.int64).reshape(())
-            continue
-        tensor = found.state[name]
-        if not is_plain(tensor):
-            raise CheckpointError(f"'{name}' is not a dense tensor but {kind_of(tensor)}")
-        if tuple(tensor.shape) != shape:
-            raise CheckpointError(f"'{name}' has shape {tuple(tensor.shape)}, {known} needs {shape}")
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"'{name}' has {tensor.dtype}, not floating-point numbers")
-        tensor = tensor.detach().to(torch.float32).contiguous()
-        if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"'{name}' has NaN or infinite values")
-        if name.endswith("running_var") and bool((tensor < 0).any()):
-            raise CheckpointError(f"'{name}' has {int((tensor < 0).sum())} negative variances")
-        state[name] = tensor
-    return state
+    return {
+        name: soundness.counter(name, found.state.get(name, torch.zeros(())))
+        if name in counters
+        else soundness.weight(name, found.state[name], shape, known)
+        for name, shape in expected.items()
+    }
 
 
 def _refuse_shards(state: Mapping[str, Tensor]) -> None:

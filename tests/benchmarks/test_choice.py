@@ -35,7 +35,7 @@ def test_a_choice_is_of_every_file_and_of_files_alone(two):
     assert [subject.backbones[0].format for subject in subjects] == ["torchvision", "torchvision", "random"]
     with pytest.raises(ConfigError, match="no --ckpt is a file; leave them out"):
         find_subjects(["random:resnet18"], "", 1, Choice("model"))
-    with pytest.raises(CheckpointError, match="--key and --prefix apply to checkpoint files only"):
+    with pytest.raises(CheckpointError, match="--key, --prefix and --arch apply to checkpoint files only"):
         load("random:resnet18", choice=Choice("model"))
 
 
