@@ -29,7 +29,9 @@ def test_a_folder_makes_cells_under_its_own_name(image_folder):
     named = catalogue.parse_places([f"flowers={image_folder}"])
     assert named == {"flowers": image_folder}
     cells = {name for name in plan.cell_names() if name.startswith("flowers_")}
-    assert cells == {f"flowers_{p}" for p in ("diagnostics", "knn", "linear", "semi1", "semi10", "uniformity")}
+    assert cells == {
+        f"flowers_{p}" for p in ("diagnostics", "knn", "linear", "logistic", "semi1", "semi10", "uniformity")
+    }
     config = plan.load_cell("flowers_knn").config
     assert (config.data.name, config.data.expect, config.preset) == ("flowers", "any", "npid")
     assert plan.named_cells("flowers_knn,imagenet_knn") == ["flowers_knn", "imagenet_knn"]
@@ -48,8 +50,8 @@ def test_cells_of_a_data_set_that_no_cell_reads_are_named(checkpoint, image_fold
 
 
 def test_a_cell_of_a_data_set_without_a_folder_names_the_option():
-    with pytest.raises(ConfigError, match="there is no data set 'flowers'; give its folder: --data flowers=DIR"):
-        plan.named_cells("flowers_knn")
+    with pytest.raises(ConfigError, match="there is no data set 'meteorites'; give its folder: --data meteorites=DIR"):
+        plan.named_cells("meteorites_knn")
     with pytest.raises(ConfigError, match="did you mean 'imagenet_knn'"):
         plan.named_cells("imagent_knn")
 
