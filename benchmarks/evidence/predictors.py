@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None, *, prog: str = "python -m benchmarks.evi
 
     from backbench.files.atomic import atomic_write_text, make_folder
     from backbench.progress import say
-    from benchmarks.evidence import page
+    from benchmarks.evidence import predictors_page as page
     from benchmarks.evidence.correlated import correlate
     from benchmarks.records.store import read_paths
 
