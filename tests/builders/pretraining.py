@@ -20,8 +20,8 @@ IMAGES = 30  # 20-NN needs at least 20 in four fifths of them
 
 # Fields that a method needs for batches of a few images.
 MADE_SMALL: dict[str, tuple[str, ...]] = {
-    "swav": ("method.prototypes=8",),
-    "wmse": ("model.outputs=4",),  # fewer dimensions than images
+    "swav": ("method.prototypes=8", "method.queue=12", "method.queue_from=0.2", "method.freeze_epochs=0.3"),
+    "wmse": ("method.whitening_size=3", "method.iterations=2", "method.epsilon=0.5"),
 }
 
 _CONTEXT = multiprocessing.get_context("forkserver")
