@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from backbench.data.transforms import Interpolation, evaluation_view, resize_side, squashed_view
+from backbench.data.transforms import Interpolation, evaluation_view, resize_side, squashed_view, stretched_view
 from backbench.errors import ConfigError
 from backbench.precision import Precision
 from model_zoo.architecture import InputSpec
 from transfer.pooling import Pooling
+
+_LATER = {"precision": "fp32", "stretch": False}
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class FeatureSpec:
     squash: bool = False  # no crop: resize both sides to `size`
     interpolation: Interpolation = "bilinear"  # of the resizing
     precision: Precision = "fp32"  # of the forward pass; the features are stored in float32 in any case
+    stretch: bool = False  # resize both sides to `resize`, then crop
 
     def of(self, given: InputSpec) -> FeatureSpec:
         """Return this spec with missing sizes filled in from the backbone's input.
@@ -43,15 +46,13 @@ class FeatureSpec:
     def view(self, image: Image.Image) -> np.ndarray:
         """Return the view (size, size, 3) uint8. Needs a spec with known sizes."""
         assert self.size is not None
-        transform = squashed_view if self.squash else evaluation_view
+        transform = squashed_view if self.squash else stretched_view if self.stretch else evaluation_view
         return transform(image, self.size, resize=self.resize, interpolation=self.interpolation)
 
     def key(self) -> dict[str, object]:
-        """Return the fields, for a hash. Features of `fp32` keep the key from before `precision` existed."""
+        """Return the fields, for a hash. Fields that came later are left out at their defaults: the first keys stay valid."""
         fields = dataclasses.asdict(self)
-        if self.precision == "fp32":
-            del fields["precision"]
-        return fields
+        return {name: value for name, value in fields.items() if _LATER.get(name, ...) != value}
 
 
 USUAL = FeatureSpec()  # the backbone's own size, cropped, globally pooled

@@ -77,8 +77,8 @@ class Rows:
         return torch.cat([_with_ones(part @ self.axes) for part in self._centred(x_NC)])
 
 
-def _with_ones(z_NR: Tensor) -> Tensor:
-    return torch.cat([z_NR, z_NR.new_ones((len(z_NR), 1))], dim=1).float()
+def _with_ones(z: Tensor) -> Tensor:
+    return torch.cat([z, z.new_ones((*z.shape[:-1], 1))], dim=-1).float()
 
 
 def _significant(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,7 +124,7 @@ def _ahead(penalties: Sequence[float]) -> float:
 class _Problem:
     """Loss of B softmax classifiers with K classes on all rows; logits are (N, B, K)."""
 
-    def __init__(self, rows: Rows, y_NB: Tensor, classes: int) -> None:
+    def __init__(self, rows: Rows | _RowsApart, y_NB: Tensor, classes: int) -> None:
         self.rows, self.y, self.classes = rows, y_NB[:, :, None], classes
         self._chunk = max(1, _CHUNK // (y_NB.shape[1] * classes))
 
@@ -134,7 +134,7 @@ class _Problem:
     def loss(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return losses (B,), gradients (B, K, R + 1), and the means of p (1 - p), (B, K)."""
         losses = logits.new_zeros(logits.shape[1])
-        gradient = logits.new_zeros((logits[0].numel(), self.rows.z.shape[1]))
+        gradient = logits.new_zeros((*logits.shape[1:], self.rows.z.shape[-1]))
         spread = logits.new_zeros(logits.shape[1:])
         for part, y, z in zip(*(each.split(self._chunk) for each in (logits, self.y, self.rows.z)), strict=True):
             p = part.log_softmax(dim=2)
@@ -142,8 +142,12 @@ class _Problem:
             p.exp_()
             spread += (p - p * p).sum(dim=0)
             p.scatter_add_(2, y, p.new_full((1, 1, 1), -1.0).expand(y.shape))
-            gradient.addmm_(p.flatten(1).T, z)
-        return losses, gradient.unflatten(0, spread.shape), spread / len(logits)
+            gradient += self._products(p, z)
+        return losses, gradient, spread / len(logits)
+
+    def _products(self, p_NBK: Tensor, z: Tensor) -> Tensor:
+        """Return the sums over rows of p z^T, (B, K, R + 1)."""
+        return (p_NBK.flatten(1).T @ z).unflatten(0, p_NBK.shape[1:])
 
     def along(self, logits: Tensor, change: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return first and second derivatives (B,) of the losses by the step length."""
@@ -154,6 +158,54 @@ class _Problem:
             first += (mean - d.gather(2, y).squeeze(2)).sum(dim=0)
             second += pd.mul_(d).sum(dim=(0, 2)) - (mean * mean).sum(dim=0)
         return first, second
+
+
+class _RowsApart:
+    """Rows of B problems, each in its own principal axes, (N, B, R + 1); few rows, so R = N."""
+
+    def __init__(self, x_BNC: Tensor) -> None:
+        self.mean = x_BNC.double().mean(dim=1, keepdim=True)
+        centred = x_BNC.double() - self.mean
+        square, axes = torch.linalg.eigh(centred @ centred.mT)
+        square = square * (square > _RANK * square[:, -1:])
+        length = square.sqrt()[:, None]
+        self.axes = centred.mT @ torch.where(length > 0, axes / length, 0.0)  # (B, C, R)
+        self.z = _with_ones(axes * length).transpose(0, 1)
+        self.square = torch.cat([square, torch.full_like(square[:, :1], x_BNC.shape[1])], dim=1).float()[:, None]
+        self.penalised = torch.ones_like(self.square[0, 0])
+        self.penalised[-1] = 0
+
+    def project(self, x_BMC: Tensor) -> Tensor:
+        return _with_ones((x_BMC.double() - self.mean) @ self.axes).transpose(0, 1)
+
+
+class _ProblemApart(_Problem):
+    """The same losses, each classifier on rows of its own."""
+
+    def logits(self, theta_BKR: Tensor) -> Tensor:
+        return _logits_apart(self.rows.z, theta_BKR)
+
+    def _products(self, p_NBK: Tensor, z: Tensor) -> Tensor:
+        return p_NBK.permute(1, 2, 0) @ z.transpose(0, 1)
+
+
+def _logits_apart(z_NBR: Tensor, theta_BKR: Tensor) -> Tensor:
+    return (z_NBR.transpose(0, 1) @ theta_BKR.mT).transpose(0, 1)
+
+
+def scores_apart(
+    x_BNC: Tensor, y_BN: Tensor, other_BMC: Tensor, classes: int, penalty: float, *, iterations: int
+) -> tuple[Tensor, int]:
+    """Fit B regressions, each on its own N rows, few beside the C features; all on the device of the features.
+
+    Returns:
+        logits (M, B, K) of M other rows of each, and how many fits stopped before they converged.
+    """
+    rows = _RowsApart(x_BNC)
+    problem = _ProblemApart(rows, y_BN.T, classes)
+    start = rows.z.new_zeros((len(x_BNC), classes, rows.z.shape[2]))
+    theta, converged = _minimise(problem, penalty, start, _Pairs(), iterations)
+    return _logits_apart(rows.project(other_BMC), theta), int((~converged).sum())
 
 
 class _Pairs:

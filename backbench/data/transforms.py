@@ -38,6 +38,17 @@ def squashed_view(
     return np.array(TF.resize(image, [size, size], InterpolationMode(interpolation)))
 
 
+def stretched_view(
+    image: Image.Image, size: int, *, resize: int | None = None, interpolation: Interpolation = "bilinear"
+) -> np.ndarray:
+    """Resize both sides to `resize`, then crop the centre: proportions change (ssl-transfer's few_shot_dataset.py)."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as TF
+
+    side = resize or resize_side(size)
+    return np.array(TF.center_crop(TF.resize(image, [side, side], InterpolationMode(interpolation)), [size, size]))
+
+
 def resize_side(size: int) -> int:
     """Return 256 for 224, and other sizes in proportion."""
     return round(size * 256 / 224)
