@@ -50,7 +50,10 @@ def test_another_metric_that_cannot_be_is_left_out_and_said():
     assert notes == ["left out: box_APs is -100%, which no measurement can give"]
 
 
-@pytest.mark.parametrize(("name", "value"), [("alignment", -0.1), ("uniformity", 0.1)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("alignment", -0.1), ("uniformity", 0.1), ("rankme", 0.9), ("lidar", 0.5), ("intrinsic_dimension", -1.5)],
+)
 def test_raw_metrics_have_bounds_too(name, value):
     with pytest.raises(BackbenchError, match=f"{name} is {value}"):
         measuring.checked({name: Metric(value, unit="", higher_is_better=False)}, name, [])

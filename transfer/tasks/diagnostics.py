@@ -7,7 +7,7 @@ LiDAR takes 50 augmented views of 1000 of them, with its paper's delta 1e-4; pre
 It differs from the papers in this: RankMe and LiDAR judge the outputs of the projector, which checkpoints lack, and training
 images; we judge the backbone's features of test images. LiDAR takes the augmentation of the pretraining; ours is one for all
 backbones, BYOL's. CLID is the sum of its parts, each standardised over the backbones that are compared:
-`python -m benchmarks.evidence.predictors` adds them.
+`backbench evidence predictors` adds them.
 
 Features may not define a number: alpha-ReQ needs 100 eigenvalues. It is then left out, with a note of the reason.
 """
