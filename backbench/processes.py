@@ -76,6 +76,11 @@ def wait_briefly() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
+def usable_cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def is_under_torchrun() -> bool:
     """Whether torchrun started this process or an ancestor of it."""
     return _under_torchrun

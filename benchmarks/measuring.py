@@ -26,6 +26,7 @@ from backbench.files.atomic import make_folder
 from backbench.files.locks import held
 from backbench.precision import exact_float32
 from backbench.printable import some
+from backbench.processes import usable_cores
 from backbench.progress import logged, say
 from benchmarks.options import CellOptions, Options
 from benchmarks.plan import Cell
@@ -180,8 +181,7 @@ def checked(metrics: Mapping[str, Metric], primary: str, notes: list[str]) -> di
 
 def default_workers() -> int:
     """Return how many processes decode images: half the cores this process may use, divided by the machine's ranks."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
-    return max(1, cores // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return max(1, usable_cores() // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def blank(

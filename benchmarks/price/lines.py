@@ -32,7 +32,7 @@ def price(subject: Subject, cell: Cell, seeds: int, places: DataPlaces, machine:
     precision = getattr(cell.config, "precision", "fp32")
     seconds = networks * machine.seconds(shared, precision) + len(pairs) * machine.seconds(each, precision)
     whole: Work = shared + each
-    return Price(machine.start_s + seconds, networks * shared.disk + each.disk, whole.memory)
+    return Price(machine.start(whole) + seconds, networks * shared.disk + each.disk, whole.memory)
 
 
 def lines(

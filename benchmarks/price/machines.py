@@ -7,20 +7,25 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backbench.data.decode import open_rgb
 from backbench.files.atomic import atomic_write_text
 from backbench.files.folders import cache_folder
 from backbench.precision import autocast, exact_float32
+from backbench.processes import usable_cores
 from benchmarks.price.work import Work, forward_operations
 from benchmarks.speed import processor_seconds
 from model_zoo.backbone import Backbone
 
+if TYPE_CHECKING:
+    import torch
+
 _V100 = 15.7e12  # float32 operations a second
-_CORE = 20e9  # float64 operations a second of a processor core
+_CORE = 20e9  # float64 operations a second of a processor core, in the steps of SVMs
+_STEPS = 0.5  # of the rate of float64 products, in the same
 
 
 @dataclass(frozen=True)
@@ -34,24 +39,33 @@ class Machine:
     exact: float  # operations a second of a network in float32, TF32 off
     half: float  # the same in bf16 or fp16
     products: float  # of matrix products in float32
-    detectors: float  # seconds of one device for a second of eight V100
+    machines: float  # of SVMs in float64
+    detectors: float  # of detectors in float32
     start_s: float  # until a cell's process computes
+    starts: Mapping[str, float]  # the same for libraries that only some protocols import, by `Work.library`
+    shared: float = 0.0  # processor cores that decoding and the network share; 0: the network has its own device
+    threads: float = 1.0  # of the network, where they share
     is_measured: bool = False
 
     def seconds(self, work: Work, precision: str = "fp32") -> float:
         """Seconds of some work: decoding and the network run beside each other, the rest after them."""
         decoding, network, rest = self._parts(work, precision)
-        return max(decoding / self.cores, network) + rest
+        together = (decoding + self.threads * network) / self.shared if self.shared else 0.0
+        return max(decoding / self.cores, network, together) + rest
 
     def cpu_seconds(self, work: Work) -> float:
         """Seconds of one processor core for some work, on a machine without a GPU."""
         return sum(self._parts(work, "fp32"))
 
+    def start(self, work: Work) -> float:
+        """Seconds until a process with this work computes."""
+        return self.start_s + self.starts.get(work.library, 0.0)
+
     def _parts(self, work: Work, precision: str) -> tuple[float, float, float]:
         """Seconds of decoding by one core, of the network, of the rest."""
         network = self.exact if precision == "fp32" else self.half
         decoding = work.views / self.views_s + work.crops / self.crops_s
-        rest = work.products / self.products + work.machines / (_CORE * self.cores) + work.detection * self.detectors
+        rest = work.products / self.products + work.machines / self.machines + work.detection / self.detectors
         return decoding, (work.forward + work.training) / network, rest
 
 
@@ -59,9 +73,21 @@ def _gpu(name: str, peak: float, half: float, cores: float) -> Machine:
     """A GPU: six tenths of the float32 peak in networks, eight in products, a fifth of the peak of half types.
 
     A supervised ResNet-50 reaches that fifth on an A100 (2,470 images a second with AMP). Detectors gain with the float32
-    peak, at most threefold. Views a second and core are this project's own figures for ImageNet's JPEGs at 224 px.
+    peak, at most threefold from a V100. Views a second and core are this project's own figures for ImageNet's JPEGs at 224 px.
     """
-    return Machine(name, 150.0, 130.0, cores, 0.6 * peak, 0.2 * half, 0.8 * peak, 8 / min(3.0, peak / _V100), 15.0)
+    return Machine(
+        name=name,
+        views_s=150.0,
+        crops_s=130.0,
+        cores=cores,
+        exact=0.6 * peak,
+        half=0.2 * half,
+        products=0.8 * peak,
+        machines=_CORE * cores,
+        detectors=0.6 * min(peak, 3 * _V100),
+        start_s=15.0,
+        starts={},
+    )
 
 
 NAMED = {
@@ -101,26 +127,51 @@ def _device() -> str:
 
 
 def calibrated(backbone: Backbone, size: int) -> Machine:
-    """Measure this machine's rates, in about half a minute."""
+    """Measure this machine's rates, in about a minute."""
     import torch
 
     from benchmarks.measuring import default_workers
 
     device = torch.device(_device())
-    start = processor_seconds()
-    subprocess.run([sys.executable, "-c", _IMPORTS], check=True, capture_output=True)
-    start_s = processor_seconds() - start
     with exact_float32(), torch.no_grad():
         exact = _network(backbone, size, device, "fp32")
         half = exact if device.type == "cpu" else _network(backbone, size, device, "bf16")
-        products = _products(device)
+        products, doubles = (_products(device, kind) for kind in (torch.float32, torch.float64))
     views, crops = _decoding(size)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "this machine"
-    detectors = 8 * _V100 * 0.6 / exact
-    return Machine(name, views, crops, default_workers(), exact, half, products, detectors, start_s, is_measured=True)
+    start_s = _start(_IMPORTS)
+    on_cpu = device.type == "cpu"
+    return Machine(
+        name="this machine" if on_cpu else torch.cuda.get_device_name(),
+        views_s=views,
+        crops_s=crops,
+        cores=default_workers(),
+        exact=exact,
+        half=half,
+        products=products,
+        machines=_STEPS * doubles,
+        detectors=exact,
+        start_s=start_s,
+        starts={name: max(0.0, _start(f"{_IMPORTS}; {code}") - start_s) for name, code in _LIBRARIES.items()},
+        shared=usable_cores() if on_cpu else 0.0,
+        threads=torch.get_num_threads(),
+        is_measured=True,
+    )
 
 
 _IMPORTS = "import benchmarks.measuring, benchmarks.plan, torchvision, model_zoo.load, transfer.features"
+_ENGINE = "from transfer.detection import engines; engine = engines.get('{}'); engine.missing() or engine.prepare()"
+_LIBRARIES = {  # by `Work.library`: Python that imports it
+    "scikit-learn": "import sklearn.svm, sklearn.metrics, sklearn.model_selection",
+    "detectron2": _ENGINE.format("detectron2"),
+    "mmdet": _ENGINE.format("mmdet"),
+}
+
+
+def _start(code: str) -> float:
+    """Processor seconds of a process that imports."""
+    start = processor_seconds()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    return processor_seconds() - start
 
 
 def _rate(run: Callable[[], object], amount: float, device: str, at_least: float = 1.0) -> float:
@@ -161,12 +212,12 @@ def _network(backbone: Backbone, size: int, device: object, precision: str) -> f
     return _rate(run, batch * forward_operations(backbone, size), on.type)
 
 
-def _products(device: object) -> float:
+def _products(device: object, kind: torch.dtype) -> float:
     import torch
 
     on = torch.device(str(device))
     side = 8192 if on.type == "cuda" else 1024
-    a, b = torch.randn(side, side, device=on), torch.randn(side, side, device=on)
+    a, b = (torch.randn(side, side, device=on, dtype=kind) for _ in range(2))
     return _rate(lambda: a @ b, 2.0 * side**3, on.type)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -11,13 +12,15 @@ from backbench.data.catalogue import DataPlaces
 from backbench.errors import BackbenchError
 from benchmarks.plan import Cell
 from model_zoo.backbone import Backbone
+from transfer.detection.spec import DetectionSpec
 from transfer.pooling import CELLS
 
 _BATCH = 128  # images of a forward pass
 _NEWTON = 60  # products with the features that a fit of SVMs takes (VOC07: 36 s on two cores of 20 Gflop/s in float64)
+_FPN = 256  # channels of a feature pyramid, its RPN and its mask head
 _PER_FLOP = 0.0105  # the same, bytes per operation: ResNet-50 at 224 px keeps 86 MB for its 8.2 GFLOP
 
-_counted: dict[tuple[str, int], float] = {}  # operations by weights and size
+_counted: dict[tuple[str, int], tuple[float, float]] = {}  # operations, those of res5 apart, by weights and size
 
 
 @dataclass(frozen=True)
@@ -30,27 +33,35 @@ class Work:
     training: float = 0.0  # operations of networks with gradient: three times a forward pass
     products: float = 0.0  # operations of matrix products on features
     machines: float = 0.0  # operations of SVMs, in float64 on the processor
-    detection: float = 0.0  # of a detector, in seconds of eight V100
+    detection: float = 0.0  # operations of detectors; in training thrice those of a forward pass
     disk: float = 0.0  # bytes
     memory: float = 0.0  # bytes on the device, at the peak
+    library: str = ""  # that the protocol imports and others do not
 
     def __add__(self, other: Work) -> Work:
         added = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
-        return Work(**added | {"memory": max(self.memory, other.memory)})
+        library = self.library or other.library
+        return Work(**added | {"memory": max(self.memory, other.memory), "library": library})
 
 
 def forward_operations(backbone: Backbone, size: int) -> float:
     """Operations of a forward pass of one image; nothing is computed."""
+    return _operations_of(backbone, size)[0]
+
+
+def _operations_of(backbone: Backbone, size: int) -> tuple[float, float]:
+    """(operations of a forward pass of one image; those of a ResNet's last stage among them)."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     key = (backbone.weights_sha256, size)
-    if key in _counted:
-        return _counted[key]
-    network = backbone.build().eval().to("meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.empty(1, 3, size, size, device="meta"))
-    _counted[key] = float(counter.get_total_flops())
+    if key not in _counted:
+        network = backbone.build().eval().to("meta")
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(torch.empty(1, 3, size, size, device="meta"))
+        by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+        last = sum(count for name, count in by_module.items() if name.endswith(".layer4"))
+        _counted[key] = (float(counter.get_total_flops()), float(last))
     return _counted[key]
 
 
@@ -168,18 +179,38 @@ def _svm(config: Any, backbone: Backbone, counts: tuple[int, int, int]) -> tuple
         rows = float(train * problems)
     else:
         rows = float(sum(config.k) * (1 + config.negatives) * config.samples * classes)
-    return _features(config, backbone, train + test), Work(machines=_NEWTON * 4.0 * rows * width)
+    machines = Work(machines=_NEWTON * 4.0 * rows * width, library="scikit-learn")
+    return _features(config, backbone, train + test), machines
 
 
 def _detection(config: Any, backbone: Backbone, counts: tuple[int, int, int]) -> tuple[Work, Work]:
-    """From the published seconds of an iteration on eight V100 (Detectron2's MODEL_ZOO: R50-C4 0.551, Mask R-CNN FPN 0.261).
+    """Operations of the detector's convolutions and linear layers. Images are taken as 4:3.
 
-    Scaled by the backbone's operations and by the area of the images.
+    At six tenths of a V100's float32 peak, as other networks reach, R50-C4 takes 0.62 s an iteration on eight of them and Mask
+    R-CNN with an FPN 0.26; Detectron2's MODEL_ZOO has 0.551 and 0.261.
     """
     spec = config.course()
-    reference = 0.551 if spec.head == "c4" else 0.261
-    area = (sum(spec.sides_train) / len(spec.sides_train) / 640) ** 2
-    relative = forward_operations(backbone, 224) / 8.17e9 * area * spec.batch / 16
-    test = counts[1] / 16 * reference / 3 * (spec.side_test / 640) ** 2 * forward_operations(backbone, 224) / 8.17e9
+    train = statistics.fmean(detector_operations(spec, backbone, side, spec.rois) for side in spec.sides_train)
+    test = detector_operations(spec, backbone, spec.side_test, spec.proposals_test[1])
+    estimating = spec.precise_bn if spec.estimates else 0
+    operations = spec.batch * train * (3 * spec.iterations + estimating) + counts[1] * test
+    area = (statistics.fmean(spec.sides_train) / 640) ** 2
     memory = spec.batch * _PER_FLOP * forward_operations(backbone, 224) * (800 * 1333) / (224 * 224) * area
-    return Work(), Work(detection=spec.iterations * reference * relative + test, disk=2e9, memory=memory)
+    return Work(), Work(detection=operations, disk=2e9, memory=memory, library=config.engine)
+
+
+def detector_operations(spec: DetectionSpec, backbone: Backbone, side: int, proposals: int) -> float:
+    """Operations of a forward pass of one image whose shorter side is `side`, with the head on `proposals` of them."""
+    pixels = side * min(side * 4 / 3, spec.side_max)
+    whole, last = _operations_of(backbone, 224)
+    width = backbone.feature_dim
+    if spec.head == "c4":  # res5 is the head: of 14 x 14 cells a proposal, as of an image of 224 px
+        rpn = 18 * (width / 2) ** 2 * pixels / 16**2
+        return (whole - last) * pixels / 224**2 + rpn + proposals * last
+    levels = [(width / 8, 4), (width / 4, 8), (width / 2, 16), (width, 32)]  # channels and stride of C2 to C5
+    pyramid = sum((2 * channels * _FPN + 18 * _FPN**2) * pixels / stride**2 for channels, stride in levels)
+    rpn = sum(18 * _FPN**2 * pixels / stride**2 for stride in (4, 8, 16, 32, 64))
+    boxes = proposals * 2 * (_FPN * 7 * 7 * 1024 + 1024**2)
+    masked = min(proposals / 4, spec.detections) if spec.masks else 0  # a quarter of the sampled proposals are positive
+    masks = masked * 14 * 14 * (4 * 18 * _FPN**2 + 8 * _FPN**2)
+    return whole * pixels / 224**2 + pyramid + rpn + boxes + masks

@@ -12,6 +12,7 @@ from typing import Any
 
 from backbench.errors import BackbenchError, ConfigError, explain, nearest, run_cli
 from backbench.files import folder_option
+from backbench.processes import usable_cores
 from benchmarks import speed
 from benchmarks.speed import Row, Setup
 
@@ -84,7 +85,7 @@ def machine(device: str) -> dict[str, Any]:
     name = torch.cuda.get_device_name() if device != "cpu" else _processor()
     return {
         "device": name,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1),
         "commit": provenance.commit()[0],
