@@ -22,6 +22,7 @@ SHOWN = {
     "effective_rank": "{:.1f}",
     "online_knn20": "{:.1f}",
     "online_linear": "{:.1f}",
+    "online_rankme": "{:.1f}",
 }
 
 
