@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from backbench.data.splits import ImageSplit
+from backbench.data.transforms import Interpolation
 from model_zoo.architecture import InputSpec
 from transfer.features import normalise
 from transfer.protocol import RunContext
@@ -21,11 +22,12 @@ from transfer.workers import Told
 View = Callable[[Image.Image], Image.Image]
 
 
-def crop_and_flip(size: int) -> View:
-    """Return RandomResizedCrop (area 0.08 to 1, bilinear) and flip, as in all linear probes of the literature."""
+def crop_and_flip(size: int, interpolation: Interpolation = "bilinear") -> View:
+    """Return RandomResizedCrop (area 0.08 to 1) and flip, as in all linear probes of the literature (bilinear)."""
     from torchvision import transforms  # takes seconds to import
 
-    return transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()])
+    crop = transforms.RandomResizedCrop(size, interpolation=transforms.InterpolationMode(interpolation))
+    return transforms.Compose([crop, transforms.RandomHorizontalFlip()])
 
 
 def ssl_view(size: int, *, blur: float, solarize: float, bicubic: bool = False) -> View:

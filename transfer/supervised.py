@@ -7,6 +7,7 @@ has a global batch, each rank takes a slice of it, and losses are sums over the 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import os
 import time
@@ -81,6 +82,7 @@ class Order:
     batch: int
     epochs: int
     seed: int
+    most: int | None = None  # steps of the whole training, within its last epoch; none: all of the epochs
 
     @property
     def steps_per_epoch(self) -> int:
@@ -89,6 +91,9 @@ class Order:
 
     def rows(self, start: int = 0) -> Iterator[tuple[int, Tensor]]:
         """Yield (epoch, this rank's rows) for every step from `start` on. A rank may get no row of a small batch."""
+        return itertools.islice(self._rows(start), None if self.most is None else max(0, self.most - start))
+
+    def _rows(self, start: int) -> Iterator[tuple[int, Tensor]]:
         first, skipped = divmod(start, self.steps_per_epoch)
         for epoch in range(first, self.epochs):
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
@@ -141,7 +146,8 @@ def fit(
     start = _restore(resume, model, optimizer, scaler)
     forward = distributed.wrapped(model, device) if stacked is None else model
     saved = time.monotonic()
-    total, steps = config.epochs * order.steps_per_epoch, order.steps_per_epoch
+    steps = order.steps_per_epoch
+    total = order.most or config.epochs * steps
     for step, (x, y) in enumerate(track(batches(start), total=total - start, label="training"), start=start):
         size = min(order.batch, order.images - step % steps * order.batch)  # images in the global batch
         for group in optimizer.param_groups:

@@ -22,7 +22,8 @@ from transfer.protocol import Metric, RunContext, Task, TaskConfig
 pytestmark = pytest.mark.slow  # runs every cell and preset
 
 # Fields that must differ for a tiny data set, which has no official list.
-SMALL = {"k": "[1,3]", "ways": "[2]", "shots": "[1]", "headline_shots": "1", "queries": "2", "episodes": "3",
+SMALL = {"k": "[1,3]", "ways": "[2]", "shots": "[1]", "headline_shots": "1", "queries": "2", "episodes": "3", "steps": "2",
+         "decays": "[0.0,0.001]",
          "headline_k": "3", "epochs": "1", "batch": "8", "list": "drawn", "size": "32", "resize": "32",
          "costs": "[0.1,1]", "samples": "2", "jobs": "1"}  # fmt: skip
 

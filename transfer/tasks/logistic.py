@@ -23,7 +23,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from backbench.data import catalogue, layouts
 from backbench.data.splits import ImageSplit
 from backbench.data.transforms import Interpolation
 from backbench.errors import DataError
@@ -37,8 +36,7 @@ from transfer.metrics import area_ap, class_aps, eleven_point_ap
 from transfer.presets import Preset
 from transfer.protocol import ForwardConfig, Metric, RunContext, Task, image_splits
 from transfer.tasks.voc07_svm import refuse_rare
-
-_VALIDATION_SEED = 0  # of the source
+from transfer.validation import headline, mean_per_class, parts
 
 
 class Config(ForwardConfig):
@@ -63,10 +61,7 @@ class Config(ForwardConfig):
 
 def primary(config: Config) -> str:
     """Return the headline of the data set: `mAP_11pt` for several classes per image, else `mean_per_class` or `top1`."""
-    data = catalogue.info(config.data.name)
-    if "class" not in layouts.labels(data.layout):
-        return "mAP_11pt"
-    return "mean_per_class" if data.metric == "mean_per_class" else "top1"
+    return headline(config.data.name)
 
 
 def smoke(config: Config) -> dict[str, Any]:
@@ -78,7 +73,7 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
     """Return `top1`, `top5` and `mean_per_class`, or `mAP_11pt` and `mAP`; stores the scores of every test image."""
     train, test = ctx.splits["train"], ctx.splits["test"]
     y, y_test = _targets(train), _targets(test)
-    fit_on, validation, words = _parts(train, config.holdout)
+    fit_on, validation, words = parts(train, config.holdout)
     _refuse_unmeasurable(train, test, fit_on)
     size = config.size or backbone.input.size
     spec = FeatureSpec(size, config.resize or size, interpolation=config.interpolation, precision=config.precision)
@@ -107,20 +102,6 @@ def _targets(split: ImageSplit) -> Tensor:
     assert split.labels is not None
     labels = torch.as_tensor(split.labels)
     return labels.long()[:, None] if labels.ndim == 1 else (labels == 1).long()
-
-
-def _parts(train: ImageSplit, holdout: float) -> tuple[Tensor, Tensor, str]:
-    """Return rows to fit on, rows to choose on, and what the latter are."""
-    marked = train.validation
-    if marked is not None and marked.any() and not marked.all():
-        fit_on, validation = (torch.from_numpy(np.flatnonzero(each)) for each in (~marked, marked))
-        return fit_on, validation, f"{len(validation)} images, the published validation part of {train.split}"
-    order = list(range(len(train)))
-    np.random.RandomState(_VALIDATION_SEED).shuffle(order)  # the source's generator
-    count = int(holdout * len(train))
-    if not 0 < count < len(train):
-        raise DataError(f"{len(train)} training images are too few to hold out {holdout:.0%}: give more images")
-    return torch.tensor(order[count:]), torch.tensor(order[:count]), f"{count} images held out of {train.split}"
 
 
 def _refuse_unmeasurable(train: ImageSplit, test: ImageSplit, fit_on: Tensor) -> None:
@@ -180,18 +161,12 @@ def _headline(scores: Tensor, y: Tensor, name: str) -> float:
         if not there.any():
             raise DataError("none of the validation images has a class: give more images")
         return float(100 * class_aps(eleven_point_ap, *_signed(scores[:, there], y[:, there])).mean())
-    right = (scores[:, 0].argmax(dim=1) == y[:, 0]).double()
-    if name == "top1":
-        return float(100 * right.mean())
-    return float(_per_class(right, y[:, 0], scores.shape[2]))
-
-
-def _per_class(right: Tensor, labels: Tensor, classes: int) -> float:
-    """Return the mean over classes of their top-1, in percent."""
-    counts, correct = (
-        torch.bincount(labels, weights=each, minlength=classes) for each in (torch.ones_like(right), right)
+    right = scores[:, 0].argmax(dim=1) == y[:, 0]
+    return (
+        mean_per_class(right, y[:, 0], scores.shape[2])
+        if name == "mean_per_class"
+        else float(100 * right.double().mean())
     )
-    return float(100 * (correct / counts).nanmean())
 
 
 def _signed(scores: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -211,8 +186,7 @@ def _measured(scores: Tensor, y: Tensor, ctx: RunContext[ImageSplit]) -> dict[st
     best = scores[:, 0].topk(min(5, classes), dim=1).indices
     ctx.items |= items_of(best, y[:, 0], classes)
     found = {name: Metric(value) for name, value in hits(best, y[:, 0]).items()}
-    right = (best[:, 0] == y[:, 0]).double()
-    return {**found, "mean_per_class": Metric(_per_class(right, y[:, 0], classes))}
+    return {**found, "mean_per_class": Metric(mean_per_class(best[:, 0] == y[:, 0], y[:, 0], classes))}
 
 
 TASK = Task(
