@@ -94,10 +94,10 @@ class Heads(NamedTuple):
     predictor: nn.Module | None
 
 
-def two_mlps(sizes: HeadSizes, _config: Any = None) -> Heads:
-    """Return projector and predictor of BYOL and MSBReg (section 7.2)."""
+def two_mlps(sizes: HeadSizes, _config: Any = None, *, predictor_hidden: int = 0) -> Heads:
+    """Return projector and predictor of BYOL and MSBReg (section 7.2); the predictor's hidden layer may have another width."""
     projector = mlp(sizes.features, sizes.hidden, sizes.outputs, sizes.norm)
-    return Heads(projector, mlp(sizes.outputs, sizes.hidden, sizes.outputs, sizes.norm))
+    return Heads(projector, mlp(sizes.outputs, predictor_hidden or sizes.hidden, sizes.outputs, sizes.norm))
 
 
 class Memory(nn.Module):

@@ -17,12 +17,19 @@ from torch import Tensor
 from pretrain.losses import mean_over_other_views, uniformity_loss
 from pretrain.method import Ema, Method
 from pretrain.methods import msbreg
+from pretrain.networks import Heads, HeadSizes, two_mlps
 
 
 class Config(msbreg.Config):
     """MSBReg's views and weights; `lambda_s=0` and `lambda_b=0` give BYOL itself."""
 
     lambda_u: Annotated[float, Field(ge=0)] = 0.0  # weight of the uniformity loss; MSBReg does not give Table 12's
+    predictor_hidden: Annotated[int, Field(ge=0)] = 0  # width of the predictor's hidden layer; 0: model.hidden
+
+
+def heads(sizes: HeadSizes, config: Config) -> Heads:
+    """Projector and predictor of two layers each."""
+    return two_mlps(sizes, predictor_hidden=config.predictor_hidden)
 
 
 def cross_view_loss(p: Tensor, z: Tensor, first: int = 0, queries: int = 0) -> Tensor:
@@ -48,4 +55,4 @@ def losses(p: Tensor, z: Tensor, config: Config, *, first: int = 0) -> tuple[Ten
     return attraction + config.lambda_u * uniformity, {"cross_view": attraction, "uniformity": uniformity}
 
 
-METHOD = Method(name="byol", losses=losses, Config=Config, target=Ema(0.99))
+METHOD = Method(name="byol", losses=losses, Config=Config, heads=heads, target=Ema(0.99))

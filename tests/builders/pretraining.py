@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image
 
 from backbench.config import dump
@@ -20,6 +23,7 @@ IMAGES = 30  # 20-NN needs at least 20 in four fifths of them
 
 # Fields that a method needs for batches of a few images.
 MADE_SMALL: dict[str, tuple[str, ...]] = {
+    "mocov2": ("method.queue=480",),
     "swav": ("method.prototypes=8", "method.queue=12", "method.queue_from=0.2", "method.freeze_epochs=0.3"),
     "wmse": ("method.whitening_size=3", "method.iterations=2", "method.epsilon=0.5"),
 }
@@ -100,6 +104,25 @@ def start_child(config: PretrainConfig, out: Path, *flags: str, before: str = ""
     return process
 
 
+def job_of_two() -> list[dict[str, str]]:
+    """Return the environments of the two ranks of a job on this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [job | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+
+
+def run_on_two_ranks(config: PretrainConfig, out: Path) -> None:
+    """Train in two processes with half the batch each."""
+    ranks = [start_child(config, out, **environment) for environment in job_of_two()]
+    for process in ranks:
+        process.join(120)
+    codes = [process.exitcode for process in ranks]
+    end(ranks)
+    assert codes == [0, 0], [stderr_of(process, out) for process in ranks]
+
+
 def end(processes: list[BaseProcess]) -> None:
     """End processes of `start_child`."""
     for process in processes:
@@ -123,3 +146,20 @@ def running(found: Callable[[int], bool]) -> list[int]:
             return False
 
     return [int(name) for name in os.listdir("/proc") if name.isdigit() and lives(int(name))]  # noqa: PTH208
+
+
+def assert_identical(a: Any, b: Any, where: str = "") -> None:
+    """Compare bit for bit, through nested containers."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_identical(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_identical(x, y, f"{where}/{i}")
+    else:
+        assert a == b, where

@@ -10,7 +10,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 import warm
-from pretraining import KILL_AT_STEP, end, start_child, stderr_of
+from pretraining import KILL_AT_STEP, assert_identical, end, run_on_two_ranks, start_child, stderr_of
 from torch.utils.tensorboard import SummaryWriter
 
 from backbench.config import dump
@@ -98,23 +97,6 @@ def losses(out: Path) -> list[dict[str, Any]]:
     return [record for record in metrics(out) if "loss" in record]
 
 
-def assert_identical(a: Any, b: Any, where: str = "") -> None:
-    """Compare bit for bit, through nested containers."""
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype and torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_identical(a[key], b[key], f"{where}/{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_identical(x, y, f"{where}/{i}")
-    else:
-        assert a == b, where
-
-
 def assert_near(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], tolerance: float, only: str = "") -> None:
     names = [name for name in a if only in name]
     assert a.keys() == b.keys() and names
@@ -151,16 +133,7 @@ def one_and_two(
     _, last_of_the_first_batch = next(iter(EpochSampler(30, 6, 0, 0, 1)))[-1]
     sorted((place / "photos").rglob("*.jpg"))[last_of_the_first_batch].write_bytes(b"")
     train(config, place / "one")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [start_child(config, place / "two", RANK=str(r), LOCAL_RANK=str(r), **job) for r in range(2)]
-    for process in ranks:
-        process.join(120)
-    codes = [process.exitcode for process in ranks]
-    end(ranks)
-    assert codes == [0, 0], [stderr_of(process, place / "two") for process in ranks]
+    run_on_two_ranks(config, place / "two")
     return place / "one", place / "two"
 
 
