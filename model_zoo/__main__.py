@@ -125,7 +125,7 @@ def _list(args: argparse.Namespace) -> int:
         weights = weights if entry.url or not entry.has_weights else "a file that you make"
         numbers = f"{len(entry.published):>3} {'number ' if len(entry.published) == 1 else 'numbers'}"
         row = f"{entry.name:<{name}}  {entry.method:<{method}}  {entry.arch.name}  {numbers}  {weights}"
-        print(row + (" (by hand)" if entry.by_hand else ""))
+        print(row + (" (by hand)" if entry.by_hand else "") + ("  train: yes" if entry.train else ""))
     return 0
 
 
@@ -152,6 +152,7 @@ def _card(entry: Entry) -> list[tuple[str, str]]:
     rows = [("pretrained on", entry.pretrained_on + (f" ({recipe})" if recipe else ""))]
     if not entry.has_weights:
         rows.append(("weights", f"none ({entry.no_weights})"))
+        rows += [("train", f"backbench pretrain --config {entry.train}")] if entry.train else []
         return rows + ([("see", ", ".join(entry.see))] if entry.see else [])
     from model_zoo.fetch import pins
 

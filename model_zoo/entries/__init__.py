@@ -68,6 +68,9 @@ class Entry(Config):
     by_hand: str | None = None  # why a program cannot fetch the url; without a url: how to make the file
     no_weights: str | None = None  # why there are no weights
     see: tuple[str, ...] = ()  # entries of the same method with public weights
+    train: str | None = (
+        None  # words after `backbench pretrain --config`: the recipe that trains it, overrides if it differs
+    )
     sha256: Sha256 | None = None  # None: unknown until the first download, then pinned in the cache
     sha256_prefix: HashPrefix | None = None  # the prefix that the authors publish
     md5_prefix: HashPrefix | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def _views(config: PretrainConfig, step: int) -> Tensor:
 
 
 def on_two_ranks(methods: Sequence[str], place: Path) -> None:
-    """Write what two processes find, `<rank>-<method>.pt`."""
+    """Write what two processes find, `<rank>-<method>.pt`; rank 1 writes a checksum of its gradients."""
     processes = [_CONTEXT.Process(target=_rank, args=(job, list(methods), place)) for job in job_of_two()]
     for process in processes:
         process.start()
@@ -76,4 +77,12 @@ def _rank(job: dict[str, str], methods: list[str], place: Path) -> None:
     torch.set_num_threads(1)
     with distributed.joined():
         for method in methods:
-            torch.save(steps_of(method), place / f"{job['RANK']}-{method}.pt")
+            found = steps_of(method)
+            if distributed.rank():
+                found["gradients"] = checksums(found["gradients"])
+            torch.save(found, place / f"{distributed.rank()}-{method}.pt")
+
+
+def checksums(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """Return a checksum of each tensor's bytes."""
+    return {name: zlib.crc32(tensor.contiguous().numpy()) for name, tensor in tensors.items()}

@@ -11,6 +11,8 @@ from backbench.data import catalogue
 from backbench.errors import BackbenchError
 from benchmarks import plan
 from model_zoo import entries, formats
+from pretrain import config as pretrain_config
+from pretrain import recipes
 from transfer.detection import engines
 
 FILES = sorted(Path(entries.__file__).parent.glob("*.yaml"))
@@ -119,6 +121,23 @@ def test_what_is_said_of_the_protocol_exists(path):
         assert number.frozen is None or number.cell.startswith("imagenet_semi")
         assert number.data is None or (catalogue.info(number.data) and number.data != cell.config.data.name)
         assert number.epochs is None or "epochs" in type(cell.config).model_fields
+
+
+TRAINED = [entry.name for entry in entries.all_entries() if entry.train]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_recipe_that_trains_it_exists_and_is_of_its_backbone_and_images(name):
+    entry = entries.get(name)
+    recipe, *overrides = (entry.train or "").split()
+    assert recipe in recipes.names()
+    config = pretrain_config.load(recipe, overrides)
+    assert config.model.backbone == entry.arch.name
+    assert catalogue.info(config.data.name).title == entry.pretrained_on
+
+
+def test_the_papers_systems_that_are_methods_have_a_recipe():
+    assert {"msbreg_r50_imagenet", "byol_r50_imagenet", "simclr_r50_imagenet", "moco_v2_r50_imagenet"} <= set(TRAINED)
 
 
 def test_protocols_of_the_papers_own_rows():

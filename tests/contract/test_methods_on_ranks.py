@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pretraining import MADE_SMALL, assert_identical, run_on_two_ranks, tiny_recipe, write_photos
-from rank_steps import on_two_ranks, steps_of
+from rank_steps import checksums, on_two_ranks, steps_of
 
 from pretrain import methods
 from pretrain import train as loop
@@ -41,11 +41,12 @@ def test_two_ranks_have_the_loss_the_gradients_and_the_memory_of_one(name, ranks
     one, (a, b) = steps_of(name), (torch.load(ranks / f"{rank}-{name}.pt", weights_only=True) for rank in range(2))
     means = [(x + y) / 2 for x, y in zip(a["losses"], b["losses"], strict=True)]
     assert means == pytest.approx(one["losses"], rel=1e-9)
-    assert one["gradients"].keys() == a["gradients"].keys() == b["gradients"].keys()
+    assert one["gradients"].keys() == a["gradients"].keys()
     for part in ("gradients", "buffers"):
         for key, expected in one[part].items():
             torch.testing.assert_close(a[part][key], expected, **CLOSE, msg=lambda m, k=key: f"{k}: {m}")
-            torch.testing.assert_close(b[part][key], a[part][key], rtol=0, atol=0, msg=lambda m, k=key: f"{k}: {m}")
+    assert checksums(a["gradients"]) == b["gradients"]
+    assert checksums(a["buffers"]) == checksums(b["buffers"])
 
 
 @pytest.fixture(scope="module")

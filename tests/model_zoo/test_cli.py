@@ -141,6 +141,8 @@ def test_list(capsys):
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [entry.name for entry in entries.all_entries()]
+    trained = {line.split()[0] for line in lines if line.endswith("  train: yes")}
+    assert trained == {entry.name for entry in entries.all_entries() if entry.train}
     assert main(["list", "--method", "moco", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {entry["name"] for entry in found} >= {"moco_v2_r50_imagenet", "moco_r50_imagenet"}
@@ -157,6 +159,7 @@ def test_show(capsys):
     row = next(line for line in text.splitlines() if "top1_k20 " in line)
     assert row.split()[:3] == ["imagenet_knn", "top1_k20", "66.2"]
     assert "MSBReg Table 4" in row
+    assert "train  backbench pretrain --config imagenet_r50_300ep\n" in text
     with pytest.raises(BackbenchError, match="did you mean 'msbreg_r50_imagenet'"):
         main(["show", "msbreg_r50_imagnet"])
 
