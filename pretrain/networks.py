@@ -61,7 +61,7 @@ def norm_layer(name: NormName, width: int, *, affine: bool = True) -> nn.Module:
     """Normalisation of (N, width); without scale and shift where `affine` is false.
 
     Raises:
-        ConfigError: the width does not divide into groups.
+        ConfigError: the width does not divide into groups of two values or more (one value would always become 0).
     """
     if name == "none":
         return nn.Identity()
@@ -69,9 +69,9 @@ def norm_layer(name: NormName, width: int, *, affine: bool = True) -> nn.Module:
         return nn.BatchNorm1d(width, affine=affine)
     if name == "layer":
         return nn.LayerNorm(width, elementwise_affine=affine)
-    if width % GROUPS:
+    if width % GROUPS or width == GROUPS:
         raise ConfigError(
-            f"a norm over {width} values of a head does not divide into the {GROUPS} groups of model.norm={name}; make "
+            f"a head's norm over {width} values needs 2 or more in each of the {GROUPS} groups of model.norm={name}; make "
             f"model.hidden and model.outputs larger multiples of {GROUPS}, or use model.norm=layer"
         )
     return nn.GroupNorm(GROUPS, width, affine=affine)

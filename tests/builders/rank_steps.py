@@ -17,7 +17,7 @@ from backbench import distributed
 from pretrain.config import PretrainConfig
 from pretrain.train import build_all, follow, train_step
 
-BATCH, STEPS = 8, 2
+BATCH, STEPS = 6, 2
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["pretrain.train"])
@@ -42,7 +42,7 @@ def steps_of(method: str) -> dict[str, Any]:
     losses: list[float] = []
     for step in range(STEPS):
         views = _views(config, step)[:, first : first + local]
-        trained.online.begin(step, step / 10)
+        trained.online.begin(step, step / STEPS)
         _, parts = train_step(
             forward, trained.target, trained.optimizer, trained.scaler, views, config, step=step, lr=config.peak_lr()
         )

@@ -106,10 +106,10 @@ def test_the_mean_over_groups_of_views_is_the_whole_unless_the_method_couples_th
 @pytest.mark.parametrize("name", ALL)
 def test_heads_take_every_norm_and_learn(name, norm):
     method = methods.get(name)
-    heads = method.heads(HeadSizes(features=D, hidden=32, outputs=32, norm=norm), small(name).method)
+    heads = method.heads(HeadSizes(features=D, hidden=32, outputs=128, norm=norm), small(name).method)
     z = heads.projector(torch.randn(B, D))
     p = z if heads.predictor is None else heads.predictor(z)
-    assert z.shape == (B, 32) and len(p) == B
+    assert z.shape == (B, 128) and len(p) == B
     p.square().sum().backward()
     assert all(w.grad is not None for w in heads.projector.parameters() if w.requires_grad)
 

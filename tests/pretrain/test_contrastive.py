@@ -250,8 +250,8 @@ def test_heads_are_those_of_the_authors_code():
 @pytest.mark.parametrize("method", [simclr, mocov2, simsiam])
 @pytest.mark.parametrize("norm", NORMS)
 def test_heads_take_every_norm(method, norm):
-    projector, predictor = method.heads(HeadSizes(12, 32, 64, norm), method.Config())
+    projector, predictor = method.heads(HeadSizes(12, 32, 128, norm), method.Config())
     z = projector(torch.randn(4, 12))
-    assert z.shape == (4, 64) and (predictor is None or predictor(z).shape == (4, 64))
+    assert z.shape == (4, 128) and (predictor is None or predictor(z).shape == (4, 128))
     normed = any(isinstance(m, (nn.BatchNorm1d, nn.LayerNorm, nn.GroupNorm)) for m in projector)
     assert normed is (norm != "none")

@@ -215,6 +215,9 @@ def test_a_head_without_norms_has_biases_and_linear_layers_only():
     assert not any(isinstance(layer, (nn.BatchNorm1d, nn.LayerNorm, nn.GroupNorm)) for layer in head)
 
 
-def test_a_width_that_has_no_16_groups_says_what_to_change():
-    with pytest.raises(ConfigError, match=r"over 24 values .* the 16 groups of model\.norm=group; make model\.hidden"):
-        mlp(8, 32, 24, "group", last="plain")
+@pytest.mark.parametrize("width", [16, 24])
+def test_a_width_that_has_no_16_groups_says_what_to_change(width):
+    with pytest.raises(
+        ConfigError, match=rf"over {width} values .* 16 groups of model\.norm=group; make model\.hidden"
+    ):
+        mlp(8, 32, width, "group", last="plain")
