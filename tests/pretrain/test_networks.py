@@ -30,7 +30,7 @@ class Trunk(nn.Module):
 
 
 def small_online(norm: str = "batch") -> Online:
-    return Online(Trunk(), two_mlps(HeadSizes(4, 16, 6, norm))).double()
+    return Online(Trunk(), two_mlps(HeadSizes(4, 32, 6, norm))).double()
 
 
 def views(count: int = 3) -> torch.Tensor:
