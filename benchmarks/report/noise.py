@@ -58,11 +58,13 @@ class Noise:
         return Gap(tests, None, found) if isinstance(found, str) else Gap(tests, found)
 
     def p(self, metric: str, one: Value, other: Value) -> float | None:
-        """Return the p-value of a gap, or at most a larger one below the level: then no scores are read."""
+        """Return the p-value of a gap, or another one on the same side of the level: then no scores are read."""
         shares, numbers = _over_shares(one, other), _over_numbers(one, other)
-        if shares is None or shares.p >= LEVEL:
-            return self.gap(metric, one, other).p
-        return max(test.p for test in (shares, numbers) if test)
+        if numbers is not None and numbers.p >= LEVEL:
+            return numbers.p
+        if shares is not None and shares.p < LEVEL:
+            return max(test.p for test in (shares, numbers) if test)
+        return self.gap(metric, one, other).p
 
     def _between(self, metric: str, one: Value, other: Value) -> Interval | str:
         if not (one.records and other.records):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.records.schema import Result
-from benchmarks.report.scores import SEED, Answers, NoScores, Scores, draws
+from benchmarks.report.scores import SEED, Answers, NoScores, Scores
 from benchmarks.statistics.signs import sign_flip
 
 LEVEL = 0.95
@@ -47,12 +47,10 @@ def interval(
     if not all(np.array_equal(first, labels) for labels in others):
         return "the stored labels differ: measure again"
     weights = [weights_of(side) for side in (mine, other)]
-    if metric == "mAP":
+    if metric in ("mAP", "mean_per_class"):
         drawn = _difference(sides, weights)
         return _percentiles(drawn, len(first), p=_share_beyond_zero(drawn))
     right = [_mean_right(side, weight) for side, weight in zip(sides, weights, strict=True)]
-    if metric == "mean_per_class":
-        return _of_class_means(right[0] - right[1], first, resamples)
     return _of_means(right[0] - right[1], resamples)
 
 
@@ -85,20 +83,6 @@ def _of_means(difference_N: np.ndarray, resamples: int) -> Interval:
     n = len(difference_N)
     drawn = np.random.default_rng(SEED).multinomial(n, counts / n, size=resamples) @ values / n
     return _percentiles(drawn, n, p=sign_flip(difference_N, resamples=resamples))
-
-
-def _of_class_means(difference_N: np.ndarray, labels: np.ndarray, resamples: int) -> Interval:
-    """Draw the items, and take the mean over classes of each class's mean; a class that is not drawn does not count."""
-    _, of_class = np.unique(labels, return_inverse=True)
-    means = []
-    for times_NR in draws(len(labels), resamples):
-        counts = np.zeros((of_class.max() + 1, times_NR.shape[1]))
-        sums = np.zeros_like(counts)
-        np.add.at(counts, of_class, times_NR)
-        np.add.at(sums, of_class, times_NR * difference_N[:, None])
-        means.append(np.nanmean(np.where(counts > 0, sums / np.maximum(counts, 1), np.nan), axis=0))
-    drawn = np.concatenate(means)
-    return _percentiles(drawn, len(labels), p=_share_beyond_zero(drawn))
 
 
 def _share_beyond_zero(drawn: np.ndarray) -> float:

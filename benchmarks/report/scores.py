@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy import sparse
 
 from backbench.errors import BackbenchError
 from backbench.files import read_bytes
@@ -37,20 +38,24 @@ class Answers:
     """What a record's arrays say."""
 
     labels: np.ndarray  # (N,) or (N, K), as stored
-    values: np.ndarray  # (N,) whether each item is right; or (R,) the mean AP in percent of each resample of the items
+    values: np.ndarray  # (N,) whether each item is right; or (R,) the metric in percent of each resample of the items:
+    # the mean over classes of average precisions, or of shares that are right
 
 
 class Scores:
     """The arrays of records, with the hash of each file as it was last read."""
 
     def __init__(self, items: Items) -> None:
-        self._items = items
+        self._items = {identity: path for identity, path in items.items() if path.exists()}
+        self._identities: dict[
+            int, tuple[Result, str]
+        ] = {}  # hashing a record takes longer than all else without a file
         self._hashes: dict[Path, str] = {}
         self._recent: dict[tuple[str, str, int], Answers] = {}
 
     def hash_of(self, record: Result) -> str | None:
         """Return the SHA-256 of the record's file, as it was last read; None if there is none to read."""
-        path = self._items.get(record.identity())
+        path = self._path(record)
         if path is None:
             return None
         if path not in self._hashes:
@@ -69,15 +74,26 @@ class Scores:
         Raises:
             NoScores: the arrays are absent, damaged, of another metric, or not those of the record's number.
         """
-        key = (record.identity(), metric, resamples)
+        if not self._items:
+            raise NoScores("no scores per test item are stored")
+        key = (self._identity(record), metric, resamples)
         found = self._recent.pop(key, None) or self._answers(record, metric, resamples)
         self._recent[key] = found
         if len(self._recent) > _RECENT:
             del self._recent[next(iter(self._recent))]
         return found
 
+    def _path(self, record: Result) -> Path | None:
+        return self._items.get(self._identity(record)) if self._items else None
+
+    def _identity(self, record: Result) -> str:
+        known = self._identities.get(id(record))
+        if known is None or known[0] is not record:
+            known = self._identities[id(record)] = record, record.identity()
+        return known[1]
+
     def _answers(self, record: Result, metric: str, resamples: int) -> Answers:
-        path = self._items.get(record.identity())
+        path = self._path(record)
         if path is None or not path.exists():
             raise NoScores("no scores per test item are stored")
         if metric not in ("mAP", "top1", "top5", "mean_per_class", record.primary):
@@ -86,7 +102,8 @@ class Scores:
             scores, labels = self._arrays(record, path, "scores", "labels")
             return Answers(labels, _resampled(scores, _counted(record, scores, labels), resamples))
         best, labels = self._arrays(record, path, "best", "labels")
-        return Answers(labels, _right(record, metric, best, labels))
+        right = _right(record, metric, best, labels)
+        return Answers(labels, _class_means(right, labels, resamples) if metric == "mean_per_class" else right)
 
     def _arrays(self, record: Result, path: Path, *names: str) -> list[np.ndarray]:
         try:
@@ -155,6 +172,20 @@ def _resampled(scores_NK: np.ndarray, labels_NK: np.ndarray, resamples: int) -> 
     aps = [ResampledAreaAp(scores, labels == 1, labels != 0) for scores, labels in columns]
     kept = _kept_draws if n * resamples <= _DRAWS else draws
     return np.concatenate([100 * np.nanmean([ap(times) for ap in aps], axis=0) for times in kept(n, resamples)])
+
+
+def _class_means(right_N: np.ndarray, labels_N: np.ndarray, resamples: int) -> np.ndarray:
+    """Return (R,) mean over classes of the share that is right, in percent; a class that is not drawn does not count."""
+    classes, of_class = np.unique(labels_N, return_inverse=True)
+    n = len(labels_N)
+    members_CN = sparse.csr_array((np.ones(n), (of_class, np.arange(n))), shape=(len(classes), n))
+    right_CN = sparse.csr_array((right_N.astype(float), (of_class, np.arange(n))), shape=(len(classes), n))
+    means = []
+    for times_NR in draws(n, resamples):
+        counts = members_CN @ times_NR
+        shares = np.where(counts > 0, (right_CN @ times_NR) / np.maximum(counts, 1), np.nan)
+        means.append(100 * np.nanmean(shares, axis=0))
+    return np.concatenate(means)
 
 
 def draws(n: int, resamples: int) -> Iterator[np.ndarray]:

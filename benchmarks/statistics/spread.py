@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.stats import t as student
+from scipy.special import ndtri, stdtr, stdtrit
 
 from benchmarks.statistics import LEVEL
 
@@ -26,7 +26,7 @@ class Pooled:
         """The two-sided p-value of Student's t-test with pooled variance."""
         if self.error == 0.0:
             return 1.0 if self.gap == 0.0 else 0.0
-        return float(2 * student.sf(abs(self.gap) / self.error, self.freedom))
+        return float(2 * stdtr(self.freedom, -abs(self.gap) / self.error))
 
 
 def pooled(one: Sequence[float], other: Sequence[float]) -> Pooled | None:
@@ -55,4 +55,9 @@ def detectable(error: float, *, freedom: float = math.inf, level: float = LEVEL,
     Source: Bloom 1995, "Minimum detectable effects", Evaluation Review 19; Card et al. 2020, "With little power comes
     great responsibility", EMNLP.
     """
-    return float((student.ppf(1 - level / 2, freedom) + student.ppf(power, freedom)) * error)
+    return (_quantile(1 - level / 2, freedom) + _quantile(power, freedom)) * error
+
+
+def _quantile(share: float, freedom: float) -> float:
+    """Return Student's quantile, which is the normal one for infinitely many degrees of freedom."""
+    return float(ndtri(share) if math.isinf(freedom) else stdtrit(freedom, share))
