@@ -36,9 +36,9 @@ def cross_validate(
                 places = [c for c, each in enumerate(costs) if each == cost]
                 if not places:
                     continue
-                scores = (rows.x @ w).cpu().numpy()
+                scores = (w @ rows.x.T).cpu().numpy()
                 for i, (k, fold, _, held_out) in enumerate(part):
-                    found[k, places, fold] = average_precision_score(labels_NK[held_out, k], scores[held_out, i])
+                    found[k, places, fold] = average_precision_score(labels_NK[held_out, k], scores[i, held_out])
                 unfinished += len(places) * int((~converged).sum())
                 yield len(part) * len(places)
 
@@ -60,7 +60,7 @@ def fit_all(
         for part in _parts(range(len(labels)), len(x_NC)):
             y, weight = _problems([(labels[i], np.flatnonzero(labels[i])) for i in part], rows.x.device)
             for _, which, w, converged in newton.fit_path(rows, y, weight, [costs[i] for i in part]):
-                weights[[part[i] for i in which.tolist()]] = w.T.cpu().numpy()
+                weights[[part[i] for i in which.tolist()]] = w.cpu().numpy()
                 unfinished += int((~converged).sum())
                 yield len(which)
 
@@ -78,9 +78,9 @@ def _parts(machines: Sequence[T], rows: int) -> Iterator[Sequence[T]]:
 def _problems(
     wanted: Sequence[tuple[np.ndarray, np.ndarray]], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Labels and weights (N, P) for pairs of labels (N,) and the rows to fit on."""
-    y = np.stack([labels.astype(np.float64) for labels, _ in wanted], axis=1)
+    """Labels and weights (P, N) for pairs of labels (N,) and the rows to fit on."""
+    y = np.stack([labels.astype(np.float64) for labels, _ in wanted])
     weight = np.zeros_like(y)
     for i, (labels, kept) in enumerate(wanted):
-        weight[kept, i] = np.where(labels[kept] == 1, svm.POSITIVE_WEIGHT, 1)
+        weight[i, kept] = np.where(labels[kept] == 1, svm.POSITIVE_WEIGHT, 1)
     return torch.as_tensor(y, device=device), torch.as_tensor(weight, device=device)

@@ -75,8 +75,8 @@ def test_machines_equal_liblinears_at_a_tight_tolerance(shape):
 @pytest.mark.parametrize("way", ["together", "dual", "primal"])
 def test_every_way_to_take_a_step_leads_to_the_same_weights(way, monkeypatch):
     x, labels = made(90, 15, classes=3)
-    y = torch.from_numpy(np.where(labels == 0, 1, labels).astype(float))
-    weight = torch.from_numpy((labels != 0) * np.where(labels == 1, 2.0, 1.0))
+    y = torch.from_numpy(np.where(labels == 0, 1, labels).T.astype(float))
+    weight = torch.from_numpy((labels != 0).T * np.where(labels == 1, 2.0, 1.0).T)
     expected, _ = newton.minimise(newton.Rows(torch.from_numpy(x)), y, weight, 3.0)
     used = []
     for name in ("_dual", "_primal"):
@@ -88,12 +88,12 @@ def test_every_way_to_take_a_step_leads_to_the_same_weights(way, monkeypatch):
 
     def step(self, y, c, active, w, gradient, enough):
         if way == "together":
-            return self._together(2 * c * active, gradient, enough), torch.zeros(w.shape[1], dtype=torch.bool)
+            return self._together(2 * c * active, gradient, enough), torch.zeros(len(w), dtype=torch.bool)
         b = torch.zeros_like(y)
-        for p in range(w.shape[1]):
-            chosen = active[:, p].nonzero().squeeze(1)
-            b[chosen, p] = getattr(newton, f"_{way}")(self.rows, chosen, y[chosen, p], c[chosen, p])
-        return self.rows.x.T @ b - w, torch.ones(w.shape[1], dtype=torch.bool)
+        for p in range(len(w)):
+            chosen = active[p].nonzero().squeeze(1)
+            b[p, chosen] = getattr(newton, f"_{way}")(self.rows, chosen, y[p, chosen], c[p, chosen])
+        return b @ self.rows.x - w, torch.ones(len(w), dtype=torch.bool)
 
     monkeypatch.setattr(solver, "step", step)
     found, converged = newton.minimise(newton.Rows(torch.from_numpy(x)), y, weight, 3.0)
