@@ -1,4 +1,4 @@
-"""MAE's checkpoint {"model": ...}: the encoder's ViT; `mask_token` and the decoder are dropped.
+"""MAE's checkpoint {"model": ...} with its decoder: the encoder's ViT; `mask_token` and the decoder are dropped.
 
 facebookresearch/mae (models_vit.py, main_linprobe.py) takes the class token of the normed output, as timm's `token` does.
 """
@@ -10,5 +10,5 @@ LAYOUT = Layout(
     prefixes=("", "module."),
     drop=("mask_token", "decoder_*", "module.mask_token", "module.decoder_*"),
     heads={768: 12, 1024: 16, 1280: 16},
-    marks=("*mask_token", "*decoder_embed.weight"),
+    marks=("*decoder_embed.weight",),
 )

@@ -151,6 +151,12 @@ def test_any_architecture_of_timm(file):
     assert load(file(net), choice=Choice(arch="timm:resnet10t")).feature_dim == 512, "a counter decides nothing"
 
 
+def test_a_mask_token_alone_is_not_maes(file):
+    """BEiT and others have one, too: it is not dropped where nothing says whose it is."""
+    with pytest.raises(CheckpointError, match="1 unexpected: mask_token"):
+        load(file({"model": weights(TINY) | {"mask_token": torch.zeros(1, 1, 192)}}), choice=Choice(arch=TINY))
+
+
 def test_missing_and_unexpected_tensors_are_named(file):
     state = weights(TINY)
     del state["blocks.1.norm1.weight"]
