@@ -129,6 +129,8 @@ def _pairs() -> dict[str, tuple[str, str]]:
     """Return every pair of a data set and a protocol that its labels allow, by cell name."""
     found: dict[str, tuple[str, str]] = {}
     for data, info in catalogue.known().items():
+        if info.train is None:
+            continue
         try:
             labels = layouts.labels(info.layout)
         except BackbenchError as error:

@@ -35,7 +35,7 @@ class DatasetInfo(Config):
 
     title: str
     layout: str
-    train: str  # the splits that protocols use, as the layout names them
+    train: str | None  # the splits that protocols use, as the layout names them; none: a test set, which makes no cells
     test: str
     # Published numbers of images and classes; `fold` counts each of fold0, fold1, ... Empty for a user's own data.
     counts: Mapping[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
@@ -126,6 +126,8 @@ def load(name: str, split: str, places: DataPlaces) -> ImageSplit:
     if reason:
         raise DataError(reason)
     own_name = {"train": what.train, "test": what.test}.get(split, split)
+    if own_name is None:
+        raise DataError(f"'{name}' is a test set: it has no split to learn from")
     key = name, places.of(name), own_name
     if _shared is not None and key in _shared:
         return _shared[key]

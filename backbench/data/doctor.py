@@ -87,8 +87,9 @@ def examine(name: str, places: DataPlaces, *, full: bool = False) -> Report:
         except DataError as error:
             report.problems.append(str(error))
     report.state = "incomplete" if report.problems else "present"
-    measured = {own: split for own, split in splits.items() if own in (known.train, known.test)}
-    report.is_published = len(measured) == 2 and catalogue.is_published(name, measured)
+    used = {known.train, known.test} - {None}
+    measured = {own: split for own, split in splits.items() if own in used}
+    report.is_published = len(measured) == len(used) and catalogue.is_published(name, measured)
     for own, split in splits.items():
         report.splits.append(_examine_split(split, known.counts.get(own, known.counts.get("fold", 0)), full=full))
     for found in report.splits:
@@ -106,7 +107,7 @@ def examine(name: str, places: DataPlaces, *, full: bool = False) -> Report:
 def own_splits(name: str) -> list[str]:
     """Return the splits of a complete data set, as its layout names them, without detection's unions of several years."""
     info = catalogue.info(name)
-    counts = info.counts or {info.train: 0, info.test: 0}
+    counts = info.counts or {split: 0 for split in (info.train, info.test) if split is not None}
     folds = [f"fold{i}" for i in range(10)] if "fold" in counts else []
     return [key for key in counts if key not in ("classes", "fold") and "+" not in key] + folds
 
@@ -212,6 +213,7 @@ def _say_what_it_is(report: Report, folder: Path) -> None:
         if not known.counts:
             return
         counts = {split.name: split.images for split in report.splits}
-        label = f"{report.name} layout, {counts[known.train]}/{counts[known.test]} images"
+        images = "/".join(str(counts[split]) for split in (known.train, known.test) if split is not None)
+        label = f"{report.name} layout, {images} images"
         classes = f"{report.splits[0].classes} classes (published: {known.counts['classes']})"
         report.warnings.append(f"not the published data set: numbers will be labelled '{label}'; {classes}")

@@ -187,6 +187,13 @@ def route_of(name: str, val_labels: Path | None = None, devkit: Path | None = No
         "oxford_pets": _matching(r"(?:^|/)(images/[^/]+\.jpg|annotations/(?:trainval|test|list)\.txt)$"),
         "caltech101": _matching(r"(?:^|/)(101_ObjectCategories/.+\.jpg|(?:train|test)\.txt)$"),
         "oxford_flowers": _matching(r"(?:^|/)(jpg/[^/]+\.jpg|imagelabels\.mat|setid\.mat)$"),
+        "imagenet_v2": _after(
+            "imagenetv2-matched-frequency-format-val/", keep="imagenetv2-matched-frequency-format-val/"
+        ),
+        "imagenet_a": _after("imagenet-a/", keep="imagenet-a/"),
+        "imagenet_r": _after("imagenet-r/", keep="imagenet-r/"),
+        "imagenet_sketch": _after("sketch/", keep="sketch/"),
+        "imagenet_real": _matching(r"(?:^|/)(real\.json)$"),
         "eurosat": _matching(r"(?:^|/)(2750/.+\.jpg|eurosat-(?:train|val|test)\.txt)$"),
     }
     if name not in routes:

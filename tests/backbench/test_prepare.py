@@ -78,6 +78,11 @@ PUBLISHED = [  # data set, archive, members that keep their place, those that mo
     ("caltech101", "train.txt", ["train.txt"], {}),
     ("oxford_flowers", "102flowers.tgz", ["jpg/image_00001.jpg"], {}),
     ("oxford_flowers", "setid.mat", ["setid.mat"], {}),
+    ("imagenet_v2", "imagenetv2-matched-frequency.tar.gz", ["imagenetv2-matched-frequency-format-val/7/a.jpeg"], {}),
+    ("imagenet_a", "imagenet-a.tar", ["imagenet-a/n01498041/0.jpg", "imagenet-a/README.txt"], {}),
+    ("imagenet_r", "imagenet-r.tar", ["imagenet-r/n01443537/art_0.jpg"], {}),
+    ("imagenet_sketch", "ImageNet-Sketch.zip", ["sketch/n01440764/sketch_0.JPEG"], {}),
+    ("imagenet_real", "real.json", ["real.json"], {}),
     ("eurosat", "EuroSAT.zip", ["2750/River/River_1.jpg"], {}),
     ("eurosat", "eurosat-val.txt", ["eurosat-val.txt"], {}),
 ]  # fmt: skip

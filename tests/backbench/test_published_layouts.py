@@ -13,7 +13,8 @@ import torchvision.datasets as published
 from PIL import Image
 from scipy.io import savemat
 
-from backbench.data import layouts
+from backbench.data import catalogue, doctor, layouts
+from backbench.data.catalogue import DataPlaces
 from backbench.data.layouts import (
     birdsnap,
     caltech101,
@@ -24,6 +25,7 @@ from backbench.data.layouts import (
     sun397,
 )
 from backbench.errors import DataError
+from benchmarks import plan
 
 
 def picture(path: Path) -> Path:
@@ -396,3 +398,52 @@ def test_a_cut_pickle_is_refused(tmp_path):
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(DataError, match=r"data_batch_3: cannot be read .* unpack the archive again"):
         cifar.read(tmp_path, "train")
+
+
+# ---------------------------------------------------------------- ImageNet's test sets
+
+
+def test_a_test_set_has_the_classes_of_its_folders(tmp_path):
+    """v2's folders are numbers: 2 is before 10; -A's lie in a folder of the archive, beside its README."""
+    for name in ("10/b", "2/a", "0/c", "2/d"):
+        picture(tmp_path / f"v2/imagenetv2-matched-frequency-format-val/{name}.jpeg")
+    found = catalogue.load("imagenet_v2", "test", DataPlaces(tmp_path, {"imagenet_v2": tmp_path / "v2"}))
+    assert found.classes == ("0", "2", "10") and found.labels.tolist() == [0, 1, 1, 2]
+    for name in ("n01498041/1", "n01440764/2"):
+        picture(tmp_path / f"imagenet_a/imagenet-a/{name}.jpg")
+    write(tmp_path / "imagenet_a/imagenet-a/README.txt", "x")
+    found = catalogue.load("imagenet_a", "test", DataPlaces(tmp_path))
+    assert found.classes == ("n01440764", "n01498041") and found.labels.tolist() == [0, 1]
+    assert catalogue.load(
+        "imagenet_a", "test", DataPlaces(tmp_path / "x", {"imagenet_a": tmp_path / "imagenet_a/imagenet-a"})
+    )
+
+
+def test_real_labels_are_those_of_the_images_numbers(tmp_path):
+    for number, name in ((3, "n01"), (1, "n02"), (2, "n01")):
+        picture(tmp_path / f"val/{name}/ILSVRC2012_val_{number:08d}.JPEG")
+    (tmp_path / "real.json").write_text("[[1], [], [0, 1]]")
+    places = DataPlaces(None, {"imagenet_real": tmp_path})
+    found = catalogue.load("imagenet_real", "test", places)
+    by_name = {found.source.name(i)[-8:-5]: found.labels[i].tolist() for i in range(3)}
+    assert by_name == {"001": [-1, 1], "002": [-1, -1], "003": [1, 1]} and found.classes == ("n01", "n02")
+    for text, words in (
+        ("[[1], []]", "2 entries, none for"),
+        ("[[1], [], [2]]", "class 2 of 2"),
+        ("{}", "a list of lists"),
+    ):
+        (tmp_path / "real.json").write_text(text)
+        with pytest.raises(DataError, match=words):
+            catalogue.load("imagenet_real", "test", places)
+
+
+def test_test_sets_make_no_cells_and_have_no_training_split(tmp_path):
+    picture(tmp_path / "imagenet_r/n01/1.jpg")
+    with pytest.raises(DataError, match="'imagenet_r' is a test set: it has no split to learn from"):
+        catalogue.load("imagenet_r", "train", DataPlaces(tmp_path))
+    assert not [
+        name for name in plan.cell_names() if name.startswith(("imagenet_r_", "imagenet_v2_", "imagenet_real_"))
+    ]
+    report = doctor.examine("imagenet_r", DataPlaces(tmp_path))
+    assert report.state == "present" and not report.is_published and not report.problems
+    assert "imagenet_r layout, 1 images" in report.warnings[0]

@@ -39,7 +39,7 @@ def test_a_split_is_images_with_labels_and_names(name, role, scenes):
 @pytest.mark.parametrize("name", catalogue.known())
 def test_an_empty_folder_is_an_error_that_names_it(name, tmp_path):
     with pytest.raises(DataError, match=str(tmp_path)):
-        catalogue.load(name, "train", DataPlaces(None, {name: tmp_path}))
+        catalogue.load(name, "test", DataPlaces(None, {name: tmp_path}))
 
 
 @pytest.mark.parametrize("layout", layouts.names())
