@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from backbench.files import folder_option
@@ -33,4 +34,11 @@ def main(argv: list[str] | None = None, *, prog: str = "backbench demo") -> int:
     if code := pretraining.main(["--out", str(run), "--resume"]):
         return code
     words = ["--ckpt", f"msbreg={run / 'model.pth'}", "--suite", suite, "--baselines", "random", "--out", str(results)]
-    return run_all.main(words)
+    return run_all.main([*words, "--jobs", str(_jobs())])
+
+
+def _jobs() -> int:
+    """Cells at a time: one per GPU; without one two, since two detectors on a core each end sooner than one after the other."""
+    import torch
+
+    return torch.cuda.device_count() or min(2, os.cpu_count() or 1)
