@@ -33,6 +33,7 @@ class Study(Config):
     title: str
     source: str  # section or table
     recipe: str = "photos_r18_cpu"
+    recipes: dict[str, str] = {}  # the recipes of arms that do not take `recipe`
     fields: tuple[str, ...] = ()  # overrides of the recipe for all arms
     epochs: Annotated[float, Field(gt=0)]  # with `views` as the budget: of an arm with two views
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of the epochs
@@ -46,6 +47,9 @@ class Study(Config):
         if UNTRAINED in self.arms:
             raise ValueError(f"arms: '{UNTRAINED}' is the name of the untrained network")
         known = [*self.arms, UNTRAINED]
+        for name in self.recipes:
+            if name not in self.arms:
+                raise ValueError(f"recipes: '{name}' is not an arm{nearest(name, self.arms)}")
         for claim in self.claims:
             for name in (claim.better, claim.worse):
                 if name not in known:
@@ -80,10 +84,10 @@ def recipe(study: Study, arm: str, budget: Budget, seed: int, root: Path) -> Pre
         ConfigError: the arm's fields do not fit.
     """
     words = [*study.fields, *study.arms[arm], f"run.seed={seed}", f"data.root={root}"]
-    epochs = study.epochs
+    epochs, base = study.epochs, study.recipes.get(arm, study.recipe)
     if budget == "views":
-        epochs *= 2 / len(load(study.recipe, words).method.queries())
-    return load(study.recipe, [*words, f"optim.epochs={epochs}", f"optim.warmup_epochs={epochs * study.warmup}"])
+        epochs *= 2 / len(load(base, words).method.queries())
+    return load(base, [*words, f"optim.epochs={epochs}", f"optim.warmup_epochs={epochs * study.warmup}"])
 
 
 def run_name(config: PretrainConfig) -> str:
