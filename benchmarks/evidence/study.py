@@ -33,7 +33,7 @@ class Study(Config):
     title: str
     source: str  # section or table
     recipe: str = "photos_r18_cpu"
-    recipes: dict[str, str] = {}  # the recipes of arms that do not take `recipe`
+    recipes: dict[str, str] = Field(default_factory=dict)  # the recipes of arms that do not take `recipe`
     fields: tuple[str, ...] = ()  # overrides of the recipe for all arms
     epochs: Annotated[float, Field(gt=0)]  # with `views` as the budget: of an arm with two views
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of the epochs
