@@ -20,9 +20,10 @@ from backbench import plugins
 from backbench.errors import ConfigError
 from pretrain import methods, run
 from pretrain.config import PretrainConfig, load
+from pretrain.losses import brownian_loss, singular_value_loss
 from pretrain.method import Ema, Method, NoTarget, StopGradient
-from pretrain.networks import Heads, HeadSizes
-from pretrain.train import build_all, follow, train, train_step
+from pretrain.networks import Heads, HeadSizes, Outputs
+from pretrain.train import build_all, follow, global_noise, losses, train, train_step
 
 pytestmark = pytest.mark.slow  # trains every method
 
@@ -100,6 +101,23 @@ def test_the_mean_over_groups_of_views_is_the_whole_unless_the_method_couples_th
     pieces = [given.losses(skip, group)[0] * group / queries for skip in range(0, queries, group)]
     (found,) = torch.autograd.grad(torch.stack(pieces).sum(), given.p)
     assert torch.allclose(found, expected, rtol=1e-7, atol=1e-9) is not couples
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_msbregs_dispersive_losses_change_every_methods_loss_by_exactly_their_terms(name, given):
+    projections = randn(len(given.p), B, D, seed=4)
+    spread = given.p if given.method.disperses == "predictions" else projections
+
+    def total(lambda_s: float, lambda_b: float) -> torch.Tensor:
+        weights = f"method.lambda_s={lambda_s}", f"method.lambda_b={lambda_b}"
+        config = small(name, f"method.views={K}", f"optim.batch={B}", "run.float64=true", *weights)
+        outputs, first = Outputs(given.p, projections), config.method.queries().start
+        return losses(outputs, given.z, config, given.memory.get("memory"), step=3, first=first)[0]
+
+    noise = global_noise(small(name, f"optim.batch={B}", "run.float64=true"), 3, spread)
+    alone = total(0.0, 0.0)
+    torch.testing.assert_close(total(0.0, 0.5) - alone, 0.5 * brownian_loss(spread, noise))
+    torch.testing.assert_close(total(0.3, 0.0) - alone, 0.3 * singular_value_loss(spread))
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "group", "group_ws"])
