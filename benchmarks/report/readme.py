@@ -18,7 +18,7 @@ from benchmarks.speed import sentence
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MEASURED = ROOT / "benchmarks" / "measured"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md", ROOT / "docs" / "evidence.md")  # the pages with such tables
+PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md")  # the pages with such tables
 
 _BLOCK = re.compile(
     r"<!-- (measured|compare|speed|evidence)(?::([\w.-]+))? -->\n((?:(?!<!-- ).)*)<!-- /\1 -->", re.DOTALL
