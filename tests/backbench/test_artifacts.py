@@ -176,6 +176,8 @@ def state():
 def test_tensors_sha256_is_the_stated_digest():
     expected = hashlib.sha256(b"w|torch.float32|(2,)|" + np.array([1, 2], "<f4").tobytes()).hexdigest()
     assert tensors_sha256({"w": torch.tensor([1.0, 2.0])}) == expected
+    none = hashlib.sha256(b"n|torch.int64|()|" + bytes([3, *[0] * 7]) + b"w|torch.bool|(0, 4)|").hexdigest()
+    assert tensors_sha256({"w": torch.zeros(0, 4, dtype=torch.bool), "n": torch.tensor(3)}) == none
 
 
 def test_tensors_sha256_is_blind_to_order_and_memory_layout(state):
