@@ -21,10 +21,10 @@ CELLS = {
     "imagenet_knn", "imagenet_linear", "places205_linear", "inat18_linear", "imagenet_semi1", "imagenet_semi10",
     "voc07_svm", "voc07_lowshot", "stl10_linear", "stl10_knn", "imagenet100_linear", "imagenet100_knn",
     "imagenet_uniformity", "voc0712_detection", "coco_instance_segmentation", "voc0712_detection_mmdet",
-    "coco_instance_segmentation_mmdet",
+    "coco_instance_segmentation_mmdet", "cifar10_logistic", "cifar10_finetune", "eurosat_fewshot",
 }  # fmt: skip
 METRICS = {"top1", "top5", "top1_k5", "top1_k20", "top1_k200", "mAP", "mAP_11pt", "AP", "AP50", "AP75", "box_AP",
-           "mask_AP", "alignment", "uniformity", *(f"mAP_k{k}" for k in (1, 2, 4, 8, 16))}  # fmt: skip
+           "mask_AP", "top1_5way_5shot", "alignment", "uniformity", *(f"mAP_k{k}" for k in (1, 2, 4, 8, 16))}  # fmt: skip
 
 # Numbers printed in each table of the paper, without dashes. Tables 6 and 13 have the same rows.
 NUMBERS_PER_TABLE = {1: 26, 2: 23, 3: 26, 4: 9, 5: 51, 7: 9, 8: 12, 10: 16, 11: 60, 12: 12, 13: 8}
