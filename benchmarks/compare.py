@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None, *, prog: str = "benchmarks/compare.py") 
 
         source = args.source if args.literature else None
         shown = {"comparisons": comparisons, "baseline": args.to, "source": source,
-                 "standings": found_standings}  # fmt: skip
+                 "standings": found_standings, "items": items}  # fmt: skip
         atomic_write_text(args.html, html.page(table, list(found.values()), suite="", **shown))
     return 0
 

@@ -62,7 +62,7 @@ def backbench(installed, tmp_path):
 def test_every_data_file_is_in_the_wheel(installed):
     for part in ("configs", "model_zoo", "benchmarks/report", "benchmarks/board", "transfer", "pretrain", "backbench"):
         for file in sorted((ROOT / part).rglob("*")):
-            if file.suffix in (".yaml", ".j2", ".typed"):
+            if file.suffix in (".yaml", ".j2", ".css", ".js", ".typed"):
                 place = file.relative_to(ROOT)
                 place = Path("backbench") / place if part == "configs" else place
                 assert (installed / place).read_bytes() == file.read_bytes()

@@ -77,4 +77,4 @@ def plot(pairs: Sequence[Pair]) -> str:
             axes.spines[side].set_visible(False)
     all_axes[-1, 0].set_xlabel("Spearman's rank correlation, 95% interval over draws of the backbones", fontsize=8)
     figure.tight_layout()
-    return svg(figure)
+    return svg(figure, "rank correlations with their intervals, a panel for each transfer number")

@@ -133,4 +133,4 @@ def plot(made: Mapping[str, Any]) -> str:
     panels[0].set_yticks(range(len(results)), labels, parse_math=False)
     panels[0].invert_yaxis()
     figure.tight_layout()
-    return svg(figure)
+    return svg(figure, "a dot per pretraining, a row per arm, a panel per cell")

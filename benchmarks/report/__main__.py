@@ -26,6 +26,13 @@ def parser(prog: str = "python -m benchmarks.report") -> argparse.ArgumentParser
         help="rewrite the tables between the markers of a page (without FILE: of README.md and docs/measured.md)",
     )
     parser.add_argument(
+        "--to", metavar="BASELINE", help="the row that differences refer to (default: the first random baseline)"
+    )
+    parser.add_argument("--format", choices=["latex", "markdown", "csv", "json"], help="print the page's overview in this "
+                        "format, and write nothing")  # fmt: skip
+    parser.add_argument("--serve", nargs="?", type=int, const=8000, metavar="PORT", help="show the page to this machine's "
+                        "browsers; it follows the records of a run (default port: 8000; 0: any free one)")  # fmt: skip
+    parser.add_argument(
         "--curves", action="append", default=[], metavar="NAME=metrics.jsonl", help="also plot a pretraining's curves"
     )
     return parser
@@ -44,19 +51,34 @@ def main(argv: list[str] | None = None, *, prog: str = "python -m benchmarks.rep
     if args.results:
         if not args.results.is_dir():
             raise BackbenchError(f"{args.results}: no such folder of results")
-        curves: dict[str, Path] = {}
-        for name, path in ((name, Path(path)) for name, _, path in (pair.partition("=") for pair in args.curves)):
-            if not path.is_file():
-                raise BackbenchError(
-                    f"--curves {name}={path}: expected NAME=FILE, the metrics.jsonl of a pretraining run"
-                )
-            if name in curves:
-                raise BackbenchError(f"--curves {name}: given twice; give each run another name")
-            curves[name] = path
-        table, page = report.render_all(args.results, curves=curves)
+        _show(args, _curves(args.curves))
+    return 0
+
+
+def _show(args: argparse.Namespace, curves: dict[str, Path]) -> None:
+    """Serve the report, print it in a format, or write it and print its table."""
+    if args.serve is not None:
+        from benchmarks.report.serve import serve
+
+        serve(args.results, port=args.serve, to=args.to, curves=curves)
+    elif args.format:
+        print(report.Report(args.results, to=args.to).export(args.format), end="")
+    else:
+        table, page = report.render_all(args.results, curves=curves, to=args.to)
         print(table)
         print(f"report: {visible(str(page))}")
-    return 0
+
+
+def _curves(pairs: list[str]) -> dict[str, Path]:
+    """Return the files by name. Raises BackbenchError: one does not exist, or a name is given twice."""
+    curves: dict[str, Path] = {}
+    for name, path in ((name, Path(path)) for name, _, path in (pair.partition("=") for pair in pairs)):
+        if not path.is_file():
+            raise BackbenchError(f"--curves {name}={path}: expected NAME=FILE, the metrics.jsonl of a pretraining run")
+        if name in curves:
+            raise BackbenchError(f"--curves {name}: given twice; give each run another name")
+        curves[name] = path
+    return curves
 
 
 if __name__ == "__main__":

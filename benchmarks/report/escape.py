@@ -23,6 +23,11 @@ _MARKDOWN = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+_LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "±": r"$\pm$", "–": "--",
+    **{c: f"\\{c}" for c in "{}$&#%_"},
+}  # fmt: skip
 _AT_START = re.compile(r"^([-+#>]|\d+(?=[.)](\s|$)))")  # a list, a heading, a quotation
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
@@ -42,6 +47,11 @@ def markdown(text: object) -> str:
 def item(text: object) -> str:
     """Escape text at the start of a line or list item: like `markdown`, and no list, heading or quotation."""
     return _AT_START.sub(lambda found: f"{found[0]}\\" if found[0].isdigit() else f"\\{found[0]}", markdown(text))
+
+
+def latex(text: object) -> str:
+    """Escape text for LaTeX: no command, no formula, no comment."""
+    return "".join(_LATEX.get(c, c) for c in printable(text, _LIMIT))
 
 
 def csv(text: object) -> str:

@@ -1,30 +1,37 @@
-"""One self-contained HTML page: tables, a plot per cell, pretraining curves, the literature apart, provenance."""
+"""One self-contained HTML page: the overview, a drawer per cell, pretraining curves, provenance.
+
+The page is plain tables with a small script and works without it. A table library would be larger than the page, build its
+rows from data in the browser, and so leave nothing to print or to read where scripts are off.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
-import shlex
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from backbench.errors import BackbenchError
 from backbench.files import read_bytes
-from backbench.progress import say
-from benchmarks.records.store import Result, marks, run_folder
-from benchmarks.report import escape, plots, render, standing_text
-from benchmarks.report.comparison import Comparison, Line, compare
-from benchmarks.report.literature import literature
+from benchmarks.records.store import Result, run_folder
+from benchmarks.report import escape, exports, made, plots, render, standing_text
+from benchmarks.report.comparison import Comparison, compare
+from benchmarks.report.drawers import drawers
+from benchmarks.report.links import linked
+from benchmarks.report.matrix import Matrix, matrix
 from benchmarks.report.rank_plot import rank_plot
+from benchmarks.report.scores import Items
 from benchmarks.report.standing import Standing
-from benchmarks.report.table import Column, Row, Table, made_apart
+from benchmarks.report.table import Table, made_apart
 
+_FOLDER = Path(__file__).parent
 _LARGEST_PICTURE = 64 * 2**20  # bytes
 
 
@@ -40,6 +47,8 @@ def page(
     source: str | None = "",
     left_out: Sequence[str] = (),
     standings: Sequence[Standing] = (),
+    items: Items | None = None,
+    version: str = "",
 ) -> str:
     """Return the text of the page.
 
@@ -51,137 +60,105 @@ def page(
         source: only published rows with this in their source; None: no literature.
         left_out: files without a record, each with the reason.
         standings: where the rows stand over all cells, one for each kind of numbers.
+        items: the files of arrays per test item, by the record's identity.
+        version: of the served records; the page asks its server for another one. Empty: it makes no request at all.
     """
     if comparisons is None:
         comparisons = compare(table, render.shown(table), {}, with_literature=False)
+    overview = matrix(table, comparisons, standings, source=source)
+    measured = [r for r in results if r.status == "ok"]
+    drawn = {name: plots.attempt(partial(plots.pretraining_plot, path), path) for name, path in (curves or {}).items()}
+    script = (_FOLDER / "page.js").read_text(encoding="utf-8")
+    return _environment().get_template("page.html.j2").render(
+        suite=suite,
+        version=version,
+        style=Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        policy=_policy(script, is_served=bool(version)),
+        is_demo=any(column.is_demo for column in table.columns),
+        is_smoke=any(column.profile == "smoke" for column in table.columns),
+        matrix=overview,
+        groups=_groups(overview),
+        drawers=drawers(table, overview, comparisons, items or {}, source=source),
+        exports=_embedded(overview),
+        baseline=baseline,
+        intervals=render.intervals_made(comparisons),
+        legend=render.MARKS,
+        standings=[_standing(standing) for standing in standings],
+        reasons=render.reasons(table),
+        left_out=left_out,
+        curves={name: svg for name, svg in drawn.items() if svg},
+        detectors=_detectors(results, out) if out else {},
+        made_apart=made_apart(table),
+        comparable=any(column.is_published for column in table.columns),
+        origins=made.origins(measured),
+        packages=made.packages(measured),
+        commands=made.commands(measured),
+    )  # fmt: skip
+
+
+def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(_FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
+        lstrip_blocks=True,
         finalize=escape.html,
     )
-    measured = [r for r in results if r.status == "ok"]
-    drawn = {name: _optional(plots.pretraining_plot, path) for name, path in (curves or {}).items()}
-    return environment.get_template("page.html.j2").render(
-        suite=suite,
-        is_demo=any(column.is_demo for column in table.columns),
-        is_smoke=any(column.profile == "smoke" for column in table.columns),
-        sections=_sections(table, comparisons),
-        baseline=baseline,
-        legend=render.MARKS,
-        standings=[_standing(standing) for standing in standings],
-        intervals=render.intervals_made(comparisons),
-        absent=table.absent,
-        left_out=left_out,
-        curves={name: svg for name, svg in drawn.items() if svg},
-        detectors=_detectors(results, out) if out else [],
-        made_apart=made_apart(table),
-        notes=_notes(results),
-        literature=[] if source is None else _literature(table, source),
-        comparable=any(column.is_published for column in table.columns),
-        results=measured,
-        marks=marks,
-        packages=_packages(measured),
-        commands=sorted({shlex.join(r.provenance.argv) for r in measured if r.provenance}),
-    )
+    environment.filters |= {
+        "linked": linked,
+        "number": render.row_number,
+        "difference": render.difference,
+        "breakable": _breakable,
+    }
+    return environment
 
 
-def _sections(table: Table, comparisons: Sequence[Comparison]) -> list[dict[str, object]]:
-    """Return a section per data set: heading, table cells, plots."""
-    lines = {(c.column, id(line.row)): line for c in comparisons for line in c.lines}
-    made = []
-    for title, columns in render.sections(table):
-        rows = [row for row in table.rows if any(column in row.values for column in columns)]
-        made.append(
-            {
-                "data": title,
-                "published": columns[0].is_published,
-                "headings": [render.heading(column, table) for column in columns],
-                "tuned": _tuned(columns, rows),
-                "rows": [
-                    {
-                        "label": row.label,
-                        "random": row.name.startswith("random:"),
-                        "cells": [_cell(lines.get((c, id(row))), c) for c in columns],
-                    }
-                    for row in rows
-                ],
-                "plots": [(render.heading(c, table), svg) for c in columns if c.primary and (svg := _plot(table, c))],
-            }
-        )
-    return made
+def _breakable(words: str) -> Markup:
+    """Return a name that a narrow column may break behind an underscore."""
+    return Markup("_<wbr>").join(escape.plain(words).split("_"))
 
 
-def _tuned(columns: Sequence[Column], rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Return (cell, the images a choice was made on) for the cells that chose something."""
-    records = (r for row in rows for column in columns if column in row.values for r in row.values[column].records)
-    return sorted({(r.cell, str(r.task.tuned["on"])) for r in records if "on" in r.task.tuned})
+def _policy(script: str, *, is_served: bool) -> str:
+    """Return the page's Content-Security-Policy: only its own script runs, and nothing is requested."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    asks = "connect-src 'self'; " if is_served else ""
+    return f"default-src 'none'; {asks}style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:"
 
 
-def _packages(results: Sequence[Result]) -> list[str]:
-    """Return every set of package versions; with the number of records if there are several."""
-    sets = Counter(", ".join(f"{k} {v}" for k, v in r.provenance.packages.items()) for r in results if r.provenance)
-    return [line if len(sets) == 1 else f"{line} ({count} records)" for line, count in sets.most_common()]
+def _groups(overview: Matrix) -> list[tuple[str, int]]:
+    """Return the tasks of the overview and how many columns each spans."""
+    names = [head.group for head in overview.heads]
+    return [(name, names.count(name)) for name in dict.fromkeys(names)]
 
 
-def _cell(line: Line | None, column: Column) -> dict[str, str]:
-    """Return a number, its mark, and its difference to the baseline."""
-    if line is None:
-        return {"text": "–", "mark": "", "difference": "", "why": ""}
-    found = line.difference
-    beside = render.difference(found, column).partition(" (")[0] if found and found.value is not None else ""
-    text = render.row_number(line, column) + (f" {render.LEVEL_WITH_BEST}" if line.mark == "level" else "")
-    return {"text": text, "mark": line.mark, "difference": beside, "why": found.why if found else ""}
-
-
-def _literature(table: Table, source: str) -> list[dict[str, Any]]:
-    """Return published rows by cell and metric; conditions that differ in all of them are listed once."""
-    made = []
-    for name, rows in literature(table, source=source):
-        common = [flag for flag in rows[0][1] if all(flag in flags for _, flags, _ in rows)]
-        shown = [(row, [flag for flag in flags if flag not in common], mark) for row, flags, mark in rows]
-        made.append({"name": name, "common": common, "rows": shown})
-    return made
-
-
-def _notes(results: Sequence[Result]) -> list[tuple[str, str]]:
-    """Return the protocols' notes as (cell, note), each once."""
-    return sorted({(result.cell, note) for result in results for note in result.task.notes})
-
-
-def _detectors(results: Sequence[Result], out: Path) -> list[dict[str, str | None]]:
-    """Return the losses and pictures of every run that has some."""
-    found: list[dict[str, str | None]] = []
-    for result in results:
-        folder = run_folder(out, result)
-        pictures, losses = folder / "pictures.png", folder / "losses.jsonl"
-        if pictures.exists() and (picture := _optional(_embedded, pictures)):
-            title = f"{result.backbone.name}, {result.cell}, seed {result.seed}"
-            drawn = _optional(plots.losses_plot, losses) if losses.exists() else None
-            found.append({"title": title, "losses": drawn, "pictures": picture})
-    return found
+def _embedded(overview: Matrix) -> Markup:
+    """Return all formats as JSON that cannot end the element it stands in."""
+    forms = {name: asdict(form(overview)) for name, form in exports.FORMS.items()}
+    text = json.dumps(forms).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return Markup(text)
 
 
 def _standing(standing: Standing) -> Markup:
-    return standing_text.section(standing, _optional(lambda _: rank_plot(standing), Path("average ranks")))
+    return standing_text.section(standing, plots.attempt(partial(rank_plot, standing), "average ranks"))
 
 
-def _plot(table: Table, column: Column) -> str | None:
-    return _optional(lambda _: plots.cell_plot(table, column), Path(column.cell))
+def _detectors(results: Sequence[Result], out: Path) -> dict[tuple[str, str], list[dict[str, str | None]]]:
+    """Return the losses and pictures of every run that has some, by cell and configuration."""
+    found: dict[tuple[str, str], list[dict[str, str | None]]] = {}
+    for result in results:
+        folder = run_folder(out, result)
+        pictures, losses = folder / "pictures.png", folder / "losses.jsonl"
+        if pictures.exists() and (picture := plots.attempt(partial(_data_url, pictures), pictures)):
+            title = f"{result.backbone.name}, {result.cell}, seed {result.seed}"
+            drawn = plots.attempt(partial(plots.losses_plot, losses), losses) if losses.exists() else None
+            place = (result.cell, result.task.config_sha256[:8])
+            found.setdefault(place, []).append({"title": title, "losses": drawn, "pictures": picture})
+    return found
 
 
-def _optional(make: Callable[[Path], str | None], file: Path) -> str | None:
-    """Draw from a file; on failure say so and return None: the report is complete without it."""
-    try:
-        return make(file)
-    except Exception as error:  # the file may have any content, and libraries may raise anything
-        reason = str(error) if isinstance(error, BackbenchError) else f"{file}: {type(error).__name__}: {error}"
-        say(f"not in the report: {escape.plain(reason)}")
-        return None
-
-
-def _embedded(picture: Path) -> str:
+def _data_url(picture: Path) -> str:
     """Return a picture as a JPEG data URL, so that the page stays one file."""
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(read_bytes(picture, limit=_LARGEST_PICTURE))) as image:

@@ -116,8 +116,12 @@ def markdown(table: Table, comparisons: Sequence[Comparison] = ()) -> str:
 
 def absent_markdown(table: Table) -> str:
     """List the cells without a number, and why."""
-    lines = [f"- {escape.item(f'{a.name}, {a.cell}: {a.status}: {a.reason}')}" for a in table.absent]
-    return "Without a number:\n\n" + "\n".join(lines) + "\n"
+    return "Without a number:\n\n" + "\n".join(f"- {escape.item(words)}" for words in reasons(table)) + "\n"
+
+
+def reasons(table: Table) -> list[str]:
+    """Return a sentence for each backbone and cell without a number."""
+    return list(dict.fromkeys(f"{a.name}, {a.cell}: {a.status}: {a.reason}" for a in table.absent))
 
 
 def _cell(row: Row, column: Column) -> str:

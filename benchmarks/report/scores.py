@@ -83,6 +83,16 @@ class Scores:
             del self._recent[next(iter(self._recent))]
         return found
 
+    def arrays(self, record: Result, *names: str) -> list[np.ndarray] | None:
+        """Return stored arrays of a record, a row per test item or class; None where one is absent or damaged."""
+        path = self._path(record)
+        if path is None or not path.exists():
+            return None
+        try:
+            return self._arrays(record, path, *names)
+        except NoScores:
+            return None
+
     def _path(self, record: Result) -> Path | None:
         return self._items.get(self._identity(record)) if self._items else None
 

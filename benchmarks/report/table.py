@@ -77,6 +77,8 @@ class Absent:
     cell: str
     status: str
     reason: str
+    task: str = ""
+    config8: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,14 @@ def gather(results: Iterable[Result]) -> Table:
         rows.append(Row(name, archs[name], len(backbones), values))
     absent = sorted(
         {
-            (names[who.key], r.cell, r.status, r.reason or "no reason recorded")
+            (
+                names[who.key],
+                r.cell,
+                r.status,
+                r.reason or "no reason recorded",
+                r.task.name,
+                r.task.config_sha256[:8],
+            )
             for r, who in zip(results, whos, strict=True)
             if r.status != "ok"
         }

@@ -109,7 +109,7 @@ def test_a_detectors_numbers_are_in_the_tables(cell, primary, more, beside, make
     expected = {f"{cell} {metric}" for metric in (primary, *beside)}
     assert set(tables(render.markdown(table))[0][0][1:]) == expected
     page = html.page(table, [record], suite="")
-    assert all(f"<th>{heading}</th>" in page for heading in expected)
+    assert set(overview(page)[0]) == expected
 
 
 @pytest.mark.parametrize("demo", [True, False])
@@ -120,7 +120,7 @@ def test_demo_and_rehearsal_are_marked_everywhere(demo, profile, make, tables):
     page = html.page(table, results, suite="demo")
     (row,) = csv.DictReader(io.StringIO(spreadsheet.csv_text(table)))
     heading = tables(render.markdown(table))[0][0][1]
-    assert ("DEMO" in heading) == demo == ("imagenet_linear top1 DEMO" in page)
+    assert ("DEMO" in heading) == demo == ("sort by imagenet_linear top1 DEMO" in page)
     assert ("REHEARSAL" in heading) == (profile == "smoke") == ("They are not results." in page)
     assert (row["is_demo"], row["profile"]) == (str(demo), profile)
     assert ("demo scenes, 3000/1000 images" in render.markdown(table)) == demo
@@ -236,18 +236,20 @@ def test_literature_stands_apart(make, tables):
 
 
 class _Page(HTMLParser):
-    """Collect what a page would load and run, and check that its tags close."""
+    """Collect what a page would load and run, and its links."""
 
     def __init__(self):
         super().__init__()
-        self.loaded, self.tags, self.text = [], [], []
+        self.loaded, self.links, self.tags, self.text, self.scripts = [], [], [], [], []
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         for key, value in attrs:
             if key in ("src", "href", "xlink:href", "data", "action", "srcset", "poster"):
-                self.loaded.append(value)
+                (self.links if tag == "a" else self.loaded).append(value)
             assert not key.startswith("on"), "no handlers"
+        if tag == "script":
+            self.scripts.append(dict(attrs))
 
     def handle_data(self, data):
         self.text.append(data)
@@ -256,7 +258,15 @@ class _Page(HTMLParser):
 def read_page(text):
     page = _Page()
     page.feed(text)
+    assert page.scripts == [{"type": "application/json", "id": "exports"}, {}], "the page's own scripts and no others"
     return page
+
+
+def overview(text):
+    """Return the names of the overview's columns, from the buttons that sort by them, and the cells' texts by row."""
+    rows = re.findall(r'<tr class="(?:trained|random)".*?</tr>', text, re.DOTALL)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
+    return re.findall(r'aria-label="sort by ([^"]*)"', text), cells
 
 
 @pytest.fixture
@@ -273,7 +283,8 @@ def test_page_is_self_contained(curves, make):
     page = read_page(text)
     assert text.count("<svg") == 2, "a plot of the cell and the curves"
     assert [value for value in page.loaded if not value.startswith(("#", "data:"))] == []
-    assert not {"script", "link", "iframe", "img", "object", "embed", "base"} & set(page.tags)
+    assert not {"link", "iframe", "img", "object", "embed", "base"} & set(page.tags)
+    assert "default-src &#39;none&#39;; style-src" in text and '<html lang="en">' in text, "it asks no server"
     assert not re.search(r"@import|url\((?!#|['\"]?data:|['\"]?#)", text)
     assert "run &lt;b&gt;one&lt;/b&gt;" in text
 
@@ -282,7 +293,7 @@ def test_page_is_self_contained(curves, make):
 def test_names_are_escaped(name, absent, make):
     results = [make(50.0, name=name), absent("failed", "<img src=http://x>", name=name)]
     page = read_page(html.page(gather(results), results, suite="<script>"))
-    assert "script" not in page.tags and "img" not in page.tags
+    assert "img" not in page.tags
     assert page.loaded == [value for value in page.loaded if value.startswith("#")]
     assert f"{name} (resnet50)" in "".join(page.text)
 
@@ -332,16 +343,16 @@ def test_page_takes_whatever_was_tuned(tuned, make):
     results = [make(50.0, tuned=tuned)]
     text = html.page(gather(results), results, suite="")
     if "lr" in tuned:
-        assert "lr 0.1 on 10 images held out of train" in text
+        assert "lr 0.1, on 10 images held out of train" in text
 
 
 def test_only_what_was_chosen_is_said_to_be(make):
     tuned = {"lr": 0.1, "on": "200 images held out of train"}
     chosen, fixed = make(50.0, tuned=tuned), make(50.0, cell="inat18_linear", data="inat18")
-    said = "of the last epoch. imagenet_linear: chosen on 200 images held out of train."
+    said = "Chosen on 200 images held out of train."
     for results, count in (([chosen, fixed], 1), ([fixed], 0)):
         page = " ".join(html.page(gather(results), results, suite="").split())
-        assert page.count(said) == page.count("chosen on") == count
+        assert page.count(said) == page.count("Chosen on") == count
 
 
 def test_every_set_of_versions_is_shown(make):
@@ -380,15 +391,14 @@ def test_curves_that_are_not_there_are_a_sentence(tmp_path, pair):
 def test_the_best_is_marked_in_the_metrics_own_direction(make):
     for higher, best in ((True, "60.0"), (False, "50.0")):
         results = [make(50.0, name="a", higher=higher), make(60.0, name="b", weights="b", higher=higher)]
-        text = html.page(gather(results), results, suite="").partition("<h2>Published")[0]
-        assert re.findall(r'<span class="best">([^<]*)</span>', text) == [best]
+        _, rows = overview(html.page(gather(results), results, suite=""))
+        assert [cell for _, cell in rows if "<strong>" in cell] == [f"<strong>{best}</strong>"]
 
 
 def test_the_second_best_is_underlined(make):
     results = [make(v, name=n, weights=n) for n, v in (("a", 50.0), ("b", 80.0), ("c", 20.0), ("d", 35.0))]
-    text = html.page(gather(results), results, suite="").partition("<h2>Published")[0]
-    assert re.findall(r'<span class="second">([^<]*)</span>', text) == ["50.0"]
-    assert re.findall(r'<span class="best">([^<]*)</span>', text) == ["80.0"]
+    _, rows = overview(html.page(gather(results), results, suite=""))
+    assert [cell for _, cell in rows] == ["<u>50.0</u>", "<strong>80.0</strong>", "20.0", "35.0"]
 
 
 def test_the_report_says_the_difference_to_the_random_baseline(tmp_path, make, tables):
@@ -404,7 +414,7 @@ def test_the_report_says_the_difference_to_the_random_baseline(tmp_path, make, t
     found = {row[0]: row[3] for row in table[2:]}
     assert re.fullmatch(r"\+30\.0 \[\+2\d\.0, \+39\.0\] †", found["imagenet_linear top1"])
     assert found["inat18_linear top1"] == "+30.0 † (no interval: no scores per test item are stored)"
-    assert found["imagenet_linear top1"] in page and 'title="no interval: no scores' in page
+    assert found["imagenet_linear top1"] in page and "no interval: no scores per test item are stored" in page
     assert "paired bootstrap" in page and "paired bootstrap" in text
     assert "**80.0**" in text
 

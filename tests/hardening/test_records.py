@@ -128,7 +128,7 @@ def test_a_name_is_shown_as_text_in_every_file_and_touches_no_other(tmp_path, ca
     for file in ("report.html", "c.html"):
         page = _Page()
         page.feed(texts[file])
-        assert not {"script", "img", "iframe", "b", "i"} & (set(page.tags) - {"b"}), file
+        assert not {"img", "iframe", "i"} & set(page.tags) and page.tags.count("script") == 2, file
         assert not [a for a in page.attributes if a.startswith("on")], file
     for file in ("report.csv", "c.csv"):
         for row in csv.DictReader(io.StringIO(texts[file])):
