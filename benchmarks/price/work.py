@@ -16,7 +16,7 @@ from transfer.detection.spec import DetectionSpec
 from transfer.pooling import CELLS
 
 _BATCH = 128  # images of a forward pass
-_NEWTON = 60  # products with the features that a fit of SVMs takes (VOC07: 36 s on two cores of 20 Gflop/s in float64)
+_NEWTON = 25  # products with the features that a fit of SVMs takes (VOC07: 35 s on a core of 20 Gflop/s in float64)
 _FPN = 256  # channels of a feature pyramid, its RPN and its mask head
 _PER_FLOP = 0.0105  # the same, bytes per operation: ResNet-50 at 224 px keeps 86 MB for its 8.2 GFLOP
 
