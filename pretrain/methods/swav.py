@@ -36,8 +36,9 @@ class Prototypes(nn.Linear):
     """Scores (N, P) of projections (N, D): the cosine similarity to P prototypes, while these have length 1."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the scores of raw projections."""
-        return super().forward(F.normalize(x, dim=-1))
+        """Return the scores of raw projections, in at least float32: under bf16 they would have two digits."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(F.normalize(x.to(self.weight.dtype), dim=-1))
 
 
 class Queue(Memory):

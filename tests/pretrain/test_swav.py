@@ -119,6 +119,15 @@ def test_scores_are_cosine_similarities():
     torch.testing.assert_close(prototypes(10 * z), expected)
 
 
+def test_scores_are_float32_under_autocast():
+    prototypes, z = Prototypes(D, P, bias=False), randn(B, D).float()
+    expected = prototypes(z.bfloat16().float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = prototypes(z.bfloat16())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
+
+
 # ---------------------------------------------------------------- queue and prototypes
 
 
