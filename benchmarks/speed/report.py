@@ -49,7 +49,7 @@ def report_scores(setup: Setup) -> Comparison:
     count = 40 if setup.quick else 10_000
     setup = dataclasses.replace(setup, rounds=min(setup.rounds, 3))
     with tempfile.TemporaryDirectory() as folder:
-        linked = write_arrays(Path(folder) / "arrays", *((100, 50) if setup.quick else (50_000, 4_952)))
+        linked = write_arrays(Path(folder) / "arrays", *((100, 300) if setup.quick else (50_000, 4_952)))
         place = write_records(Path(folder) / "results", count, linked)
         first = _render(place)
         pairs = in_turn(setup, lambda: _render(place), lambda: SECOND_S)
