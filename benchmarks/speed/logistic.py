@@ -90,7 +90,7 @@ def made(rows: int, features: int, classes: int) -> tuple[tuple[Tensor, Tensor],
     rng = np.random.default_rng(0)
     hidden = min(256, features)
     scale = np.arange(1, hidden + 1) ** -0.5
-    towards = 0.25 * rng.normal(size=(classes, hidden)) * scale**0.7
+    towards = 0.1 * rng.normal(size=(classes, hidden)) * scale**0.7
     labels = rng.permutation(np.arange(rows) % classes)
     z = rng.normal(size=(rows, hidden)) * scale + towards[labels]
     x = 0.1 * z @ rng.normal(size=(hidden, features)) + 0.2 * rng.normal(size=(rows, features)) - 0.1
