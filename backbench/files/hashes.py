@@ -35,5 +35,5 @@ def tensors_sha256(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())  # a copy would take as long as the hash
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)  # a copy would take as long as the hash
     return digest.hexdigest()
