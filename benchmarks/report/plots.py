@@ -65,11 +65,13 @@ def cell_plot(table: Table, column: Column) -> str:
     rows = _best(all_rows, column)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.4, 0.32 * len(rows) + 0.8))
-        for y, row in enumerate(rows):
-            numbers, colour = row.values[column].numbers, RANDOM if row.name.startswith("random:") else OURS
-            axes.axhline(y, color=RANDOM, linewidth=0.4, zorder=0)
-            axes.plot(numbers, [y] * len(numbers), "o", color=colour, markersize=5, alpha=0.7)
-            axes.plot([row.values[column].mean], [y], "|", color=INK, markersize=14, markeredgewidth=1.6)
+        axes.grid(axis="y", color=RANDOM, linewidth=0.4)
+        for colour, is_random in ((OURS, False), (RANDOM, True)):
+            kind = [(y, row) for y, row in enumerate(rows) if row.name.startswith("random:") == is_random]
+            dots = [(number, y) for y, row in kind for number in row.values[column].numbers]
+            axes.plot([x for x, _ in dots], [y for _, y in dots], "o", color=colour, markersize=5, alpha=0.7)
+        means = [row.values[column].mean for row in rows]
+        axes.plot(means, range(len(rows)), "|", color=INK, markersize=14, markeredgewidth=1.6)
         if len(rows) < len(all_rows):
             axes.set_title(f"the best {_MOST_DOTTED} of {len(all_rows)}, and random baselines", fontsize=8)
         axes.set_yticks(range(len(rows)), [printable(row.name, _NAME) for row in rows], parse_math=False)
