@@ -25,7 +25,7 @@ LONG = (
     "transfer/detection/test_draws", "benchmarks/test_run", "test_real_data", "hardening/test_limits",
     "transfer/detection/test_detectron2", "model_zoo/test_variants", "hardening/test_growth", "contract/test_tasks",
     "transfer/detection/test_own_data", "transfer/detection/test_course", "model_zoo/test_external",
-    "transfer/detection/test_parity",
+    "transfer/detection/test_parity", "benchmarks/test_evidence", "contract/test_methods_on_ranks", "contract/test_methods",
 )  # fmt: skip
 
 

@@ -74,13 +74,13 @@ def markdown(made: Mapping[str, Any]) -> str:
     ]
     if made["claims"]:
         lines += _claims(made)
-    head = ["arm", "budget", "views", "steps", *TITLES.values(), "spread", "rank"]
+    head = ["arm", "budget", "views", "steps", *(TITLES[cell] for cell in CELLS), "spread", "rank"]
     lines += [_row(head), _row(["---"] * len(head))]
     return "\n".join([*lines, *(_arm(result) for result in made["results"])]) + "\n"
 
 
 def _claims(made: Mapping[str, Any]) -> list[str]:
-    head = ["claim", "refuted by", "budget", *(f"{title}, points" for title in TITLES.values())]
+    head = ["claim", "refuted by", "budget", *(f"{TITLES[cell]}, points" for cell in CELLS)]
     lines = [_row(head), _row(["---"] * len(head))]
     for number, claim in enumerate(made["claims"]):
         for budget in made["budgets"]:
@@ -121,8 +121,8 @@ def plot(made: Mapping[str, Any]) -> str:
     from matplotlib import pyplot as plt
 
     results = made["results"]
-    figure, panels = plt.subplots(1, len(CELLS), figsize=(9, 0.34 * len(results) + 1.1), sharey=True)
-    for panel, cell in zip(panels, CELLS, strict=True):
+    figure, panels = plt.subplots(1, len(CELLS), figsize=(9, 0.34 * len(results) + 1.1), sharey=True, squeeze=False)
+    for panel, cell in zip(panels[0], CELLS, strict=True):
         for y, result in enumerate(results):
             colour = "#b0b0b0" if result["arm"] == UNTRAINED else "#1f6f8b"
             panel.plot(result[cell], [y] * len(result[cell]), "o", color=colour, alpha=0.8)
@@ -130,7 +130,7 @@ def plot(made: Mapping[str, Any]) -> str:
         for side in ("top", "right"):
             panel.spines[side].set_visible(False)
     labels = [f"{result['arm']}, {BUDGETS[result['budget']]}" for result in results]
-    panels[0].set_yticks(range(len(results)), labels, parse_math=False)
-    panels[0].invert_yaxis()
+    panels[0, 0].set_yticks(range(len(results)), labels, parse_math=False)
+    panels[0, 0].invert_yaxis()
     figure.tight_layout()
     return svg(figure, "a dot per pretraining, a row per arm, a panel per cell")

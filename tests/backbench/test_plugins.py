@@ -134,6 +134,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.sample(3)
 def test_a_broken_one_is_named_and_takes_nothing_else_down(folder, kind, capsys):
     path, text, ask = BROKEN[kind]
     (folder / path).write_text(text)

@@ -24,6 +24,7 @@ def test_a_cell_is_shown_with_values_and_comments(capsys):
 
 
 @pytest.mark.parametrize("name", plan.cell_names())
+@pytest.mark.sample(30)
 def test_what_is_shown_can_be_said(name, capsys):
     """Each shown value, given as an override, gives the same cell."""
     assert run_all.main(["--show", name]) == 0

@@ -29,9 +29,8 @@ def test_a_folder_makes_cells_under_its_own_name(image_folder):
     named = catalogue.parse_places([f"flowers={image_folder}"])
     assert named == {"flowers": image_folder}
     cells = {name for name in plan.cell_names() if name.startswith("flowers_")}
-    assert cells == {
-        f"flowers_{p}" for p in ("diagnostics", "knn", "linear", "logistic", "semi1", "semi10", "uniformity")
-    }
+    protocols = "diagnostics fewshot finetune knn linear logistic semi1 semi10 uniformity"
+    assert cells == {f"flowers_{protocol}" for protocol in protocols.split()}
     config = plan.load_cell("flowers_knn").config
     assert (config.data.name, config.data.expect, config.preset) == ("flowers", "any", "npid")
     assert plan.named_cells("flowers_knn,imagenet_knn") == ["flowers_knn", "imagenet_knn"]
@@ -44,7 +43,10 @@ def test_a_folder_makes_cells_under_its_own_name(image_folder):
 def test_cells_of_a_data_set_that_no_cell_reads_are_named(checkpoint, image_folder, tmp_path, capsys):
     argv = ["--ckpt", str(checkpoint), "--data", f"flowers={image_folder}", "--out", str(tmp_path / "out"), "--dry-run"]
     assert run_all.main(argv) == 0
-    assert "name its cells: --tasks flowers_diagnostics,flowers_knn,flowers_linear," in capsys.readouterr().err
+    assert (
+        "name its cells: --tasks flowers_diagnostics,flowers_fewshot,flowers_finetune,flowers_knn,"
+        in capsys.readouterr().err
+    )
     assert run_all.main([*argv, "--tasks", "flowers_knn"]) == 0
     assert "name its cells" not in capsys.readouterr().err
 

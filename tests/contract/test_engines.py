@@ -117,6 +117,7 @@ CASES += [("fpn", fields) for fields in ARCHITECTURES if fields in ({}, *ARCHITE
 @pytest.mark.slow
 @pytest.mark.parametrize(("head", "fields"), CASES, ids=[f"{head} {words(fields)}" for head, fields in CASES])
 @pytest.mark.parametrize("name", engines.names())
+@pytest.mark.sample(14)
 def test_an_engine_holds_the_backbone_or_says_why_not(name, fields, head, tmp_path):
     """`build` compares every tensor and the features, with either head, so it never builds another network."""
     engine = engines.get(name)

@@ -175,6 +175,7 @@ def views_of(config: PretrainConfig) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ALL)
+@pytest.mark.sample(6)
 def test_a_few_steps_on_a_batch_lower_its_loss(name):
     config = small(name)
     online, target, optimizer, scaler = build_all(config, torch.device("cpu"))

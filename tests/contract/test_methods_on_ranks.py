@@ -70,7 +70,7 @@ class Stopped(Exception):
     """The run ends here."""
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", ALL)
 def test_a_resumed_run_has_the_same_bits(name, photos, tmp_path, monkeypatch, capsys):
     config = tiny_recipe(photos, f"method.name={name}", "optim.trust_coefficient=0.01", *MADE_SMALL.get(name, ()))

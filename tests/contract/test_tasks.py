@@ -192,6 +192,7 @@ DETECTION = ("voc0712_detection", "coco_instance_segmentation_mmdet", "coco_dete
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DETECTION)
+@pytest.mark.sample(1)
 def test_detection_cell_runs_and_returns_its_headline(name, places, tmp_path):
     fields = ["spec.iterations=1", "spec.precise_bn=1", "spec.batch=2", "spec.sides_train=[64]", "spec.side_test=64"]
     fields += ["spec.detections=10"]

@@ -24,6 +24,7 @@ def used() -> tuple[int, int, int]:
 @pytest.mark.timeout(1500)
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux tells of a process in /proc")
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.sample(0)
 def test_a_thousand_steps_do_not_grow(tmp_path, monkeypatch, workers):
     """After the first fifth, memory may grow by less than 10 kB per step; a leaked image is larger."""
     epochs = f"optim.epochs={STEPS / 15}"

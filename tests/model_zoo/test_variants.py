@@ -77,6 +77,7 @@ def theirs(name):
 
 
 @pytest.mark.parametrize("name", BOTH)
+@pytest.mark.sample(4)
 def test_timms_weights_give_timms_function(name, tmp_path):
     network, x, maps, pooled = theirs(name)
     torch.save(network.state_dict(), tmp_path / "file.pth")

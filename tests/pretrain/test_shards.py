@@ -79,6 +79,7 @@ def test_ranks_share_every_image_of_the_full_batches_once(monkeypatch, ranks, st
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 @pytest.mark.parametrize("layout", shards.LAYOUTS)
+@pytest.mark.sample(1)
 def test_ranks_and_workers_load_the_same_views_from_any_step(config, monkeypatch, layout):
     def loaded(workers: int, rank: int, ranks: int, start: int) -> list[torch.Tensor]:
         place_on(monkeypatch, rank, ranks)

@@ -117,7 +117,10 @@ def assert_finite(values: Any) -> None:
 
 @pytest.fixture(
     scope="module",
-    params=[(), ("method.views=4", "run.views_per_pass=1", "run.channels_last=true")],
+    params=[
+        (),
+        pytest.param(("method.views=4", "run.views_per_pass=1", "run.channels_last=true"), marks=pytest.mark.sample(0)),
+    ],
     ids=["two views at once", "four views one by one"],
 )
 def one_and_two(
@@ -209,6 +212,7 @@ def without_speed(out: Path) -> list[dict[str, Any]]:
     [KILL_AT_STEP.format(step=1), KILL_AT_STEP.format(step=5), _KILL_IN_CHECKPOINT.format(number=2)],
     ids=["before the first checkpoint", "after a step that no checkpoint has", "while a checkpoint is written"],
 )
+@pytest.mark.sample(1)
 def test_a_killed_run_resumes_to_the_same_bits(whole, tmp_path, start, before):
     config, uninterrupted = whole
     out = tmp_path / "run"
@@ -537,6 +541,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(shared_photos, recipe, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("call", ["__init__", "add_scalar", "close"])
+@pytest.mark.sample(1)
 def test_a_disk_that_fills_up_under_tensorboard_is_one_sentence(shared_photos, recipe, tmp_path, monkeypatch, call):
     def refuse(*_args, **_fields):
         raise OSError(errno.ENOSPC, "No space left on device")

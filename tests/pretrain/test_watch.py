@@ -41,6 +41,7 @@ def test_a_step_is_given_back_once_in_order_and_with_what_was_noted(lag):
 
 
 @pytest.mark.slow
+@pytest.mark.sample(1)
 def test_a_signal_ends_the_run_with_a_checkpoint_that_continues_to_the_same_bits(
     lag, shared_photos, recipe, tmp_path, monkeypatch
 ):

@@ -44,6 +44,7 @@ def test_the_nearest_prototype_is_the_sources(shots):
 
 
 @pytest.mark.parametrize("features", [40, 8], ids=["few rows", "more rows than features"])
+@pytest.mark.sample(1)
 def test_regressions_are_scikit_learns(features):
     """Rows of length 1 and C = 1, as Tian et al. fit them."""
     x = episodes(3, 4, 5 + 8, features)

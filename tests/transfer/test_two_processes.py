@@ -203,6 +203,7 @@ def one_process(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", FITS)
+@pytest.mark.sample(3)
 def test_training_in_two_processes_equals_one(two_ranks, one_process, case):
     images, batch, rate, norm, _ = FITS[case]
     expected = one_process[case]
@@ -269,6 +270,7 @@ def test_a_protocol_in_two_processes_gives_the_numbers_of_one(two_ranks, one_pro
         ("imagenet_semi10", ["epochs=2", "batch=7", "list=drawn", *(f"{k}={v}" for k, v in GENTLE.items())]),
     ],
 )
+@pytest.mark.sample(1)
 def test_a_job_of_two_processes_writes_one_record(folder, tmp_path, cell, fields):
     state = build_trunk(Architecture(name="resnet18", width=0.25), seed=0).state_dict()
     save(tmp_path / "tiny.pth", state, Architecture(name="resnet18", width=0.25), InputSpec(size=32))

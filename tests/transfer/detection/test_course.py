@@ -152,6 +152,7 @@ def test_a_rank_whose_proposals_are_not_finite_waits_for_no_other(after, monkeyp
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "head"), [("detectron2", "c4"), ("mmdet", "fpn")])  # test_parity: losses are the same
+@pytest.mark.sample(1)
 def test_losses_fall(name, head, trained_like, scenes, short, job, tmp_path):
     engine = engines.get(name)
     if engine.missing():
@@ -166,6 +167,7 @@ def test_losses_fall(name, head, trained_like, scenes, short, job, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "weights"), [("detectron2", "model"), ("mmdet", "state_dict")])
+@pytest.mark.sample(1)
 def test_a_kill_in_precise_bn_repeats_no_iteration(
     name, weights, monkeypatch, trained_like, scenes, short, job, tmp_path
 ):

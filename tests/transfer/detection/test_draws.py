@@ -113,6 +113,7 @@ def pixels(name: str, batch: Any) -> list[torch.Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.sample(2)
 def test_batches_of_a_course_that_is_gone_on_with(name, workers, trained_like, scenes, short, tmp_path):
     spec = short("c4", batch=3, sides_train=(48, 64, 80))
     batches = loader(
@@ -149,6 +150,7 @@ def stopped_after(patch: pytest.MonkeyPatch, batches: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "head", "workers"), [("detectron2", "c4", 0), ("mmdet", "fpn", 2)], indirect=["name"])
+@pytest.mark.sample(1)
 def test_resumed_is_uninterrupted(name, head, workers, monkeypatch, trained_like, scenes, short, tmp_path):
     """Stopped in the fourth iteration and in PreciseBN: weights and statistics equal those of an uninterrupted run."""
     engine, backbone = engines.get(name), trained_like("resnet18")

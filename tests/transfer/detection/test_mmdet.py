@@ -232,6 +232,7 @@ def test_images_without_boxes_and_boxes_without_anchors():
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["c4", "fpn"])
 @pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50", "resnet101"])
+@pytest.mark.sample(3)
 def test_the_detector_computes_the_backbones_features(tmp_path, pair, head, arch):
     exported = backbone(arch)
     cfg = engine.write_native(course(head), exported, pair, job(tmp_path))
@@ -464,6 +465,7 @@ def records(folder: Path) -> list[dict]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["c4", "fpn"])
+@pytest.mark.sample(1)
 def test_trains_and_detects_in_the_images_own_pixels(tmp_path, head, monkeypatch):
     spec, train, test = course(head, score_threshold=0.0), demo_split(head), demo_split(head, "test", 3)
     model = engine.train(spec, backbone(), train, job(tmp_path))

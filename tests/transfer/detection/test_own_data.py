@@ -69,7 +69,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["detectron2", "mmdet"])
 def test_own_classes_by_path(name: str, layout: str, scenes: Callable[..., DetectionSplit], tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def with_runs(split: DetectionSplit) -> DetectionSplit:
 
 
 @pytest.mark.parametrize(("head", "masks"), [("c4", None), ("fpn", "polygons"), ("fpn", "runs")])
+@pytest.mark.sample(2)
 def test_losses_and_gradients_are_the_same(tmp_path, head, masks, scenes, short, trained_like):
     """Two images of different sizes, norms in train mode: each loss to 1e-5, the stem's gradient to 1e-4 (relative)."""
     from detectron2.utils.events import EventStorage
@@ -123,6 +124,7 @@ def test_losses_and_gradients_are_the_same(tmp_path, head, masks, scenes, short,
 
 
 @pytest.mark.parametrize("head", ["c4", "fpn"])
+@pytest.mark.sample(1)
 def test_detections_are_the_same(tmp_path, head, scenes, short, trained_like):
     fields = {"score_threshold": 0.1, "detections": 100, "side_test": 96, "side_max": 160, "proposals_test": (200, 50)}
     spec, test = short(head, **fields), scenes(tmp_path / "images", 4)

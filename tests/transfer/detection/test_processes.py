@@ -128,6 +128,7 @@ def built(name, backbone, split, job, spec) -> nn.Module:
     return engine.build(engine.write_native(spec, backbone, split, job), backbone, job.device)
 
 
+@pytest.mark.sample(1)
 def test_two_processes_are_one_detector(name, tmp_path, trained_like, scenes, short):
     in_two(__file__, "spread", name, str(tmp_path))
     ranks = [load_torch(tmp_path / f"rank{rank}.pth") for rank in range(2)]
@@ -160,6 +161,7 @@ def halves(name: str, folder: Path) -> None:
     distributed.shutdown()
 
 
+@pytest.mark.sample(1)
 def test_a_step_of_two_processes_is_that_of_one_on_both_images(name, tmp_path):
     for other in engines.names():
         if engines.get(other).missing():
