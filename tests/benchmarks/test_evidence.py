@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from benchmarks.evidence import __main__ as command
 from benchmarks.evidence import runs, study, tables
 from benchmarks.evidence.verdicts import Verdict
 from benchmarks.statistics.crossed import Crossed, crossed
+from pretrain import run as pretraining
 from pretrain.plan import plan_steps
 
 # ---------------------------------------------------------------- studies
@@ -123,7 +125,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_study_trains_measures_decides_and_continues(photos, capsys, monkeypatch):
+def test_a_study_trains_measures_decides_and_continues(photos, capsys, monkeypatch, warm_cells):
     fields = [
         "model.hidden=16",
         "model.outputs=8",
@@ -136,6 +138,9 @@ def test_a_study_trains_measures_decides_and_continues(photos, capsys, monkeypat
     small = made(seeds=2, epochs=0.8, fields=fields, arms={"two": ["method.views=2"]}, claims=[claim])
     file, out = photos.parent / "small.yaml", photos.parent / "out"
     file.write_text(yaml.safe_dump(small.model_dump(mode="json")))
+    # in this process: a new one imports torch for every run
+    trained = SimpleNamespace(run=lambda commands, **_: [pretraining.main(command[2:]) for command in commands])
+    monkeypatch.setattr(runs, "local", trained)
     for module in (runs, tables):
         monkeypatch.setattr(module, "CELLS", ("imagenet_knn",))
     words = [str(file), "--data", str(photos), "--out", str(out)]
@@ -152,6 +157,6 @@ def test_a_study_trains_measures_decides_and_continues(photos, capsys, monkeypat
     assert verdict["interval"]["items"] == 24 and verdict["verdict"] in tables.markdown(numbers)
     assert "<svg" in (out / "small.svg").read_text()
     capsys.readouterr()
-    monkeypatch.setattr(runs.local, "run", lambda commands, **_: [0 for _ in commands if pytest.fail("trained again")])
+    monkeypatch.setattr(trained, "run", lambda commands, **_: [0 for _ in commands if pytest.fail("trained again")])
     assert command.main(words) == 0
     assert json.loads((out / "small.json").read_text()) == numbers

@@ -54,7 +54,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_photos(tmp_path_factory.mktemp("photos"))
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(0)
 @pytest.mark.parametrize("name", ALL)
 def test_a_run_of_two_processes_ends_with_the_weights_of_one(name, photos, tmp_path):
     fields = f"method.name={name}", "run.float64=true", "optim.trust_coefficient=0.1", *MADE_SMALL.get(name, ())

@@ -113,6 +113,7 @@ KILLS = [(name, place, how) for name in WEIGHTS for place in PLACES for how in (
 
 @pytest.mark.timeout(3 * WITHIN)
 @pytest.mark.parametrize(("name", "place", "how"), KILLS, ids=[f"{n}, {p}, {h.name}" for n, p, h in KILLS])
+@pytest.mark.sample(0)
 def test_a_killed_run_ends_in_the_number_of_a_whole_one(name, place, how, whole, tmp_path):
     if reason := engines.get(name).missing():
         pytest.skip(reason)

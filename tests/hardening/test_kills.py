@@ -228,6 +228,7 @@ def whole_of_two(tmp_path_factory, photos) -> tuple[PretrainConfig, Path]:
     ],
     ids=lambda value: value.name if isinstance(value, signal.Signals) else str(value),
 )
+@pytest.mark.sample(0)
 def test_two_ranks_resume_to_the_same_bits(whole_of_two, tmp_path, whom, number, step):
     config, uninterrupted = whole_of_two
     out = tmp_path / "run"

@@ -185,6 +185,7 @@ WRONG_JOBS = {
 
 
 @pytest.mark.parametrize("environment", WRONG_JOBS.values(), ids=WRONG_JOBS.keys())
+@pytest.mark.sample(1)
 def test_an_environment_that_describes_no_job(environment, tmp_path):
     said = ends_in_a_sentence("pretrain/run.py", "--out", str(tmp_path / "run"), env=environment)
     assert said.startswith("configuration error: ") and "unset " in said
