@@ -35,7 +35,7 @@ docs: $(INSTALLED)
 $(INSTALLED): pyproject.toml setup.py constraints.txt transfer/detection/install.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check -q --no-compile -c constraints.txt -e '.[test]'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
 	$(BIN)/python -m transfer.detection install && touch $@ || echo 'detection is left out until this succeeds: $(BIN)/python -m transfer.detection install'
 
 clean:
