@@ -41,9 +41,9 @@ def main(argv: list[str] | None = None, *, prog: str = "python -m benchmarks.sub
     args = parser(prog).parse_args(argv)
     from backbench.progress import say
     from benchmarks.board import checks, entry
-    from benchmarks.records.store import read_paths
+    from benchmarks.records import store
 
-    found = read_paths(args.records)
+    found = store.read_paths(args.records)
     name = chosen_name(args.name, {record.backbone.name for record in found.values()})
     records, left_out = [], []
     for path, record in found.items():
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None, *, prog: str = "python -m benchmarks.sub
     if args.weights:
         _refuse_other_weights(args.weights, {record.backbone.weights_sha256 for record in records})
     made = entry.make(name, args.by, records, link=args.link, note=args.note)
-    out = args.out or Path(f"{_file_name(name)}-{records[0].backbone.weights_sha256[:8]}.json")
+    out = args.out or Path(f"{store.file_name(name)[:80]}-{records[0].backbone.weights_sha256[:8]}.json")
     entry.write(out, made)
     print(f"entry with {len(records)} records: {out}")
     return 0
@@ -77,10 +77,6 @@ def chosen_name(name: str | None, known: set[str]) -> str:
     if name is None:
         raise BackbenchError(f"the records are of {len(known)} backbones: choose one with --name{nearest('', known)}")
     raise BackbenchError(f"no records of '{name}'{nearest(name, known)}")
-
-
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)[:80]
 
 
 def _other_scores(record: Result, path: Path) -> str | None:

@@ -30,13 +30,14 @@ def marks(*, is_demo: bool, profile: str) -> str:
 
 def folder(out: Path, backbone_name: str, weights_sha256: str, cell: str, config_sha256: str) -> Path:
     """Return `<out>/<backbone>-<weights8>/<cell>-<config8>`; a name too long for a file system ends in its hash."""
-    name = _safe(backbone_name)
+    name = file_name(backbone_name)
     if len(name.encode()) > _LONGEST:
         name = f"{name.encode()[: _LONGEST - 9].decode(errors='ignore')}-{digest(backbone_name)[:8]}"
-    return Path(out) / f"{name}-{_safe(weights_sha256[:8])}" / f"{_safe(cell)}-{_safe(config_sha256[:8])}"
+    return Path(out) / f"{name}-{file_name(weights_sha256[:8])}" / f"{file_name(cell)}-{file_name(config_sha256[:8])}"
 
 
-def _safe(word: str) -> str:
+def file_name(word: str) -> str:
+    """Return the word with a dash for every character that a file's name should not have."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in word)
 
 

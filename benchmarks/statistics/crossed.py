@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
 
 from benchmarks.statistics import LEVEL
+from benchmarks.statistics.spread import quantile
 
 
 @dataclass(frozen=True)
@@ -42,5 +42,5 @@ def crossed(differences_SN: np.ndarray, level: float = LEVEL) -> Crossed:
     if total == 0.0:
         return Crossed(mean, mean, mean, seeds, items)
     freedom = total**2 / math.fsum(part**2 / (n - 1) for part, n in zip(parts, (seeds, items), strict=True))
-    half = float(student.ppf(1 - level / 2, freedom)) * math.sqrt(total)
+    half = quantile(1 - level / 2, freedom) * math.sqrt(total)
     return Crossed(mean, mean - half, mean + half, seeds, items)

@@ -55,9 +55,9 @@ def detectable(error: float, *, freedom: float = math.inf, level: float = LEVEL,
     Source: Bloom 1995, "Minimum detectable effects", Evaluation Review 19; Card et al. 2020, "With little power comes
     great responsibility", EMNLP.
     """
-    return (_quantile(1 - level / 2, freedom) + _quantile(power, freedom)) * error
+    return (quantile(1 - level / 2, freedom) + quantile(power, freedom)) * error
 
 
-def _quantile(share: float, freedom: float) -> float:
+def quantile(share: float, freedom: float) -> float:
     """Return Student's quantile, which is the normal one for infinitely many degrees of freedom."""
     return float(ndtri(share) if math.isinf(freedom) else stdtrit(freedom, share))
