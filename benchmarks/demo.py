@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from backbench.files import folder_option
+from backbench.processes import INTERRUPTED
 
 
 def parser(prog: str = "backbench demo") -> argparse.ArgumentParser:
@@ -41,4 +42,6 @@ def main(argv: list[str] | None = None, *, prog: str = "backbench demo") -> int:
         return run_all.main([*words, "--baselines", "random"])
     # the random network's detector would take the demo beyond ten minutes
     frozen = run_all.main([*words, "--baselines", "random", "--tasks", "imagenet_knn,imagenet_linear"])
-    return frozen or run_all.main([*words, "--tasks", "voc0712_detection"])
+    if frozen == INTERRUPTED:
+        return frozen
+    return run_all.main([*words, "--tasks", "voc0712_detection"]) or frozen
