@@ -73,11 +73,11 @@ def _plan(chosen: Study, trainings: list[Run], out: Path, images: int) -> str:
 
     lines = [f"{chosen.title} ({chosen.source})"]
     lines += [f"claim: {claim.text}; refuted by: {claim.refuted_by}" for claim in chosen.claims]
+    missing = {run.name for run in runs.to_do(trainings, out)}
     for run in trainings:
         steps, views = plan_steps(run.config, images).total, len(run.config.method.queries())
-        state = "done" if runs.is_done(out, run) else f"{steps} steps of {run.config.optim.batch} x {views} views"
+        state = "done" if run.name not in missing else f"{steps} steps of {run.config.optim.batch} x {views} views"
         lines.append(f"{run.arm:<24} equal {run.budget:<6} seed {run.seed}  {run.name}  {state}")
-    missing = {run.name for run in trainings if not runs.is_done(out, run)}
     return "\n".join([*lines, f"{len({run.name for run in trainings})} pretrainings, {len(missing)} to do"])
 
 

@@ -16,6 +16,7 @@ from backbench.progress import say
 from benchmarks import run_all
 from benchmarks.evidence import study as studies
 from benchmarks.evidence.study import Budget, Study
+from benchmarks.records import store
 from pretrain.config import PretrainConfig
 
 CELLS = ("imagenet_knn", "imagenet_linear")
@@ -61,9 +62,24 @@ def is_done(out: Path, run: Run) -> bool:
     return (folder(out, run) / "model.pth").is_file()
 
 
+def measured(out: Path) -> set[str]:
+    """The runs with a record of every cell. Their models are not needed: a study may continue on another machine."""
+    cells: dict[str, set[str]] = {}
+    for record in store.read_all(out / "results"):
+        if record.status == "ok":
+            cells.setdefault(record.backbone.name, set()).add(record.cell)
+    return {name for name, found in cells.items() if found.issuperset(CELLS)}
+
+
+def to_do(runs: Sequence[Run], out: Path) -> list[Run]:
+    """The pretrainings without a model and without records, each once."""
+    known = measured(out)
+    return list({run.name: run for run in runs if run.name not in known and not is_done(out, run)}.values())
+
+
 def train(runs: Sequence[Run], out: Path, *, jobs: int) -> int:
     """Train what is not done, `jobs` at a time, and continue what was stopped; return the exit code."""
-    missing = list({run.name: run for run in runs if not is_done(out, run)}.values())
+    missing = to_do(runs, out)
     say(f"{len({run.name for run in runs})} pretrainings, {len(missing)} to do")
     commands = []
     for run in missing:
@@ -83,11 +99,14 @@ def train(runs: Sequence[Run], out: Path, *, jobs: int) -> int:
 
 def measure(runs: Sequence[Run], root: Path, out: Path) -> int:
     """Measure every model, and as many untrained networks as there are seeds; return the exit code."""
+    models = {run.name: folder(out, run) / "model.pth" for run in runs if is_done(out, run)}
+    if not models:
+        return 0
     seeds = len({run.seed for run in runs})
     words = ["--out", str(out / "results"), "--data", f"imagenet={root}", "--tasks", ",".join(CELLS)]
     words += ["--baselines", "random", "--seeds", str(seeds)]
-    for run in {run.name: run for run in runs}.values():
-        words += ["--ckpt", f"{run.name}={folder(out, run) / 'model.pth'}"]
+    for name, model in models.items():
+        words += ["--ckpt", f"{name}={model}"]
     return run_all.main([*words, "*.data.expect=any", "imagenet_knn.k=[20]"])
 
 

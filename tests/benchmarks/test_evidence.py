@@ -160,3 +160,8 @@ def test_a_study_trains_measures_decides_and_continues(photos, capsys, monkeypat
     monkeypatch.setattr(trained, "run", lambda commands, **_: [0 for _ in commands if pytest.fail("trained again")])
     assert command.main(words) == 0
     assert json.loads((out / "small.json").read_text()) == numbers
+    for model in out.glob("runs/*/model.pth"):  # as on another machine, which has the records alone
+        model.unlink()
+    assert command.main([*words, "--dry-run"]) == 0 and "2 pretrainings, 0 to do" in capsys.readouterr().out
+    assert command.main(words) == 0
+    assert json.loads((out / "small.json").read_text()) == numbers
