@@ -1,0 +1,1 @@
+"""Images with masks, in one form for every protocol and engine."""
