@@ -15,7 +15,7 @@ from backbench.errors import BackbenchError, ConfigError, nearest
 from backbench.files.folders import configs_folder
 from transfer import tasks
 
-Needs = Literal["images", "class", "classes", "boxes", "masks"]
+Needs = Literal["images", "class", "classes", "boxes", "masks", "semantic"]
 
 
 class Protocol(Config):
@@ -94,6 +94,7 @@ _WORDS = {
     "classes": "all classes of an image",
     "boxes": "boxes",
     "masks": "masks",
+    "semantic": "a mask with one class per pixel",
 }
 
 

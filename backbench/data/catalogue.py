@@ -39,7 +39,7 @@ class DatasetInfo(Config):
     test: str
     # Published numbers of images and classes; `fold` counts each of fold0, fold1, ... Empty for a user's own data.
     counts: Mapping[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
-    metric: Literal["top1", "mean_per_class", "mAP", "AP"] = "top1"
+    metric: Literal["top1", "mean_per_class", "mAP", "AP", "mIoU"] = "top1"
     source: str
     licence: str = "not stated"
     archives: tuple[Archive, ...] = ()

@@ -15,6 +15,7 @@ from backbench.data.catalogue import DataPlaces
 from backbench.data.decode import CorruptImage
 from backbench.data.layouts import voc
 from backbench.data.listing import listed
+from backbench.data.masks import faults
 from backbench.data.overlap import duplicates
 from backbench.data.splits import Files, ImageSplit
 from backbench.errors import ConfigError, DataError
@@ -98,6 +99,9 @@ def examine(name: str, places: DataPlaces, *, full: bool = False) -> Report:
     if known.layout == "voc":
         for split in splits.values():
             _examine_annotations(split, report, full=full)
+    if hasattr(catalogue.layout_of(name), "masks"):
+        for split in splits.values():
+            _examine_masks(split, folder, report, full=full)
     if known.train in splits and known.test in splits:
         _compare(splits[known.train], splits[known.test], report, full=full)
     _say_what_it_is(report, folder)
@@ -184,6 +188,20 @@ def _examine_annotations(split: ImageSplit, report: Report, *, full: bool) -> No
         report.problems.append(f"{split.split}: unreadable annotations: {some(broken, first=1)}")
     if differing:
         report.warnings.append(f"{split.split}: images whose class lists and XML disagree: {some(differing)}")
+
+
+def _examine_masks(split: ImageSplit, folder: Path, report: Report, *, full: bool) -> None:
+    """Check that every image has a mask of its size, whose pixels hold the data set's classes."""
+    assert isinstance(split.source, Files)
+    try:
+        masks = catalogue.layout_of(report.name).masks(folder, split.split)
+    except DataError as error:
+        report.problems.append(str(error))
+        return
+    rows = sample(split, full=full).tolist()
+    label = f"masks of {split.dataset} {split.split}"
+    if found := list(faults(split.source, masks, track(rows, total=len(rows), label=label))):
+        report.problems.append(f"{split.split}: masks that do not fit: {some(found, first=1)}")
 
 
 def _compare(train: ImageSplit, test: ImageSplit, report: Report, *, full: bool) -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import io
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from backbench.data.decode import CorruptImage
+from backbench.data.decode import CorruptImage, header_size
 from backbench.data.splits import Files
 from backbench.errors import DataError
+from backbench.files import read_lines
+from backbench.printable import some
 
 IGNORE = 255  # the label of pixels that count neither in a loss nor in a score
 UNKNOWN = -1  # in a table of values: this value must not occur
@@ -103,3 +109,75 @@ def _ranges(values: list[int]) -> str:
         else:
             parts.append([value])
     return ", ".join(f"{part[0]} to {part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+
+
+# ---------------------------------------------------------------- what the layouts share
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the sorted names in a folder without hidden ones. Raises DataError when it cannot be read."""
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))  # noqa: PTH208 (names only)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror}); is the data set whole?") from None
+
+
+def by_stem(folder: Path, endings: Collection[str] = ENDINGS) -> dict[str, str]:
+    """Return the files in a folder that have one of the endings (lower case), by name without it.
+
+    Raises:
+        DataError: the folder cannot be read, or two files differ in their ending only.
+    """
+    found: dict[str, str] = {}
+    for name in names_in(folder):
+        ending = PurePosixPath(name).suffix
+        if ending.lower() in endings and (other := found.setdefault(name.removesuffix(ending), name)) != name:
+            raise DataError(f"{folder}: holds {other} and {name}, which differ in their ending only; remove one")
+    return found
+
+
+def class_names(folder: Path) -> tuple[str, ...] | None:
+    """Return the lines of `classes.txt`, row = label, or None without such a file.
+
+    Raises:
+        DataError: no name, one there twice, or more than 255.
+    """
+    file = folder / "classes.txt"
+    if not file.is_file():
+        return None
+    names = tuple(line for line in read_lines(file) if line)
+    if not 0 < len(names) <= IGNORE:
+        raise DataError(f"{file}: {len(names)} names; a mask has 1 to {IGNORE} classes, one name a line")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"{file}: names that are there twice: {some(twice)}; each line is another class")
+    return names
+
+
+def faults(images: Files, masks: Masks, rows: Iterable[int]) -> Iterator[str]:
+    """Yield a sentence for each of the rows whose mask is not one of its image: unreadable, of another size or value."""
+    for row in rows:
+        try:
+            label_of(images, masks.source, row, len(masks.classes), masks.values)
+        except DataError as error:
+            yield str(error)
+
+
+def label_of(
+    images: Files, masks: Files, row: int, classes: int, values: tuple[int, ...] | None = None
+) -> np.ndarray:
+    """Return the labels (H, W) uint8 of an image's pixels, IGNORE where none counts.
+
+    Raises:
+        CorruptImage: the image or the mask cannot be read.
+        DataError: as `label_map`, or the mask has another size than the image.
+        Changed: the mask changed after it was listed.
+    """
+    mask, image = masks.root / masks.paths[row], images.root / images.paths[row]
+    labels = label_map(masks.stored(row), str(mask), classes, values)
+    width, height = header_size(image)
+    if labels.shape != (height, width):
+        raise DataError(
+            f"{mask}: has {labels.shape[1]}x{labels.shape[0]} pixels, but its image {image.name} {width}x{height}; give a "
+            "mask of the image's size"
+        )
+    return labels

@@ -195,6 +195,15 @@ def route_of(name: str, val_labels: Path | None = None, devkit: Path | None = No
         "imagenet_sketch": _after("sketch/", keep="sketch/"),
         "imagenet_real": _matching(r"(?:^|/)(real\.json)$"),
         "eurosat": _matching(r"(?:^|/)(2750/.+\.jpg|eurosat-(?:train|val|test)\.txt)$"),
+        "voc12": _voc12,
+        "cityscapes": _matching(
+            r"(?:^|/)(leftImg8bit/(?:train|val)/[^/]+/[^/]+_leftImg8bit\.png"
+            r"|gtFine/(?:train|val)/[^/]+/[^/]+_gtFine_label(?:Train)?Ids\.png)$"
+        ),
+        "ade20k": _matching(
+            r"(?:^|/)ADEChallengeData2016/((?:images|annotations)/(?:training|validation)/[^/]+\.(?:jpg|png)|objectInfo150\.txt)$",
+            keep="ADEChallengeData2016/",
+        ),
     }
     if name not in routes:
         raise DataError(f"no archives are known for data set '{name}'{nearest(name, routes)}")
@@ -219,6 +228,17 @@ def _matching(pattern: str, *, keep: str = "") -> Route:
         return keep + found[1] if found else None
 
     return route
+
+
+def _voc12(member: str) -> str | None:
+    folder = "VOCdevkit/VOC2012/"
+    own = re.search(r"(?:^|/)VOC2012/((?:JPEGImages|SegmentationClass|ImageSets/Segmentation)/[^/.][^/]*)$", member)
+    if own:
+        return folder + own[1]
+    added = re.search(r"(?:^|/)(?:(SegmentationClassAug/[^/.][^/]*\.png)|(train_?aug\.txt))$", member)
+    if added:
+        return folder + (added[1] or f"ImageSets/Segmentation/{added[2]}")
+    return None
 
 
 def _coco(member: str) -> str | None:

@@ -2,7 +2,8 @@
 
 The folder made is a data root: `imagenet/` and `imagenet100/` (image folders), `voc/VOCdevkit/VOC2007/` (XML, per-class
 lists, difficult objects), `coco/` (polygons, gaps in the category ids), `places205/` (csv), `inat18/` (JSON),
-`stl10/stl10_binary/` (raw pixels, folds).
+`stl10/stl10_binary/` (raw pixels, folds),
+`voc12/VOCdevkit/VOC2012/` (masks with a class for each pixel).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from backbench.files.folders import cache_folder
 from backbench.files.locks import held
 from backbench.progress import say
 
-VERSION = 6
+VERSION = 7
 MARKER = "DEMO.json"  # in the data root, with the version: a folder without it is incomplete
 
 

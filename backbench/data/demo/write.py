@@ -27,6 +27,7 @@ def make(folder: Path) -> None:
     _make_coco(folder / "coco")
     _make_places205(folder / "places205")
     _make_inat18(folder / "inat18")
+    _make_voc12(folder / "voc12" / "VOCdevkit" / "VOC2012")
 
 
 def _save(path: Path, pixels: np.ndarray) -> None:
@@ -152,3 +153,30 @@ def _make_inat18(folder: Path) -> None:
         categories = [{"id": i, "name": name, "supercategory": "Shapes"} for i, name in enumerate(CLASSES)]
         record = {"images": images, "annotations": annotations, "categories": categories}
         (folder / f"{split}2018.json").write_text(json.dumps(record))
+
+
+def _make_voc12(folder: Path) -> None:
+    """Write scenes with masks: a class is background or a shape; as in VOC, 255 marks the outlines."""
+    lists, pictures = (make_folder(folder / name) for name in ("ImageSets/Segmentation", "JPEGImages"))
+    own, added = (make_folder(folder / name) for name in ("SegmentationClass", "SegmentationClassAug"))
+    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in ("background", *CLASSES)))
+    names: dict[str, list[str]] = {}
+    for split, count, masks in (("train", 60, own), ("aug", 40, added), ("val", 60, own)):
+        names[split] = [f"{split}_{i:04d}" for i in range(count)]
+        for i, name in enumerate(names[split]):
+            pixels, placed = render_scene(seeded("voc12", split, i))
+            _save(pictures / f"{name}.jpg", pixels)
+            Image.fromarray(_class_mask(placed)).save(masks / f"{name}.png")
+    names["trainaug"] = names["train"] + names.pop("aug")
+    for split, found in names.items():
+        (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in found))
+
+
+def _class_mask(placed: list[Placed]) -> np.ndarray:
+    """Return the class of each pixel, (H, W) uint8: the front object's, 0 without one, 255 on outlines."""
+    mask = np.zeros(SCENE[::-1], np.uint8)
+    for item in placed:
+        outline = [np.round(item.polygon * 16).astype(np.int32)]
+        cv2.fillPoly(mask, outline, item.label + 1, shift=4)
+        cv2.polylines(mask, outline, isClosed=True, color=255, shift=4)
+    return mask

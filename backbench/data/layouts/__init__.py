@@ -1,8 +1,9 @@
 """One module per layout of a data set's folder: `read(root, split, *, dataset) -> ImageSplit`.
 
-`LABELS` says what its images are labelled with: `class` (one each), `classes` (any number), `boxes`, `masks`; protocols
-need one of these. `recognise(root) -> (train, test)`, where a module has it, gives the names of the splits to learn from
-and to test on, or None when the folder is of another layout.
+`LABELS` says what its images are labelled with: `class` (one each), `classes` (any number), `boxes`, `masks` (of objects),
+`semantic` (a class for each pixel: the module then has `masks(root, split) -> Masks`); protocols need one of these.
+`recognise(root) -> (train, test)`, where a module has it, gives the names of the splits to learn from and to test on, or None
+when the folder is of another layout. `GIVES_WAY_TO` names layouts that are taken instead where a folder fits both.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ def recognise(root: Path, layout: str | None = None) -> tuple[str, str, str] | N
         splits = module.recognise(root) if hasattr(module, "recognise") else None
         if splits is not None:
             fitting.append((name, *splits))
+    others = {name for name, *_ in fitting}
+    fitting = [each for each in fitting if not getattr(modules[each[0]], "GIVES_WAY_TO", frozenset()) & others]
     if len(fitting) > 1:
         several = " and ".join(name for name, *_ in fitting)
         raise DataError(f"{root}: fits several layouts, {several}; say which, e.g. --data NAME={fitting[0][0]}:{root}")

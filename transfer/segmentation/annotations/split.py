@@ -10,10 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from backbench.data.decode import header_size
-from backbench.data.masks import IGNORE, label_map
+from backbench.data.masks import IGNORE, label_of
 from backbench.data.splits import Files, state_of
-from backbench.errors import DataError
 
 __all__ = ["IGNORE", "SegmentationSplit", "of_rows"]
 
@@ -53,15 +51,7 @@ class SegmentationSplit:
             DataError: the mask has another size than the image, colours, or a value that is none of the classes.
             Changed: the mask changed after it was listed.
         """
-        mask = self.mask_file(index)
-        labels = label_map(self.masks.stored(index), str(mask), len(self.classes), self.values)
-        width, height = header_size(self.file(index))
-        if labels.shape != (height, width):
-            raise DataError(
-                f"{mask}: has {labels.shape[1]}x{labels.shape[0]} pixels, but its image {self.source.paths[index]} "
-                f"{width}x{height}; give a mask of the image's size"
-            )
-        return labels
+        return label_of(self.source, self.masks, index, len(self.classes), self.values)
 
     def manifest_sha256(self) -> str:
         """Return the SHA-256 over the sorted (image, its bytes, mask, its bytes) of all rows and the table of values.
