@@ -143,7 +143,7 @@ def fit(
     stacked = None if model.rate_encoder else Stacked(model.heads, device)  # no autograd where the inputs are fixed
     optimizer = _optimizer(model.groups(config.weight_decay), config, fused=stacked is not None)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16" and model.rate_encoder > 0)
-    start = _restore(resume, model, optimizer, scaler)
+    start = restore_state(resume, model, optimizer, scaler)
     forward = distributed.wrapped(model, device) if stacked is None else model
     saved = time.monotonic()
     steps = order.steps_per_epoch
@@ -162,7 +162,7 @@ def fit(
         if (step + 1) % steps == 0:
             _check(distributed.all_reduce_sum(losses), (step + 1) // steps, model)
             if resume is not None and time.monotonic() - saved > _SAVE_EVERY_S:
-                _save(resume, model, optimizer, scaler, step + 1)
+                save_state(resume, model, optimizer, scaler, step + 1)
                 saved = time.monotonic()
     if not any(model.heads.sound):
         _refuse(config.epochs, model)
@@ -220,16 +220,17 @@ def _refuse(epoch: int, model: Classifier) -> NoReturn:
 # ---------------------------------------------------------------- resuming after a kill
 
 
-def _save(
-    file: Path, model: Classifier, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, step: int
+def save_state(
+    file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, step: int
 ) -> None:
+    """Write the state after `step` steps; only rank 0 does."""
     if distributed.is_main():
         state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
         atomic_save(file, state | ({"scaler": scaler.state_dict()} if scaler.is_enabled() else {}))
 
 
-def _restore(
-    file: Path | None, model: Classifier, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+def restore_state(
+    file: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
 ) -> int:
     """Load the state and return the step to resume from, 0 without a valid file. A damaged file is named and ignored."""
     if file is None or not os.path.lexists(file):
