@@ -18,9 +18,10 @@ _TASKS = {
     "knn": "image-classification",
     "voc_detection": "object-detection",
     "coco_instance_segmentation": "image-segmentation",
+    "linear_segmentation": "image-segmentation",
 }
 _METRICS = {"top1": "accuracy", "top5": "accuracy", "mAP": "mean_average_precision", "AP": "mean_average_precision",
-            "box_AP": "mean_average_precision", "mask_AP": "mean_average_precision"}  # fmt: skip
+            "box_AP": "mean_average_precision", "mask_AP": "mean_average_precision", "mIoU": "mean_iou"}  # fmt: skip
 
 
 def card(name: str, results: Sequence[Result], *, licence: str | None = None, link: str | None = None) -> str:

@@ -85,6 +85,17 @@ PUBLISHED = [  # data set, archive, members that keep their place, those that mo
     ("imagenet_real", "real.json", ["real.json"], {}),
     ("eurosat", "EuroSAT.zip", ["2750/River/River_1.jpg"], {}),
     ("eurosat", "eurosat-val.txt", ["eurosat-val.txt"], {}),
+    ("voc12", "VOCtrainval_11-May-2012.tar", ["VOCdevkit/VOC2012/SegmentationClass/1.png", "VOCdevkit/VOC2012/JPEGImages/1.jpg"],
+     {"VOCdevkit/VOC2012/Annotations/1.xml": None, "VOCdevkit/VOC2012/ImageSets/Main/train.txt": None}),
+    ("voc12", "SegmentationClassAug.zip", [], {"SegmentationClassAug/1.png": "VOCdevkit/VOC2012/SegmentationClassAug/1.png",
+                                              "__MACOSX/SegmentationClassAug/._1.png": None}),
+    ("cityscapes", "leftImg8bit_trainvaltest.zip", ["leftImg8bit/train/ulm/a_leftImg8bit.png"],
+     {"leftImg8bit/test/bonn/a_leftImg8bit.png": None}),
+    ("cityscapes", "gtFine_trainvaltest.zip", ["gtFine/val/ulm/a_gtFine_labelIds.png"],
+     {"gtFine/val/ulm/a_gtFine_color.png": None}),
+    ("ade20k", "ADEChallengeData2016.zip", ["ADEChallengeData2016/images/training/a.jpg",
+     "ADEChallengeData2016/annotations/validation/a.png", "ADEChallengeData2016/objectInfo150.txt"],
+     {"ADEChallengeData2016/sceneCategories.txt": None}),
 ]  # fmt: skip
 
 
@@ -98,6 +109,11 @@ def test_the_fields_data_sets(name, file, kept, moved, archive, tmp_path):
     assert tally.unneeded == sum(place is None for place in places.values())
     described = {known.file for known in catalogue.described().found[name].archives}
     assert file in described, "the description names the archive"
+
+
+def test_sbds_list_goes_to_vocs_lists(archive, tmp_path):
+    unpack.prepare("voc12", [archive("trainaug.txt", b"2008_a\n")], tmp_path / "voc12")
+    assert tree(tmp_path / "voc12") == {"VOCdevkit/VOC2012/ImageSets/Segmentation/trainaug.txt": b"2008_a\n"}
 
 
 def test_a_tar_in_a_zip_is_unpacked(archive, tmp_path):

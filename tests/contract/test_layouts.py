@@ -7,6 +7,7 @@ import pytest
 
 from backbench.data import catalogue, demo, layouts
 from backbench.data.catalogue import DataPlaces
+from backbench.data.masks import faults
 from backbench.errors import DataError
 
 # ImageNet-100 has ImageNet's layout, and no separate scenes.
@@ -27,8 +28,12 @@ def test_a_split_is_images_with_labels_and_names(name, role, scenes):
     split = catalogue.load(name, role, scenes)
     assert split.dataset == name and split.split == getattr(catalogue.info(name), role)
     assert len(split) == len(split.source) > 0 and len(split.classes) > 1
-    rows = split.labels.shape
-    assert rows == (len(split),) or rows == (len(split), len(split.classes))
+    if split.labels is None:
+        masks = catalogue.layout_of(name).masks(scenes.of(name), split.split)
+        assert "semantic" in layouts.labels(catalogue.info(name).layout) and len(masks.source) == len(split)
+        assert not list(faults(split.source, masks, range(len(split))))
+    else:
+        assert split.labels.shape in ((len(split),), (len(split), len(split.classes)))
     assert len({split.source.name(i) for i in range(len(split))}) == len(split), "names of images are unique"
     pixels = split.source.rgb(0)
     assert pixels.dtype == np.uint8 and pixels.shape == (*reversed(split.source.pil(0).size), 3)
@@ -46,7 +51,9 @@ def test_an_empty_folder_is_an_error_that_names_it(name, tmp_path):
 def test_layouts_say_what_they_read(layout):
     module = layouts.get(layout)
     assert module.__doc__ and module.read.__doc__ and module.recognise.__doc__
-    assert {"class", "classes", "boxes", "masks"} >= module.LABELS and {"class", "classes"} & module.LABELS
+    assert {"class", "classes", "boxes", "masks", "semantic"} >= module.LABELS
+    assert {"class", "classes", "semantic"} & module.LABELS
+    assert hasattr(module, "masks") == ("semantic" in module.LABELS)
 
 
 @pytest.mark.parametrize("name", catalogue.known())

@@ -47,8 +47,8 @@ _LEOPART = {"view": "resized_crop", "crop": 448, "scale": [0.8, 1.0], "photometr
             "dropout": 0.0, "head_init": "linear", "loss_side": 100, "loss_over": "counted", "optimizer": "sgd", "rate": 0.01,
             "weight_decay": 1e-4, "batch": 120, "iterations": 2200, "warmup": 0, "schedule": "steps", "milestones": [0.8],
             "inference": "squash"}  # fmt: skip
-_DEMO = {"crop": 96, "scale": [0.8, 1.5], "photometric": False, "rate": 0.01, "batch": 8, "iterations": 120, "warmup": 10,
-         "window_stride": 64}  # fmt: skip
+_DEMO = {"stride": 8, "crop": 96, "scale": [0.8, 1.5], "photometric": False, "rate": 0.01, "batch": 8,
+         "iterations": 120, "warmup": 10, "window_stride": 64}  # fmt: skip
 
 
 class Config(ForwardConfig):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from backbench.errors import DataError
 from transfer.segmentation.annotations.split import IGNORE
 
 
@@ -43,10 +44,10 @@ class Confusion:
         count in mAcc.
 
         Raises:
-            ValueError: no pixel counts.
+            DataError: no pixel counts.
         """
         if not self.counts.any():
-            raise ValueError("no pixel of the test images has a class, so nothing can be measured")
+            raise DataError("no pixel of the test images has a class, so nothing can be measured; are the masks empty?")
         right = np.diag(self.counts)
         with np.errstate(invalid="ignore"):
             accuracy = right / self.counts.sum(1)
