@@ -162,9 +162,7 @@ def faults(images: Files, masks: Masks, rows: Iterable[int]) -> Iterator[str]:
             yield str(error)
 
 
-def label_of(
-    images: Files, masks: Files, row: int, classes: int, values: tuple[int, ...] | None = None
-) -> np.ndarray:
+def label_of(images: Files, masks: Files, row: int, classes: int, values: tuple[int, ...] | None = None) -> np.ndarray:
     """Return the labels (H, W) uint8 of an image's pixels, IGNORE where none counts.
 
     Raises:

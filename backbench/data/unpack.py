@@ -201,7 +201,8 @@ def route_of(name: str, val_labels: Path | None = None, devkit: Path | None = No
             r"|gtFine/(?:train|val)/[^/]+/[^/]+_gtFine_label(?:Train)?Ids\.png)$"
         ),
         "ade20k": _matching(
-            r"(?:^|/)ADEChallengeData2016/((?:images|annotations)/(?:training|validation)/[^/]+\.(?:jpg|png)|objectInfo150\.txt)$",
+            r"(?:^|/)ADEChallengeData2016/((?:images|annotations)/(?:training|validation)/[^/]+\.(?:jpg|png)"
+            r"|objectInfo150\.txt)$",
             keep="ADEChallengeData2016/",
         ),
     }

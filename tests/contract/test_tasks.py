@@ -25,7 +25,8 @@ pytestmark = pytest.mark.slow  # runs every cell and preset
 SMALL = {"k": "[1,3]", "ways": "[2]", "shots": "[1]", "headline_shots": "1", "queries": "2", "episodes": "3", "steps": "2",
          "decays": "[0.0,0.001]",
          "headline_k": "3", "epochs": "1", "batch": "8", "list": "drawn", "size": "32", "resize": "32",
-         "costs": "[0.1,1]", "samples": "2", "jobs": "1", "iterations": "2", "warmup": "0", "crop": "64", "window_stride": "48"}  # fmt: skip
+         "costs": "[0.1,1]", "samples": "2", "jobs": "1", "iterations": "2", "warmup": "0", "crop": "64",
+         "window_stride": "48"}  # fmt: skip
 
 
 # Recipes for the embedded scenes: they measure nothing and are in no suite.
@@ -34,7 +35,11 @@ DEMO = ("detection_demo_long", "detection_demo_long_mmdet")
 # Each cell file, and one pair per protocol: the others differ only in the name of the data.
 FILES = [path.stem for path in sorted((configs_folder() / "tasks").glob("*.yaml"))]
 MEASURED = sorted(
-    {*FILES, "voc12_linear_segmentation", *(name for name in plan.cell_names() if name.startswith(("imagenet_", "coco_")))}
+    {
+        *FILES,
+        "voc12_linear_segmentation",
+        *(name for name in plan.cell_names() if name.startswith(("imagenet_", "coco_"))),
+    }
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ def build(backbone: Backbone, stride: int, side: int) -> nn.Module:
         raise ConfigError(reason)
     module: Any = backbone.build()
     if backbone.is_resnet:
-        times = _own_stride(cast(Architecture, backbone.arch)) // stride
+        times = _own_stride(backbone.arch) // stride
         found: nn.Module = Stages(dilated(module, *_DIVIDED[times]))
     else:
         if module.patch_embed.img_size != (side, side):
@@ -72,10 +72,10 @@ def build(backbone: Backbone, stride: int, side: int) -> nn.Module:
 def unfit(backbone: Backbone, stride: int, side: int) -> str | None:
     """Return why the backbone gives no such map, or None."""
     if backbone.is_resnet:
-        arch = cast(Architecture, backbone.arch)
+        arch = backbone.arch
         own = _own_stride(arch)
         if own % stride or own // stride not in _DIVIDED:
-            return f"C5 of a {arch.name} with stem {arch.stem} has stride {own}: set stride={own} or half of it"
+            return f"C5 of a {arch.name} with stem {arch.stem} has stride {own}: set stride={own}"
         if own // stride == 4 and arch.conv_padding == "same":
             return f"TensorFlow's padding of {arch.name} is not defined for stride {stride}: set stride={own // 2}"
         return None

@@ -58,9 +58,7 @@ class PixelHead(nn.Module):
             (Leopart).
     """
 
-    def __init__(
-        self, channels: int, classes: int, seed: int, *, norm: bool, dropout: float, init: HeadInit
-    ) -> None:
+    def __init__(self, channels: int, classes: int, seed: int, *, norm: bool, dropout: float, init: HeadInit) -> None:
         super().__init__()
         self.dropout = dropout
         self.norm: nn.Module = nn.BatchNorm2d(channels) if norm else nn.Identity()

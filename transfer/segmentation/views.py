@@ -154,7 +154,12 @@ class SeededPairs(Dataset[tuple[np.ndarray, np.ndarray]]):
 
 
 def pair_batches(
-    split: SegmentationSplit, view: PairView, spec: InputSpec, order: Order, ctx: RunContext[SegmentationSplit], size: int
+    split: SegmentationSplit,
+    view: PairView,
+    spec: InputSpec,
+    order: Order,
+    ctx: RunContext[SegmentationSplit],
+    size: int,
 ) -> Batches:
     """Return batches of normalised images (B, 3, S, S) and labels (B, S, S) int64, IGNORE where none counts, on the device.
 

@@ -61,7 +61,9 @@ class Config(ForwardConfig):
     train: str = "training"  # splits, as the layout names them
     test: str = "validation"
     stride: Literal[8, 16, 32] = 16  # of a ResNet's C5, in pixels; a ViT has its patch
-    view: Literal["scaled_crop", "resized_crop"] = "scaled_crop"  # of a training image: see transfer/segmentation/views.py
+    view: Literal["scaled_crop", "resized_crop"] = (
+        "scaled_crop"  # of a training image: see transfer/segmentation/views.py
+    )
     crop: Annotated[int, Field(ge=32)] = 512  # side of the squares that the backbone sees, in pixels
     scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
         0.5,
@@ -71,7 +73,9 @@ class Config(ForwardConfig):
     head_norm: bool = True  # a BatchNorm before the 1x1 convolution
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of channels, before the BatchNorm
     head_init: HeadInit = "normal"  # N(0, 0.01) and bias 0; linear: PyTorch's default
-    loss_side: Annotated[int, Field(gt=0)] | None = None  # logits and masks are resized to this square; none: to the crop
+    loss_side: Annotated[int, Field(gt=0)] | None = (
+        None  # logits and masks are resized to this square; none: to the crop
+    )
     loss_over: Literal["all", "counted"] = "all"  # pixels in the loss's mean; ignored ones add 0
     optimizer: Literal["adamw", "sgd"] = "adamw"
     rate: Annotated[float, Field(gt=0)] = 1e-3  # at `batch`
@@ -81,7 +85,9 @@ class Config(ForwardConfig):
     iterations: Annotated[int, Field(gt=0)] = 40_000
     warmup: Annotated[int, Field(ge=0)] = 1500  # iterations, of `cosine`
     schedule: Literal["cosine", "steps"] = "cosine"
-    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()  # of `steps`: shares of all iterations; a tenth each
+    milestones: tuple[
+        Annotated[float, Field(gt=0, lt=1)], ...
+    ] = ()  # of `steps`: shares of all iterations; a tenth each
     inference: Inference = "slide"  # see transfer/segmentation/inference.py
     window_stride: Annotated[int, Field(gt=0)] = 341  # of `slide`, in pixels
 

@@ -1,7 +1,7 @@
 """ADE20K's scene parsing: `<root>/ADEChallengeData2016/{images,annotations}/{training,validation}`.
 
-A mask's 0 is no class and is ignored; 1 to 150 are the classes 0 to 149 (MMSegmentation's `reduce_zero_label`). Their names
-come from the archive's `objectInfo150.txt`; without it they are numbers.
+A mask's 0 stands for none of the classes and is ignored; 1 to 150 are the classes 0 to 149 (MMSegmentation's
+`reduce_zero_label`). Their names come from the archive's `objectInfo150.txt`; without it they are numbers.
 """
 
 from __future__ import annotations

@@ -63,12 +63,7 @@ def _images(root: Path, split: str) -> Path:
 def _names(root: Path, split: str) -> tuple[str, ...]:
     folder = _images(root, split)
     cities = [name for name in names_in(folder) if (folder / name).is_dir()]
-    found = [
-        f"{city}/{name}"
-        for city in cities
-        for name in names_in(folder / city)
-        if name.endswith(_IMAGE)
-    ]
+    found = [f"{city}/{name}" for city in cities for name in names_in(folder / city) if name.endswith(_IMAGE)]
     if not found:
         raise DataError(f"{folder}: no <city>/*{_IMAGE} in it; unpack leftImg8bit_trainvaltest.zip there")
     return tuple(found)

@@ -74,8 +74,8 @@ def masks(root: Path, split: str) -> Masks:
 def _rows(folder: Path, split: str) -> list[tuple[str, str]]:
     """Return (name of the image, folder of its mask) in the split's order."""
     if split != AUG:
-        file = folder / _LISTS / f"{split}.txt"
-        return [(name, _OWN) for name in _without_repetition(file, image_lists.lines(file))]
+        own = folder / _LISTS / f"{split}.txt"
+        return [(name, _OWN) for name in _without_repetition(own, image_lists.lines(own))]
     file = _aug_list(folder)
     if file is None:
         raise DataError(

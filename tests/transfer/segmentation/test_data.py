@@ -68,7 +68,9 @@ def test_a_limit_takes_the_same_images_each_time(root):
 def test_splits_of_other_data_need_a_word(tmp_path):
     make_ade20k(tmp_path)
     places, names = DataPlaces(None, {"ade20k": tmp_path}), ("training", "validation")
-    with pytest.raises(DataError, match=r"training 3, validation 2, 150 classes; published: training 20210, validation 2000"):
+    with pytest.raises(
+        DataError, match=r"training 3, validation 2, 150 classes; published: training 20210, validation 2000"
+    ):
         read_splits(DataSpec(name="ade20k"), names, places)
     found = read_splits(DataSpec(name="ade20k", expect="any", limit=1), names, places)
     assert {role: len(split) for role, split in found.items()} == {"train": 1, "test": 1}
@@ -92,7 +94,7 @@ def test_own_masks_make_the_cell(root, monkeypatch):
     catalogue.parse_places([f"mine={root}"])
     config = plan.load_cell("mine_linear_segmentation").config
     assert (config.preset, config.train, config.test, config.data.expect) == ("dinov3", "train", "val", "any")
-    with pytest.raises(ConfigError, match="'knn' needs one class an image; 'mine' .* gives a mask with one class per pixel|semantic"):
+    with pytest.raises(ConfigError, match=r"'knn' needs one class an image; 'mine' .* gives semantic"):
         plan.load_cell("mine_knn")
 
 
@@ -156,7 +158,9 @@ def test_scores_are_mmsegmentations():
 def test_sums_of_an_images_areas_give_the_scores():
     pairs, confusion = made(1, 4), Confusion(4)
     areas = areas_of(np.stack([confusion.add(*pair) for pair in pairs]))
-    assert {name: values.shape for name, values in areas.items()} == dict.fromkeys(("intersection", "union", "truth"), (4, 4))
+    assert {name: values.shape for name, values in areas.items()} == dict.fromkeys(
+        ("intersection", "union", "truth"), (4, 4)
+    )
     iou = 100 * areas["intersection"].sum(0) / areas["union"].sum(0)
     assert iou == pytest.approx(confusion.iou()) and np.nanmean(iou) == pytest.approx(confusion.scores()["mIoU"])
     assert np.array_equal(areas["truth"].sum(0), confusion.counts.sum(1))
@@ -188,7 +192,8 @@ def test_what_cannot_be_counted_is_an_error():
 
 def test_colours_are_vocs():
     """VOCcode's VOClabelcolormap: background, aeroplane, bicycle, bird, ..., tvmonitor."""
-    known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 8: (64, 0, 0), 15: (192, 128, 128), 20: (0, 64, 128)}
+    known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 8: (64, 0, 0),
+             15: (192, 128, 128), 20: (0, 64, 128)}  # fmt: skip
     assert {label: colour_of(label) for label in known} == known
     assert len({colour_of(label) for label in range(255)}) == 255
 

@@ -49,12 +49,12 @@ class _Killed(Exception):
 
 @pytest.mark.parametrize(("stride", "replaced"), [(32, (False, False)), (16, (False, True)), (8, (True, True))])
 def test_a_dilated_resnet_is_torchvisions(stride, replaced):
-    from torchvision.models import resnet50
+    from torchvision.models.resnet import Bottleneck, ResNet
 
     torch.manual_seed(0)
-    theirs = resnet50(replace_stride_with_dilation=[False, *replaced]).eval()
+    theirs = ResNet(Bottleneck, [2, 2, 2, 2], replace_stride_with_dilation=[False, *replaced]).eval()
     state = {name: value for name, value in theirs.state_dict().items() if not name.startswith("fc.")}
-    backbone = Backbone("r50", Architecture(name="resnet50"), state, InputSpec(), "test", "backbench")
+    backbone = Backbone("r26", Architecture(name="resnet26"), state, InputSpec(), "test", "backbench")
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = theirs.layer4(theirs.layer3(theirs.layer2(theirs.layer1(theirs.maxpool(theirs.relu(theirs.bn1(
@@ -212,9 +212,7 @@ def course(preset: str, **fields) -> Config:
 def trained(config: Config, resume: Path, *, batches=None, log=None) -> linear.PixelHead:
     order = Order(10, config.batch, 3, 0, most=config.iterations)
     head = linear.PixelHead(6, 3, 0, norm=config.head_norm, dropout=config.dropout, init=config.head_init)
-    linear.fit(
-        head, tiny_encoder(), batches or made_batches(order), config, order, device=CPU, resume=resume, log=log
-    )
+    linear.fit(head, tiny_encoder(), batches or made_batches(order), config, order, device=CPU, resume=resume, log=log)
     return head
 
 
@@ -347,7 +345,7 @@ def test_sliding_windows_are_averaged_as_in_a_loop():
     encoder, head = tiny_encoder(), linear.PixelHead(6, 3, 0, norm=True, dropout=0.1, init="linear").eval()
     pixels = np.random.default_rng(0).integers(0, 256, (16, 40, 3), np.uint8)
     found = predict(head, encoder, pixels, (24, 60), Looking("slide", 16, 11), SPEC, CPU)
-    x = (torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255 - torch.tensor(SPEC.mean)[:, None, None])
+    x = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255 - torch.tensor(SPEC.mean)[:, None, None]
     x = x / torch.tensor(SPEC.std)[:, None, None]
     total, count = torch.zeros(1, 3, 16, 40), torch.zeros(40)
     with torch.no_grad():

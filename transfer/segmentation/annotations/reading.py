@@ -48,8 +48,7 @@ def read_splits(data: DataSpec, names: tuple[str, str], places: DataPlaces) -> d
     assert root is not None, "`missing` was asked"
     layout = catalogue.info(data.name).layout
     found = {
-        role: read(layout, root, name, dataset=data.name)
-        for role, name in zip(("train", "test"), names, strict=True)
+        role: read(layout, root, name, dataset=data.name) for role, name in zip(("train", "test"), names, strict=True)
     }
     _check(data, found)
     return {role: limited(split, data.limit) for role, split in found.items()}

@@ -67,9 +67,7 @@ class SegmentationSplit:
     @functools.cached_property
     def _manifest(self) -> str:
         images, masks = self.source, self.masks
-        rows = sorted(
-            f"{images.name(i)}\t{images.size(i)}\t{masks.name(i)}\t{masks.size(i)}" for i in range(len(self))
-        )
+        rows = sorted(f"{images.name(i)}\t{images.size(i)}\t{masks.name(i)}\t{masks.size(i)}" for i in range(len(self)))
         text = "\n".join([f"{len(self.classes)}\t{self.values}", *rows])
         return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
