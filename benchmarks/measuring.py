@@ -131,6 +131,7 @@ def measure(
             "task": task,
             "metrics": records,
             "primary": cell.task.primary(cell.config),
+            "artefacts": {f"{folder.name}/{name}": sha for name, sha in ctx.artefacts.items()},
             "provenance": provenance.collect(device, time.monotonic() - start, meter.joules()).model_copy(
                 update={"resumed_at": ctx.resumed_at}
             ),
@@ -224,7 +225,7 @@ def describe_data(cell: Cell, splits: dict[str, Split], places: DataPlaces) -> D
         name=name,
         train=train.split,
         test=test.split,
-        counts={"train": len(train), "test": len(test), "classes": len(train.classes)},
+        counts={role: len(split) for role, split in splits.items()} | {"classes": len(train.classes)},
         manifest_sha256=digest({role: split.manifest_sha256() for role, split in splits.items()}),
         is_published=is_published(name, splits),
         is_demo=demo.is_demo(places.of(name) or Path()),

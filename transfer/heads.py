@@ -34,7 +34,7 @@ class Heads(nn.Module):
         cells: int = 1,
     ) -> None:
         super().__init__()
-        self.rates, self.cells = tuple(rates), cells
+        self.rates, self.cells, self.norm = tuple(rates), cells, norm
         generator = torch.Generator().manual_seed(seed)
         if init == "linear":
             bound = features**-0.5
@@ -56,6 +56,14 @@ class Heads(nn.Module):
     def forward(self, x_BC: Tensor) -> list[Tensor]:
         """Return the logits (B, classes) of every head."""
         return [head(self._normed(norm, x_BC)) for head, norm in zip(self.linear, self.norms, strict=True)]
+
+    def alone(self, index: int) -> Heads:
+        """Return one head by itself, a copy."""
+        linear, norm = cast(nn.Linear, self.linear[index]), self.norms[index]
+        alone = Heads(linear.in_features, linear.out_features, [self.rates[index]], 0, self.norm, cells=self.cells)
+        alone.linear[0].load_state_dict(linear.state_dict())
+        alone.norms[0].load_state_dict(norm.state_dict())
+        return alone
 
     def _normed(self, norm: nn.Module, x_BC: Tensor) -> Tensor:
         return norm(x_BC) if self.cells == 1 else norm(x_BC.unflatten(1, (-1, self.cells))).flatten(1)

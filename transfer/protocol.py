@@ -96,12 +96,13 @@ class RunContext(Generic[S]):
     seed: int
     device: torch.device
     cache: Path
-    folder: Path = Path()  # folder of this run: checkpoints, native configurations, pictures
+    folder: Path = Path()  # folder of this run: checkpoints, native configurations, pictures; Path(): keep none
     workers: int = 0
     tuned: dict[str, Any] = field(default_factory=dict)  # chosen values, and the split that chose them
     notes: list[str] = field(default_factory=list)
     resumed_at: list[int] = field(default_factory=list)  # iterations done at each resume
     items: dict[str, Any] = field(default_factory=dict)  # arrays with one row per test item, stored beside the record
+    artefacts: dict[str, str] = field(default_factory=dict)  # files kept in `folder`, with their SHA-256
 
     def resume_file(self, backbone: Backbone, config: TaskConfig, version: int) -> Path:
         """Return the file for the state of a long training. Its name depends on everything that must match."""

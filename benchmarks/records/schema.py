@@ -94,6 +94,7 @@ class Result(_Strict):
     metrics: dict[str, MetricRecord] = {}
     primary: str | None = None
     provenance: Provenance | None = None
+    artefacts: dict[str, str] = {}  # files of the run, relative to the record, with their SHA-256
     error: str | None = None
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)

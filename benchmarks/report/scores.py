@@ -106,12 +106,13 @@ class Scores:
         path = self._path(record)
         if path is None or not path.exists():
             raise NoScores("no scores per test item are stored")
-        if metric not in ("mAP", "top1", "top5", "mean_per_class", record.primary):
+        part = _part(metric, record)
+        if not part and metric not in ("mAP", "top1", "top5", "mean_per_class", record.primary):
             raise NoScores("no scores per test item are stored for this metric")
         if metric == "mAP":
             scores, labels = self._arrays(record, path, "scores", "labels")
             return Answers(labels, _resampled(scores, _counted(record, scores, labels), resamples))
-        best, labels = self._arrays(record, path, "best", "labels")
+        best, labels = self._arrays(record, path, f"best{part}", f"labels{part}")
         right = _right(record, metric, best, labels)
         return Answers(labels, _class_means(right, labels, resamples) if metric == "mean_per_class" else right)
 
@@ -142,10 +143,18 @@ def _numbers(array: object) -> np.ndarray:
     return array
 
 
+def _part(metric: str, record: Result) -> str:
+    """Return the end of the arrays' names for a metric of a further test set, `_v2` for `top1_v2`; empty for others."""
+    name = metric.removeprefix("top1_")
+    return f"_{name}" if name != metric and record.data and name in record.data.counts else ""
+
+
 def _right(record: Result, metric: str, best: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return (N,) bool: whether the label is the best class, or one of the best five for `top5`."""
-    _refuse_other_form(best.ndim == 2 and labels.shape == best.shape[:1], record)
-    right = (best == labels[:, None]).any(axis=1) if metric == "top5" else best[:, 0] == labels
+    """Return (N,) bool: whether a label is the best class, or one of the best five for `top5`."""
+    several = labels.ndim == 2 and metric.startswith("top1_")  # of an image, filled up with -1
+    _refuse_other_form(best.ndim == 2 and labels.shape[:1] == best.shape[:1] and (several or labels.ndim == 1), record)
+    truth = labels if several else labels[:, None]
+    right = ((best if metric == "top5" else best[:, :1]) == truth).any(axis=1)
     _check(100 * _mean(right, labels, metric), record, metric, 1e-6)
     return np.asarray(right)
 

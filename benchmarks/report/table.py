@@ -279,13 +279,14 @@ def _value(metric: str, records: dict[str, list[Result]], *, per_seed: bool) -> 
     spread = statistics.stdev(each) if len(each) > 1 else None
     made_of = tuple(result for seeds in records.values() for result in seeds)
     data = made_of[0].data
-    items = data.counts["test"] if len(made_of) == 1 and data and is_share(metric) else 0
+    of_test = is_share(metric) and data and metric.partition("_")[2] not in data.counts  # not of a further test set
+    items = data.counts["test"] if len(made_of) == 1 and data and of_test else 0
     return Value(statistics.fmean(each), spread, tuple(each), over, items, made_of)
 
 
 def is_share(metric: str) -> bool:
-    """Return whether a metric is the percentage of test images whose class is right."""
-    return metric.startswith(("top1", "top5"))
+    """Return whether a metric is the percentage of test images whose class is right; few-shot numbers are of episodes."""
+    return metric.startswith(("top1", "top5")) and "way_" not in metric
 
 
 def _natural(name: str) -> tuple[object, ...]:

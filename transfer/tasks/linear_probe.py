@@ -26,6 +26,7 @@ from backbench.errors import DataError
 from backbench.files.hashes import tensors_sha256
 from backbench.precision import in_precision
 from model_zoo.backbone import Backbone, identity_tensors
+from transfer import head_file
 from transfer.augment import crop_and_flip, image_batches
 from transfer.feature_spec import FeatureSpec
 from transfer.features import FrozenMoved, extract, note_degenerate
@@ -110,18 +111,32 @@ def smoke(config: Config) -> dict[str, Any]:
 
 def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict[str, Metric]:
     """Return `top1` and `top5` of the chosen head on the test split. Stores the top five classes of every test image."""
-    train, test = ctx.splits["train"], ctx.splits["test"]
-    fit_on, held_out = hold_out(len(train), config, ctx.seed)
-    order = Order(len(fit_on), config.batch, config.epochs, ctx.seed)
-    if config.head_norm != "none":
-        refuse_single(order)
-    spec = FeatureSpec(
+    test = ctx.splits["test"]
+    head = trained(backbone, config, ctx)
+    y_test = torch.as_tensor(test.labels)
+    best = best_classes(head, extract(backbone, test, ctx, spec=spec_of(config)), device=ctx.device)[0]
+    ctx.items |= items_of(best, y_test, len(test.classes))
+    return {name: Metric(value) for name, value in hits(best, y_test).items()}
+
+
+def spec_of(config: Config) -> FeatureSpec:
+    """Return the features that the heads are scored on."""
+    return FeatureSpec(
         size=config.size,
         resize=config.resize,
         pooling=config.feature,
         interpolation=config.interpolation,
         precision=config.precision,
     )
+
+
+def trained(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> Heads:
+    """Train all heads and return the chosen one alone. It is kept as a file in the run's folder (`transfer.head_file`)."""
+    train, spec = ctx.splits["train"], spec_of(config)
+    fit_on, held_out = hold_out(len(train), config, ctx.seed)
+    order = Order(len(fit_on), config.batch, config.epochs, ctx.seed)
+    if config.head_norm != "none":
+        refuse_single(order)
     if config.features == "cached":
         x, y = extract(backbone, train, ctx, spec=spec), torch.as_tensor(train.labels)
         note_degenerate(x, train, ctx)
@@ -136,11 +151,15 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
         _fit_on_images(heads, backbone, train, fit_on, order, config, ctx)
         aside = train.part(held_out.numpy())
         there = (extract(backbone, aside, ctx, spec=spec), torch.as_tensor(aside.labels)) if len(held_out) else None
-    chosen = choose(heads, *there, ctx) if there else 0
-    y_test = torch.as_tensor(test.labels)
-    best = best_classes(heads, extract(backbone, test, ctx, spec=spec), device=ctx.device)[chosen]
-    ctx.items |= items_of(best, y_test, len(test.classes))
-    return {name: Metric(value) for name, value in hits(best, y_test).items()}
+    head = heads.alone(choose(heads, *there, ctx) if there else 0)
+    head_file.keep(head, backbone, config, TASK.name, TASK.version, ctx)
+    return head
+
+
+def stored(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> tuple[Heads, str] | None:
+    """Return the head that `trained` would return, from a run of the same results folder, and its place; or None."""
+    norm, cells = config.head_norm, CELLS[config.feature]
+    return head_file.find(config, backbone, TASK.name, TASK.version, ctx, norm=norm, cells=cells)
 
 
 def new_heads(width: int, classes: int, config: Config, seed: int) -> Heads:
