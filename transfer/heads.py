@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ class Heads(nn.Module):
         cells: positions per channel that one BatchNorm normalises together (VISSL's 2 x 2: 4). The positions of a channel
             are adjacent.
     """
+
+    in_closed_form: ClassVar[bool] = True  # linear on fixed inputs, so that `transfer.stacked` can train them
 
     def __init__(
         self,
@@ -67,6 +69,11 @@ class Heads(nn.Module):
 
     def _normed(self, norm: nn.Module, x_BC: Tensor) -> Tensor:
         return norm(x_BC) if self.cells == 1 else norm(x_BC.unflatten(1, (-1, self.cells))).flatten(1)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return a word for every head: its rate."""
+        return tuple(map(str, self.rates))
 
     @property
     def sound(self) -> list[bool]:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Self, cast
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ from transfer.protocol import ForwardConfig
 from transfer.stacked import Stacked
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # first step -> (inputs (B, ...), labels (B,)) of this rank
+Beta = Annotated[float, Field(ge=0, lt=1)]
 _SAVE_EVERY_S = 60.0
 
 
@@ -42,10 +43,13 @@ class Diverged(BackbenchError, FloatingPointError):
 class SgdConfig(ForwardConfig):
     """Fields of a task that trains: optimiser and schedule. One iteration is one global batch."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"betas"})
+
     batch: Annotated[int, Field(gt=0)] = 1024
     epochs: Annotated[int, Field(gt=0)] = 100
-    optimizer: Literal["sgd", "lars", "adam"] = "sgd"
+    optimizer: Literal["sgd", "lars", "adam", "adamw"] = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    betas: tuple[Beta, Beta] = (0.9, 0.999)  # of adam and adamw
     nesterov: bool = True
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     schedule: Literal["cosine", "steps", "exponential"] = "cosine"
@@ -140,7 +144,8 @@ def fit(
     model = cast(Classifier, batchnorm.synchronise_batchnorm(model.to(device), device)).train()
     if model.has_norms:
         refuse_single(order)
-    stacked = None if model.rate_encoder else Stacked(model.heads, device)  # no autograd where the inputs are fixed
+    fixed = not model.rate_encoder and model.heads.in_closed_form
+    stacked = Stacked(model.heads, device) if fixed else None  # no autograd where the inputs are fixed
     optimizer = _optimizer(model.groups(config.weight_decay), config, fused=stacked is not None)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16" and model.rate_encoder > 0)
     start = restore_state(resume, model, optimizer, scaler)
@@ -196,7 +201,9 @@ def _step(
 
 def _optimizer(groups: list[dict[str, Any]], config: SgdConfig, *, fused: bool = False) -> torch.optim.Optimizer:
     if config.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=0.0, fused=fused)
+        return torch.optim.Adam(groups, lr=0.0, betas=config.betas, fused=fused)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=fused)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
     from timm.optim import Lars
@@ -208,8 +215,8 @@ def _check(losses: Tensor, epoch: int, model: Classifier) -> None:
     if not bool(torch.isfinite(losses).any()):
         _refuse(epoch, model)
     if trackers.is_open():
-        rates = map(str, model.heads.rates)
-        trackers.log({f"loss/rate_{rate}": v for rate, v in zip(rates, losses.tolist(), strict=True)}, epoch)
+        names = model.heads.names
+        trackers.log({f"loss/rate_{name}": v for name, v in zip(names, losses.tolist(), strict=True)}, epoch)
 
 
 def _refuse(epoch: int, model: Classifier) -> NoReturn:

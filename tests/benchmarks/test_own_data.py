@@ -29,7 +29,7 @@ def test_a_folder_makes_cells_under_its_own_name(image_folder):
     named = catalogue.parse_places([f"flowers={image_folder}"])
     assert named == {"flowers": image_folder}
     cells = {name for name in plan.cell_names() if name.startswith("flowers_")}
-    protocols = "diagnostics fewshot finetune knn linear logistic semi1 semi10 uniformity"
+    protocols = "attentive diagnostics fewshot finetune knn linear logistic semi1 semi10 uniformity"
     assert cells == {f"flowers_{protocol}" for protocol in protocols.split()}
     config = plan.load_cell("flowers_knn").config
     assert (config.data.name, config.data.expect, config.preset) == ("flowers", "any", "npid")
@@ -44,7 +44,7 @@ def test_cells_of_a_data_set_that_no_cell_reads_are_named(checkpoint, image_fold
     argv = ["--ckpt", str(checkpoint), "--data", f"flowers={image_folder}", "--out", str(tmp_path / "out"), "--dry-run"]
     assert run_all.main(argv) == 0
     assert (
-        "name its cells: --tasks flowers_diagnostics,flowers_fewshot,flowers_finetune,flowers_knn,"
+        "name its cells: --tasks flowers_attentive,flowers_diagnostics,flowers_fewshot,flowers_finetune,"
         in capsys.readouterr().err
     )
     assert run_all.main([*argv, "--tasks", "flowers_knn"]) == 0
