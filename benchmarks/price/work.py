@@ -93,6 +93,8 @@ def work_of(cell: Cell, backbone: Backbone, places: DataPlaces) -> tuple[Work, W
     counted: dict[str, Callable[..., tuple[Work, Work]]] = {
         "knn": _knn,
         "linear_probe": _linear,
+        "robustness": _robustness,
+        "attentive": _attentive,
         "semi_supervised": _semi,
         "uniformity": _uniformity,
         "diagnostics": _diagnostics,
@@ -139,6 +141,30 @@ def _linear(config: Any, backbone: Backbone, counts: tuple[int, int, int]) -> tu
     one = _operations(config, backbone)
     images = Work(crops=seen, forward=seen * one, memory=config.batch * one * _PER_FLOP / 8)
     return _features(config, backbone, held_out + test), heads + images
+
+
+def _robustness(config: Any, backbone: Backbone, counts: tuple[int, int, int]) -> tuple[Work, Work]:
+    """The linear probe, and the features of the test sets; ReaL has the images of the test split."""
+    shared, heads = _linear(config, backbone, counts)
+    limit = config.data.limit or 10**12
+    sets = [catalogue.info(f"imagenet_{name}") for name in config.sets if name != "real"]
+    images = sum(min(each.counts[each.test], limit) for each in sets)
+    return shared + _features(config, backbone, images), heads
+
+
+def _attentive(config: Any, backbone: Backbone, counts: tuple[int, int, int]) -> tuple[Work, Work]:
+    train, test, classes = counts
+    aside = int(config.holdout * train)
+    batch = min(config.batch, train - aside)
+    seen, one, width = config.steps * batch, _operations(config, backbone), backbone.feature_dim
+    probes = len(config.rates) * len(config.decays)
+    tokens = ((config.size or backbone.input.size) / (32 if backbone.is_resnet else 16)) ** 2
+    pool = 2 * tokens * width * width / config.head_width  # scores of the tokens, and their mean
+    products = 6.0 * seen * probes * (pool + width * (width + classes))
+    weights = probes * width * (2 * width + classes)
+    memory = 16.0 * weights + batch * one * _PER_FLOP / 8 + 8.0 * batch * probes * width * width / config.head_width
+    images = Work(views=aside + test, crops=seen, forward=(seen + aside + test) * one)
+    return Work(), images + Work(products=products + 20.0 * config.steps * weights, memory=memory)
 
 
 def _semi(config: Any, backbone: Backbone, counts: tuple[int, int, int]) -> tuple[Work, Work]:

@@ -78,6 +78,24 @@ def test_work_of_diagnostics(subject):
     assert cheap.crops == cheap.forward == 0 and 0 < cheap.products < each.products
 
 
+def test_work_of_robustness_is_the_probes_and_the_features_of_four_sets(subject):
+    backbone = subject.backbones[0]
+    words = ["data.limit=1000", "epochs=2"]
+    shared, heads = work_of(load_cell("imagenet_robustness", words), backbone, NOWHERE)
+    probe, same = work_of(load_cell("imagenet_linear", words), backbone, NOWHERE)
+    assert shared.views == probe.views + 4000 and heads == same, "ReaL has the images of the test split"
+
+
+def test_work_of_attentive_probes(subject):
+    backbone = subject.backbones[0]
+    one = work.forward_operations(backbone, 224)
+    words = ["data.limit=1000", "steps=10", "batch=100"]
+    shared, each = work_of(load_cell("imagenet_attentive", words), backbone, NOWHERE)
+    assert shared.disk == 0 and each.crops == 1000 and each.views == 1100 and each.forward == 2100 * one
+    _, alone = work_of(load_cell("imagenet_attentive", [*words, "rates=[0.1]", "decays=[0.0]"]), backbone, NOWHERE)
+    assert each.products == pytest.approx(30 * alone.products)
+
+
 def test_work_of_training(subject):
     backbone = subject.backbones[0]
     one = work.forward_operations(backbone, 224)

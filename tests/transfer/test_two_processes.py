@@ -25,7 +25,7 @@ from transfer import features, supervised
 from transfer.heads import Classifier, Heads
 from transfer.protocol import RunContext
 from transfer.supervised import Order, SgdConfig, batches_of, fit
-from transfer.tasks import linear_probe, semi_supervised, uniformity
+from transfer.tasks import attentive, linear_probe, semi_supervised, uniformity
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -140,6 +140,7 @@ def measured(folder: Path) -> dict[str, object]:
         "uniformity": (uniformity, {}),
         "augmented": (linear_probe, {"features": "augmented", "epochs": 1, "batch": 50, "rates": [0.1, 1.0]}),
         "cached": (linear_probe, {"epochs": 1, "batch": 50, "rates": [0.1, 1.0]}),
+        "attentive": (attentive, {"optimizer": "adamw", "steps": 3, "warmup": 1, "batch": 7, "rates": [0.1, 1.0], "decays": [0.1]}),
         "frozen": (semi_supervised, {"share": "10%", "list": "drawn", "epochs": 2, "batch": 7}),
         "fine-tuned": (semi_supervised, {"share": "10%", "list": "drawn", "epochs": 2, "batch": 7, **GENTLE}),
     }
@@ -249,7 +250,7 @@ def test_only_the_kept_features_are_left(two_ranks):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["uniformity", "augmented", "cached", "frozen", "fine-tuned"])
+@pytest.mark.parametrize("name", ["uniformity", "augmented", "cached", "attentive", "frozen", "fine-tuned"])
 def test_a_protocol_in_two_processes_gives_the_numbers_of_one(two_ranks, one_process, name):
     expected = dict(one_process["measured"][name])
     best = expected.pop("best", None)
