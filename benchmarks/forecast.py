@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from benchmarks.plan import Cell
     from benchmarks.records.schema import DataRecord
 
-_ON_DISK = ("knn", "linear_probe", "robustness", "voc07_svm", "voc07_lowshot")  # tasks that keep features of whole splits
+# Tasks that keep features of whole splits.
+_ON_DISK = ("knn", "linear_probe", "robustness", "voc07_svm", "voc07_lowshot")
 
 
 def without_absent(options: RunOptions) -> tuple[RunOptions, list[str]]:

@@ -4,9 +4,9 @@ facebookresearch/capi eval_classification.py, `AttnPoolClassifier`: the query me
 channels to an attention head, without a projection of the query or of the output, norm or residual. Weights and query are drawn
 from N(0, 0.02) cut off at 2 (not at two standard deviations: `trunc_normal_`'s default), biases are 0.
 
-With one query, keys and values of the tokens need not be computed: q . (K x) = (K^T q) . x, and as the weights of the attention
-add up to 1, the mean of the values is the value of the mean. This takes a fraction of the memory and time and is the same number
-up to rounding. A bias of the keys, which the source has, adds the same to every token's score and so changes nothing.
+With one query, keys and values of the tokens need not be computed: q . (K x) = (K^T q) . x, and as the weights of the
+attention add up to 1, the mean of the values is the value of the mean. The result is the same up to rounding, for a fraction of
+the memory and time. A bias of the keys, which the source has, adds the same to every token's score and so changes nothing.
 """
 
 from __future__ import annotations

@@ -51,14 +51,15 @@ def fit_temperature(logits_NK: Tensor, labels_N: Tensor) -> float:
     z_NK = z_NK - z_NK.amax(dim=1, keepdim=True)  # softmax does not change, and no exponential overflows
     of_label = z_NK.gather(1, labels_N[:, None]).squeeze(1)
     low, high, cold = 1 / HOTTEST, 1 / COLDEST, 1.0  # cold: 1 / T
-    for _ in range(_ROUNDS):
+    for turn in range(_ROUNDS):
         p_NK = (cold * z_NK).softmax(dim=1)
         mean = (p_NK * z_NK).sum(dim=1)
         slope = float((mean - of_label).mean())  # of the loss by 1 / T
         low, high = (low, cold) if slope > 0 else (cold, high)
         bend = float(((p_NK * z_NK.square()).sum(dim=1) - mean.square()).mean())
         step = cold - slope / bend if bend > 0 else 0.0
-        nearer = step if low < step < high else (low * high) ** 0.5
+        halve = turn > 20 and turn % 2  # far from any optimum Newton's steps may be short
+        nearer = step if low < step < high and not halve else (low * high) ** 0.5
         if abs(nearer - cold) <= 1e-12 * cold:
             break
         cold = nearer

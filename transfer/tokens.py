@@ -27,7 +27,9 @@ def without_tokens(backbone: Backbone) -> str | None:
     module = backbone.module if isinstance(backbone, ExternalBackbone) else None
     if hasattr(module, "forward_features") and hasattr(module, "num_prefix_tokens"):
         return None
-    return f"it needs C5 of a ResNet or the patch tokens of one of timm's transformers, which {backbone.arch.name} is not"
+    return (
+        f"it needs C5 of a ResNet or the patch tokens of one of timm's transformers, which {backbone.arch.name} is not"
+    )
 
 
 class Tokens(nn.Module):

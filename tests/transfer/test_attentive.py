@@ -103,9 +103,9 @@ def test_training_is_the_sources_loop():
             source.kv.bias.copy_(torch.cat([torch.zeros(width), pool.bias]))
             source.linear.load_state_dict(linear.state_dict())
         groups = [
-            {"params": [p for n, p in source.named_parameters() if ("bias" in n) == bias], "weight_decay": 0.0 if bias else decay}
-            for bias in (False, True)
-        ]  # fmt: skip
+            {"params": [p for n, p in source.named_parameters() if ("bias" in n) == bias], "weight_decay": own}
+            for bias, own in ((False, decay), (True, 0.0))
+        ]
         optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95))
         for factor, (x, y) in zip(schedule, batches, strict=True):
             for group in optimizer.param_groups:
@@ -153,7 +153,13 @@ def test_the_schedule_is_the_sources(steps, warmup):
 
 def test_the_preset_is_the_sources():
     config = plan.load_cell("imagenet_attentive").config
-    assert (config.steps, config.warmup, config.batch, config.optimizer, config.betas) == (12_500, 1_250, 1024, "adamw", (0.9, 0.95))
+    assert (config.steps, config.warmup, config.batch, config.optimizer, config.betas) == (
+        12_500,
+        1_250,
+        1024,
+        "adamw",
+        (0.9, 0.95),
+    )
     assert len(config.rates) * len(config.decays) == 30 and config.holdout == 0.1 and config.head_width == 64
 
 
@@ -171,7 +177,13 @@ def test_a_diverged_probe_influences_no_other_and_is_not_chosen(monkeypatch):
     for rates in ((0.01,), (0.01, 1e38)):
         heads = AttentiveHeads(8, 2, rates, [0.0] * len(rates), 0, 4)
         how = config.model_copy(update={"epochs": 20})
-        fit(AttentiveClassifier(None, heads), lambda s: iter([(x, y)] * (20 - s)), how, Order(32, 32, 20, 0, most=20), device=CPU)
+        fit(
+            AttentiveClassifier(None, heads),
+            lambda s: iter([(x, y)] * (20 - s)),
+            how,
+            Order(32, 32, 20, 0, most=20),
+            device=CPU,
+        )
         runs[len(rates)] = heads
     assert runs[2].sound == [True, False]
     assert torch.equal(runs[1].linear[0].weight, runs[2].linear[0].weight)
@@ -207,7 +219,9 @@ def test_tokens_of_a_transformer_are_its_patches():
 def test_a_network_without_tokens_is_refused():
     network = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     backbone = of_network("ours", network, ExternalArchitecture(name="ours:build"), InputSpec(size=32))
-    assert "patch tokens of one of timm's transformers, which ours:build is not" in attentive.unfit(backbone, config_of())
+    assert "patch tokens of one of timm's transformers, which ours:build is not" in attentive.unfit(
+        backbone, config_of()
+    )
     arch = Architecture(name="resnet18", width=0.25)
     ours = Backbone("tiny", arch, build_trunk(arch, seed=0).state_dict(), InputSpec(size=32), "test", "backbench")
     assert attentive.unfit(ours, config_of()) is None

@@ -140,7 +140,10 @@ def measured(folder: Path) -> dict[str, object]:
         "uniformity": (uniformity, {}),
         "augmented": (linear_probe, {"features": "augmented", "epochs": 1, "batch": 50, "rates": [0.1, 1.0]}),
         "cached": (linear_probe, {"epochs": 1, "batch": 50, "rates": [0.1, 1.0]}),
-        "attentive": (attentive, {"optimizer": "adamw", "steps": 3, "warmup": 1, "batch": 7, "rates": [0.1, 1.0], "decays": [0.1]}),
+        "attentive": (
+            attentive,
+            {"optimizer": "adamw", "steps": 3, "warmup": 1, "batch": 7, "rates": [0.1, 1.0], "decays": [0.1]},
+        ),
         "frozen": (semi_supervised, {"share": "10%", "list": "drawn", "epochs": 2, "batch": 7}),
         "fine-tuned": (semi_supervised, {"share": "10%", "list": "drawn", "epochs": 2, "batch": 7, **GENTLE}),
     }

@@ -68,7 +68,9 @@ class Config(SgdConfig):
     head_width: Annotated[int, Field(gt=0)] = 64  # channels of an attention head
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of train, where no validation images are published
     size: Annotated[int, Field(ge=16)] | None = None  # side of the crops in pixels; none: the backbone's
-    resize: Annotated[int, Field(ge=16)] | None = None  # shorter side at evaluation, in pixels; none: 256/224 of the size
+    resize: Annotated[int, Field(ge=16)] | None = (
+        None  # shorter side at evaluation, in pixels; none: 256/224 of the size
+    )
     interpolation: Interpolation = "bicubic"
 
     def factor(self, step: int, steps_per_epoch: int) -> float:
@@ -113,9 +115,7 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
     return {**found, "mean_per_class": Metric(mean_per_class(best[:, 0] == y, y, len(test.classes)))}
 
 
-def _trained(
-    backbone: Backbone, rows: Tensor, config: Config, ctx: RunContext[ImageSplit]
-) -> AttentiveClassifier:
+def _trained(backbone: Backbone, rows: Tensor, config: Config, ctx: RunContext[ImageSplit]) -> AttentiveClassifier:
     """Train every probe on some rows of train. Raises FrozenMoved if the encoder changed."""
     train, encoder = ctx.splits["train"], backbone.build()
     rates, decays = points([rate * config.batch / 256 for rate in config.rates], config.decays)

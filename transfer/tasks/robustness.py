@@ -1,15 +1,15 @@
 """ImageNet's linear head on v2, -A, -R, Sketch and ReaL: top-1, and calibration before and after temperature scaling.
 
-The head is that of `linear_probe` with the same fields, the cell `imagenet_linear`: taken from that cell's folder if its run left
-it there, else trained by the same code. Nothing is trained or chosen on the test sets.
+The head is that of `linear_probe` with the same fields, the cell `imagenet_linear`: taken from that cell's folder if its run
+left it there, else trained by the same code. Nothing is trained or chosen on the test sets.
 
 - -A and -R have 200 of the 1,000 classes: the other logits are left out before the softmax (hendrycks/natural-adv-examples and
   hendrycks/imagenet-r, eval.py). v2 numbers its folders in the order of the WordNet ids, Sketch names them.
 - ReaL: an answer is right if it is one of the image's labels; images without a label do not count (google-research/
   reassessed-imagenet).
-- `ece`: expected calibration error with 15 bins, Guo et al. 2017. `ece_scaled`: after the softmax has got the temperature of the
-  least cross-entropy on the images of *train* that the probe holds out to choose its rate. With a preset that trains on all of
-  train there are none, and no `ece_scaled`. -A and -R are scaled by the same temperature.
+- `ece`: expected calibration error with 15 bins, Guo et al. 2017. `ece_scaled`: the same, with the logits divided by the
+  temperature of the least cross-entropy on the images of *train* that the probe holds out to choose its rate. Presets that
+  train on all of *train* hold out none and have no `ece_scaled`. The 200 logits of -A and -R are divided by the same temperature.
 
 `top1`, `ece` and `ece_scaled` are those of the validation images; `top1_a` and so on those of a test set.
 """
