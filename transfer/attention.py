@@ -74,7 +74,7 @@ class AttentiveHeads(Heads):
                 for mine, drawn in zip(self._probe(index), first, strict=True):
                     mine.copy_(drawn)
 
-    def _probe(self, index: int) -> list[nn.Parameter]:
+    def _probe(self, index: int) -> list[Tensor]:
         """Return the query and the weights, then the biases, of one probe."""
         pool, linear = cast(AttentionPool, self.pools[index]), cast(nn.Linear, self.linear[index])
         return [pool.query, pool.key, pool.value, linear.weight, pool.bias, linear.bias]

@@ -9,7 +9,7 @@ left it there, else trained by the same code. Nothing is trained or chosen on th
   reassessed-imagenet).
 - `ece`: expected calibration error with 15 bins, Guo et al. 2017. `ece_scaled`: the same, with the logits divided by the
   temperature of the least cross-entropy on the images of *train* that the probe holds out to choose its rate. Presets that
-  train on all of *train* hold out none and have no `ece_scaled`. The 200 logits of -A and -R are divided by the same temperature.
+  train on all of *train* hold out none and have no `ece_scaled`. The logits of -A and -R are divided by it too.
 
 `top1`, `ece` and `ece_scaled` are those of the validation images; `top1_a` and so on those of a test set.
 """
