@@ -171,6 +171,7 @@ def test_a_head_of_its_own_is_the_same_head(measure, tmp_path):
 @pytest.mark.parametrize(
     "fields", [{"batch": 8}, {"seed": 1}, {"preset": "moco", "rates": [30.0], "epochs": 1, "size": 32}]
 )
+@pytest.mark.sample(1)
 def test_a_head_of_another_protocol_is_not_taken(measure, fields):
     measure("imagenet_linear")
     other = {key: value for key, value in fields.items() if key != "preset"}
@@ -184,6 +185,7 @@ def test_a_head_of_another_protocol_is_not_taken(measure, fields):
 
 
 @pytest.mark.parametrize("damage", ["cut", "numbers", "other weights", "no metadata"])
+@pytest.mark.sample(1)
 def test_a_damaged_or_foreign_head_is_not_taken(measure, tmp_path, damage):
     linear = measure("imagenet_linear")
     (file,) = place(linear, tmp_path / "out").glob("seed0-*/head.safetensors")
