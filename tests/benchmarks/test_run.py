@@ -147,13 +147,13 @@ def test_numbers_of_two_data_sets_lie_beside_each_other(one, out, ran, image_fol
     next((other / "val").glob("*/*")).unlink()
     for data in (image_folder, other):
         assert one(*LINEAR, cell="imagenet_linear", data=data) == 0
-    kept = {path: path.read_bytes() for path in out.glob("*/*/seed*")}
+    kept = {path: path.read_bytes() for path in out.glob("*/*/seed*.*")}
     assert len(files(out)) == 2 and len(kept) == 4
     assert {r.data.counts["test"] for r in records(out)} == {11, 12}
     for data in (image_folder, other):
         assert one(*LINEAR, cell="imagenet_linear", data=data) == 0
     assert len(ran) == 2
-    assert {path: path.read_bytes() for path in out.glob("*/*/seed*")} == kept
+    assert {path: path.read_bytes() for path in out.glob("*/*/seed*.*")} == kept
 
 
 def test_other_weights_make_a_new_number(one, out, ran, tmp_path):
@@ -665,7 +665,7 @@ def test_records_are_plain_json(one, out):
     values = json.loads(files(out)[0].read_text())
     assert values["schema"] == 1
     assert set(values) == {"schema", "status", "reason", "profile", "suite", "seed", "backbone", "cell", "task", "data",
-                           "metrics", "primary", "provenance", "error"}  # fmt: skip
+                           "metrics", "primary", "provenance", "artefacts", "error"}  # fmt: skip
 
 
 @pytest.mark.slow

@@ -295,7 +295,7 @@ def test_a_job_of_two_processes_writes_one_record(folder, tmp_path, cell, fields
         )
         assert done.returncode == 0, done.stderr
         assert done.stderr.count(f"{cell} seed 0: top1") == 1, "one process speaks"
-        found[name] = sorted((tmp_path / name).glob("*/*/seed*"))
+        found[name] = sorted((tmp_path / name).glob("*/*/seed*.*"))
     from benchmarks.records import store
 
     names = [[path.relative_to(tmp_path / name) for path in paths] for name, paths in found.items()]
