@@ -1,7 +1,8 @@
 """Export of a backbone as weights and the settings they imply: one module per target, found by its name.
 
-Each has `key_table(arch)`, `refuse(backbone)`, `export(backbone)`, `write(backbone, path)`, `settings(backbone)` and
-`check_engine_state(backbone, state)`. Engines always get RGB images: `in_rgb` converts a BGR backbone before its export.
+Each has `key_table(arch)`, `refuse(backbone)`, `export(backbone)`, `write(backbone, path)`, `settings(backbone)`,
+`check_engine_state(backbone, state)` and `trunk_sha256(backbone, state)`. Engines always get RGB images: `in_rgb` converts a
+BGR backbone before its export.
 """
 
 from __future__ import annotations
@@ -131,25 +132,14 @@ def check_state(exported: Mapping[str, Tensor], state: Mapping[str, Tensor], pla
     """
     import torch
 
-    engine, stems = places.engine, places.stems
-    found = [prefix for prefix in places.prefixes if any(prefix + stem in state for stem in stems)]
-    if len(found) != 1:
-        raise ExportError(
-            f"{engine}'s model has no {' or '.join(stems)} under {', '.join(map(repr, places.prefixes))}; its tensors start "
-            f"with {', '.join(list(state)[:2]) or 'none'}"
-        )
-    c4 = any(name.startswith(places.c4_head + places.last_stage) for name in state)
-    expected = {
-        (places.c4_head if c4 and name.startswith(places.last_stage) else found[0]) + name: tensor
-        for name, tensor in exported.items()
-        if not name.endswith("num_batches_tracked")
-    }
+    engine = places.engine
+    prefix, expected = _placed(exported, state, places)
     missing = [name for name in expected if name not in state]
     if missing:
         raise ExportError(
             f"{engine} has no place for {len(missing)} of {len(expected)} tensors: {some(missing, counted=False)}"
         )
-    surplus = [name for name in _backbone_names(state, (found[0], places.c4_head), places.own) if name not in expected]
+    surplus = [name for name in _backbone_names(state, (prefix, places.c4_head), places.own) if name not in expected]
     if surplus:
         raise ExportError(
             f"{engine}'s backbone has {len(surplus)} tensors that were not exported: {some(surplus, counted=False)}"
@@ -160,6 +150,54 @@ def check_state(exported: Mapping[str, Tensor], state: Mapping[str, Tensor], pla
             f"{len(different)} of {len(expected)} tensors in {engine} differ from the exported ones (not loaded, or "
             f"changed since): {some(different, counted=False)}"
         )
+
+
+def trunk_digest(exported: Mapping[str, Tensor], state: Mapping[str, Tensor], places: Places) -> str:
+    """Return the SHA-256 of a detector's trunk after comparing it with the exported one, for a trunk that stays frozen.
+
+    A C4 detector's head, the last stage, is no part of the trunk.
+
+    Raises:
+        ExportError: names the first tensors that differ.
+    """
+    import torch
+
+    from backbench.files.hashes import tensors_sha256
+
+    head = places.c4_head + places.last_stage
+    expected = {name: t for name, t in _placed(exported, state, places)[1].items() if not name.startswith(head)}
+    there = {name: state[name].detach().cpu().float() for name in expected}
+    digest = tensors_sha256(there)
+    if digest != tensors_sha256(expected):
+        moved = [name for name, tensor in expected.items() if not torch.equal(there[name], tensor)]
+        raise ExportError(
+            f"{len(moved)} of {len(expected)} tensors of {places.engine}'s frozen backbone changed while the detector was "
+            f"trained: {some(moved, counted=False)}"
+        )
+    return digest
+
+
+def _placed(
+    exported: Mapping[str, Tensor], state: Mapping[str, Tensor], places: Places
+) -> tuple[str, dict[str, Tensor]]:
+    """Return the prefix of the engine's ResNet, and the exported tensors under the engine's names.
+
+    Raises:
+        ExportError: the engine's model has no ResNet, or several.
+    """
+    engine, stems = places.engine, places.stems
+    found = [prefix for prefix in places.prefixes if any(prefix + stem in state for stem in stems)]
+    if len(found) != 1:
+        raise ExportError(
+            f"{engine}'s model has no {' or '.join(stems)} under {', '.join(map(repr, places.prefixes))}; its tensors start "
+            f"with {', '.join(list(state)[:2]) or 'none'}"
+        )
+    c4 = any(name.startswith(places.c4_head + places.last_stage) for name in state)
+    return found[0], {
+        (places.c4_head if c4 and name.startswith(places.last_stage) else found[0]) + name: tensor
+        for name, tensor in exported.items()
+        if not name.endswith("num_batches_tracked")
+    }
 
 
 def _backbone_names(state: Mapping[str, Tensor], prefixes: Sequence[str], own: re.Pattern[str]) -> list[str]:

@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 from backbench.files.atomic import atomic_write
 from model_zoo.anatomy import NORM_TENSORS, Unit, expansion, inner_planes, planes, stem_planes, units
 from model_zoo.architecture import BASIC, DEEP
-from model_zoo.export import ExportError, Places, check_state, in_rgb, pixel_scale, refuse_trunk, write_sidecars
+from model_zoo.export import (
+    ExportError,
+    Places,
+    check_state,
+    in_rgb,
+    pixel_scale,
+    refuse_trunk,
+    trunk_digest,
+    write_sidecars,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -136,3 +145,8 @@ def check_engine_state(backbone: Backbone, state: Mapping[str, Tensor]) -> None:
         ExportError: names the first tensors that are missing, differ, or were not exported.
     """
     check_state(_tensors(backbone), state, _PLACES)
+
+
+def trunk_sha256(backbone: Backbone, state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a detector's frozen trunk. Raises ExportError: it is not the exported one any more."""
+    return trunk_digest(_tensors(backbone), state, _PLACES)

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 from backbench.files.atomic import atomic_save
 from model_zoo.anatomy import NORM_TENSORS, inner_planes, planes, stem_planes, units
 from model_zoo.architecture import BASIC
-from model_zoo.export import ExportError, Places, check_state, in_rgb, pixel_scale, refuse_trunk, write_sidecars
+from model_zoo.export import (
+    ExportError,
+    Places,
+    check_state,
+    in_rgb,
+    pixel_scale,
+    refuse_trunk,
+    trunk_digest,
+    write_sidecars,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,4 +130,13 @@ def check_engine_state(backbone: Backbone, state: Mapping[str, Tensor]) -> None:
     Raises:
         ExportError: names the first tensors that are missing, differ, or were not exported.
     """
-    check_state({name.removeprefix(PREFIX): tensor for name, tensor in _tensors(backbone).items()}, state, _PLACES)
+    check_state(_without_prefix(backbone), state, _PLACES)
+
+
+def trunk_sha256(backbone: Backbone, state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a detector's frozen trunk. Raises ExportError: it is not the exported one any more."""
+    return trunk_digest(_without_prefix(backbone), state, _PLACES)
+
+
+def _without_prefix(backbone: Backbone) -> dict[str, Tensor]:
+    return {name.removeprefix(PREFIX): tensor for name, tensor in _tensors(backbone).items()}

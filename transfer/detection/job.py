@@ -24,3 +24,4 @@ class Job:
     resumed_at: list[int] = field(default_factory=list)  # iterations done at each resume
     test: DetectionSplit | None = None  # named in native configurations, so that the engine's own tools can evaluate
     accumulate: int = 1  # parts of a rank's batch, processed one after the other
+    frozen: bool = False  # the trunk is not trained

@@ -27,7 +27,7 @@ from transfer.detection.engines import Engine
 from transfer.detection.job import Job
 from transfer.detection.scoring import draw
 from transfer.detection.spec import DetectionSpec, scaled
-from transfer.detection.training import accumulation
+from transfer.detection.training import accumulation, frozen
 from transfer.protocol import RunContext, TaskConfig, image_data_missing
 
 _PICTURES = 12
@@ -39,7 +39,7 @@ SMOKE = {"iterations": 3, "batch": 8, "milestones": [2], "warmup": 1, "sides_tra
 class DetectionConfig(TaskConfig):
     """Fields of a detection cell."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"accumulate"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"accumulate", "frozen"})
 
     engine: Literal["detectron2", "mmdet"] = "detectron2"
     spec: DetectionSpec
@@ -47,6 +47,7 @@ class DetectionConfig(TaskConfig):
         None  # images per step; a batch other than the spec's scales rate and schedule
     )
     accumulate: Annotated[int, Field(gt=0)] = 1  # parts of the batch processed one after the other, to save memory
+    frozen: bool = False  # neither gradient nor new statistics for the backbone; in C4 its last stage is the head and trains
     bad: Literal["error", "skip"] = "error"  # unusable annotations: stop, or leave them out and report it
     checkpoint_every: Annotated[int, Field(gt=0), CHANGES_NO_NUMBER] = 5000  # iterations
     log_every: Annotated[int, Field(gt=0), CHANGES_NO_NUMBER] = 20
@@ -180,7 +181,7 @@ def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext[Dete
     train, test = ctx.splits["train"], ctx.splits["test"]
     job = Job(
         ctx.folder, ctx.seed, ctx.device, ctx.workers, config.checkpoint_every, config.log_every, ctx.notes,
-        ctx.resumed_at, test, config.accumulate,
+        ctx.resumed_at, test, config.accumulate, config.frozen,
     )  # fmt: skip
     if wrong := accumulation.indivisible(spec.batch // world_size(), config.accumulate, "the batch of each process"):
         raise ConfigError(wrong)
@@ -205,6 +206,8 @@ def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext[Dete
         if not _leaves_out(config):
             confirm_images(split)
     model = engine.train(spec, backbone, train, job)
+    if config.frozen:
+        frozen.confirm(model, export.get(config.engine), backbone, spec, job)
     found = detect(engine, model, spec, test, job)
     if is_main():
         shown = np.linspace(0, len(test) - 1, min(_PICTURES, len(test))).astype(int).tolist()

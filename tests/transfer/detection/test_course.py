@@ -105,12 +105,14 @@ def test_parts_without_a_norm_step_as_the_whole_batch(short, tmp_path):
     assert lines[0]["loss_cls"] == pytest.approx(lines[1]["loss_cls"], rel=1e-5)
 
 
-def test_a_checkpoint_of_before_was_made_in_one_part(short, job):
+def test_a_checkpoint_of_before_was_made_in_one_part_and_not_frozen(short, job):
     with pytest.raises(KeyboardInterrupt):
         course.run(stopping(a_course(), 2), short(), {"seed": 0}, job)
     with pytest.raises(BackbenchError, match="is of a run with another accumulate"):
         course.run(a_course(), short(), {"seed": 0, "accumulate": 2}, job)
-    course.run(a_course(), short(), {"seed": 0, "accumulate": 1}, job)
+    with pytest.raises(BackbenchError, match="is of a run with another frozen"):
+        course.run(a_course(), short(), {"seed": 0, "frozen": True}, job)
+    course.run(a_course(), short(), {"seed": 0, "accumulate": 1, "frozen": False}, job)
     assert job.resumed_at == [2]
 
 

@@ -49,6 +49,7 @@ def identity(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job
         "manifest_sha256": train.manifest_sha256(),
         "seed": job.seed,
         "accumulate": job.accumulate,
+        "frozen": job.frozen,
     }
 
 
@@ -99,7 +100,7 @@ def resume(folder: Path, identity: dict[str, Any], course: dict[str, Any]) -> tu
     for file in files:
         try:
             state = _read(file, course)
-            stored = {"accumulate": 1} | state["identity"]  # older checkpoints lack this field
+            stored = {"accumulate": 1, "frozen": False} | state["identity"]  # older checkpoints lack these fields
             other = [name for name, value in identity.items() if stored.get(name) != value]
             if other:
                 raise BackbenchError(f"{file} is of a run with another {other[0]}; give another folder or remove it")

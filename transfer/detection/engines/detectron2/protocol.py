@@ -15,6 +15,7 @@ from transfer.detection.job import Job
 from transfer.detection.spec import DetectionSpec
 
 HEAD = "Res5ROIHeadsExtraNorm"
+RESNET_STAGES = ("stem", "res2", "res3", "res4", "res5")  # FREEZE_AT counts them; a C4 trunk ends with res4
 
 
 def configuration(spec: DetectionSpec, backbone: Backbone, classes: int, job: Job, weights: Path) -> Any:
@@ -40,7 +41,7 @@ def configuration(spec: DetectionSpec, backbone: Backbone, classes: int, job: Jo
     cfg.merge_from_other_cfg(CfgNode(exporter.settings(backbone)))
     resnets, norm = cfg.MODEL.RESNETS, {"sync": "SyncBN", "frozen": "FrozenBN"}[spec.norm]
     resnets.NORM = norm
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.BACKBONE.FREEZE_AT = len(RESNET_STAGES) if job.frozen else 0
     cfg.MODEL.MASK_ON = spec.masks
     _head(cfg, spec, norm)
     heads, rpn, solver = cfg.MODEL.ROI_HEADS, cfg.MODEL.RPN, cfg.SOLVER

@@ -38,7 +38,7 @@ def configuration(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit
     return Config({
         "default_scope": "mmdet",
         "custom_imports": {"imports": ["transfer.detection.engines.mmdet.native"], "allow_failed_imports": False},
-        "model": _model(spec, backbone, len(train.classes), folder / "backbone.pth"),
+        "model": _model(spec, backbone, len(train.classes), folder / "backbone.pth", trunk_frozen=job.frozen),
         "train_dataloader": _loader(spec, train, job, folder / "train.json", ranks),
         "train_cfg": {"type": "IterBasedTrainLoop", "max_iters": spec.iterations, "val_interval": spec.iterations + 1},
         "optim_wrapper": {
@@ -60,7 +60,9 @@ def configuration(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit
     })  # fmt: skip
 
 
-def _model(spec: DetectionSpec, backbone: Backbone, classes: int, weights: Path) -> dict[str, Any]:
+def _model(
+    spec: DetectionSpec, backbone: Backbone, classes: int, weights: Path, *, trunk_frozen: bool
+) -> dict[str, Any]:
     implied = exporter.settings(backbone)
     frozen = spec.norm == "frozen"
     norm = {"type": "BN", "requires_grad": not frozen}
@@ -70,7 +72,8 @@ def _model(spec: DetectionSpec, backbone: Backbone, classes: int, weights: Path)
     stages = 3 if c4 else 4
     trunk = {
         **implied["backbone"], **common, "num_stages": stages, "strides": (1, 2, 2, 2)[:stages],
-        "dilations": (1,) * stages, "out_indices": (2,) if c4 else (0, 1, 2, 3), "frozen_stages": -1,
+        "dilations": (1,) * stages, "out_indices": (2,) if c4 else (0, 1, 2, 3),
+        "frozen_stages": stages if trunk_frozen else -1,
     }  # fmt: skip
     channels = [feature_dim(backbone.arch) // 2**i for i in (3, 2, 1, 0)]
     model: dict[str, Any] = {
