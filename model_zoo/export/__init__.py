@@ -155,7 +155,7 @@ def check_state(exported: Mapping[str, Tensor], state: Mapping[str, Tensor], pla
 def trunk_digest(exported: Mapping[str, Tensor], state: Mapping[str, Tensor], places: Places) -> str:
     """Return the SHA-256 of a detector's trunk after comparing it with the exported one, for a trunk that stays frozen.
 
-    A C4 detector's head, the last stage, is no part of the trunk.
+    A C4 detector's head, the last stage, does not belong to the trunk.
 
     Raises:
         ExportError: names the first tensors that differ.

@@ -118,14 +118,24 @@ def read_splits(
     """
     root = places.of(config.data.name)
     assert root is not None, "`missing` was asked"
+    counts = dict(info(config.data.name).counts)
     found = {role: read(root, name) for role, name in zip(("train", "test"), names, strict=True)}
-    check_splits(found, config, dict(info(config.data.name).counts))
+    check_splits(found, config, counts)
+    found = {role: replace(split, official_part=_is_official_part(split, counts)) for role, split in found.items()}
     used = {role: limited(split, config.data.limit) for role, split in found.items()}
     if _leaves_out(config):
         used = {role: whole_images(split, bad="skip") for role, split in used.items()}
     check_learnable(used["train"])
     check_measurable(used["test"], masks=config.spec.masks)
     return used
+
+
+def _is_official_part(split: DetectionSplit, counts: dict[str, int]) -> bool:
+    """Return whether a split is a whole draw from a published split."""
+    if split.part_of is None or split.left_out:
+        return False
+    name, images = split.part_of
+    return counts.get(name) == images
 
 
 def _leaves_out(config: DetectionConfig) -> bool:
@@ -147,7 +157,7 @@ def check_splits(splits: dict[str, DetectionSplit], config: DetectionConfig, cou
             f"'{config.data.name}': bad=skip left something out of {' and '.join(lacking)}, so these are not the published "
             "data; set <cell>.data.expect=any"
         )
-    have = {split.split: len(split) for split in splits.values()}
+    have = dict(split.part_of or (split.split, len(split)) for split in splits.values())
     if config.data.expect == "published" and any(counts.get(name) != count for name, count in have.items()):
         want = ", ".join(f"{name} {counts.get(name)}" for name in have)
         raise DataError(
@@ -171,7 +181,7 @@ def limited(split: DetectionSplit, limit: int) -> DetectionSplit:
     if not limit or limit >= len(split):
         return split
     rows = np.sort(np.random.default_rng(0).permutation(len(split))[:limit]).tolist()
-    return replace(of_rows(split, rows), split=f"{split.split}[{limit}]")
+    return replace(of_rows(split, rows), split=f"{split.split}[{limit}]", official_part=False)
 
 
 def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext[DetectionSplit]) -> list[Detections]:
@@ -185,22 +195,7 @@ def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext[Dete
     )  # fmt: skip
     if wrong := accumulation.indivisible(spec.batch // world_size(), config.accumulate, "the batch of each process"):
         raise ConfigError(wrong)
-    if config.accumulate > 1:
-        ctx.notes.append(accumulation.note(spec.batch, config.accumulate, frozen=spec.norm == "frozen"))
-    if spec != config.spec:
-        ctx.notes.append(
-            f"batch {spec.batch} instead of {config.spec.batch}: rate {spec.lr:g}, {spec.iterations} iterations, drops "
-            f"after {', '.join(map(str, spec.milestones)) or 'none'} by the linear rule, BatchNorm over {spec.batch} "
-            "images; not comparable with the published rows"
-        )
-        say(f"warning: {ctx.notes[-1]}")
-    elif note := unscaled(config):
-        ctx.notes.append(note)
-        say(f"warning: {note}")
-    if world_size() > 1:
-        ctx.notes.append(
-            f"each rank draws its own proposals and flips: {world_size()} processes give numbers like another seed"
-        )
+    ctx.notes += _about(config, spec, train)
     for split in (train, test):
         ctx.notes += [f"left out of {split.split}: {sentence}" for sentence in split.left_out]
         if not _leaves_out(config):
@@ -213,6 +208,31 @@ def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext[Dete
         shown = np.linspace(0, len(test) - 1, min(_PICTURES, len(test))).astype(int).tolist()
         draw.grid(test, found, shown, ctx.folder / "pictures.png")
     return found
+
+
+def _about(config: DetectionConfig, spec: DetectionSpec, train: DetectionSplit) -> list[str]:
+    """Return the record's sentences about this run: accumulation, another batch, processes, a part of the images."""
+    notes = []
+    if config.accumulate > 1:
+        notes.append(accumulation.note(spec.batch, config.accumulate, frozen=spec.norm == "frozen"))
+    if spec != config.spec:
+        notes.append(
+            f"batch {spec.batch} instead of {config.spec.batch}: rate {spec.lr:g}, {spec.iterations} iterations, drops "
+            f"after {', '.join(map(str, spec.milestones)) or 'none'} by the linear rule, BatchNorm over {spec.batch} "
+            "images; not comparable with the published rows"
+        )
+        say(f"warning: {notes[-1]}")
+    elif note := unscaled(config):
+        notes.append(note)
+        say(f"warning: {note}")
+    if world_size() > 1:
+        notes.append(
+            f"each rank draws its own proposals and flips: {world_size()} processes give numbers like another seed"
+        )
+    if train.part_of:
+        whole, images = train.part_of
+        notes.append(f"trained on {train.split}: {len(train)} of the {images} images of {whole}, for all iterations")
+    return notes
 
 
 def detect(engine: Engine, model: object, spec: DetectionSpec, test: DetectionSplit, job: Job) -> list[Detections]:

@@ -3,21 +3,27 @@
 Preset `msbreg`: rate 0.05, warm-up 50 (the paper prints both; no reference code has the pair); `moco`: 0.02 and 1000
 (facebookresearch/moco#34). Backbone and FPN with synchronised BatchNorm, two fully connected layers, four mask
 convolutions, PreciseBN. pycocotools computes box and mask AP on val2017.
+
+`share` trains on 1, 5 or 10% of the training images, drawn by the seed `fold` as in Soft Teacher (Xu et al. 2021,
+microsoft/SoftTeacher tools/dataset/semi_coco.py). The iterations are those of all images: its supervised baseline
+(configs/baseline/faster_rcnn_r50_caffe_fpn_coco_partial_180k.py) takes 180k iterations of 8 images for every share, with
+drops after 120k and 160k, which the linear rule makes 90k of 16. Unlike it, BatchNorm trains and colours are not augmented.
 `demo` runs a few iterations on the rendered scenes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
-from typing import ClassVar
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from backbench.data.catalogue import DataPlaces
 from model_zoo.backbone import Backbone
 from transfer.detection import run as detection
 from transfer.detection.annotations.layouts import read_coco
+from transfer.detection.annotations.part import Part
 from transfer.detection.annotations.split import DetectionSplit
 from transfer.detection.run import DetectionConfig
 from transfer.detection.scoring import coco_eval
@@ -66,17 +72,26 @@ class Config(DetectionConfig):
     """Fields of the cell."""
 
     PRESETS: ClassVar[Mapping[str, Preset]] = _PRESETS
+    LATER: ClassVar[frozenset[str]] = frozenset({"share", "fold"})
 
     data: DataSpec = DataSpec(name="coco")
     preset: str = "msbreg"
     spec: DetectionSpec = _MSBREG
     train: str = "train2017"  # <split> of instances_<split>.json and of the image folder
     test: str = "val2017"
+    share: Literal["1%", "5%", "10%", "100%"] = "100%"  # of the training images, drawn as in Soft Teacher; same iterations
+    fold: Annotated[int, Field(ge=0)] = 1  # seed of the draw; the literature averages over folds 1 to 5
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
         detection.check_names(self.train, self.test)
+        if self.share == "100%" and self.fold != 1:
+            raise ValueError(f"fold={self.fold} draws a part, and all training images are used; set share=1%, 5% or 10%")
         return self
+
+    def part(self) -> Part | None:
+        """Return the draw of the training images; None for all."""
+        return Part(int(self.share.rstrip("%")), self.fold) if self.share != "100%" else None
 
 
 def primary(config: Config) -> str:
@@ -90,7 +105,11 @@ def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
     Raises:
         DataError: the data are incomplete, or not the published images although `expect` asks for them.
     """
-    read = partial(read_coco, bad=config.bad, masks=config.spec.masks)
+
+    def read(root: Path, name: str) -> DetectionSplit:
+        part = config.part() if name == config.train else None
+        return read_coco(root, name, bad=config.bad, masks=config.spec.masks, part=part)
+
     return detection.read_splits(config, places, (config.train, config.test), read)
 
 

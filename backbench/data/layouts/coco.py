@@ -48,6 +48,7 @@ class Instances:
     stray: tuple[
         tuple[int, str], ...
     ] = ()  # left out: (annotation id, which of "image_id" and "category_id" is unknown)
+    order: tuple[int | str, ...] = ()  # ids of all images, in the order of the file
 
 
 def annotation_file(root: Path, split: str) -> Path:
@@ -76,7 +77,8 @@ def instances(file: Path, *, strict: bool = True) -> Instances:
         raise DataError(f"{file}: no images or no categories in it")
     by_id = {kind: tuple(sorted(record[kind], key=lambda item: item["id"])) for kind in ("images", "categories")}
     known = tuple(a for a in record["annotations"] if a["id"] not in stray)
-    return Instances(by_id["images"], known, by_id["categories"], tuple(stray.items()))
+    order = tuple(image["id"] for image in record["images"])
+    return Instances(by_id["images"], known, by_id["categories"], tuple(stray.items()), order)
 
 
 def read(root: Path, split: str, *, dataset: str = "coco") -> ImageSplit:

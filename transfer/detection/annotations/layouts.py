@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,6 +25,7 @@ from transfer.detection.annotations.faults import (
     clipped,
     sound,
 )
+from transfer.detection.annotations.part import Part
 from transfer.detection.annotations.split import DetectionSplit, Instance, Picture
 
 
@@ -75,6 +77,7 @@ def read_coco(
     bad: Bad = "error",
     masks: bool = False,
     dataset: str = "coco",
+    part: Part | None = None,
 ) -> DetectionSplit:
     """Read a split of COCO's layout: images by id, categories by id without gaps, crowds marked, masks unchanged.
 
@@ -83,12 +86,26 @@ def read_coco(
     Args:
         bad: whether faults in the annotations raise an error or are left out; see `Faults`.
         masks: every object needs a mask.
+        part: read only these images; the others may be absent.
 
     Raises:
         DataError: not COCO's format, faults with `bad="error"`, or no image is left.
     """
-    file, folder = coco.annotation_file(root, split), Path(root) / split
+    file = coco.annotation_file(root, split)
     known = coco.instances(file, strict=False)
+    fields: dict[str, Any] = {"bad": bad, "masks": masks, "dataset": dataset}
+    if part is None:
+        return of_instances(known, file, Path(root) / split, split, **fields)
+    chosen = {known.order[row] for row in part.rows(len(known.images), file)}
+    drawn = replace(known, images=tuple(image for image in known.images if image["id"] in chosen))
+    found = of_instances(drawn, file, Path(root) / split, split, **fields)
+    return replace(found, split=part.named(split), part_of=(split, len(known.images)))
+
+
+def of_instances(
+    known: coco.Instances, file: Path, folder: Path, split: str, *, bad: Bad, masks: bool, dataset: str
+) -> DetectionSplit:
+    """Return the split of a checked annotation file whose images are in a folder; arguments as in `read_coco`."""
     faults = Faults(file, bad)
     for number, key in known.stray:
         faults.add(f"annotations whose {key} is unknown", f"annotation {number}")

@@ -70,6 +70,7 @@ class DetectionSplit:
     classes: tuple[str, ...]
     official_part: bool = False
     annotations: Path | None = None  # COCO's own file, for pycocotools
+    part_of: tuple[str, int] | None = None  # name and number of images of the whole split of which this is a drawn part
     left_out: tuple[str, ...] = ()  # sentences about what `bad="skip"` left out; such a split is not the published one
     repaired: Mapping[str, int] = field(default_factory=dict)  # repairs of the annotations -> how many
     passed_over: Mapping[str, tuple[int, str]] = field(default_factory=dict)  # reason -> number of files, an example
