@@ -4,6 +4,8 @@
 synchronised and unfrozen, an extra norm behind res5, PreciseBN (facebookresearch/moco detection/configs/
 pascal_voc_R_50_C4_24k_moco.yaml). AP is the mean over IoU .50:.05:.95 of VOC07's 11-point AP. Difficult objects are
 trained on and ignored in the test. `demo` is a short training on the rendered scenes.
+
+ResNet-18 and -34 have basic blocks in the head, on both engines; no published number uses them.
 """
 
 from __future__ import annotations
