@@ -51,8 +51,7 @@ def test_an_empty_folder_is_an_error_that_names_it(name, tmp_path):
 def test_layouts_say_what_they_read(layout):
     module = layouts.get(layout)
     assert module.__doc__ and module.read.__doc__ and module.recognise.__doc__
-    assert {"class", "classes", "boxes", "masks", "semantic"} >= module.LABELS
-    assert {"class", "classes", "semantic"} & module.LABELS
+    assert module.LABELS and {"class", "classes", "boxes", "masks", "semantic"} >= module.LABELS
     assert hasattr(module, "masks") == ("semantic" in module.LABELS)
 
 

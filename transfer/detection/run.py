@@ -22,6 +22,7 @@ from model_zoo import export
 from model_zoo.backbone import Backbone
 from transfer.detection import engines
 from transfer.detection.annotations.faults import UNDECODED, undecodable, whole_images
+from transfer.detection.annotations.repeats import repeated
 from transfer.detection.annotations.split import Detections, DetectionSplit, check_learnable, check_measurable, of_rows
 from transfer.detection.engines import Engine
 from transfer.detection.job import Job
@@ -39,7 +40,7 @@ SMOKE = {"iterations": 3, "batch": 8, "milestones": [2], "warmup": 1, "sides_tra
 class DetectionConfig(TaskConfig):
     """Fields of a detection cell."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"accumulate", "frozen"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"accumulate", "frozen", "oversample"})
 
     engine: Literal["detectron2", "mmdet"] = "detectron2"
     spec: DetectionSpec
@@ -47,7 +48,8 @@ class DetectionConfig(TaskConfig):
         None  # images per step; a batch other than the spec's scales rate and schedule
     )
     accumulate: Annotated[int, Field(gt=0)] = 1  # parts of the batch processed one after the other, to save memory
-    frozen: bool = False  # neither gradient nor new statistics for the backbone; in C4 its last stage is the head and trains
+    frozen: bool = False  # the backbone keeps its weights and statistics; C4's head, its last stage, trains
+    oversample: Annotated[float, Field(ge=0, lt=1)] = 0.0  # repeat images of classes in a smaller share of them
     bad: Literal["error", "skip"] = "error"  # unusable annotations: stop, or leave them out and report it
     checkpoint_every: Annotated[int, Field(gt=0), CHANGES_NO_NUMBER] = 5000  # iterations
     log_every: Annotated[int, Field(gt=0), CHANGES_NO_NUMBER] = 20
@@ -200,7 +202,7 @@ def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext[Dete
         ctx.notes += [f"left out of {split.split}: {sentence}" for sentence in split.left_out]
         if not _leaves_out(config):
             confirm_images(split)
-    model = engine.train(spec, backbone, train, job)
+    model = engine.train(spec, backbone, _taught(config, train, ctx.notes), job)
     if config.frozen:
         frozen.confirm(model, export.get(config.engine), backbone, spec, job)
     found = detect(engine, model, spec, test, job)
@@ -208,6 +210,18 @@ def detections(backbone: Backbone, config: DetectionConfig, ctx: RunContext[Dete
         shown = np.linspace(0, len(test) - 1, min(_PICTURES, len(test))).astype(int).tolist()
         draw.grid(test, found, shown, ctx.folder / "pictures.png")
     return found
+
+
+def _taught(config: DetectionConfig, train: DetectionSplit, notes: list[str]) -> DetectionSplit:
+    """Return the images to train on: those of rare classes several times, where the cell says so."""
+    if not config.oversample:
+        return train
+    more = repeated(train, config.oversample)
+    notes.append(
+        f"images of classes in less than {config.oversample:.2%} of the images are repeated: {len(train)} images, "
+        f"{len(more)} in a pass"
+    )
+    return more
 
 
 def _about(config: DetectionConfig, spec: DetectionSpec, train: DetectionSplit) -> list[str]:

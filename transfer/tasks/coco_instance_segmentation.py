@@ -8,6 +8,10 @@ convolutions, PreciseBN. pycocotools computes box and mask AP on val2017.
 microsoft/SoftTeacher tools/dataset/semi_coco.py). The iterations are those of all images: its supervised baseline
 (configs/baseline/faster_rcnn_r50_caffe_fpn_coco_partial_180k.py) takes 180k iterations of 8 images for every share, with
 drops after 120k and 160k, which the linear rule makes 90k of 16. Unlike it, BatchNorm trains and colours are not augmented.
+
+`lvis` is LVIS v1 (detectron2 configs/LVISv1-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml): 180k iterations, 300 detections,
+images of rare classes repeated (`repeats`), federated AP (`lvis_eval`). Unlike that file, BatchNorm trains, as in `moco`.
+
 `demo` runs a few iterations on the rendered scenes.
 """
 
@@ -19,14 +23,16 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from backbench.data.catalogue import DataPlaces
+from backbench.data.catalogue import DataPlaces, info
+from backbench.errors import DataError
 from model_zoo.backbone import Backbone
 from transfer.detection import run as detection
 from transfer.detection.annotations.layouts import read_coco
+from transfer.detection.annotations.lvis import read_lvis
 from transfer.detection.annotations.part import Part
 from transfer.detection.annotations.split import DetectionSplit
 from transfer.detection.run import DetectionConfig
-from transfer.detection.scoring import coco_eval
+from transfer.detection.scoring import coco_eval, lvis_eval
 from transfer.detection.spec import DetectionSpec
 from transfer.presets import Preset
 from transfer.protocol import DataSpec, Metric, RunContext, Task
@@ -44,6 +50,9 @@ _MSBREG = DetectionSpec(
     proposals_test=(1000, 1000),
 )
 _MOCO = _MSBREG.model_copy(update={"lr": 0.02, "warmup": 1000})
+_LVIS = _MOCO.model_copy(
+    update={"iterations": 180_000, "milestones": (120_000, 160_000), "detections": 300, "score_threshold": 1e-4}
+)
 # Seconds on two CPU cores: shows that boxes, masks and metric work. Too short to find anything, because FPN and head start
 # untrained.
 _DEMO = DetectionSpec(
@@ -64,8 +73,10 @@ _DEMO = DetectionSpec(
 _PRESETS = {
     "msbreg": Preset({"spec": _MSBREG}),
     "moco": Preset({"spec": _MOCO}),
+    "lvis": Preset({"spec": _LVIS, "oversample": 1e-3}),
     "demo": Preset({"spec": _DEMO, "log_every": 1}),
 }
+_READERS = {"lvis": read_lvis}  # of other layouts than COCO's
 
 
 class Config(DetectionConfig):
@@ -79,14 +90,16 @@ class Config(DetectionConfig):
     spec: DetectionSpec = _MSBREG
     train: str = "train2017"  # <split> of instances_<split>.json and of the image folder
     test: str = "val2017"
-    share: Literal["1%", "5%", "10%", "100%"] = "100%"  # of the training images, drawn as in Soft Teacher; same iterations
-    fold: Annotated[int, Field(ge=0)] = 1  # seed of the draw; the literature averages over folds 1 to 5
+    share: Literal["1%", "5%", "10%", "100%"] = "100%"  # of the training images, as Soft Teacher draws them
+    fold: Annotated[int, Field(ge=0)] = 1  # seed of the draw; the literature averages over 1 to 5
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
         detection.check_names(self.train, self.test)
         if self.share == "100%" and self.fold != 1:
-            raise ValueError(f"fold={self.fold} draws a part, and all training images are used; set share=1%, 5% or 10%")
+            raise ValueError(
+                f"fold={self.fold} draws a part, and all training images are used; set share=1%, 5% or 10%"
+            )
         return self
 
     def part(self) -> Part | None:
@@ -105,18 +118,24 @@ def splits(config: Config, places: DataPlaces) -> dict[str, DetectionSplit]:
     Raises:
         DataError: the data are incomplete, or not the published images although `expect` asks for them.
     """
+    part, layout = config.part(), info(config.data.name).layout
+    if part is not None and layout in _READERS:
+        raise DataError(f"'{config.data.name}': share={config.share} is drawn from COCO's images only; leave it out")
 
     def read(root: Path, name: str) -> DetectionSplit:
-        part = config.part() if name == config.train else None
-        return read_coco(root, name, bad=config.bad, masks=config.spec.masks, part=part)
+        if layout in _READERS:
+            return _READERS[layout](root, name, bad=config.bad, masks=config.spec.masks)
+        mine = part if name == config.train else None
+        return read_coco(root, name, bad=config.bad, masks=config.spec.masks, part=mine)
 
     return detection.read_splits(config, places, (config.train, config.test), read)
 
 
 def run(backbone: Backbone, config: Config, ctx: RunContext[DetectionSplit]) -> dict[str, Metric]:
-    """Return `box_AP`, `mask_AP` and their parts (50, 75, small, medium, large)."""
+    """Return `box_AP`, `mask_AP` and their parts: 50, 75, small, medium, large; of LVIS also rare, common, frequent."""
     found = detection.detections(backbone, config, ctx)
-    scores = coco_eval.evaluate(ctx.splits["test"], found, masks=config.spec.masks)
+    test = ctx.splits["test"]
+    scores = (lvis_eval if test.frequencies else coco_eval).evaluate(test, found, masks=config.spec.masks)
     return {name: Metric(value) for name, value in scores.items()}
 
 

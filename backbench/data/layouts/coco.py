@@ -65,7 +65,11 @@ def instances(file: Path, *, strict: bool = True) -> Instances:
     Raises:
         DataError: not JSON, a field is missing, ids are there twice, or stray annotations when `strict`.
     """
-    record = read_json(file, tuple(_FIELDS))
+    return checked(read_json(file, tuple(_FIELDS)), file, strict=strict)
+
+
+def checked(record: dict[str, list[dict[str, Any]]], file: Path, *, strict: bool = True) -> Instances:
+    """Return the checked records of an annotation file; arguments and errors as `instances`."""
     ids = {kind: _checked_ids(record[kind], kind, file) for kind in _FIELDS}
     stray: dict[int, str] = {}
     for key, kind in (("image_id", "images"), ("category_id", "categories")):

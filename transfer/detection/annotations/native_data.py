@@ -11,9 +11,12 @@ from transfer.detection.job import Job
 
 
 def write(train: DetectionSplit, job: Job) -> None:
-    """Write `train.json`, and `test.json` if the job has a test split, to the job's folder. Equal files stay."""
+    """Write `train.json`, and `test.json` if the job has a test split, to the job's folder. Equal files stay.
+
+    A federated test split is left out, so that no tool computes COCO's metric on it.
+    """
     for name, split in (("train.json", train), ("test.json", job.test)):
-        if split is not None:
+        if split is not None and not (name == "test.json" and split.frequencies):
             file, text = job.folder / name, json.dumps(in_coco_format(split, difficult=name == "train.json"))
             if not (file.is_file() and file.read_bytes() == text.encode()):
                 atomic_write_text(file, text)

@@ -57,6 +57,8 @@ class Picture:
     width: int
     height: int
     instances: tuple[Instance, ...]
+    absent: tuple[int, ...] | None = None  # LVIS: classes looked for and not found; None: all the others
+    partly: tuple[int, ...] = ()  # LVIS: classes whose objects are not all annotated
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class DetectionSplit:
     classes: tuple[str, ...]
     official_part: bool = False
     annotations: Path | None = None  # COCO's own file, for pycocotools
-    part_of: tuple[str, int] | None = None  # name and number of images of the whole split of which this is a drawn part
+    part_of: tuple[str, int] | None = None  # name and number of images of the split that this is a drawn part of
+    frequencies: tuple[str, ...] = ()  # LVIS: r, c or f for each class; such a split is federated
     left_out: tuple[str, ...] = ()  # sentences about what `bad="skip"` left out; such a split is not the published one
     repaired: Mapping[str, int] = field(default_factory=dict)  # repairs of the annotations -> how many
     passed_over: Mapping[str, tuple[int, str]] = field(default_factory=dict)  # reason -> number of files, an example
@@ -85,6 +88,8 @@ class DetectionSplit:
     def manifest_sha256(self) -> str:
         """Return the SHA-256 over the sorted (name, bytes, width, height, objects) of all images, masks and areas included.
 
+        Of federated annotations, the classes looked for and the frequencies count too.
+
         Reading an image that changes afterwards is an error.
         """
         return self._manifest
@@ -98,9 +103,16 @@ class DetectionSplit:
         hold(self.source)
         rows = sorted(
             f"{self.source.name(i)}\t{self.source.size(i)}\t{p.width}x{p.height}\t{[_row(o) for o in p.instances]}"
+            f"{_looked_for(p)}"
             for i, p in enumerate(self.pictures)
         )
+        rows += [str(self.frequencies)] if self.frequencies else []
         return hashlib.sha256("\n".join(rows).encode(errors="surrogateescape")).hexdigest()
+
+
+def _looked_for(picture: Picture) -> str:
+    """Return what federated annotations add to a manifest's row."""
+    return "" if picture.absent is None else f"\t{picture.absent}\t{picture.partly}"
 
 
 @dataclass(frozen=True)

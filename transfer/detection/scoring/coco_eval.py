@@ -28,10 +28,15 @@ def evaluate(split: DetectionSplit, detections: Sequence[Detections], *, masks: 
     """
     if split.annotations is None:
         raise DataError(f"{split.dataset} {split.split}: no annotation file in COCO's format, so no COCO metric")
+    if split.frequencies:
+        raise DataError(
+            f"{split.dataset} {split.split}: its annotations are federated, and COCO's metric would count objects that nobody "
+            "annotated as wrong detections; `lvis_eval` has the metric for them"
+        )
     check(split, detections)
     metrics = _average_precision(split, detections, "bbox", masks=masks)
     if masks:
-        _check_masks(split, detections)
+        check_masks(split, detections)
         metrics |= _average_precision(split, detections, "segm", masks=True)
     return metrics
 
@@ -42,12 +47,12 @@ def _average_precision(
     """Compute the metrics of one kind. Images and categories are numbered by row, in the order of their ids in the file."""
     from pycocotools.cocoeval import COCOeval
 
-    truth = list(_truth(split, masks=masks))
+    truth = list(truth_of(split, masks=masks))
     if not any(not item["iscrowd"] for item in truth):
         raise DataError(f"{split.annotations}: contains no object {'with a mask ' if masks else ''}to find")
-    found = _boxes(detections) if kind == "bbox" else _masks(detections)
+    found = box_results(detections) if kind == "bbox" else mask_results(detections)
     with contextlib.redirect_stdout(io.StringIO()):
-        run = COCOeval(_coco(split, truth), _coco(split, found), kind)
+        run = COCOeval(indexed(split, truth), indexed(split, found), kind)
         run.evaluate()
         run.accumulate()
         run.summarize()
@@ -56,7 +61,7 @@ def _average_precision(
     return {f"{prefix}_{name}": 100 * float(value) for name, value in values if value >= 0}  # -1: no such object
 
 
-def _truth(split: DetectionSplit, *, masks: bool) -> Iterator[dict[str, Any]]:
+def truth_of(split: DetectionSplit, *, masks: bool) -> Iterator[dict[str, Any]]:
     """Yield the objects as COCO annotations; with `masks` only objects with a mask, for boxes too."""
     for row, picture in enumerate(split.pictures):
         for item in picture.instances:
@@ -73,7 +78,8 @@ def _truth(split: DetectionSplit, *, masks: bool) -> Iterator[dict[str, Any]]:
             }
 
 
-def _boxes(detections: Sequence[Detections]) -> Iterator[dict[str, Any]]:
+def box_results(detections: Sequence[Detections]) -> Iterator[dict[str, Any]]:
+    """Yield the boxes as COCO results."""
     for image, one in enumerate(detections):
         boxes = np.reshape(one.boxes, (-1, 4)).astype(np.float64)
         sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
@@ -83,7 +89,7 @@ def _boxes(detections: Sequence[Detections]) -> Iterator[dict[str, Any]]:
             yield {"image_id": image, "category_id": label, "bbox": box, "score": score, "area": box[2] * box[3]}
 
 
-def _masks(detections: Sequence[Detections]) -> Iterator[dict[str, Any]]:
+def mask_results(detections: Sequence[Detections]) -> Iterator[dict[str, Any]]:
     """Yield the masks as COCO results. The mask's area decides about small, medium or large, as in both engines."""
     from pycocotools import mask as coco_mask
 
@@ -100,7 +106,8 @@ def _masks(detections: Sequence[Detections]) -> Iterator[dict[str, Any]]:
             }
 
 
-def _check_masks(split: DetectionSplit, detections: Sequence[Detections]) -> None:
+def check_masks(split: DetectionSplit, detections: Sequence[Detections]) -> None:
+    """Raise DataError if a detection has no mask, or one of another size than its image."""
     for index, (picture, one) in enumerate(zip(split.pictures, detections, strict=True)):
         masks = one.masks or []
         if len(masks) != len(one.scores):
@@ -109,7 +116,7 @@ def _check_masks(split: DetectionSplit, detections: Sequence[Detections]) -> Non
             raise DataError(f"{split.file(index)}: a detection's mask does not have the size of the image")
 
 
-def _coco(split: DetectionSplit, annotations: Sequence[Any] | Iterator[Any]) -> Any:
+def indexed(split: DetectionSplit, annotations: Sequence[Any] | Iterator[Any]) -> Any:
     """Return pycocotools' index. Annotations are numbered from 1, because it takes a match with number 0 for no match."""
     from pycocotools.coco import COCO
 
