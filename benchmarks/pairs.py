@@ -129,6 +129,7 @@ def _standing_for(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 def _pairs() -> dict[str, tuple[str, str]]:
     """Return every pair of a data set and a protocol that its labels allow, by cell name."""
     found: dict[str, tuple[str, str]] = {}
+    kinds = protocols().found  # once: every call looks at the files again
     for data, info in catalogue.known().items():
         if info.train is None:
             continue
@@ -138,7 +139,7 @@ def _pairs() -> dict[str, tuple[str, str]]:
             plugins.warn(f"data set '{data}': {error}; its cells are left out")
             continue
         given = {*labels, "images"}
-        found |= {f"{data}_{name}": (data, name) for name, p in protocols().found.items() if _needed(p) & given}
+        found |= {f"{data}_{name}": (data, name) for name, p in kinds.items() if _needed(p) & given}
     return found
 
 
