@@ -19,7 +19,7 @@ from transfer.heads import Classifier, Heads, best_classes
 from transfer.protocol import RunContext
 from transfer.resident import resident, to_host
 from transfer.supervised import Order, SgdConfig, batches_of, fit
-from transfer.tasks import linear_probe, semi_supervised
+from transfer.tasks import attentive, linear_probe, semi_supervised
 
 CPU = torch.device("cpu")
 
@@ -124,7 +124,7 @@ def test_diagnostics_are_the_cpus(device, real):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("task", ["linear_probe", "semi_supervised"])
+@pytest.mark.parametrize("task", ["linear_probe", "semi_supervised", "attentive"])
 def test_protocols_with_an_encoder_run(device, real, image_folder, tmp_path, task, precision):
     """The encoder frozen under augmented images, and fine-tuned: finite numbers in every type."""
     splits = {role: load("imagenet", role, DataPlaces(None, {"imagenet": image_folder})) for role in ("train", "test")}
@@ -134,6 +134,9 @@ def test_protocols_with_an_encoder_run(device, real, image_folder, tmp_path, tas
     if task == "linear_probe":
         config = linear_probe.Config(features="augmented", rates=(0.1,), holdout=0.0, **fields)
         metrics = linear_probe.run(backbone, config, ctx)
+    elif task == "attentive":
+        few = {"optimizer": "adamw", "steps": 3, "warmup": 1, "rates": (0.1, 1.0), "decays": (0.1,)}
+        metrics = attentive.run(backbone, attentive.Config(**{**fields, **few}), ctx)
     else:
         config = semi_supervised.Config(rate_head=0.1, rate_encoder=0.01, **fields)
         metrics = semi_supervised.run(backbone, config, ctx)
