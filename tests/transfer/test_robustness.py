@@ -155,6 +155,22 @@ def test_the_head_of_the_linear_cell_is_taken_and_its_record_is_as_before(measur
     assert found.task.tuned["lr"] == linear.task.tuned["lr"]
 
 
+def test_a_record_from_before_heads_were_kept_is_reused(measure, tmp_path, monkeypatch):
+    """It has neither the field nor the file; the robustness cell then trains the head itself."""
+    out = tmp_path / "out"
+    linear = measure("imagenet_linear")
+    path = store.record_path(out, linear)
+    values = json.loads(path.read_text())
+    del values["artefacts"]
+    path.write_text(json.dumps(values))
+    shutil.rmtree(store.run_folder(out, linear))
+    with monkeypatch.context() as patch:
+        patch.setattr(linear_probe, "fit", lambda *_, **__: pytest.fail("a head was trained"))
+        again = measure("imagenet_linear")
+    assert again.metrics == linear.metrics and again.artefacts == {} and not store.run_folder(out, linear).exists()
+    assert "the head was trained for this cell" in measure(sets=["a"]).task.notes
+
+
 def test_a_head_of_its_own_is_the_same_head(measure, tmp_path):
     """Alone, from the linear cell, and again from its own folder: one classifier, one set of numbers."""
     alone = measure(out=tmp_path / "alone")
