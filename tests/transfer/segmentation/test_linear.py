@@ -109,6 +109,7 @@ def test_the_map_is_of_the_backbones_weights():
         ({"stride_in_1x1": True}, 8, None),
     ],
 )
+@pytest.mark.sample(3)
 def test_strides_that_a_backbone_cannot_have_are_refused(fields, stride, words):
     backbone = make_backbone("resnet50", **fields)
     reason = dense.unfit(backbone, stride, 64)
