@@ -39,6 +39,7 @@ class DatasetInfo(Config):
     test: str
     # Published numbers of images and classes; `fold` counts each of fold0, fold1, ... Empty for a user's own data.
     counts: Mapping[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
+    object_classes: Annotated[int, Field(gt=0)] | None = None  # of single objects, where not `classes`
     metric: Literal["top1", "mean_per_class", "mAP", "AP", "mIoU"] = "top1"
     source: str
     licence: str = "not stated"
@@ -50,6 +51,10 @@ class DatasetInfo(Config):
         if counts and "classes" not in counts:
             raise ValueError("states numbers of images and not the number of 'classes'")
         return counts
+
+    def class_counts(self) -> set[int]:
+        """Return the published numbers of classes: of images or masks, and of single objects."""
+        return {n for n in (self.counts.get("classes"), self.object_classes) if n is not None}
 
 
 # Data sets of this process without a description file: the user's folders, named by `--data`.
@@ -155,18 +160,18 @@ def is_published(name: str, splits: Mapping[str, Split]) -> bool:
     if not info(name).counts:
         return False
 
-    def published(split: Split) -> Mapping[str, int]:
+    def published(split: Split) -> DatasetInfo:
         own = split.dataset != name and split.dataset in known()  # a test set of its own beside the data set
-        return info(split.dataset if own else name).counts
+        return info(split.dataset if own else name)
 
     def whole(split: Split) -> bool:
-        counts = published(split)
+        counts = published(split).counts
         own = counts.get(split.split, counts.get(split.split.rstrip("0123456789")))
         cut = isinstance(split.source, Subset) or split.left_out
         return not cut and len(split) == own
 
     return all(
-        (split.official_part or whole(split)) and len(split.classes) == published(split).get("classes")
+        (split.official_part or whole(split)) and len(split.classes) in published(split).class_counts()
         for split in splits.values()
     )
 

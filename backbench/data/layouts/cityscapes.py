@@ -2,6 +2,7 @@
 
 The masks are `*_gtFine_labelTrainIds.png` where every image has one (cityscapesScripts makes them), else the published
 `*_gtFine_labelIds.png`, mapped to the same 19 classes (cityscapesscripts/helpers/labels.py); other labels are ignored.
+Detection reads the `*_gtFine_instanceIds.png` beside them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from backbench.data.splits import Files, ImageSplit
 from backbench.errors import DataError
 from backbench.printable import some
 
-LABELS = frozenset({"semantic"})
+LABELS = frozenset({"semantic", "boxes"})
 CLASSES = ("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
            "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")  # fmt: skip
 IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # of CLASSES in labelIds
