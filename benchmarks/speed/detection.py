@@ -50,7 +50,7 @@ def _beside(setup: Setup, name: str, other: str, theirs: Callable[[Course, list[
     backbone = load("random:resnet50" if setup.device == "cuda" else "random:resnet18")
     spec, steps = _spec(setup), 1 if setup.quick else _STEPS
     with tempfile.TemporaryDirectory(prefix="backbench-speed-") as folder, logged("", Path(folder) / "log.txt"):
-        job = Job(Path(folder), 0, torch.device(setup.device))
+        job: Job[DetectionSplit] = Job(Path(folder), 0, torch.device(setup.device))
         engine.prepare()
         taught = engine.new_course(spec, backbone, _scenes(Path(folder) / "images"), job)
         batches = list(itertools.islice(taught.loader(0), steps))

@@ -21,7 +21,7 @@ from backbench.errors import BackbenchError, ConfigError, nearest
 from backbench.printable import some
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from model_zoo.architecture import Architecture
     from model_zoo.backbone import Backbone
@@ -209,12 +209,15 @@ def _backbone_names(state: Mapping[str, Tensor], prefixes: Sequence[str], own: r
     ]
 
 
-def feature_difference(backbone: Backbone, stages_fn: Callable[[Tensor], Sequence[Tensor]]) -> float:
+def feature_difference(
+    backbone: Backbone, stages_fn: Callable[[Tensor], Sequence[Tensor]], reference: nn.Module | None = None
+) -> float:
     """Return the largest difference between an engine's C2..C5 and torchvision's, relative to a stage's largest value.
 
     Args:
         backbone: the exported one.
         stages_fn: normalised RGB (2, 3, 64, 96) -> the engine's (C2, C3, C4, C5), norms in evaluation mode.
+        reference: a trunk for RGB to compare with, if not the backbone as it was exported (dilated, for segmentation).
 
     Raises:
         ExportError: a stage is absent or has another shape.
@@ -222,7 +225,7 @@ def feature_difference(backbone: Backbone, stages_fn: Callable[[Tensor], Sequenc
     import torch
 
     x = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    trunk: Any = in_rgb(backbone).build().eval()
+    trunk: Any = (in_rgb(backbone).build() if reference is None else reference).eval()
     with torch.no_grad():
         expected = trunk.stages(x)
         found = tuple(stages_fn(x))

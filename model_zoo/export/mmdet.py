@@ -1,5 +1,7 @@
 """MMDetection 3: its ResNet has torchvision's names; the file has them under `backbone.`, as a detector does.
 
+MMSegmentation 1 reads the same file: its ResNet has the same names and fields.
+
 With that prefix, the file works as `load_from` and, with `prefix: backbone.`, as `init_cfg`. Without it, mmengine only
 warns and trains from random weights (mmengine/runner/checkpoint.py, mmdet/models/backbones/resnet.py). A C4 detector has
 layer4 in `roi_head.shared_head`, which needs the same `init_cfg`: `load_from` does not load it.
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from model_zoo.backbone import Backbone
 
 PREFIX = "backbone."
-_PLACES = Places(
+PLACES = Places(
     engine="MMDetection",
     prefixes=("", PREFIX),
     stems=("conv1.weight", "stem.0.weight"),
@@ -83,6 +85,11 @@ def export(backbone: Backbone) -> dict[str, Any]:
     return {"state_dict": _tensors(backbone), "meta": meta}
 
 
+def bare(backbone: Backbone) -> dict[str, Tensor]:
+    """Return the exported tensors under the names of the engine's ResNet, without the file's prefix."""
+    return {name.removeprefix(PREFIX): tensor for name, tensor in _tensors(backbone).items()}
+
+
 def _tensors(backbone: Backbone) -> dict[str, Tensor]:
     refuse(backbone)
     table = key_table(backbone.arch)
@@ -130,13 +137,9 @@ def check_engine_state(backbone: Backbone, state: Mapping[str, Tensor]) -> None:
     Raises:
         ExportError: names the first tensors that are missing, differ, or were not exported.
     """
-    check_state(_without_prefix(backbone), state, _PLACES)
+    check_state(bare(backbone), state, PLACES)
 
 
 def trunk_sha256(backbone: Backbone, state: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of a detector's frozen trunk. Raises ExportError: it is not the exported one any more."""
-    return trunk_digest(_without_prefix(backbone), state, _PLACES)
-
-
-def _without_prefix(backbone: Backbone) -> dict[str, Tensor]:
-    return {name.removeprefix(PREFIX): tensor for name, tensor in _tensors(backbone).items()}
+    return trunk_digest(bare(backbone), state, PLACES)

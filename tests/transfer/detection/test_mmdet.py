@@ -28,6 +28,7 @@ from model_zoo.backbone import Backbone
 from model_zoo.export import ExportError
 from model_zoo.reading import load_torch
 from model_zoo.resnet import build as build_trunk
+from transfer.detection.adapt import mmengine_warnings
 from transfer.detection.annotations import native_data
 from transfer.detection.annotations import pixels as reading
 from transfer.detection.annotations.layouts import read_coco, read_voc
@@ -38,6 +39,7 @@ from transfer.detection.job import Job
 from transfer.detection.scoring import coco_eval
 from transfer.detection.spec import DetectionSpec
 from transfer.detection.training import checkpoints
+from transfer.detection.training.mmengine_schedules import schedules
 from transfer.detection.training.steps import rle
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -106,7 +108,7 @@ COURSES = [(0, ()), (1, (9,)), (5, (7, 11)), (100, ())]
 
 
 def test_warnings_of_mmengine_are_in_the_log_and_not_on_the_terminal(tmp_path, capfd):
-    engine._quiet()
+    mmengine_warnings.quiet()
     logger = pytest.importorskip("mmengine.logging").MMLogger.get_current_instance()
     with logged("", tmp_path / "log.txt"):
         logger.info("layer1.0.conv1.weight: initialised")
@@ -121,7 +123,7 @@ def test_warnings_of_mmengine_are_in_the_log_and_not_on_the_terminal(tmp_path, c
 def test_the_rate_is_detectron2s_at_every_iteration(tmp_path, pair, warmup, milestones):
     spec = course("c4", iterations=14, warmup=warmup, milestones=milestones)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=spec.lr)
-    schedulers = engine._schedulers(engine.configuration(spec, backbone(), pair, job(tmp_path)), optimizer)
+    schedulers = schedules(engine.configuration(spec, backbone(), pair, job(tmp_path)), optimizer)
     for iteration in range(spec.iterations):
         assert optimizer.param_groups[0]["lr"] == pytest.approx(detectron2_rate(spec, iteration), rel=1e-6), iteration
         optimizer.step()

@@ -1,4 +1,4 @@
-"""Training checkpoints of both engines: written atomically, the last two kept, the newest resumed."""
+"""Training checkpoints of all engines: written atomically, the last two kept, the newest resumed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from backbench import distributed
+from backbench.config import Config
+from backbench.data.splits import Split
 from backbench.errors import BackbenchError, CheckpointError
 from backbench.files.atomic import atomic_save
 from backbench.printable import printable
 from backbench.progress import say
 from model_zoo.backbone import Backbone
 from model_zoo.reading import load_torch
-from transfer.detection.annotations.split import DetectionSplit
 from transfer.detection.job import Job
-from transfer.detection.spec import DetectionSpec
 from transfer.detection.training.draws import PART
 
 FINAL = "model_final.pth"
@@ -39,7 +39,7 @@ def name(iteration: int) -> str:
     return f"model_{iteration:07d}.pth"
 
 
-def identity(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> dict[str, Any]:
+def identity(spec: Config, backbone: Backbone, train: Split, job: Job) -> dict[str, Any]:
     """Fields that must match before a checkpoint can be resumed."""
     return {
         "spec": spec.model_dump(mode="json"),
@@ -138,4 +138,4 @@ def _put_in(state: dict[str, Any], course: dict[str, Any], file: Path) -> None:
             if name in state:
                 part.load_state_dict(state[name])
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise CheckpointError(f"{file}: does not fit the detector ({printable(error)})") from None
+        raise CheckpointError(f"{file}: does not fit the network ({printable(error)})") from None

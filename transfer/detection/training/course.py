@@ -1,4 +1,4 @@
-"""Training loop shared by both engines: resume, step, log, stop on NaN, save.
+"""Training loop shared by all engines: resume, step, log, stop on NaN, save.
 
 A resumed run gives the same result as an uninterrupted one: batches come in the same order, and the random numbers before
 the checkpoint are drawn again or restored (`draws`). PreciseBN resumes too; its batches have a separate order.
@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from backbench import distributed
 from backbench.progress import track
 from transfer.detection.job import Job
-from transfer.detection.spec import DetectionSpec
 from transfer.detection.training import checkpoints
 from transfer.detection.training.accumulation import split
 from transfer.detection.training.draws import PART, Draws
@@ -28,9 +27,20 @@ from transfer.detection.training.steps import cut, diverged, log, parallel, prec
 ESTIMATE = 1_000_003  # `start` of PreciseBN's batches; no iteration has this number
 
 
+class Length(Protocol):
+    """The fields of a specification that the loop uses."""
+
+    @property
+    def iterations(self) -> int: ...
+    @property
+    def precise_bn(self) -> int: ...  # iterations that re-estimate BatchNorm's statistics at the end
+    @property
+    def estimates(self) -> bool: ...  # True if they do
+
+
 @dataclass
 class Course:
-    """An engine's detector with its optimiser, schedule, losses and loader."""
+    """An engine's network with its optimiser, schedule, losses and loader."""
 
     label: str  # for the progress bar
     model: nn.Module
@@ -42,8 +52,8 @@ class Course:
     seed: Callable[[int], None]  # seeds this rank's generators from an iteration on
 
 
-def run(course: Course, spec: DetectionSpec, identity: dict[str, Any], job: Job) -> nn.Module:
-    """Train and return the detector. Resumes from the folder's last checkpoint and records this in the job.
+def run(course: Course, spec: Length, identity: dict[str, Any], job: Job) -> nn.Module:
+    """Train and return the network. Resumes from the folder's last checkpoint and records this in the job.
 
     Raises:
         BackbenchError: a loss or a weight is not finite, or the folder holds the checkpoint of another run.
@@ -67,7 +77,7 @@ def run(course: Course, spec: DetectionSpec, identity: dict[str, Any], job: Job)
     return course.model
 
 
-def iterate(course: Course, spec: DetectionSpec, identity: dict[str, Any], start: int, job: Job) -> None:
+def iterate(course: Course, spec: Length, identity: dict[str, Any], start: int, job: Job) -> None:
     """Train from iteration `start` to the last. Writes checkpoints and losses.jsonl."""
     optimizer, file = course.optimizer, job.folder / "losses.jsonl"
     forward = parallel(course.model, job.device)
@@ -106,7 +116,7 @@ def backward(
     return means
 
 
-def estimate(course: Course, spec: DetectionSpec, job: Job) -> None:
+def estimate(course: Course, spec: Length, job: Job) -> None:
     """Run PreciseBN over batches in a separate order."""
     model, saved = course.model.train(), next(iter(checkpoints.under_way(job.folder)), None)
 

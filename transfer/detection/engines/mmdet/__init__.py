@@ -14,7 +14,6 @@ import contextlib
 import copy
 import importlib.util
 import io
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,7 +28,7 @@ from backbench.progress import track
 from model_zoo.backbone import Backbone
 from model_zoo.export import FEATURE_TOLERANCE, ExportError, feature_difference
 from model_zoo.export import mmdet as exporter
-from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume, notices
+from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume, mmengine_warnings, notices
 from transfer.detection.annotations import native_data
 from transfer.detection.annotations.split import BITMAPS, Detections, DetectionSplit, mask_format, trainable
 from transfer.detection.engines import absent
@@ -39,6 +38,7 @@ from transfer.detection.spec import DetectionSpec
 from transfer.detection.training import checkpoints, course
 from transfer.detection.training.course import ESTIMATE, Course
 from transfer.detection.training.draws import after
+from transfer.detection.training.mmengine_schedules import schedules
 from transfer.detection.training.steps import rle
 
 NATIVE = "mmdet_config.py"  # a file mmdet.py would shadow the package for Python started in its folder
@@ -127,7 +127,7 @@ def new_course(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, j
     set_random_seed(job.seed)
     model = build(cfg, backbone, job.device)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
-    schedulers = _schedulers(cfg, optimizer)
+    schedulers = schedules(cfg, optimizer)
     return Course(
         label="mmdet",
         model=model,
@@ -163,7 +163,7 @@ def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
     """
     from mmdet.registry import MODELS
 
-    _quiet()
+    mmengine_warnings.quiet()
     with contextlib.redirect_stdout(io.StringIO()):
         model = MODELS.build(cfg.model)
         try:
@@ -177,22 +177,6 @@ def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
     return batchnorm.synchronise_batchnorm(model.train(), device).to(device)
 
 
-class _Forward(logging.Handler):
-    """Passes records on to the logger `mmengine` of Python's logging, which MMEngine's own loggers bypass."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        logging.getLogger("mmengine").handle(record)
-
-
-def _quiet() -> None:
-    """Forward MMEngine's warnings instead of printing them; its INFO has a line for every tensor."""
-    from mmengine.logging import MMLogger
-
-    logger = MMLogger.get_current_instance()
-    logger.setLevel(logging.WARNING)
-    logger.handlers[:] = [_Forward()]
-
-
 def trunk_stages(model: Any, x: Tensor) -> list[Tensor]:
     """Return C2..C5 of a detector for normalised RGB (N, 3, H, W). C4 has its layer4 in the head, before the extra norm."""
     trunk = model.backbone
@@ -204,14 +188,6 @@ def trunk_stages(model: Any, x: Tensor) -> list[Tensor]:
         x = stage(x)
         found.append(x)
     return found
-
-
-def _schedulers(cfg: Any, optimizer: torch.optim.Optimizer) -> _Schedulers:
-    from mmengine.registry import PARAM_SCHEDULERS
-
-    return _Schedulers(
-        PARAM_SCHEDULERS.build(dict(fields), default_args={"optimizer": optimizer}) for fields in cfg.param_scheduler
-    )
 
 
 def train_loader(cfg: Any, start: int, job: Job) -> Iterator[Any]:
@@ -229,24 +205,6 @@ def train_loader(cfg: Any, start: int, job: Job) -> Iterator[Any]:
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         loader = Runner.build_dataloader(fields, seed=(job.seed + 7919 * begin) % 2**31)
         return after(loader, skip)
-
-
-class _Schedulers(list[Any]):
-    """Several schedulers with the interface of one."""
-
-    def step(self) -> None:
-        """Advance all by one iteration."""
-        for scheduler in self:
-            scheduler.step()
-
-    def state_dict(self) -> list[dict[str, Any]]:
-        """Return the list of states, as in mmengine's own checkpoints."""
-        return [scheduler.state_dict() for scheduler in self]
-
-    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Load the list of states."""
-        for scheduler, state in zip(self, states, strict=True):
-            scheduler.load_state_dict(state)
 
 
 # ---------------------------------------------------------------- detection
