@@ -14,8 +14,8 @@ from typing import TextIO
 from backbench.distributed import is_main
 from backbench.printable import visible
 
-# Loggers of the detection engines: the file gets their INFO lines, the terminal only their errors.
-ENGINES = ("detectron2", "fvcore", "iopath", "mmcv", "mmdet", "mmengine")
+# Loggers of the engines: the file gets their INFO lines, the terminal only their errors.
+ENGINES = ("detectron2", "fvcore", "iopath", "mmcv", "mmdet", "mmengine", "mmseg")
 
 
 def write_line(log: Path, text: str) -> None:

@@ -22,7 +22,7 @@ def parser(prog: str = "backbench demo") -> argparse.ArgumentParser:
     p.add_argument(
         "--all",
         action="store_true",
-        help="also the random network's detector, the second detection engine, and a Mask R-CNN on both",
+        help="also the random network's detector, the second detection engine, a Mask R-CNN on both, and segmentation",
     )
     return p
 

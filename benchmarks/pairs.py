@@ -25,6 +25,7 @@ class Protocol(Config):
     preset: str | None = None
     needs: Needs | Annotated[tuple[Needs, ...], Field(min_length=1)] = "class"  # labels, of several any; `images`: none
     fields: Mapping[str, Any] = Field(default_factory=dict)
+    of_labels: Mapping[Needs, Mapping[str, Any]] = Field(default_factory=dict)  # keys for data with these labels
     of_layout: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)  # keys of the cell for data in this layout
     of_data: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)  # keys of the cell for one data set
 
@@ -144,11 +145,13 @@ def _pairs() -> dict[str, tuple[str, str]]:
 
 
 def _of_pair(data: str, name: str) -> dict[str, Any]:
-    """Return the keys of a pair: the protocol's, then those for the layout and for the data set."""
+    """Return the keys of a pair: the protocol's, then those for its labels, the layout and the data set."""
     protocol, info = protocols().get(name, "protocol"), catalogue.info(data)
     values: dict[str, Any] = {"task": protocol.task, **protocol.fields}
     if protocol.preset is not None:
         values["preset"] = protocol.preset
+    for kind in sorted(protocol.of_labels.keys() & layouts.labels(info.layout)):
+        values = merged(values, protocol.of_labels[kind])
     values = merged(values, protocol.of_layout.get(info.layout, {}))
     values = merged(values, protocol.of_data.get(data, {}))
     values["data"] = {"name": data} if info.counts else {"name": data, "expect": "any"}

@@ -83,7 +83,9 @@ def check_names(module: str, args: argparse.Namespace) -> None:
     if module in ("benchmarks.run_all", "benchmarks.run_one"):
         for name in {pair.partition("=")[0] for pair in args.data} - set(catalogue.known()):  # the reader's own folder
             assert re.fullmatch("[a-z0-9_]+", name), name
-            catalogue.OWN[name] = catalogue.info("imagenet").model_copy(update={"title": name, "counts": {}})
+            masks = "_segmentation" in (getattr(args, "tasks", "") or getattr(args, "cell", ""))
+            like = "ade20k" if masks else "imagenet"
+            catalogue.OWN[name] = catalogue.info(like).model_copy(update={"title": name, "counts": {}})
     if module == "benchmarks.run_all":
         suite = plan.load_suite(args.suite or "paper")
         cells = plan.named_cells(args.tasks) if args.tasks else list(suite.cells)
@@ -140,7 +142,9 @@ def check(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     else:
         assert program in ("python", "python3"), f"a program that no page installs: {line}"
         module, words = (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
-        if module == "venv" or module.startswith(("tools/", "transfer.detection.engines")):
+        if module == "venv" or module.startswith(
+            ("tools/", "transfer.detection.engines", "transfer.segmentation.engines")
+        ):
             return
         is_file = module.endswith(".py")
         module = module.removesuffix(".py").replace("/", ".")

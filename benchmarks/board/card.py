@@ -19,6 +19,7 @@ _TASKS = {
     "voc_detection": "object-detection",
     "coco_instance_segmentation": "image-segmentation",
     "linear_segmentation": "image-segmentation",
+    "semantic_segmentation": "image-segmentation",
 }
 _METRICS = {"top1": "accuracy", "top5": "accuracy", "mAP": "mean_average_precision", "AP": "mean_average_precision",
             "box_AP": "mean_average_precision", "mask_AP": "mean_average_precision", "mIoU": "mean_iou"}  # fmt: skip

@@ -159,11 +159,12 @@ def calibrated(backbone: Backbone, size: int) -> Machine:
 
 
 _IMPORTS = "import benchmarks.measuring, benchmarks.plan, torchvision, model_zoo.load, transfer.features"
-_ENGINE = "from transfer.detection import engines; engine = engines.get('{}'); engine.missing() or engine.prepare()"
+_ENGINE = "from transfer.{} import engines; engine = engines.get('{}'); engine.missing() or engine.prepare()"
 _LIBRARIES = {  # by `Work.library`: Python that imports it
     "scikit-learn": "import sklearn.svm, sklearn.metrics, sklearn.model_selection",
-    "detectron2": _ENGINE.format("detectron2"),
-    "mmdet": _ENGINE.format("mmdet"),
+    "detectron2": _ENGINE.format("detection", "detectron2"),
+    "mmdet": _ENGINE.format("detection", "mmdet"),
+    "mmseg": _ENGINE.format("segmentation", "mmseg"),
 }
 
 

@@ -18,7 +18,7 @@ from transfer.pooling import CELLS
 _BATCH = 128  # images of a forward pass
 _NEWTON = 25  # products with the features that a fit of SVMs takes (VOC07: 35 s on a core of 20 Gflop/s in float64)
 _FPN = 256  # channels of a feature pyramid, its RPN and its mask head
-_PER_FLOP = 0.0105  # the same, bytes per operation: ResNet-50 at 224 px keeps 86 MB for its 8.2 GFLOP
+PER_FLOP = 0.0105  # the same, bytes per operation: ResNet-50 at 224 px keeps 86 MB for its 8.2 GFLOP
 
 _counted: dict[tuple[str, int], tuple[float, float]] = {}  # operations, those of res5 apart, by weights and size
 
@@ -90,6 +90,8 @@ def work_of(cell: Cell, backbone: Backbone, places: DataPlaces) -> tuple[Work, W
     Raises:
         BackbenchError: the protocol is one that cannot be estimated, or the numbers of images are unknown.
     """
+    from benchmarks.price.segmentation import segmentation
+
     counted: dict[str, Callable[..., tuple[Work, Work]]] = {
         "knn": _knn,
         "linear_probe": _linear,
@@ -102,6 +104,7 @@ def work_of(cell: Cell, backbone: Backbone, places: DataPlaces) -> tuple[Work, W
         "voc07_lowshot": _svm,
         "voc_detection": _detection,
         "coco_instance_segmentation": _detection,
+        "semantic_segmentation": segmentation,
     }
     if cell.task_name not in counted:
         raise BackbenchError(f"{cell.name}: the work of protocol '{cell.task_name}' is not known")
@@ -116,7 +119,7 @@ def _features(config: Any, backbone: Backbone, images: int) -> Work:
     width = backbone.feature_dim * CELLS[getattr(config, "feature", "gap")]
     one = _operations(config, backbone)
     weights = sum(t.numel() for t in backbone.state.values()) * 4
-    memory = weights + _BATCH * one * _PER_FLOP / 8  # without gradient a few layers live at a time
+    memory = weights + _BATCH * one * PER_FLOP / 8  # without gradient a few layers live at a time
     return Work(views=images, forward=images * one, disk=images * width * 4, memory=memory)
 
 
@@ -139,7 +142,7 @@ def _linear(config: Any, backbone: Backbone, counts: tuple[int, int, int]) -> tu
     if config.features == "cached":
         return _features(config, backbone, train + test), heads
     one = _operations(config, backbone)
-    images = Work(crops=seen, forward=seen * one, memory=config.batch * one * _PER_FLOP / 8)
+    images = Work(crops=seen, forward=seen * one, memory=config.batch * one * PER_FLOP / 8)
     return _features(config, backbone, held_out + test), heads + images
 
 
@@ -162,7 +165,7 @@ def _attentive(config: Any, backbone: Backbone, counts: tuple[int, int, int]) ->
     pool = 2 * tokens * width * width / config.head_width  # scores of the tokens, and their mean
     products = 6.0 * seen * probes * (pool + width * (width + classes))
     weights = probes * width * (2 * width + classes)
-    memory = 16.0 * weights + batch * one * _PER_FLOP / 8 + 8.0 * batch * probes * width * width / config.head_width
+    memory = 16.0 * weights + batch * one * PER_FLOP / 8 + 8.0 * batch * probes * width * width / config.head_width
     images = Work(views=aside + test, crops=seen, forward=(seen + aside + test) * one)
     return Work(), images + Work(products=products + 20.0 * config.steps * weights, memory=memory)
 
@@ -171,9 +174,9 @@ def _semi(config: Any, backbone: Backbone, counts: tuple[int, int, int]) -> tupl
     train, test, _ = counts
     seen, one = config.epochs * train, _operations(config, backbone)
     if config.rate_encoder:
-        images = Work(crops=seen, training=3 * seen * one, memory=config.batch * one * _PER_FLOP)
+        images = Work(crops=seen, training=3 * seen * one, memory=config.batch * one * PER_FLOP)
     else:
-        images = Work(crops=seen, forward=seen * one, memory=config.batch * one * _PER_FLOP / 8)
+        images = Work(crops=seen, forward=seen * one, memory=config.batch * one * PER_FLOP / 8)
     found = _features(config, backbone, test)
     return Work(), found + images + Work(disk=-found.disk)  # its features are not kept
 
@@ -224,7 +227,7 @@ def _detection(config: Any, backbone: Backbone, counts: tuple[int, int, int]) ->
         trunk = statistics.fmean(trunk_operations(spec, backbone, side) for side in spec.sides_train)
         operations -= 2 * spec.batch * spec.iterations * trunk
     area = (statistics.fmean(spec.sides_train) / 640) ** 2
-    memory = spec.batch * _PER_FLOP * forward_operations(backbone, 224) * (800 * 1333) / (224 * 224) * area
+    memory = spec.batch * PER_FLOP * forward_operations(backbone, 224) * (800 * 1333) / (224 * 224) * area
     return Work(), Work(detection=operations, disk=2e9, memory=memory, library=config.engine)
 
 

@@ -22,6 +22,7 @@ INDIFFERENT: dict[str, dict[str, Any]] = {
     "voc07_lowshot": _JOBS,
     "voc_detection": _COURSE,
     "coco_instance_segmentation": _COURSE,
+    "semantic_segmentation": _COURSE,
 }
 
 

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from backbench.data import catalogue
+from backbench.errors import BackbenchError
 from benchmarks.records.schema import Result
 from benchmarks.report.scores import Scores
 from benchmarks.report.table import Column, Row
 
 _MOST_CLASSES = 20
 _MOST_CONFUSED = 12  # pairs that stand for a confusion matrix too large to show
-_ARRAYS = {"per_class_top1": "top1", "per_class_AP": "AP"}
+_ARRAYS = {"per_class_top1": "top1", "per_class_AP": "AP", "per_class_IoU": "IoU"}
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,20 @@ def _confusion(row: Row, column: Column, labels: np.ndarray, answers: np.ndarray
 
 
 def class_names(record: Result, count: int) -> tuple[str, ...]:
-    """Return the classes' names where the record has them, else `class 0` and so on."""
+    """Return the classes' names where the record or the layout has them, else `class 0` and so on."""
     for tuned in record.task.tuned.values():
         if isinstance(tuned, dict) and len(tuned) == count and not any(_is_number(name) for name in tuned):
             return tuple(map(str, tuned))
-    return tuple(f"class {place}" for place in range(count))
+    return _of_layout(record, count) or tuple(f"class {place}" for place in range(count))
+
+
+def _of_layout(record: Result, count: int) -> tuple[str, ...] | None:
+    """Return the names that the data set's layout states, or None."""
+    try:
+        names = getattr(catalogue.layout_of(record.data.name), "CLASSES", None) if record.data else None
+    except BackbenchError:  # data of another machine
+        return None
+    return names if isinstance(names, tuple) and len(names) == count else None
 
 
 def _is_number(word: object) -> bool:

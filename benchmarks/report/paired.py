@@ -47,7 +47,7 @@ def interval(
     if not all(np.array_equal(first, labels) for labels in others):
         return "the stored labels differ: measure again"
     weights = [weights_of(side) for side in (mine, other)]
-    if metric in ("mAP", "mean_per_class"):
+    if metric in ("mAP", "mIoU", "mean_per_class"):
         drawn = _difference(sides, weights)
         return _percentiles(drawn, len(first), p=_share_beyond_zero(drawn))
     right = [_mean_right(side, weight) for side, weight in zip(sides, weights, strict=True)]

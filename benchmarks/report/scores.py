@@ -37,9 +37,9 @@ class NoScores(Exception):
 class Answers:
     """What a record's arrays say."""
 
-    labels: np.ndarray  # (N,) or (N, K), as stored
+    labels: np.ndarray  # (N,) or (N, K), as stored; for masks the true pixels of each class
     values: np.ndarray  # (N,) whether each item is right; or (R,) the metric in percent of each resample of the items:
-    # the mean over classes of average precisions, or of shares that are right
+    # the mean over classes of average precisions, of intersections over unions, or of shares that are right
 
 
 class Scores:
@@ -107,11 +107,14 @@ class Scores:
         if path is None or not path.exists():
             raise NoScores("no scores per test item are stored")
         part = _part(metric, record)
-        if not part and metric not in ("mAP", "top1", "top5", "mean_per_class", record.primary):
+        if not part and metric not in ("mAP", "mIoU", "top1", "top5", "mean_per_class", record.primary):
             raise NoScores("no scores per test item are stored for this metric")
         if metric == "mAP":
             scores, labels = self._arrays(record, path, "scores", "labels")
             return Answers(labels, _resampled(scores, _counted(record, scores, labels), resamples))
+        if metric == "mIoU":
+            shared, union, truth = self._arrays(record, path, "intersection", "union", "truth")
+            return Answers(truth, _class_ious(record, shared, union, resamples))
         best, labels = self._arrays(record, path, f"best{part}", f"labels{part}")
         right = _right(record, metric, best, labels)
         return Answers(labels, _class_means(right, labels, resamples) if metric == "mean_per_class" else right)
@@ -205,6 +208,20 @@ def _class_means(right_N: np.ndarray, labels_N: np.ndarray, resamples: int) -> n
         shares = np.where(counts > 0, (right_CN @ times_NR) / np.maximum(counts, 1), np.nan)
         means.append(100 * np.nanmean(shares, axis=0))
     return np.concatenate(means)
+
+
+def _class_ious(record: Result, shared_NC: np.ndarray, union_NC: np.ndarray, resamples: int) -> np.ndarray:
+    """Return (R,) mIoU in percent of each resample of the images; a class that does not occur there does not count."""
+    _refuse_other_form(shared_NC.ndim == 2 and shared_NC.shape == union_NC.shape, record)
+    shared_CN, union_CN = shared_NC.T.astype(float), union_NC.T.astype(float)
+
+    def mean_iou(times_NR: np.ndarray) -> np.ndarray:
+        union = union_CN @ times_NR
+        shares = np.where(union > 0, (shared_CN @ times_NR) / np.maximum(union, 1), np.nan)
+        return 100 * np.asarray(np.nanmean(shares, axis=0))
+
+    _check(float(mean_iou(np.ones((len(shared_NC), 1)))[0]), record, "mIoU", 1e-6)
+    return np.concatenate([mean_iou(times_NR) for times_NR in draws(len(shared_NC), resamples)])
 
 
 def draws(n: int, resamples: int) -> Iterator[np.ndarray]:

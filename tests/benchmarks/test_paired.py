@@ -169,3 +169,27 @@ def test_a_damaged_file_of_scores_is_said(shelf, draws, content):
     mine, other = shelf.top1(a, weights="a"), shelf.top1(b, weights="b")
     shelf.items[mine.identity()].write_bytes(content)
     assert refused(shelf, [mine], [other]) == "seed0.items.npz of mine cannot be read: measure it again"
+
+
+def test_mean_iou_equals_a_plain_loop(shelf, make):
+    """The mean over classes of sums over drawn images; a class of few images widens the interval."""
+    generator = np.random.default_rng(8)
+    truth = generator.integers(0, 50, (60, 3))
+    truth[6:, 2] = 0
+    sides = []
+    for weights, share in (("a", 0.8), ("b", 0.6)):
+        shared = generator.binomial(truth, share)
+        union = truth + generator.integers(0, 9, truth.shape)
+        value = 100 * float(np.mean(shared.sum(0) / union.sum(0)))
+        arrays = {"intersection": shared, "union": union, "truth": truth}
+        sides.append((shared, union, shelf.put(make(value, metric="mIoU", weights=weights), arrays)))
+    (s1, u1, mine), (s2, u2, other) = sides
+    found = shelf.interval([mine], [other], metric="mIoU", resamples=4000)
+    loop = []
+    for _ in range(4000):
+        rows = generator.integers(60, size=60)
+        ious = [np.nanmean(s[rows].sum(0) / u[rows].sum(0)) for s, u in ((s1, u1), (s2, u2))]
+        loop.append(100 * (ious[0] - ious[1]))
+    assert (found.low, found.high) == pytest.approx(np.quantile(loop, [0.025, 0.975]), abs=0.4)
+    changed = shelf.put(make(50.0, metric="mIoU", weights="c"), {"intersection": s1, "union": u1, "truth": truth})
+    assert "not those of the number" in shelf.interval([changed], [other], metric="mIoU")

@@ -14,6 +14,7 @@ from benchmarks.plan import Cell, load_cell, load_suite
 from benchmarks.price import machines, work
 from benchmarks.price.lines import makespan, price
 from benchmarks.price.machines import NAMED, Machine
+from benchmarks.price.segmentation import segmenter_operations
 from benchmarks.price.work import Work, images_of, work_of
 from benchmarks.subjects import find_subjects
 from model_zoo.choice import NO_CHOICE
@@ -223,3 +224,24 @@ def test_a_calibration_measures_positive_rates(subject, monkeypatch):
     assert found.is_measured and found.shared >= found.cores
     rates = ("views_s", "crops_s", "exact", "products", "machines", "detectors", "start_s", "threads")
     assert all(getattr(found, name) > 0 for name in rates) and found.starts["a library"] > 0
+
+
+@pytest.mark.parametrize("name", ["voc12_segmentation", "ade20k_segmentation"])
+def test_operations_of_a_segmentation_network_by_hand(subject, name):
+    """A crop of 512 px: the trunk at the spec's strides, and the head's convolutions by their sizes."""
+    backbone, spec = subject.backbones[0], load_cell(name).config.course()
+    found = segmenter_operations(spec, backbone, (512, 512), 21, test=True)
+    plain = work.forward_operations(backbone, 224) * (512 / 224) ** 2
+    wide = spec.channels
+    if spec.head == "fcn":  # C5 at stride 16: res5 has four times the cells
+        head = 32 * 32 * (9 * 512 * wide + 9 * wide * wide + wide * 21)
+        assert found > plain + 2 * head
+    else:
+        sides = (128, 64, 32)
+        head = sum(
+            side**2 * (channels * wide + 9 * wide**2) for channels, side in zip((64, 128, 256), sides, strict=True)
+        )
+        head += 16 * 16 * 9 * (512 + 4 * wide) * wide + 128**2 * (36 * wide**2 + wide * 21)
+        assert found == pytest.approx(plain + 2 * head, rel=1e-3)
+    _, each = work_of(load_cell(name, ["data.limit=40"]), backbone, NOWHERE)
+    assert each.library == "mmseg" and each.detection > 3 * spec.batch * spec.iterations * plain

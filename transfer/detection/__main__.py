@@ -1,4 +1,4 @@
-"""Show which detection engines work here, and install what is missing."""
+"""Show which engines of detection and segmentation work here, and install what is missing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def parser(prog: str = "python -m transfer.detection") -> argparse.ArgumentParse
         "doctor", help="show whether each engine works, its versions, and what to do otherwise"
     )
     doctor.add_argument("--json", action="store_true", help="print JSON for programs")
-    commands.add_parser("install", help="install missing parts of Detectron2 and MMDet; needs no compiler")
+    commands.add_parser("install", help="install missing parts of all engines; needs no compiler")
     return parser
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from transfer.detection import engines
+from transfer.segmentation import engines as segmentation_engines
 
 _NO_CV2 = "without OpenCV no module that reads images can be imported: see cv2 below"
 
@@ -12,7 +13,11 @@ _NO_CV2 = "without OpenCV no module that reads images can be imported: see cv2 b
 def examine() -> dict[str, Any]:
     """Return {"engines": {name: {usable, version, compiled, advice}}, "cv2": {healthy, version, advice}, "versions": {}}."""
     cv2 = _cv2()
-    found = {name: _engine(name) if cv2["healthy"] else _unusable(_NO_CV2) for name in engines.names()}
+    found = {
+        name: _engine(room.get(name)) if cv2["healthy"] else _unusable(_NO_CV2)
+        for room in (engines, segmentation_engines)
+        for name in room.names()
+    }
     return {"engines": found, "cv2": cv2, "versions": _versions()}
 
 
@@ -35,8 +40,7 @@ def text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _engine(name: str) -> dict[str, Any]:
-    engine = engines.get(name)
+def _engine(engine: engines.Engine | segmentation_engines.Engine) -> dict[str, Any]:
     if lacking := engine.missing():
         return _unusable(lacking, "not installed")
     version, compiled, advice = "unknown version", False, ""
@@ -47,7 +51,7 @@ def _engine(name: str) -> dict[str, Any]:
     except Exception as error:
         advice = (
             f"{_sentence(error)}; install keeps what is installed, so first pip uninstall the package that fails (mmcv, "
-            "mmdet, detectron2), then: python -m transfer.detection install"
+            "mmdet, mmsegmentation, detectron2), then: python -m transfer.detection install"
         )
     return {"usable": not advice, "version": version, "compiled": compiled, "advice": advice}
 

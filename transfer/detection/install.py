@@ -1,9 +1,9 @@
-"""`python -m transfer.detection install`: install both engines on current PyTorch without a compiler.
+"""`python -m transfer.detection install`: install all engines on current PyTorch without a compiler.
 
 Packages that can be imported are kept. Detectron2: a wheel made from the published source of v0.6 without its C++ operators;
-Faster R-CNN and Mask R-CNN call none of them (ROIAlign and NMS come from torchvision). MMDet: mmengine, mmcv-lite and mmdet
-are pure Python and installed without their requirements, since mmcv-lite would install a second OpenCV over the first. The
-extra `detection` in pyproject.toml lists the requirements; missing ones are installed first.
+Faster R-CNN and Mask R-CNN call none of them (ROIAlign and NMS come from torchvision). MMDet and MMSegmentation: mmengine,
+mmcv-lite, mmdet and mmsegmentation are pure Python and installed without their requirements, since mmcv-lite would install a
+second OpenCV over the first. The extra `detection` in pyproject.toml lists the requirements; missing ones are installed first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from backbench.errors import BackbenchError
 from backbench.progress import say
 
 SOURCE = ("pb1-detectron2", "0.6", "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29")
-MMDET = {"mmengine": "mmengine==0.10.7", "mmcv": "mmcv-lite==2.1.0", "mmdet": "mmdet==3.3.0"}
+OPENMMLAB = {"mmengine": "mmengine==0.10.7", "mmcv": "mmcv-lite==2.1.0", "mmdet": "mmdet==3.3.0",
+             "mmseg": "mmsegmentation==1.2.2"}  # fmt: skip
 _OPERATORS = '''"""Replaces the compiled operators, which this build lacks."""
 
 
@@ -52,14 +53,14 @@ def _is_installed(name: str) -> bool:
 
 
 def install() -> None:
-    """Install missing parts of both engines.
+    """Install missing parts of all engines.
 
     Raises:
         BackbenchError: no network, unexpected bytes, or pip failed.
     """
     if requirements := missing_requirements():
         _pip(*requirements)
-    absent = [requirement for module, requirement in MMDET.items() if importlib.util.find_spec(module) is None]
+    absent = [requirement for module, requirement in OPENMMLAB.items() if importlib.util.find_spec(module) is None]
     if importlib.util.find_spec("detectron2") is not None:
         say("detectron2: keeping the installed one")
     else:

@@ -12,6 +12,7 @@ import pytest
 
 from transfer.detection import __main__ as cli
 from transfer.detection import doctor, engines
+from transfer.segmentation import engines as segmentation_engines
 
 
 def an_engine(**fields: object) -> SimpleNamespace:
@@ -40,6 +41,7 @@ def only(monkeypatch):
     def of(**there: SimpleNamespace) -> None:
         monkeypatch.setattr(engines, "names", lambda: sorted(there))
         monkeypatch.setattr(engines, "get", there.__getitem__)
+        monkeypatch.setattr(segmentation_engines, "names", lambda: [])
 
     return of
 
@@ -78,20 +80,26 @@ def test_an_unusable_engine_is_said_with_advice(only, capsys, broken, advice):
 @pytest.mark.slow
 def test_every_engine_is_examined():
     found = doctor.examine()["engines"]
-    assert set(found) == set(engines.names()) >= {"detectron2", "mmdet"}
+    rooms = {name: room for room in (engines, segmentation_engines) for name in room.names()}
+    assert set(found) == set(rooms) >= {"detectron2", "mmdet", "mmseg"}
     for name, engine in found.items():
-        lacking = engines.get(name).missing()
+        lacking = rooms[name].get(name).missing()
         if lacking is not None:
             assert engine == {"usable": False, "version": "not installed", "compiled": False, "advice": lacking}
         else:
             assert engine["usable"], engine["advice"]
 
 
-@pytest.mark.parametrize(("name", "module"), [("detectron2", "fvcore"), ("mmdet", "terminaltables")])
-def test_an_engine_without_what_it_needs_is_not_there(monkeypatch, name, module):
+@pytest.mark.parametrize(
+    ("room", "name", "module"),
+    [(engines, "detectron2", "fvcore"), (engines, "mmdet", "terminaltables"), (segmentation_engines, "mmseg", "ftfy")],
+    ids=["detectron2", "mmdet", "mmseg"],
+)
+def test_an_engine_without_what_it_needs_is_not_there(monkeypatch, room, name, module):
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None if asked == module else there(asked))
-    assert f"{module} not installed: python -m transfer.detection install" in engines.get(name).missing()
+    said = room.get(name).missing()
+    assert module in said and said.endswith("not installed: python -m transfer.detection install")
 
 
 def packages(monkeypatch, **versions: str) -> None:

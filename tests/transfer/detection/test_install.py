@@ -148,7 +148,7 @@ def environment(monkeypatch):
 
 
 def test_what_is_there_is_kept(environment, capsys):
-    asked = environment("detectron2", "mmengine", "mmcv", "mmdet")
+    asked = environment("detectron2", "mmengine", "mmcv", "mmdet", "mmseg")
     install.install()
     assert asked == []
     assert "detectron2: keeping the installed one" in capsys.readouterr().err
@@ -157,7 +157,7 @@ def test_what_is_there_is_kept(environment, capsys):
 def test_what_is_missing_is_installed(environment):
     asked = environment("mmengine", "mmcv")
     install.install()
-    assert asked == ["--no-deps", "made.whl", "--no-deps", "mmdet==3.3.0"]
+    assert asked == ["--no-deps", "made.whl", "--no-deps", "mmdet==3.3.0", "mmsegmentation==1.2.2"]
 
 
 def test_what_the_engines_need_comes_first_and_with_its_own_needs(environment, monkeypatch):
@@ -166,7 +166,7 @@ def test_what_the_engines_need_comes_first_and_with_its_own_needs(environment, m
               'absent-two; extra == "speed"']  # fmt: skip
     monkeypatch.setattr(importlib.metadata, "requires", lambda _name: stated)
     install.install()
-    assert asked == ["absent-one>=2.0", "--no-deps", "mmdet==3.3.0"]
+    assert asked == ["absent-one>=2.0", "--no-deps", "mmdet==3.3.0", "mmsegmentation==1.2.2"]
 
 
 def test_outside_an_installed_package_nothing_is_known_to_be_missing(monkeypatch):
