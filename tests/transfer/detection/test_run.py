@@ -107,7 +107,8 @@ def test_a_course_is_overridden_field_by_field():
 def test_an_absent_engine_is_a_reason(name, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     cell = plan.load_cell(name)
-    reason = cell.task.missing(cell.config, DataPlaces(demo.root()))
+    there = DataPlaces(None, {cell.config.data.name: demo.root()})
+    reason = cell.task.missing(cell.config, there)
     assert "not installed" in reason and "python -m transfer.detection install" in reason
 
 
