@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from benchmarks.board.entry import Entry
 from benchmarks.records.schema import Result
 from benchmarks.report import escape, literature, render
 from benchmarks.report.literature import Published
 from benchmarks.report.noise import without_items
 from benchmarks.report.table import Column, Value, gather
+from benchmarks.report.templates import environment
 from benchmarks.statistics.marks import marks
 from model_zoo import entries as zoo
 
@@ -114,16 +113,8 @@ def _evidence(column: Column, records: Sequence[Result]) -> str:
 
 def page(found: Sequence[BoardTable], *, title: str, refused: Sequence[str] = ()) -> str:
     """Return the text of the page: no scripts, no addresses that are loaded, every word escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        finalize=escape.html,
-    )
-    return environment.get_template("board.html.j2").render(
-        title=title, tables=found, refused=refused, legend=render.MARKS
-    )
+    template = environment(Path(__file__).parent).get_template("board.html.j2")
+    return template.render(title=title, tables=found, refused=refused, legend=render.MARKS)
 
 
 def csv_text(found: Sequence[BoardTable]) -> str:

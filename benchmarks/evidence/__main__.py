@@ -84,9 +84,9 @@ def _plan(chosen: Study, trainings: list[Run], out: Path, images: int) -> str:
 def _write(name: str, chosen: Study, trainings: list[Run], out: Path, images: int) -> None:
     from backbench.files.atomic import atomic_write_text
     from backbench.progress import say
-    from benchmarks.evidence import tables
+    from benchmarks.evidence import collected, tables
 
-    made = tables.collect(name, chosen, trainings, out, images)
+    made = collected.collect(name, chosen, trainings, out, images)
     atomic_write_text(out / f"{name}.json", json.dumps(made, indent=1) + "\n")
     atomic_write_text(out / f"{name}.md", tables.markdown(made))
     atomic_write_text(out / f"{name}.svg", tables.plot(made))

@@ -14,12 +14,12 @@ from backbench.files.atomic import atomic_write_text, make_folder
 from backbench.processes import INTERRUPTED
 from backbench.progress import say
 from benchmarks import run_all
+from benchmarks.evidence import CELLS
 from benchmarks.evidence import study as studies
 from benchmarks.evidence.study import Budget, Study
 from benchmarks.records import store
 from pretrain.config import PretrainConfig
 
-CELLS = ("imagenet_knn", "imagenet_linear")
 _PRETRAIN = Path(__file__).resolve().parents[2] / "pretrain" / "run.py"
 
 

@@ -10,10 +10,10 @@ from pydantic import Field, model_validator
 from backbench.config import Config, build, digest, read_mapping, without_indifferent
 from backbench.errors import ConfigError, nearest
 from backbench.files.folders import configs_folder
+from benchmarks.evidence import UNTRAINED
 from pretrain.config import PretrainConfig, load
 
 FOLDER = configs_folder() / "evidence"
-UNTRAINED = "untrained"  # the arm every study has: the same architecture with the weights it starts from
 
 Budget = Literal["steps", "views"]
 

@@ -1,67 +1,17 @@
-"""The evidence of a study: one JSON of all its numbers, and its tables and plot, which are made from the JSON alone."""
+"""Tables and plot of a study, made from the JSON of its numbers alone."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from backbench import jsonl
-from benchmarks.evidence import runs as trainings
-from benchmarks.evidence.runs import CELLS, Run
-from benchmarks.evidence.study import UNTRAINED, Study
-from benchmarks.evidence.verdicts import Measured, arms, decide
+from benchmarks.evidence import CELLS, UNTRAINED
 from benchmarks.report import escape
-from benchmarks.report.plots import svg
-from pretrain.plan import plan_steps
 
 TITLES = {"imagenet_knn": "20-NN", "imagenet_linear": "linear probe"}
 BUDGETS = {"steps": "equal steps", "views": "equal views"}
-_MONITORED = ("std", "effective_rank")  # of the predictions, at the last logged step
-
-
-def collect(name: str, study: Study, runs: Sequence[Run], out: Path, images: int) -> dict[str, Any]:
-    """Return the numbers of a finished study. `images` is the number of training images.
-
-    Raises:
-        BackbenchError: a run is not measured.
-    """
-    measured = Measured(out / "results")
-    verdicts = [asdict(verdict) | {"verdict": verdict.word} for verdict in decide(study, runs, measured)]
-    found = []
-    for budget in study.budgets:
-        for arm, names in arms(study, runs, budget).items():
-            own = [run for run in runs if run.budget == budget and run.arm == arm]
-            found.append(
-                {
-                    "budget": budget,
-                    "arm": arm,
-                    "steps": plan_steps(own[0].config, images).total if own else 0,
-                    "views": len(own[0].config.method.queries()) if own else 0,
-                    "runs": names,
-                    "monitored": [_last(trainings.folder(out, run)) for run in own],
-                    **{cell: [float(measured.right(run, cell).mean()) for run in names] for cell in CELLS},
-                }
-            )
-    config = runs[0].config
-    setting = {"images": images, "batch": config.optim.batch, "size": config.data.size}
-    return {
-        "study": name,
-        **study.model_dump(mode="json"),
-        "setting": setting | {"backbone": config.model.backbone},
-        "results": found,
-        "verdicts": verdicts,
-    }
-
-
-def _last(folder: Path) -> dict[str, float]:
-    """The last monitored values of a pretraining."""
-    found: dict[str, float] = {}
-    for _, line in jsonl.records(folder / "metrics.jsonl"):
-        found |= {key: float(line[key]) for key in _MONITORED if line and key in line}
-    return found
+MONITORED = ("std", "effective_rank")  # of the predictions, at the last logged step
 
 
 def markdown(made: Mapping[str, Any]) -> str:
@@ -98,7 +48,7 @@ def _verdict(verdict: Mapping[str, Any]) -> str:
 
 def _arm(result: Mapping[str, Any]) -> str:
     untrained = result["arm"] == UNTRAINED
-    monitored = {key: [m[key] for m in result["monitored"] if key in m] for key in _MONITORED}
+    monitored = {key: [m[key] for m in result["monitored"] if key in m] for key in MONITORED}
     words = [escape.markdown(result["arm"]), BUDGETS[result["budget"]]]
     words += ["", ""] if untrained else [str(result["views"]), str(result["steps"])]
     words += [_spread(result[cell], 1) for cell in CELLS]
@@ -119,6 +69,8 @@ def _row(cells: Sequence[str]) -> str:
 def plot(made: Mapping[str, Any]) -> str:
     """Return an SVG: a dot per pretraining, a row per arm, a panel per cell."""
     from matplotlib import pyplot as plt
+
+    from benchmarks.report.plots import svg
 
     results = made["results"]
     figure, panels = plt.subplots(1, len(CELLS), figsize=(9, 0.34 * len(results) + 1.1), sharey=True, squeeze=False)

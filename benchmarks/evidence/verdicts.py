@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 
 from backbench.errors import BackbenchError
-from benchmarks.evidence import runs as trainings
+from benchmarks.evidence import CELLS, UNTRAINED
 from benchmarks.evidence.runs import Run
-from benchmarks.evidence.study import UNTRAINED, Budget, Study
+from benchmarks.evidence.study import Budget, Study
 from benchmarks.records import store
 from benchmarks.records.schema import Result
 from benchmarks.report.scores import NoScores, Scores
@@ -85,7 +85,7 @@ def decide(study: Study, runs: Sequence[Run], measured: Measured) -> list[Verdic
     for number, claim in enumerate(study.claims):
         for budget in study.budgets:
             names = arms(study, runs, budget)
-            for cell in trainings.CELLS:
+            for cell in CELLS:
                 sides = [
                     np.stack([measured.right(name, cell) for name in names[arm]]) for arm in (claim.better, claim.worse)
                 ]

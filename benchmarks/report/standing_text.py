@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from benchmarks.report import escape
 from benchmarks.report.standing import Standing
+from benchmarks.report.templates import environment
 from benchmarks.statistics import LEVEL
 from benchmarks.statistics.marks import Tally
 from benchmarks.statistics.ranks import Ranking
@@ -40,19 +40,13 @@ def section(standing: Standing, drawn: str | None) -> Markup:
     Args:
         drawn: the diagram of the ranks as SVG, if there is one.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        finalize=escape.html,
-    )
+    template = environment(Path(__file__).parent).get_template("standing.html.j2")
     rows = [
         {"label": row.label, "cells": _cells(standing, place)}
         for place, row in enumerate(standing.rows[: len(standing.wins)])
     ]
     return Markup(
-        environment.get_template("standing.html.j2").render(
+        template.render(
             over=over(standing),
             ranks=about_ranks(standing.ranking) if standing.ranking else "",
             drawn=Markup(drawn) if drawn else "",

@@ -14,7 +14,7 @@ from pretraining import smooth_image
 
 from backbench.errors import BackbenchError, ConfigError
 from benchmarks.evidence import __main__ as command
-from benchmarks.evidence import runs, study, tables
+from benchmarks.evidence import collected, runs, study, tables, verdicts
 from benchmarks.evidence.verdicts import Verdict
 from benchmarks.statistics.crossed import Crossed, crossed
 from pretrain import run as pretraining
@@ -141,7 +141,7 @@ def test_a_study_trains_measures_decides_and_continues(photos, capsys, monkeypat
     # in this process: a new one imports torch for every run
     trained = SimpleNamespace(run=lambda commands, **_: [pretraining.main(command[2:]) for command in commands])
     monkeypatch.setattr(runs, "local", trained)
-    for module in (runs, tables):
+    for module in (collected, runs, tables, verdicts):
         monkeypatch.setattr(module, "CELLS", ("imagenet_knn",))
     words = [str(file), "--data", str(photos), "--out", str(out)]
     assert command.main([*words, "--dry-run"]) == 0
