@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import numbers
 import os
 import time
@@ -22,7 +23,7 @@ from backbench.data.splits import Split
 from backbench.distributed import device as find_device
 from backbench.distributed import gather_words, is_main, world_size
 from backbench.errors import BackbenchError
-from backbench.files.atomic import make_folder
+from backbench.files.atomic import atomic_write_text, make_folder
 from backbench.files.locks import held
 from backbench.precision import exact_float32
 from backbench.printable import some
@@ -114,6 +115,7 @@ def measure(
     try:
         with trackers.opened(trackers.chosen(), folder.parent / f"curves-seed{planned.seed}", *_told(planned)):
             metrics = cell.task.run(backbone, cell.config, ctx)
+            _keep(ctx)
             records = checked(metrics, cell.task.primary(cell.config), ctx.notes)
             trackers.log({f"final/{name}": record.value for name, record in records.items()}, 0)
     except Exception as error:
@@ -138,6 +140,12 @@ def measure(
         }
     )
     return done, ctx.items
+
+
+def _keep(ctx: RunContext[Split]) -> None:
+    """Write the learning curve to the run's folder: `losses.jsonl`, a line for each point, as detectors have it."""
+    if ctx.curve and is_main():
+        atomic_write_text(ctx.folder / "losses.jsonl", "".join(json.dumps(point) + "\n" for point in ctx.curve))
 
 
 def _told(planned: Result) -> tuple[str, dict[str, Any]]:

@@ -103,6 +103,12 @@ class RunContext(Generic[S]):
     resumed_at: list[int] = field(default_factory=list)  # iterations done at each resume
     items: dict[str, Any] = field(default_factory=dict)  # arrays with one row per test item, stored beside the record
     artefacts: dict[str, str] = field(default_factory=dict)  # files kept in `folder`, with their SHA-256
+    curve: list[dict[str, float]] = field(default_factory=list)  # training losses by epoch, kept in the folder
+
+    @property
+    def keeps_files(self) -> bool:
+        """Whether the run has a folder: pictures go there, and the measuring program writes the curve."""
+        return self.folder != Path()
 
     def resume_file(self, backbone: Backbone, config: TaskConfig, version: int) -> Path:
         """Return the file for the state of a long training. Its name depends on everything that must match."""

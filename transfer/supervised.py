@@ -26,6 +26,7 @@ from backbench.errors import BackbenchError, CheckpointError, ConfigError
 from backbench.files.atomic import atomic_save
 from backbench.progress import say, track
 from model_zoo.reading import load_torch
+from transfer.curve import Curve
 from transfer.feature_file import refuse_folder
 from transfer.heads import Classifier
 from transfer.protocol import ForwardConfig
@@ -129,8 +130,10 @@ def fit(
     *,
     device: torch.device,
     resume: Path | None = None,
-) -> None:
-    """Train every head at its own rate, and the encoder if its rate is above 0. Heads do not influence each other.
+) -> Curve:
+    """Train every head at its own rate, and the encoder if its rate is above 0; return the training losses.
+
+    Heads do not influence each other.
 
     Args:
         resume: file for the state after an epoch (saved at most once a minute, removed at the end). A killed run resumes
@@ -148,11 +151,12 @@ def fit(
     stacked = Stacked(model.heads, device) if fixed else None  # no autograd where the inputs are fixed
     optimizer = _optimizer(model.groups(config.weight_decay), config, fused=stacked is not None)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16" and model.rate_encoder > 0)
-    start = restore_state(resume, model, optimizer, scaler)
-    forward = distributed.wrapped(model, device) if stacked is None else model
-    saved = time.monotonic()
     steps = order.steps_per_epoch
     total = order.most or config.epochs * steps
+    curve = Curve(steps, total)
+    start = restore_state(resume, model, optimizer, scaler, curve)
+    forward = distributed.wrapped(model, device) if stacked is None else model
+    saved = time.monotonic()
     for step, (x, y) in enumerate(track(batches(start), total=total - start, label="training"), start=start):
         size = min(order.batch, order.images - step % steps * order.batch)  # images in the global batch
         for group in optimizer.param_groups:
@@ -164,15 +168,18 @@ def fit(
             else:
                 losses = stacked.step(model.features(x), y, size)
                 optimizer.step()
+            curve.add(losses, size)
+        curve.close(step)
         if (step + 1) % steps == 0:
             _check(distributed.all_reduce_sum(losses), (step + 1) // steps, model)
             if resume is not None and time.monotonic() - saved > _SAVE_EVERY_S:
-                save_state(resume, model, optimizer, scaler, step + 1)
+                save_state(resume, model, optimizer, scaler, step + 1, curve)
                 saved = time.monotonic()
     if not any(model.heads.sound):
         _refuse(config.epochs, model)
     if resume is not None and distributed.is_main():
         resume.unlink(missing_ok=True)
+    return curve
 
 
 def refuse_single(order: Order) -> None:
@@ -228,16 +235,26 @@ def _refuse(epoch: int, model: Classifier) -> NoReturn:
 
 
 def save_state(
-    file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, step: int
+    file: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    step: int,
+    curve: Curve | None = None,
 ) -> None:
     """Write the state after `step` steps; only rank 0 does."""
     if distributed.is_main():
         state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        atomic_save(file, state | ({"scaler": scaler.state_dict()} if scaler.is_enabled() else {}))
+        state |= {"scaler": scaler.state_dict()} if scaler.is_enabled() else {}
+        atomic_save(file, state | ({"curve": curve.points} if curve else {}))
 
 
 def restore_state(
-    file: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    file: Path | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    curve: Curve | None = None,
 ) -> int:
     """Load the state and return the step to resume from, 0 without a valid file. A damaged file is named and ignored."""
     if file is None or not os.path.lexists(file):
@@ -248,6 +265,7 @@ def restore_state(
             raise CheckpointError("not a plain file")
         state = load_torch(file)
         step = int(state["step"])
+        points = [[float(n) for n in point] for point in state.get("curve", ())]
         fresh = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
         try:
             model.load_state_dict(state["model"])
@@ -261,6 +279,8 @@ def restore_state(
     except (CheckpointError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, OSError) as error:
         say(f"starting from step 0: the saved state of the training is damaged: {file} ({_short(error)})")
         return 0
+    if curve is not None:
+        curve.points = points
     say(f"resuming after step {step}: {file}")
     return step
 

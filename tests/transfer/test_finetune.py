@@ -103,7 +103,7 @@ def test_the_best_on_the_images_held_out_is_trained_on_all(measure, monkeypatch)
     trained = []
     real = finetune.fit
     monkeypatch.setattr(finetune, "fit", lambda model, batches, how, order, **kw: (
-        trained.append((how.rates[0], how.weight_decay, order.images)), real(model, batches, how, order, **kw)))  # fmt: skip
+        trained.append((how.rates[0], how.weight_decay, order.images)), real(model, batches, how, order, **kw))[1])  # fmt: skip
     scores = {0.01: 40.0, 0.001: 60.0}
     monkeypatch.setattr(finetune, "mean_per_class", lambda right, labels, classes: 1.0)
     real_score = finetune._score
@@ -114,13 +114,16 @@ def test_the_best_on_the_images_held_out_is_trained_on_all(measure, monkeypatch)
     assert trained == [(0.01, 0.0, 20), (0.001, 0.0, 20), (0.001, 0.0, 24)]
     assert ctx.tuned["rate"] == 0.001 and ctx.tuned["on"] == "4 images held out of train"
     assert set(found) == {"top1", "top5", "mean_per_class"} and ctx.items["best"].shape == (12, 3)
+    assert [point["epoch"] for point in ctx.curve] == [0.3333, 0.6667, 1.0], (
+        "24 images in batches of 8: the last training"
+    )
 
 
 def test_a_killed_run_keeps_its_finished_grid_points(measure, monkeypatch):
     found, first = measure()
     counted = []
     real = finetune.fit
-    monkeypatch.setattr(finetune, "fit", lambda *args, **kw: (counted.append(1), real(*args, **kw)))
+    monkeypatch.setattr(finetune, "fit", lambda *args, **kw: (counted.append(1), real(*args, **kw))[1])
     again, second = measure()
     assert again == found and second.tuned == first.tuned
     assert len(counted) == 1, "only the last training is repeated"
@@ -132,7 +135,7 @@ def test_grid_points_that_diverge_score_nothing(measure, monkeypatch):
     def diverges(model, batches, how, order, **kw):
         if how.rates[0] == 0.01:
             raise Diverged("every head diverged")
-        real(model, batches, how, order, **kw)
+        return real(model, batches, how, order, **kw)
 
     monkeypatch.setattr(finetune, "fit", diverges)
     _, ctx = measure()

@@ -1,11 +1,15 @@
 """The kNN task against scikit-learn's classifier and a plain loop."""
 
+import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from made_splits import Rows
+from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 from backbench.config import build
@@ -111,3 +115,90 @@ def test_every_query_is_counted_once(classify, embedded):
     changed[-1] = (changed[-1] + 1) % 3
     found = classify((x, labels), (x, changed), 3, "wmse", k=[1], headline_k=1)
     assert found["top1_k1"] == pytest.approx(100 * 512 / 513)
+
+
+class _Painted(Rows):
+    """Images of one colour each, with names; some cannot be read."""
+
+    def __init__(self, colours, missing=()):
+        super().__init__(len(colours))
+        self.colours, self.missing = colours, missing
+
+    def name(self, index):
+        return f"{index}.png"
+
+    def pil(self, index):
+        if index in self.missing:
+            raise DataError(f"{index}.png: cannot be read")
+        return Image.new("RGB", (40, 30), self.colours[index])
+
+
+@pytest.fixture
+def shown(monkeypatch, tmp_path, embedded):
+    """Run the task on painted images, with a folder for its files or without."""
+    (bank, known), (query, true) = embedded(60, 3), embedded(40, 3)
+
+    def run(*, folder=tmp_path / "run", missing=(), k=(10,)):
+        names = ("cat", "a dog with a very long name", "x")
+        sources = {"train": _Painted(["red"] * 60, missing), "test": _Painted(["green"] * 40)}
+        labels = {"train": known.numpy(), "test": true.numpy()}
+        splits = {role: ImageSplit("made", role, sources[role], labels[role], names) for role in sources}
+        monkeypatch.setattr(knn, "extract", lambda b, split, ctx, **_: {"train": bank, "test": query}[split.split])
+        config = build(knn.Config, {**tasks.preset_fields(knn, "npid"), "k": list(k), "headline_k": k[0]})
+        ctx = RunContext(splits, 0, torch.device("cpu"), None, folder)
+        return knn.run(None, config, ctx), ctx, splits
+
+    return SimpleNamespace(run=run, bank=bank, query=query, known=known, true=true, folder=tmp_path / "run")
+
+
+def test_the_nearest_training_images_of_a_few_test_images_are_kept(shown):
+    metrics, _, splits = shown.run()
+    told = json.loads((shown.folder / "neighbours.json").read_text())
+    rows = torch.randperm(40, generator=torch.Generator().manual_seed(0))[:6].tolist()
+    assert [query["row"] for query in told["queries"]] == rows, "drawn without a look at the answers"
+    bank, query = (torch.nn.functional.normalize(x.double(), dim=1) for x in (shown.bank, shown.query))
+    for one in told["queries"]:
+        cosine = bank @ query[one["row"]]
+        nearest = cosine.argsort(descending=True)[:6].tolist()
+        assert [near["row"] for near in one["nearest"]] == nearest
+        assert [near["image"] for near in one["nearest"]] == [f"{row}.png" for row in nearest]
+        assert [near["similarity"] for near in one["nearest"]] == pytest.approx(cosine[nearest].tolist(), abs=1e-4)
+        classes = splits["train"].classes
+        assert one["label"] == classes[shown.true[one["row"]]]
+        assert [near["label"] for near in one["nearest"]] == [classes[shown.known[row]] for row in nearest]
+        assert [near["is_same"] for near in one["nearest"]] == [
+            near["label"] == one["label"] for near in one["nearest"]
+        ]
+    without, ctx, _ = shown.run(folder=Path())
+    assert without == metrics and not ctx.keeps_files, "no number depends on the files"
+
+
+def test_right_and_wrong_neighbours_differ_by_more_than_their_colour(shown):
+    shown.run()
+    told = json.loads((shown.folder / "neighbours.json").read_text())
+    with Image.open(shown.folder / "pictures.png") as page:
+        page = page.convert("RGB")
+    side, gap, text = 96, 10, 15
+    assert page.width == gap + (side + gap) * 7 + gap
+    edges = {True: set(), False: set()}
+    for line, query in enumerate(told["queries"]):
+        top = text + gap // 2 + line * (side + text + gap)
+        for place, near in enumerate(query["nearest"]):
+            left = 2 * gap + (side + gap) * (1 + place)
+            edge = [page.getpixel((left + x, top)) for x in range(side)]
+            edges[near["is_same"]].add(len(set(edge)))
+    assert edges == {True: {1}, False: {2}}, "a solid frame, and one that shows the image between its dashes"
+
+
+def test_fewer_neighbours_than_a_row_has_room_for_are_all_shown(shown):
+    shown.run(k=(2,))
+    told = json.loads((shown.folder / "neighbours.json").read_text())
+    assert {len(query["nearest"]) for query in told["queries"]} == {2}
+
+
+def test_an_image_that_is_gone_costs_the_picture_not_the_number(shown, capsys):
+    whole, _, _ = shown.run()
+    (shown.folder / "pictures.png").unlink()
+    found, _, _ = shown.run(missing=range(60))
+    assert found == whole and not (shown.folder / "pictures.png").exists()
+    assert "no picture of neighbours" in capsys.readouterr().err

@@ -116,7 +116,9 @@ def test_held_out_images_are_not_trained_on(run, bright, monkeypatch):
 
     heads = []
     real = linear_probe.fit
-    monkeypatch.setattr(linear_probe, "fit", lambda model, *a, **k: (real(model, *a, **k), heads.append(model.heads)))
+    monkeypatch.setattr(
+        linear_probe, "fit", lambda model, *a, **k: (real(model, *a, **k), heads.append(model.heads))[0]
+    )
     _, again = run(linear_probe, bright, sweep)
     _, turned = run(linear_probe, bright, sweep, change=turn)
     assert again.tuned == ctx.tuned

@@ -517,15 +517,16 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypat
         return Classifier(tiny_encoder(), Heads(4, 3, (1.0, 0.1), seed=0, norm="affine"), rate_encoder=rate)
 
     whole = fresh()
-    fit(whole, batches_of(x, y, order), config, order, device=CPU)
+    curve = fit(whole, batches_of(x, y, order), config, order, device=CPU)
     started = []
     for steps in (4, 5):  # in the second epoch; after a restart at step 3, in the third
         with pytest.raises(_Killed):
             fit(fresh(), killed_after(steps, batches_of(x, y, order), started), config, order, device=CPU, resume=file)
         assert file.exists()
     model = fresh()
-    fit(model, killed_after(None, batches_of(x, y, order), started), config, order, device=CPU, resume=file)
+    again = fit(model, killed_after(None, batches_of(x, y, order), started), config, order, device=CPU, resume=file)
     assert started == [0, 3, 6]
+    assert again.points == curve.points, "the learning curve too"
     assert moved(model, whole.state_dict()) == set()
     assert not file.exists()
     unlike = fresh()
@@ -548,6 +549,7 @@ def test_a_state_saved_head_by_head_is_resumed(tmp_path, monkeypatch):
         fit(fresh(), killed_after(4, batches_of(x, y, order), started), config, order, device=CPU, resume=file)
     state = torch.load(file, weights_only=True)
     state["model"] = {name: value.clone() for name, value in state["model"].items()}
+    del state["curve"]
     assert {"heads.linear.1.weight", "heads.norms.1.running_mean"} <= set(state["model"])
     for group in state["optimizer"]["param_groups"]:
         group["fused"] = None

@@ -74,8 +74,9 @@ def train(case: str, resume: Path | None = None, killed_after: int | None = None
                 raise _Killed
             yield one
 
-    fit(model, batches, config, order, device=CPU, resume=resume)
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+    curve = fit(model, batches, config, order, device=CPU, resume=resume)
+    values = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    return values | {"curve": torch.tensor(curve.points, dtype=torch.float64)}
 
 
 def train_killed(folder: Path) -> dict[str, torch.Tensor]:

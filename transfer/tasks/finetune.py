@@ -166,7 +166,8 @@ def _answers(
     state = ctx.resume_file(backbone, point, TASK.version)
     state = state if holdout else state.with_suffix(".final.ckpt")
     how = point.model_copy(update={"epochs": epochs, "weight_decay": decay / rate})
-    fit(model, batches, how, order, device=ctx.device, resume=state)
+    curve = fit(model, batches, how, order, device=ctx.device, resume=state)
+    ctx.curve = [] if holdout else curve.of(0)  # of the training that is reported
     assert model.encoder is not None
     spec = FeatureSpec(size, point.resize or size, interpolation=point.interpolation, precision=point.precision)
     return best_classes(heads, compute(model.encoder, backbone.input, split, ctx, spec), device=ctx.device)[0]

@@ -14,14 +14,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from backbench.config import CHANGES_NO_NUMBER
 from backbench.data.splits import ImageSplit
 from backbench.data.transforms import Interpolation
+from backbench.distributed import is_main
 from backbench.embeddings import knn_scores, neighbours
-from backbench.errors import DataError
-from backbench.progress import track
+from backbench.errors import BackbenchError, DataError
+from backbench.progress import say, track
 from model_zoo.backbone import Backbone
+from transfer import neighbour_pictures
 from transfer.feature_spec import FeatureSpec
 from transfer.features import extract, note_degenerate
 from transfer.heads import items_of
@@ -114,7 +117,21 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
             if (k, name) == (config.headline_k, ""):
                 headline.append(answer.cpu())
     ctx.items |= items_of(torch.cat(headline)[:, None], torch.as_tensor(test.labels), len(test.classes))
+    _show(train, test, similarity, index, ctx)
     return {f"top1_k{k}{name}": Metric(100.0 * n / len(query)) for (k, name), n in correct.items()}
+
+
+def _show(
+    train: ImageSplit, test: ImageSplit, similarity_NK: Tensor, index_NK: Tensor, ctx: RunContext[ImageSplit]
+) -> None:
+    """Keep a few test images with their nearest training images; an image that is gone costs the picture, not the number."""
+    if not ctx.keeps_files or not is_main():
+        return
+    try:
+        shown = neighbour_pictures.queries(train, test, similarity_NK, index_NK)
+        neighbour_pictures.keep(train, test, shown, ctx.folder)
+    except BackbenchError as error:
+        say(f"no picture of neighbours: {error}")
 
 
 TASK = Task(

@@ -28,6 +28,7 @@ from backbench.precision import in_precision
 from model_zoo.backbone import Backbone, identity_tensors
 from transfer import head_file
 from transfer.augment import crop_and_flip, image_batches
+from transfer.curve import Curve
 from transfer.feature_spec import FeatureSpec
 from transfer.features import FrozenMoved, extract, note_degenerate
 from transfer.heads import Classifier, HeadInit, Heads, accuracies, best_classes, hits, items_of
@@ -143,15 +144,17 @@ def trained(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> 
         heads = new_heads(x.shape[1], len(train.classes), config, ctx.seed)
         near = resident(x, ctx.device)
         batches = batches_of(near, y.to(near.device), order, fit_on)
-        fit(Classifier(None, heads), batches, config, order, device=ctx.device)
+        curve = fit(Classifier(None, heads), batches, config, order, device=ctx.device)
         del near, batches  # from the GPU
         there = (x[held_out], y[held_out]) if len(held_out) else None
     else:
         heads = new_heads(width_of(backbone, config.feature), len(train.classes), config, ctx.seed)
-        _fit_on_images(heads, backbone, train, fit_on, order, config, ctx)
+        curve = _fit_on_images(heads, backbone, train, fit_on, order, config, ctx)
         aside = train.part(held_out.numpy())
         there = (extract(backbone, aside, ctx, spec=spec), torch.as_tensor(aside.labels)) if len(held_out) else None
-    head = heads.alone(choose(heads, *there, ctx) if there else 0)
+    chosen = choose(heads, *there, ctx) if there else 0
+    ctx.curve = curve.of(chosen)
+    head = heads.alone(chosen)
     head_file.keep(head, backbone, config, TASK.name, TASK.version, ctx)
     return head
 
@@ -176,16 +179,17 @@ def _fit_on_images(
     order: Order,
     config: Config,
     ctx: RunContext[ImageSplit],
-) -> None:
-    """Train heads on augmented images. Raises FrozenMoved if the encoder changed."""
+) -> Curve:
+    """Train heads on augmented images; return their losses. Raises FrozenMoved if the encoder changed."""
     encoder = backbone.build()
     size = config.size or backbone.input.size
     batches = image_batches(train, crop_and_flip(size), backbone.input, order, ctx, size, rows)
     resume = ctx.resume_file(backbone, config, TASK.version)
     features = in_precision(encoder if config.feature == "gap" else Pooled(encoder, config.feature), config.precision)
-    fit(Classifier(features, heads), batches, config, order, device=ctx.device, resume=resume)
+    curve = fit(Classifier(features, heads), batches, config, order, device=ctx.device, resume=resume)
     if tensors_sha256(identity_tensors(encoder.state_dict())) != backbone.weights_sha256:
         raise FrozenMoved("the frozen encoder changed while the heads were trained")
+    return curve
 
 
 def hold_out(images: int, config: Config, seed: int) -> tuple[Tensor, Tensor]:

@@ -119,7 +119,8 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
     model = Classifier(in_precision(encoder, config.precision), heads, rate_encoder=config.rate_encoder)
     order = Order(len(train), config.batch, config.epochs, ctx.seed)
     batches = image_batches(train, crop_and_flip(size), given, order, ctx, size)
-    fit(model, batches, config, order, device=ctx.device, resume=ctx.resume_file(backbone, config, TASK.version))
+    resume = ctx.resume_file(backbone, config, TASK.version)
+    ctx.curve = fit(model, batches, config, order, device=ctx.device, resume=resume).of(0)
     frozen = not config.rate_encoder
     if frozen and tensors_sha256(identity_tensors(encoder.state_dict())) != backbone.weights_sha256:
         raise FrozenMoved("the frozen encoder changed while the head was trained")
