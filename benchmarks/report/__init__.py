@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from benchmarks.records.store import Result
+    from benchmarks.report.baselines import Choices
     from benchmarks.report.comparison import Comparison
     from benchmarks.report.intervals import Intervals
     from benchmarks.report.standing import Standing
@@ -92,13 +93,13 @@ class Report:
         version: str = "",
     ) -> str:
         """Return the page. The arguments are those of `html.page`."""
-        from benchmarks.report import html
+        from benchmarks.report import html, learning
 
         return html.page(
             self.table,
             list(self._chosen.values()),
             suite=suite,
-            curves=curves,
+            curves=learning.pretrainings(self._chosen.values(), curves or {}),
             out=self.out,
             comparisons=self.comparisons,
             standings=self.standings,
@@ -106,6 +107,7 @@ class Report:
             source=source,
             left_out=self.left_out,
             items=self._items,
+            choices=self.choices,
             version=version,
         )
 
@@ -141,6 +143,14 @@ class Report:
         from benchmarks.report.standing import standings
 
         return standings(self.table, self.table.columns, self._intervals)
+
+    @functools.cached_property
+    def choices(self) -> Choices:
+        """The differences to the other rows that a reader of the page may choose."""
+        from benchmarks.report import baselines
+
+        columns = [comparison.column for comparison in self.comparisons]
+        return baselines.choices(self.table, columns, self._intervals, to=self.baseline)
 
     @functools.cached_property
     def _intervals(self) -> Intervals:

@@ -35,6 +35,11 @@ class Difference:
         """Whether it is beyond the noise, all comparisons made at the same time counted."""
         return self.p_holm is not None and self.p_holm < LEVEL
 
+    @property
+    def is_noise(self) -> bool:
+        """Whether it is known to be within the noise."""
+        return self.p is not None and not self.is_told
+
 
 @dataclass(frozen=True)
 class Line:
@@ -60,8 +65,9 @@ def compare(
     columns: Sequence[Column],
     items: Items | Intervals,
     *,
-    to: str | None = None,
+    to: str | Row | None = None,
     with_literature: bool = True,
+    with_marks: bool = True,
     source: str = "",
     resamples: int = paired.RESAMPLES,
     folder: Path | None = None,
@@ -71,6 +77,7 @@ def compare(
     Args:
         items: the files of arrays per test item, by the record's identity; or the intervals made from them.
         to: the baseline: a measured row, or a published entry or method (`NAME@TEXT`: with TEXT in setting or source).
+        with_marks: tell the best from the others; that takes more tests than the differences.
         source: only published rows whose source contains this.
         folder: the folder of results where intervals are kept for the next comparison.
 
@@ -78,7 +85,7 @@ def compare(
         BackbenchError: the baseline is neither measured nor published for these columns.
     """
     found = {c: published(c.cell, c.metric, source=source) for c in columns}
-    if to is not None:
+    if isinstance(to, str):
         _refuse_unknown(to, table, [row for rows in found.values() for row in rows])
     intervals = items if isinstance(items, Intervals) else Intervals(items, resamples, folder)
     made = []
@@ -86,7 +93,8 @@ def compare(
     try:
         for column in columns:
             base = _Baseline(to, table, column, found[column]) if to is not None else None
-            made.append(_compared(table, column, found[column] if with_literature else [], base, noise))
+            beside = found[column] if with_literature else []
+            made.append(_compared(table, column, beside, base, noise, with_marks=with_marks))
     finally:
         intervals.save()
     return _corrected(made)
@@ -106,7 +114,13 @@ def _corrected(made: Sequence[Comparison]) -> list[Comparison]:
 
 
 def _compared(
-    table: Table, column: Column, beside: Sequence[Published], base: _Baseline | None, noise: Noise
+    table: Table,
+    column: Column,
+    beside: Sequence[Published],
+    base: _Baseline | None,
+    noise: Noise,
+    *,
+    with_marks: bool,
 ) -> Comparison:
     """Return a column's rows, each with its difference to the baseline, if there is one."""
     rows: list[Row | Published] = [row for row in table.rows if column in row.values]
@@ -114,12 +128,12 @@ def _compared(
     higher = column.higher_is_better
     beside = sorted(beside, key=lambda p: -p.number.value if higher else p.number.value)
     values = {id(row): _value(row, column) for row in (*rows, *beside)}
-    marked = _marks(column, rows, beside, noise)
+    marked = _marks(column, rows, beside, noise) if with_marks else {}
     lines = [
         Line(
             row,
             values[id(row)],
-            marked[id(row)],
+            marked.get(id(row), ""),
             literature.flags(row, [column], archs) if isinstance(row, Published) else (),
             base.difference(row, values[id(row)], noise) if base else None,
         )
@@ -195,11 +209,11 @@ def _refuse_unknown(to: str, table: Table, beside: Sequence[Published]) -> None:
 class _Baseline:
     """The baseline's number in a column, or the reason for a missing one."""
 
-    def __init__(self, to: str, table: Table, column: Column, beside: Sequence[Published]) -> None:
+    def __init__(self, to: str | Row, table: Table, column: Column, beside: Sequence[Published]) -> None:
         self.column, self.why = column, ""
         self.row: Row | Published | None = None
-        own = next((row for row in table.rows if to in (row.name, row.label)), None)
-        called = [row for row in beside if row.is_called(to)]
+        own = to if isinstance(to, Row) else next((row for row in table.rows if to in (row.name, row.label)), None)
+        called = [row for row in beside if row.is_called(to)] if isinstance(to, str) else []
         if own is not None:
             self.row = own if column in own.values else None
             self.why = "" if self.row else self._elsewhere(own)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from benchmarks.report import classes, plots, protocol_text, render
+from benchmarks.report import classes, learning, plots, protocol_text, render
 from benchmarks.report.classes import Confusion, PerClass
 from benchmarks.report.comparison import Comparison, Line
 from benchmarks.report.literature import Published, literature
 from benchmarks.report.matrix import Head, Matrix
+from benchmarks.report.pictures import Pictures, pictures
 from benchmarks.report.scores import Items, Scores
 from benchmarks.report.table import Column, Row, Table
 
@@ -42,11 +44,13 @@ class Drawer:
     fields: tuple[tuple[str, str], ...]  # of the configuration
     columns: tuple[Column, ...]  # the headline first
     headings: tuple[str, ...]
-    rows: tuple[tuple[Row, tuple[Line | None, ...]], ...]
+    heads: tuple[int, ...]  # their places in the overview
+    rows: tuple[tuple[int, Row, tuple[Line | None, ...]], ...]  # with the row's place in the overview
     tuned: tuple[str, ...]  # what the choices were made on
     detectable: str  # the difference that the tests find, in words
     notes: tuple[str, ...]
     plots: tuple[tuple[str, str], ...]  # caption, SVG
+    pictures: Pictures
     per_class: PerClass | None
     confusions: tuple[Confusion, ...]
     literature: tuple[Literature, ...]
@@ -54,17 +58,27 @@ class Drawer:
 
 
 def drawers(
-    table: Table, matrix: Matrix, comparisons: Sequence[Comparison], items: Items, *, source: str | None
+    table: Table,
+    matrix: Matrix,
+    comparisons: Sequence[Comparison],
+    items: Items,
+    *,
+    source: str | None,
+    out: Path | None = None,
 ) -> dict[Head, Drawer]:
-    """Return the drawer of each column of the overview; the metrics of one cell share one."""
+    """Return the drawer of each column of the overview; the metrics of one cell share one.
+
+    Args:
+        out: the folder of results, in which runs left losses and pictures.
+    """
     groups: dict[tuple[object, ...], list[Head]] = {}
     for head in matrix.heads:
         groups.setdefault(_place(head), []).append(head)
     by_column = {comparison.column: comparison for comparison in comparisons}
+    given = _Given(table, matrix, by_column, Scores(items), source, out)
     made: dict[Head, Drawer] = {}
-    scores = Scores(items)
     for number, heads in enumerate(groups.values(), 1):
-        drawer = _drawer(f"cell-{number}", heads, table, by_column, scores, source)
+        drawer = _drawer(f"cell-{number}", heads, given)
         made |= dict.fromkeys(heads, drawer)
     return made
 
@@ -75,17 +89,25 @@ def _place(head: Head) -> tuple[object, ...]:
     return head.cell, head.config8, *more
 
 
-def _drawer(
-    key: str,
-    heads: Sequence[Head],
-    table: Table,
-    by_column: Mapping[Column, Comparison],
-    scores: Scores,
-    source: str | None,
-) -> Drawer:
-    columns = tuple(sorted((h.column for h in heads if h.column), key=lambda column: not column.primary))
-    rows = [row for row in table.rows if any(column in row.values for column in columns)]
-    lines = {(c, id(line.row)): line for c in columns for line in by_column[c].lines}
+@dataclass(frozen=True)
+class _Given:
+    """What all drawers are made of."""
+
+    table: Table
+    matrix: Matrix
+    by_column: Mapping[Column, Comparison]
+    scores: Scores
+    source: str | None
+    out: Path | None
+
+
+def _drawer(key: str, heads: Sequence[Head], given: _Given) -> Drawer:
+    table, scores, out = given.table, given.scores, given.out
+    numbered = sorted((head for head in heads if head.column), key=lambda head: not head.is_headline)
+    columns = tuple(head.column for head in numbered if head.column)
+    places = [n for n, row in enumerate(table.rows) if any(column in row.values for column in columns)]
+    rows = [table.rows[place] for place in places]
+    lines = {(c, id(line.row)): line for c in columns for line in given.by_column[c].lines}
     first = heads[0]
     records = [record for row in rows for c in columns if c in row.values for record in row.values[c].records]
     headline = next((column for column in columns if column.primary), None)
@@ -102,22 +124,26 @@ def _drawer(
         fields=columns[0].fields if columns else (),
         columns=columns,
         headings=tuple(column.metric for column in columns),
-        rows=tuple((row, tuple(lines.get((c, id(row))) for c in columns)) for row in rows),
+        heads=tuple(given.matrix.heads.index(head) for head in numbered),
+        rows=tuple(
+            (n, row, tuple(lines.get((c, id(row))) for c in columns)) for n, row in zip(places, rows, strict=True)
+        ),
         tuned=tuple(sorted({str(r.task.tuned["on"]) for r in records if "on" in r.task.tuned})),
-        detectable=render.detectable(by_column[headline]) if headline else "",
+        detectable=render.detectable(given.by_column[headline]) if headline else "",
         notes=tuple(dict.fromkeys(note for record in records for note in record.task.notes)),
-        plots=_plots(table, headline, best) if headline else (),
+        plots=_plots(table, headline, best, out) if headline else (),
+        pictures=pictures(best, headline, out),
         per_class=classes.per_class(best, headline, scores) if headline else None,
         confusions=tuple(classes.confusions(best, headline, scores)) if headline else (),
-        literature=() if source is None else tuple(_literature(table, columns, source)),
-        absent=tuple(
-            dict.fromkeys(
-                f"{a.name}: {a.status}: {a.reason}"
-                for a in table.absent
-                if (a.cell, a.config8) == (first.cell, first.config8)
-            )
-        ),
+        literature=() if given.source is None else tuple(_literature(table, columns, given.source)),
+        absent=_absent(table, first),
     )
+
+
+def _absent(table: Table, head: Head) -> tuple[str, ...]:
+    """Return the rows without a number in a cell, and why."""
+    own = (a for a in table.absent if (a.cell, a.config8) == (head.cell, head.config8))
+    return tuple(dict.fromkeys(f"{a.name}: {a.status}: {a.reason}" for a in own))
 
 
 def _best(rows: Sequence[Row], column: Column) -> list[Row]:
@@ -138,9 +164,12 @@ def _literature(table: Table, columns: Sequence[Column], source: str) -> list[Li
     return found
 
 
-def _plots(table: Table, column: Column, best: Sequence[Row]) -> tuple[tuple[str, str], ...]:
+def _plots(table: Table, column: Column, best: Sequence[Row], out: Path | None) -> tuple[tuple[str, str], ...]:
     unit = f" ({column.unit})" if column.unit else ""
-    made = [("a dot per number, a line per mean", lambda: plots.cell_plot(table, column))]
+    made: list[tuple[str, Callable[[], str | None]]] = []
+    made.append(("a dot per number, a line per mean", lambda: plots.cell_plot(table, column)))
+    if curves := learning.runs(best, column, out) if out else {}:
+        made.append((learning.CAPTION, lambda: learning.plot(curves)))
     if sweep := _sweep(best, column):
         made.append(
             (

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
-from PIL import Image
 
-from backbench.files import read_bytes
-from benchmarks.records.store import Result, run_folder
-from benchmarks.report import escape, exports, made, plots, render, standing_text
+from benchmarks.records.store import Result
+from benchmarks.report import baselines, escape, exports, made, plots, render, standing_text
+from benchmarks.report.baselines import Choices
 from benchmarks.report.comparison import Comparison, compare
 from benchmarks.report.drawers import drawers
 from benchmarks.report.links import linked
@@ -30,9 +28,9 @@ from benchmarks.report.rank_plot import rank_plot
 from benchmarks.report.scores import Items
 from benchmarks.report.standing import Standing
 from benchmarks.report.table import Table, made_apart
+from benchmarks.report.templates import environment
 
 _FOLDER = Path(__file__).parent
-_LARGEST_PICTURE = 64 * 2**20  # bytes
 
 
 def page(
@@ -48,19 +46,21 @@ def page(
     left_out: Sequence[str] = (),
     standings: Sequence[Standing] = (),
     items: Items | None = None,
+    choices: Choices | None = None,
     version: str = "",
 ) -> str:
     """Return the text of the page.
 
     Args:
         curves: a run's name and its `metrics.jsonl`.
-        out: where detectors left losses and pictures.
+        out: the folder of results, in which runs left losses and pictures.
         comparisons: marks and differences of the columns to show; default: made without a baseline.
         baseline: the row that differences refer to.
         source: only published rows with this in their source; None: no literature.
         left_out: files without a record, each with the reason.
         standings: where the rows stand over all cells, one for each kind of numbers.
         items: the files of arrays per test item, by the record's identity.
+        choices: the differences to the rows that a reader may choose; default: none.
         version: of the served records; the page asks its server for another one. Empty: it makes no request at all.
     """
     if comparisons is None:
@@ -79,8 +79,11 @@ def page(
         is_smoke=any(column.profile == "smoke" for column in table.columns),
         matrix=overview,
         groups=_groups(overview),
-        drawers=drawers(table, overview, comparisons, items or {}, source=source),
-        exports=_embedded(overview),
+        drawers=drawers(table, overview, comparisons, items or {}, source=source, out=out),
+        exports=_embedded({name: asdict(form(overview)) for name, form in exports.FORMS.items()}),
+        differences=_embedded(baselines.embedded(choices or Choices(), overview)),
+        has_choices=bool(choices and choices.to),
+        untested=choices.left_out if choices else 0,
         baseline=baseline,
         intervals=render.intervals_made(comparisons),
         legend=render.MARKS,
@@ -88,7 +91,6 @@ def page(
         reasons=render.reasons(table),
         left_out=left_out,
         curves={name: svg for name, svg in drawn.items() if svg},
-        detectors=_detectors(results, out) if out else {},
         made_apart=made_apart(table),
         comparable=any(column.is_published for column in table.columns),
         origins=made.origins(measured),
@@ -98,21 +100,14 @@ def page(
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=escape.html,
-    )
-    environment.filters |= {
+    templates = environment(_FOLDER)
+    templates.filters |= {
         "linked": linked,
         "number": render.row_number,
         "difference": render.difference,
         "breakable": _breakable,
     }
-    return environment
+    return templates
 
 
 def _breakable(words: str) -> Markup:
@@ -133,34 +128,13 @@ def _groups(overview: Matrix) -> list[tuple[str, int]]:
     return [(name, names.count(name)) for name in dict.fromkeys(names)]
 
 
-def _embedded(overview: Matrix) -> Markup:
-    """Return all formats as JSON that cannot end the element it stands in."""
-    forms = {name: asdict(form(overview)) for name, form in exports.FORMS.items()}
-    text = json.dumps(forms).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+def _embedded(value: object) -> Markup:
+    """Return a value as JSON that cannot end the element it stands in."""
+    text = json.dumps(value, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
 
 
 def _standing(standing: Standing) -> Markup:
     return standing_text.section(standing, plots.attempt(partial(rank_plot, standing), "average ranks"))
-
-
-def _detectors(results: Sequence[Result], out: Path) -> dict[tuple[str, str], list[dict[str, str | None]]]:
-    """Return the losses and pictures of every run that has some, by cell and configuration."""
-    found: dict[tuple[str, str], list[dict[str, str | None]]] = {}
-    for result in results:
-        folder = run_folder(out, result)
-        pictures, losses = folder / "pictures.png", folder / "losses.jsonl"
-        if pictures.exists() and (picture := plots.attempt(partial(_data_url, pictures), pictures)):
-            title = f"{result.backbone.name}, {result.cell}, seed {result.seed}"
-            drawn = plots.attempt(partial(plots.losses_plot, losses), losses) if losses.exists() else None
-            place = (result.cell, result.task.config_sha256[:8])
-            found.setdefault(place, []).append({"title": title, "losses": drawn, "pictures": picture})
-    return found
-
-
-def _data_url(picture: Path) -> str:
-    """Return a picture as a JPEG data URL, so that the page stays one file."""
-    buffer = io.BytesIO()
-    with Image.open(io.BytesIO(read_bytes(picture, limit=_LARGEST_PICTURE))) as image:
-        image.convert("RGB").save(buffer, "JPEG", quality=80)
-    return Markup("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"))

@@ -20,7 +20,7 @@ from backbench.files import read_bytes
 from backbench.progress import say
 from benchmarks.records.schema import Result
 from benchmarks.report import paired
-from benchmarks.report.paired import Interval
+from benchmarks.report.paired import RESAMPLED, Interval
 from benchmarks.report.scores import SEED, Items, Scores
 
 FILE = ".intervals"  # in the folder of results
@@ -53,7 +53,9 @@ class Intervals:
     def between(self, mine: Sequence[Result], other: Sequence[Result], metric: str) -> Interval | str:
         """Return the interval of (mine - other), or the reason for a missing one: see `paired.interval`."""
         key = self._key(mine, other, metric)
-        found = self._used.get(key) or self._kept.get(key) if key else None
+        found = self._found(key)
+        if found is None and metric in RESAMPLED and (back := self._found(self._key(other, mine, metric))):
+            found = Interval(0.0 - back.high, 0.0 - back.low, back.items, back.resamples, back.p, back.error)
         if found is None:
             made = paired.interval(mine, other, metric, self._scores, resamples=self._resamples)
             key = self._key(mine, other, metric)  # of the arrays as they were read: a file may have changed
@@ -62,6 +64,9 @@ class Intervals:
             found, self._is_changed = made, True
         self._used[str(key)] = found
         return found
+
+    def _found(self, key: str | None) -> Interval | None:
+        return (self._used.get(key) or self._kept.get(key)) if key else None
 
     def save(self) -> None:
         """Write the file if there are new intervals: those that were used, and before them others, the latest last."""

@@ -156,9 +156,8 @@ def _number(line: Line, column: Column) -> Entry:
     text, _, spread = render.number(value, column).partition(" ")
     difference, why = "", ""
     if found is not None:
-        difference = render.difference(found, column).partition(" (")[0] if found.value is not None else ""
-        why = found.why
-    is_noise = found is not None and found.p is not None and not found.is_told
+        difference, why = render.gap(found, column), found.why
+    is_noise = found is not None and found.is_noise
     return Entry("number", value.mean, text, spread, line.mark, difference, is_noise, why, line)
 
 

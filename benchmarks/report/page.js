@@ -84,12 +84,62 @@ function sortBy(button) {
   say(`sorted by ${button.getAttribute("aria-label")?.replace("sort by ", "") ?? button.textContent}, ${order}`);
 }
 
+/* Differences to the chosen row: the report wrote the text of every one */
+
+const chosen = table ? JSON.parse(at("chosen").textContent) : null;
+const numbers = [...document.querySelectorAll("td[data-of]")].map((cell) => {
+  const [row, column] = cell.dataset.of.split(" ");
+  const small = cell.querySelector(".difference, .words") ?? cell.appendChild(document.createElement("small"));
+  small.className ||= cell.closest("#matrix") ? "difference" : "words";
+  return { cell, row, column, small, nodes: [...small.childNodes], title: cell.title, isNoise: "noise" in cell.dataset };
+});
+const made = at("made");
+const ofReport = made && { name: made.firstElementChild.textContent, said: made.lastElementChild.textContent, isShown: !made.hidden };
+
+function differ() {
+  const option = at("baseline").selectedOptions[0];
+  const isOwn = !option.value || option.defaultSelected; // the report's baseline
+  const to = chosen.to[option.value];
+  for (const one of numbers) {
+    if (isOwn) putBack(one);
+    else write(one, to?.[one.column]?.[one.row] ?? ["", 0, 0], option.label);
+  }
+  if (made) {
+    const own = { name: option.label, said: chosen.said[option.value] ?? "", isShown: to };
+    const { name, said, isShown } = isOwn ? ofReport : own;
+    made.firstElementChild.textContent = name;
+    made.lastElementChild.textContent = said;
+    made.hidden = !isShown;
+  }
+  at("tested").hidden = !isOwn && !to;
+  at("untested").hidden = isOwn || Boolean(to);
+}
+
+function putBack({ cell, small, nodes, title, isNoise }) {
+  small.replaceChildren(...nodes);
+  cell.title = title;
+  cell.toggleAttribute("data-noise", isNoise);
+}
+
+function write({ cell, small }, [text, isNoise, place], name) {
+  const why = chosen.reasons[place];
+  cell.toggleAttribute("data-noise", Boolean(isNoise));
+  if (small.className === "words") {
+    small.textContent = text && text + (why ? ` (no interval: ${why})` : "") + (isNoise ? ", within the noise" : "");
+    return;
+  }
+  const [gap, ...interval] = text.split(/ (?=\[)/);
+  const span = document.createElement("span");
+  span.textContent = interval.join("") + (isNoise ? " noise" : "");
+  small.replaceChildren(...(text ? [`${gap} `, span] : []));
+  const difference = text && `; ${text} to ${name}${isNoise ? ", within the noise" : ""}`;
+  cell.title = cell.dataset.is + difference + (why && `; ${text && "no interval: "}${why}`);
+}
+
 /* Colours: each column's difference to the baseline, as a share of its largest */
 
 function colour() {
-  const chosen = at("baseline").value;
-  const base = rows.find((row) => row.dataset.row === chosen);
-  const isOwn = at("baseline").selectedOptions[0].defaultSelected; // the baseline that the intervals refer to
+  const base = rows.find((row) => row.dataset.row === at("baseline").value);
   heads.forEach((head, column) => {
     const cells = rows.filter((row) => !row.classList.contains("published")).map((row) => row.cells[column + 1]);
     const of = (cell) => (cell.dataset.value === undefined ? null : Number(cell.dataset.value));
@@ -97,7 +147,7 @@ function colour() {
     const gaps = cells.map((cell) => (zero === null || of(cell) === null ? 0 : of(cell) - zero));
     const largest = Math.max(...gaps.map(Math.abs));
     cells.forEach((cell, place) => {
-      const isPlain = !gaps[place] || (isOwn && "noise" in cell.dataset);
+      const isPlain = !gaps[place] || "noise" in cell.dataset;
       if (isPlain) return cell.removeAttribute("style");
       const isBetter = gaps[place] > 0 !== "lower" in head.dataset;
       cell.style.setProperty("--hue", isBetter ? "var(--better)" : "var(--worse)");
@@ -187,10 +237,11 @@ if (table) {
   at("controls").hidden = at("copies").hidden = false;
   if (sessionStorage.getItem("state")) restore();
   at("controls").addEventListener("submit", (event) => event.preventDefault());
-  at("controls").addEventListener("input", () => (show(), colour()));
+  at("controls").addEventListener("input", () => (show(), differ(), colour()));
   table.querySelectorAll("button[data-sort]").forEach((one) => one.addEventListener("click", () => sortBy(one)));
   document.querySelectorAll("button[data-copy]").forEach((one) => one.addEventListener("click", () => copy(one)));
   show();
+  differ();
   colour();
 }
 document.querySelectorAll(".scroll").forEach((area) => area.addEventListener("scroll", hint));

@@ -14,6 +14,8 @@ from benchmarks.statistics.signs import sign_flip
 LEVEL = 0.95
 RESAMPLES = 10_000
 AP_RESAMPLES = 2_000  # the most for average precisions: each is a pass over all scores
+# Metrics whose resamples are numbers of the metric: turned round, the differences are negated.
+RESAMPLED = ("mAP", "mIoU", "mean_per_class")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def interval(
     if not all(np.array_equal(first, labels) for labels in others):
         return "the stored labels differ: measure again"
     weights = [weights_of(side) for side in (mine, other)]
-    if metric in ("mAP", "mIoU", "mean_per_class"):
+    if metric in RESAMPLED:
         drawn = _difference(sides, weights)
         return _percentiles(drawn, len(first), p=_share_beyond_zero(drawn))
     right = [_mean_right(side, weight) for side, weight in zip(sides, weights, strict=True)]

@@ -1,4 +1,4 @@
-"""Plots as SVG elements of the page: dots and curves of a cell, losses of detectors, curves of pretrainings."""
+"""Plots as SVG elements of the page: dots and curves of a cell, curves of pretrainings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ T = TypeVar("T")
 _NAME = 60  # characters of a name beside a line
 _LARGEST = 64 * 2**20  # bytes of a run's curves
 _HIGHEST = 1e30  # the largest value that is drawn; NaN is never below it
-_MOST_LOSSES = 20
 _MOST_DOTTED = 30  # trained backbones in a plot of dots; the tables have them all
 _MOST_CURVES = 8
 INK, OURS, RANDOM = "#333333", "#1f6f8b", "#b0b0b0"
@@ -88,7 +87,7 @@ def curves_plot(curves: Mapping[str, Sequence[tuple[float, float]]], *, x: str, 
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.4, 2.8))
         for name, points in list(curves.items())[:_MOST_CURVES]:
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=_plain(name))
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=plain(name))
         if all(at > 0 for points in curves.values() for at, _ in points):
             axes.set_xscale("log")
         axes.set_xlabel(x)
@@ -118,7 +117,7 @@ _CURVES = (
 
 def pretraining_plot(metrics: Path) -> str | None:
     """Draw the curves of a run's `metrics.jsonl`; None if it has none. Raises DataError: it is not a text file."""
-    records = _records(metrics, "epoch")
+    records = numbers_by(metrics, "epoch")
     present = [
         (title, [n for n in names if any(n in r for r in records)])
         for title, names in _CURVES
@@ -144,29 +143,13 @@ def pretraining_plot(metrics: Path) -> str | None:
         return svg(figure, "curves of a pretraining by epoch")
 
 
-def losses_plot(losses: Path) -> str | None:
-    """Draw a detector's losses by iteration from its `losses.jsonl`; None if it has none."""
-    records = _records(losses, "iteration")
-    names = list(dict.fromkeys(n for r in records for n in r if n not in ("iteration", "lr")))[:_MOST_LOSSES]
-    if not names:
-        return None
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(6.4, 2.8))
-        for name in names:
-            points = [(r["iteration"], r[name]) for r in records if name in r]
-            axes.plot(*zip(*points, strict=True), label=_plain(name))
-        axes.set_xlabel("iteration")
-        axes.legend(fontsize=7, ncols=2)
-        return svg(figure, "losses of a detector by iteration")
-
-
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """Return a legend's text: no formula, and not hidden by a leading underscore."""
     words = printable(name, _NAME).replace("$", r"\$")
     return f" {words}" if words.startswith("_") else words
 
 
-def _records(file: Path, over: str) -> list[dict[str, float]]:
+def numbers_by(file: Path, over: str) -> list[dict[str, float]]:
     """Return the numbers of every line with one for `over`; torn lines and those of another program are left out.
 
     Raises:

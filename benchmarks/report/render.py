@@ -151,15 +151,20 @@ def marked(text: str, mark: str) -> str:
     return {"best": f"**{text}**", "second": f"<u>{text}</u>", "level": f"{text} {LEVEL_WITH_BEST}"}.get(mark, text)
 
 
-def difference(found: Difference, column: Column) -> str:
-    """Return `+3.1 [+1.2, +5.0] †` in the metric's unit, or the reason for a missing interval or difference."""
+def gap(found: Difference, column: Column) -> str:
+    """Return `+3.1 [+1.2, +5.0] †` in the metric's unit, without the interval or empty where there is none."""
     digits = 1 if column.unit == "%" else 3
     if found.value is None:
+        return ""
+    between = f" [{found.interval.low:+.{digits}f}, {found.interval.high:+.{digits}f}]" if found.interval else ""
+    return f"{found.value:+.{digits}f}{between}{f' {TOLD}' if found.is_told else ''}"
+
+
+def difference(found: Difference, column: Column) -> str:
+    """Return the gap, or with it the reason for a missing interval or difference."""
+    if found.value is None:
         return f"- ({found.why})"
-    text, told = f"{found.value:+.{digits}f}", f" {TOLD}" if found.is_told else ""
-    if found.interval is None:
-        return f"{text}{told} (no interval: {found.why})" if found.why else f"{text}{told}"
-    return f"{text} [{found.interval.low:+.{digits}f}, {found.interval.high:+.{digits}f}]{told}"
+    return f"{gap(found, column)} (no interval: {found.why})" if found.why else gap(found, column)
 
 
 def detectable(comparison: Comparison) -> str:

@@ -483,7 +483,7 @@ def test_the_page_shows_the_same_differences(capsys, folder, tmp_path, tables):
     )
     page = (tmp_path / "page.html").read_text()
     (difference,) = (row[2] for row in tables(text)[0] if row[0].startswith("mine"))
-    assert difference.startswith("+") and difference in page and "Differences are to random:resnet18" in page
+    assert difference.startswith("+") and difference in page and "Differences are to <b>random:resnet18</b>" in page
     source = '<td><a href="https://arxiv.org/abs/2207.03552" rel="noreferrer">MSBReg</a> Table 2'
     assert page.count(source) == 23 and "MSBReg Table 7" not in page
     run(capsys, folder, "--no-literature", "--html", tmp_path / "page.html")

@@ -12,6 +12,7 @@ from made_records import make_absent, make_record
 
 from benchmarks import report
 from benchmarks.records import store
+from benchmarks.report import baselines, render
 from benchmarks.report.exports import FORMS
 from benchmarks.report.serve import Live, server
 
@@ -191,13 +192,66 @@ def test_a_link_opens_the_drawer_of_its_cell(page):
 def test_colours_follow_the_chosen_baseline(page):
     page.get_by_label("Colour by difference to").select_option(label="alpha (resnet50)")
     page.get_by_label("sort by data0_linear top1", exact=True).click()
-    hues = page.eval_on_selector_all(
-        "#matrix tbody tr:not([hidden])", "rows => rows.map(row => row.cells[1].style.getPropertyValue('--hue'))"
-    )
+    script = "rows => rows.map(({cells}) => [cells[1].style.getPropertyValue('--hue'), 'noise' in cells[1].dataset])"
+    hues = page.eval_on_selector_all("#matrix tbody tr:not([hidden])", script)
     base = names(page).index("alpha (resnet50)")
-    assert set(hues[:base]) <= {"var(--better)"} and hues[base] == "" and set(hues[base + 1 :]) <= {"var(--worse)"}
+    assert hues[base] == ["", False] and any(is_noise for _, is_noise in hues)
+    for place, (hue, is_noise) in enumerate(hues):
+        side = "var(--better)" if place < base else "var(--worse)"
+        assert hue == ("" if is_noise or place == base else side)
     page.get_by_label("Colour by difference to").select_option(label="nothing")
     assert page.locator("#matrix td[style]").count() == 0
+
+
+def differences(page):
+    """What the first cell says of every row: in the table, on hovering, in its drawer."""
+    script = """rows => rows.map(({cells, dataset}) => {
+        const drawn = document.querySelector(`.drawer td[data-of="${dataset.row} 0"] small`);
+        return [cells[0].innerText.trim(), cells[1].querySelector(".difference")?.textContent ?? "", cells[1].title,
+                drawn?.textContent ?? ""];
+    })"""
+    found = page.eval_on_selector_all("#matrix tbody tr:not([hidden])", script)
+    return {name: words for name, *words in found}
+
+
+def test_differences_are_to_the_chosen_row(page, written):
+    before = differences(page)
+    assert " to random:resnet50" in before["alpha (resnet50)"][1] and before["random:resnet50"][0] == ""
+    page.get_by_label("differences and intervals").check()
+    page.get_by_label("Colour by difference to").select_option(label="alpha (resnet50)")
+    found = differences(page)
+    made = report.Report(written.parent)
+    place = next(n for n, row in enumerate(made.table.rows) if row.name == "alpha")
+    of_alpha = made.choices.to[place].differences[made.comparisons[0].column]
+    for n, row in enumerate(made.table.rows):
+        if row.name == HOSTILE:
+            continue
+        in_table, hover, in_drawer = found[row.label]
+        if n == place:
+            assert (in_table, in_drawer) == ("", "") and " to " not in hover
+            continue
+        text = render.gap(of_alpha[n], made.comparisons[0].column)
+        noise = of_alpha[n].is_noise
+        assert in_table == text + (" noise" if noise else "")
+        assert hover.endswith(f"{text} to alpha (resnet50)" + (", within the noise" if noise else ""))
+        assert in_drawer == text + (", within the noise" if noise else "")
+    assert {found.is_noise for found in of_alpha.values()} == {True, False}
+    assert page.locator("#made b").inner_text() == "alpha (resnet50)"
+    assert page.locator("#tested").is_visible() and not page.locator("#untested").is_visible()
+    page.emulate_media(media="print")
+    assert page.locator("#matrix .difference:visible").first.inner_text().strip() in {one[0] for one in found.values()}
+    page.emulate_media(media="screen")
+    page.get_by_label("Colour by difference to").select_option(label="random:resnet50")
+    assert differences(page) == before and page.locator("#made b").inner_text() == "random:resnet50"
+
+
+def test_differences_to_a_row_that_is_left_out_are_not_shown(visit, tmp_path, monkeypatch):
+    monkeypatch.setattr(baselines, "_MOST", 0)
+    page = visit(report.write(write_records(tmp_path)).as_uri())
+    page.get_by_label("Colour by difference to").select_option(label="alpha (resnet50)")
+    assert {tuple(words[::2]) for words in differences(page).values()} == {("", "")}
+    assert page.locator("#matrix td[style]").count() > 0 and page.locator("#untested").is_visible()
+    assert not page.locator("#made").is_visible()
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -95,7 +95,7 @@ def test_names_are_harmless_on_the_page(make, name):
     table = gather(results)
     page = html.page(table, results, suite="", standings=standings(table, table.columns, Intervals({}, 100)))
     assert "<h2>Standing" in page and "average rank (1 is best)" not in page.partition("<h2>Standing")[0]
-    assert page.count("<script") == 2, "the page's own"
+    assert page.count("<script") == 3, "the page's own"
 
 
 def test_the_command_shows_it(capsys, make, tmp_path):
