@@ -440,6 +440,10 @@ def test_the_numbers_can_be_computed_again_from_the_items(one, out, cell, fields
         assert record.metrics["top1"].value == pytest.approx(100 * right.mean())
         assert record.metrics["top5"].value == 100 * np.mean([y in row for y, row in zip(labels, top5, strict=True)])
         assert per_class == pytest.approx([100 * right[labels == c].mean() for c in range(3)])
+        losses = (store.run_folder(out, record) / "losses.jsonl").read_text().splitlines()
+        assert [json.loads(line)["epoch"] for line in losses][-1] == record.task.config["epochs"], (
+            "the learning curve lies beside it"
+        )
     assert [path.name for path in files(out)] == ["seed0.json", "seed1.json"]
 
 

@@ -467,7 +467,7 @@ def test_a_last_image_alone_does_not_hide_a_divergence_or_keep_the_state_from_be
     monkeypatch.setattr(supervised, "_SAVE_EVERY_S", -1.0)
     saved = []
     real = supervised.save_state
-    monkeypatch.setattr(supervised, "save_state", lambda *args: (saved.append(args[-1]), real(*args)))
+    monkeypatch.setattr(supervised, "save_state", lambda *args: (saved.append(args[4]), real(*args)))
     x, y = torch.randn(9, 5), torch.arange(9) % 3
     config = SgdConfig(batch=4, epochs=2)
     run_fit(Classifier(None, Heads(5, 3, (0.1,), 0, "plain")), x, y, config, resume=tmp_path / "state.ckpt")
