@@ -140,6 +140,7 @@ function write({ cell, small }, [text, isNoise, place], name) {
 
 function colour() {
   const base = rows.find((row) => row.dataset.row === at("baseline").value);
+  rows.forEach((row) => row.classList.toggle("baseline", row === base));
   heads.forEach((head, column) => {
     const cells = rows.filter((row) => !row.classList.contains("published")).map((row) => row.cells[column + 1]);
     const of = (cell) => (cell.dataset.value === undefined ? null : Number(cell.dataset.value));

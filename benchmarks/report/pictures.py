@@ -23,10 +23,10 @@ _WIDEST = 1200  # pixels
 _BYTES = 150_000  # of a picture in the page, where shrinking it to less than half reaches that
 _SCALES = (1.0, 0.8, 0.64, 0.5, 0.4)
 _MOST = 4  # backbones of a cell
-_DETECTION = "test images with their objects (green) next to the detections"
-_MASKS = "test images with their true masks next to the predictions"
+_DETECTION = "Test images with their objects (green) next to the detections"
+_MASKS = "Test images with their true masks next to the predictions"
 _ABOUT = {
-    "knn": "test images, the same ones for every backbone, and their nearest training images; a solid frame and a tick: of the "
+    "knn": "Test images, the same ones for every backbone, and their nearest training images; a solid frame and a tick: of the "
     "same class; a dashed frame and a cross: of another one",
     "voc_detection": _DETECTION,
     "coco_instance_segmentation": _DETECTION,
@@ -40,7 +40,6 @@ class Picture:
     """A picture of one run."""
 
     title: str  # backbone, cell, seed
-    about: str  # what it shows
     url: Markup  # a JPEG as a data URL
 
 
@@ -49,6 +48,7 @@ class Pictures:
     """The pictures of a cell, one for each backbone."""
 
     shown: tuple[Picture, ...] = ()
+    about: str = ""  # what they show
     left_out: int = 0  # backbones with a picture that is not shown
 
 
@@ -63,18 +63,18 @@ def pictures(rows: Sequence[Row], column: Column | None, out: Path | None) -> Pi
     files = [found for row in rows if (found := _of_row(row, column, out))]
     chosen = files if len(files) <= _MOST else [*files[: _MOST - 1], files[-1]]
     made = []
-    for title, task, file in chosen:
+    for title, file in chosen:
         if url := plots.attempt(partial(data_url, file), file):
-            made.append(Picture(title, _ABOUT.get(task, "pictures of the run"), url))
-    return Pictures(tuple(made), len(files) - len(chosen))
+            made.append(Picture(title, url))
+    return Pictures(tuple(made), _ABOUT.get(column.task, "Pictures of the runs"), len(files) - len(chosen))
 
 
-def _of_row(row: Row, column: Column, out: Path) -> tuple[str, str, Path] | None:
-    """Return title, task and file of the first run with a picture."""
+def _of_row(row: Row, column: Column, out: Path) -> tuple[str, Path] | None:
+    """Return title and file of the first run with a picture."""
     for record in row.values[column].records:
         file = run_folder(out, record) / FILE
         if file.exists():
-            return f"{record.backbone.name}, {record.cell}, seed {record.seed}", record.task.name, file
+            return f"{record.backbone.name}, {record.cell}, seed {record.seed}", file
     return None
 
 

@@ -112,12 +112,12 @@ def test_a_small_picture_keeps_its_pixels(tmp_path, ran):
     ran(50.0, task="knn", cell="imagenet_knn", metric="top1_k20", picture=Image.new("RGB", (300, 200), "red"))
     ((size, pixels, words),) = embedded(report.write(tmp_path).read_text())
     assert pixels == (300, 200) and size < 5_000
-    assert words.startswith("mine, imagenet_knn, seed 0: test images") and "a tick" in words
+    assert words.startswith("mine, imagenet_knn, seed 0: Test images") and "a tick" in words
 
 
 @pytest.mark.parametrize(
     ("task", "words"),
-    [("voc_detection", "objects (green)"), ("semantic_segmentation", "true masks"), ("another", "pictures of the run")],
+    [("voc_detection", "objects (green)"), ("semantic_segmentation", "true masks"), ("another", "Pictures of the runs")],
 )
 def test_a_caption_says_what_the_picture_shows(tmp_path, ran, task, words):
     ran(50.0, task=task, picture=Image.new("RGB", (9, 9)))

@@ -183,6 +183,7 @@ def test_a_link_opens_the_drawer_of_its_cell(page):
     assert "Linear classifier on a frozen encoder" in text and "alpha (resnet50)" in text
     drawer.locator("details summary").filter(has_text="top1 by class").click()
     assert drawer.locator("table.bars tbody tr").count() == 3
+    drawer.locator("details summary").filter(has_text="Confusions (5 backbones)").click()
     drawer.locator("details summary").filter(has_text="Confusions of alpha").click()
     assert drawer.locator("table.confusion:visible tbody tr").count() == 3
     words = drawer.locator("figure svg text").all_text_contents()

@@ -380,7 +380,7 @@ def test_a_detectors_losses_and_pictures_are_on_the_page(tmp_path, make):
     )
     page = report.write(tmp_path).read_text()
     assert page.count("<svg") == plots_before + 1
-    assert page.count('src="data:image/jpeg;base64,') == 1 and "mine, voc0712_detection, seed 0: " in page
+    assert page.count('src="data:image/jpeg;base64,') == 1 and "<figcaption>mine, voc0712_detection, seed 0<" in page
 
 
 @pytest.mark.parametrize("pair", ["run=missing.jsonl", "metrics.jsonl"])
