@@ -31,7 +31,7 @@ def keep(
     head: Heads, backbone: Backbone, config: TaskConfig, task: str, version: int, ctx: RunContext[ImageSplit]
 ) -> None:
     """Write a single head to the run's folder and name it among the run's artefacts; a context without a folder keeps none."""
-    if ctx.folder == Path() or not is_main():
+    if not ctx.keeps_files or not is_main():
         return
     from safetensors.torch import save
 
@@ -64,7 +64,7 @@ def find(
     """
     wanted = _identity(backbone, config, task, version, ctx)
     place = ""
-    if is_main() and ctx.folder != Path():
+    if ctx.keeps_files and is_main():
         for file in sorted(ctx.folder.parent.parent.glob(f"*/seed*/{NAME}")):
             told = _read(file)
             if told is not None and {name: told[1].get(name) for name in _MUST_MATCH} == wanted:

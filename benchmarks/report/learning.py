@@ -21,6 +21,7 @@ from benchmarks.report.table import Column, Row
 FILE = "losses.jsonl"
 CAPTION = "training losses, a thin line for each seed; every point is a mean over a stretch of the training"
 _OVER = ("iteration", "epoch")  # what a line's numbers are a function of
+_NO_LOSS = (*_OVER, "lr", "rate")
 _MOST_PANELS, _MOST_POINTS, _ACROSS = 6, 80, 2
 
 Lines = list[dict[str, float]]
@@ -45,14 +46,16 @@ def _lines(file: Path) -> Lines:
 def plot(found: Mapping[str, Sequence[Lines]]) -> str | None:
     """Draw a panel for each loss, a colour for each backbone, a line for each run; None without any loss."""
     every = [lines for several in found.values() for lines in several]
-    names = list(dict.fromkeys(n for lines in every for line in lines for n in line if n not in (*_OVER, "lr")))
+    names = list(dict.fromkeys(n for lines in every for line in lines for n in line if n not in _NO_LOSS))
     names = names[:_MOST_PANELS]
     if not names:
         return None
     over = next(over for over in _OVER if over in every[0][0])
     across = min(_ACROSS, len(names))
     down = -(-len(names) // across)
-    size = (4.8, 2.6) if len(names) == 1 else (2.4 * across, 1.9 * down)  # inches: narrow, so that a telephone shows the text
+    size = (
+        (4.8, 2.6) if len(names) == 1 else (2.4 * across, 1.9 * down)
+    )  # inches: narrow, so that a telephone shows the text
     with plt.rc_context(plots.STYLE):
         figure, panels = plt.subplots(down, across, figsize=size, squeeze=False)
         for panel, name in zip(panels.flat, names, strict=False):

@@ -117,7 +117,11 @@ def test_a_small_picture_keeps_its_pixels(tmp_path, ran):
 
 @pytest.mark.parametrize(
     ("task", "words"),
-    [("voc_detection", "objects (green)"), ("semantic_segmentation", "true masks"), ("another", "Pictures of the runs")],
+    [
+        ("voc_detection", "objects (green)"),
+        ("semantic_segmentation", "true masks"),
+        ("another", "Pictures of the runs"),
+    ],
 )
 def test_a_caption_says_what_the_picture_shows(tmp_path, ran, task, words):
     ran(50.0, task=task, picture=Image.new("RGB", (9, 9)))

@@ -29,6 +29,7 @@ from backbench.precision import in_precision
 from model_zoo.backbone import Backbone, identity_tensors
 from transfer.attention import Answers, AttentiveClassifier, AttentiveHeads, points
 from transfer.augment import crop_and_flip, image_batches
+from transfer.curve import Curve
 from transfer.feature_spec import FeatureSpec
 from transfer.features import FrozenMoved, compute
 from transfer.heads import hits, items_of
@@ -105,9 +106,10 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
     """Return `top1`, `top5` and `mean_per_class` of the chosen probe. Stores the top five classes of every test image."""
     train, test = ctx.splits["train"], ctx.splits["test"]
     fit_on, held_out, words = parts(train, config.holdout)
-    model = _trained(backbone, fit_on, config, ctx)
+    model, curve = _trained(backbone, fit_on, config, ctx)
     aside = train.part(held_out.numpy())
     chosen = _choose(model, _answers(model, backbone, aside, config, ctx), aside, words, config, ctx)
+    ctx.curve = curve.of(chosen)
     best = _answers(model, backbone, test, config, ctx)[chosen]
     y = torch.as_tensor(test.labels)
     ctx.items |= items_of(best, y, len(test.classes))
@@ -115,8 +117,10 @@ def run(backbone: Backbone, config: Config, ctx: RunContext[ImageSplit]) -> dict
     return {**found, "mean_per_class": Metric(mean_per_class(best[:, 0] == y, y, len(test.classes)))}
 
 
-def _trained(backbone: Backbone, rows: Tensor, config: Config, ctx: RunContext[ImageSplit]) -> AttentiveClassifier:
-    """Train every probe on some rows of train. Raises FrozenMoved if the encoder changed."""
+def _trained(
+    backbone: Backbone, rows: Tensor, config: Config, ctx: RunContext[ImageSplit]
+) -> tuple[AttentiveClassifier, Curve]:
+    """Train every probe on some rows of train; return them with their losses. Raises FrozenMoved if the encoder changed."""
     train, encoder = ctx.splits["train"], backbone.build()
     rates, decays = points([rate * config.batch / 256 for rate in config.rates], config.decays)
     heads = AttentiveHeads(backbone.feature_dim, len(train.classes), rates, decays, ctx.seed, config.head_width)
@@ -127,10 +131,11 @@ def _trained(backbone: Backbone, rows: Tensor, config: Config, ctx: RunContext[I
     view = crop_and_flip(size, config.interpolation)
     batches = image_batches(train, view, backbone.input, order, ctx, size, rows)
     how = config.model_copy(update={"epochs": epochs})
-    fit(model, batches, how, order, device=ctx.device, resume=ctx.resume_file(backbone, config, TASK.version))
+    resume = ctx.resume_file(backbone, config, TASK.version)
+    curve = fit(model, batches, how, order, device=ctx.device, resume=resume)
     if tensors_sha256(identity_tensors(encoder.state_dict())) != backbone.weights_sha256:
         raise FrozenMoved("the frozen encoder changed while the probes were trained")
-    return model
+    return model, curve
 
 
 def _answers(
