@@ -128,7 +128,7 @@ def test_a_name_is_shown_as_text_in_every_file_and_touches_no_other(tmp_path, ca
     for file in ("report.html", "c.html"):
         page = _Page()
         page.feed(texts[file])
-        assert not {"img", "iframe", "i"} & set(page.tags) and page.tags.count("script") == 2, file
+        assert not {"img", "iframe", "i"} & set(page.tags) and page.tags.count("script") == 3, file
         assert not [a for a in page.attributes if a.startswith("on")], file
     for file in ("report.csv", "c.csv"):
         for row in csv.DictReader(io.StringIO(texts[file])):
@@ -394,9 +394,9 @@ def test_broken_scores_cost_the_interval_and_nothing_else(tmp_path, damage, metr
         best = {"best": LABELS[:, None]} if metric == "top1" else {"scores": np.ones((100, 1), np.float32)}
         labels = LABELS if metric == "top1" else np.ones((100, 1), np.int8)
         paths.append(store.write(tmp_path, record, {**best, "labels": labels}))
-    assert "no interval" not in report.write(tmp_path).read_text()
+    assert "no interval" not in report.write(tmp_path).read_text().partition("<script")[0]
     damage(store.items_path(paths[0]))
-    text = report.write(tmp_path).read_text()
+    text = report.write(tmp_path).read_text().partition("<script")[0]
     assert "no interval" in text and "100.0" in text
 
 
