@@ -22,10 +22,11 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from backbench import distributed
 from backbench.data import demo
 from backbench.data.splits import Files
+from model_zoo import export
 from model_zoo.reading import load_torch
 from transfer.detection import engines, run
 from transfer.detection.job import Job
-from transfer.detection.training import checkpoints
+from transfer.detection.training import checkpoints, frozen
 
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.slow
@@ -149,6 +150,30 @@ def test_two_processes_are_one_detector(name, tmp_path, trained_like, scenes, sh
             torch.testing.assert_close(ours, torch.as_tensor(theirs.boxes), rtol=1e-4, atol=1e-2)
 
 
+def still(name: str, folder: Path) -> None:
+    """One rank of a training on a frozen backbone."""
+    from detectors import scenes, short, trained_like
+
+    device, backbone = distributed.init(), trained_like("resnet18")
+    engine = engines.get(name)
+    job = Job(folder / "run", 0, device, frozen=True)
+    split, spec = scenes(folder / f"images{distributed.rank()}", 4), short("fpn", masks=False, iterations=2, rois=8)
+    split = replace(split, source=Files(folder / "images0", split.source.paths))
+    distributed.barrier()
+    model = engine.train(spec, backbone, split, job)
+    frozen.confirm(model, export.get(name), backbone, spec, job)
+    torch.save(model.state_dict(), folder / f"rank{distributed.rank()}.pth")
+    distributed.shutdown()
+
+
+@pytest.mark.sample(0)
+def test_a_frozen_backbone_is_still_in_two_processes(name, tmp_path):
+    """The norms of neck and head are synchronised, those of the backbone keep the checkpoint's statistics."""
+    in_two(__file__, "still", name, str(tmp_path))
+    ranks = [load_torch(tmp_path / f"rank{rank}.pth") for rank in range(2)]
+    assert [key for key in ranks[0] if not torch.equal(ranks[0][key], ranks[1][key])] == []
+
+
 def halves(name: str, folder: Path) -> None:
     """A step on two images in one process, or on one image in each of two processes."""
     from detectors import step
@@ -200,4 +225,4 @@ def test_two_processes_write_one_record(name, tmp_path):
 
 
 if __name__ == "__main__":
-    {"spread": spread, "halves": halves}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]))
+    {"spread": spread, "still": still, "halves": halves}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]))
