@@ -10,8 +10,9 @@ from backbench.data.catalogue import DataPlaces
 from backbench.errors import BackbenchError
 from backbench.progress import duration
 from benchmarks.plan import Cell
+from benchmarks.price.cells import work_of
 from benchmarks.price.machines import Machine, find
-from benchmarks.price.work import Work, work_of
+from benchmarks.price.work import Work
 from benchmarks.subjects import Subject, by_seed
 
 

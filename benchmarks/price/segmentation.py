@@ -1,16 +1,19 @@
-"""The work of a cell that trains a segmentation network, counted from its configuration."""
+"""The work of cells that segment, counted from their configuration."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.price.work import PER_FLOP, Work
 from model_zoo.backbone import Backbone
 from transfer.segmentation.spec import SegmentationSpec
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def segmentation(config: Any, backbone: Backbone, counts: tuple[int, int, int]) -> tuple[Work, Work]:
+
+def semantic(config: Any, backbone: Backbone, counts: tuple[int, int, int]) -> tuple[Work, Work]:
     """Operations of the network's convolutions. Test images are taken as 4:3."""
     spec: SegmentationSpec = config.course()
     train = segmenter_operations(spec, backbone, spec.crop, counts[2])
@@ -42,15 +45,41 @@ def segmenter_operations(
     return _dilated_operations(spec, backbone) * pixels / 224**2 + head + auxiliary
 
 
+def linear(config: Any, backbone: Backbone, counts: tuple[int, int, int]) -> tuple[Work, Work]:
+    """A head on the map of a frozen backbone. Test images are taken as 4:3 for windows, or squashed to one crop."""
+    from transfer.segmentation import dense
+    from transfer.segmentation.inference import windows
+
+    _, test, classes = counts
+    side, wide = config.crop, round(config.crop * 4 / 3)
+    one = _operations(dense.build(backbone, config.stride, side), side)
+    looks = len(list(windows(side, wide, side, config.window_stride))) if config.inference == "slide" else 1
+    seen = config.iterations * config.batch
+    head = 2.0 * backbone.feature_dim * classes * (side / config.stride) ** 2
+    memory = config.batch * (one * PER_FLOP / 8 + 8.0 * classes * (config.loss_side or side) ** 2)
+    return Work(), Work(
+        views=test,
+        crops=seen,
+        forward=(seen + test * looks) * one,
+        products=(3 * seen + test * looks) * head,
+        memory=memory,
+    )
+
+
 def _dilated_operations(spec: SegmentationSpec, backbone: Backbone) -> float:
-    """Operations of the trunk with the spec's strides on an image of 224 px; nothing is computed."""
+    """Operations of the trunk with the spec's strides on an image of 224 px."""
+    from transfer.segmentation.dilation import dilated
+
+    trunk: Any = backbone.build()
+    return _operations(dilated(trunk, spec.strides, spec.dilations), 224)
+
+
+def _operations(network: nn.Module, side: int) -> float:
+    """Operations of a forward pass of one square image; nothing is computed."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from transfer.segmentation.dilation import dilated
-
-    trunk: Any = backbone.build().to("meta")
-    network = dilated(trunk, spec.strides, spec.dilations).eval()
+    network = network.eval().to("meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.empty(1, 3, 224, 224, device="meta"))
+        network(torch.empty(1, 3, side, side, device="meta"))
     return float(counter.get_total_flops())

@@ -29,8 +29,8 @@ def estimate(setup: Setup, *, wall: bool) -> Comparison:
     from backbench.data import demo
     from backbench.data.catalogue import DataPlaces
     from benchmarks.plan import load_cell
+    from benchmarks.price.cells import work_of
     from benchmarks.price.machines import find
-    from benchmarks.price.work import work_of
     from benchmarks.subjects import find_subjects
     from model_zoo.choice import NO_CHOICE
 

@@ -11,13 +11,15 @@ from backbench.data.catalogue import DataPlaces
 from backbench.errors import BackbenchError
 from benchmarks import run_all
 from benchmarks.plan import Cell, load_cell, load_suite
-from benchmarks.price import machines, work
+from benchmarks.price import cells, detection, machines, work
+from benchmarks.price.cells import images_of, work_of
 from benchmarks.price.lines import makespan, price
 from benchmarks.price.machines import NAMED, Machine
 from benchmarks.price.segmentation import segmenter_operations
-from benchmarks.price.work import Work, images_of, work_of
+from benchmarks.price.work import Work
 from benchmarks.subjects import find_subjects
 from model_zoo.choice import NO_CHOICE
+from transfer import tasks
 from transfer.detection.spec import DetectionSpec
 
 NOWHERE = DataPlaces()
@@ -113,7 +115,7 @@ def test_a_published_detector_takes_its_published_time(resnet50, head, masks, pu
     """Detectron2's MODEL_ZOO: seconds of an iteration of 16 images on eight V100; shorter sides of 640 to 800."""
     fields = {"head": head, "masks": masks, "iterations": 1, "sides_train": (720,), "precise_bn": 0}
     spec = DetectionSpec.model_validate(fields)
-    operations = 3 * spec.batch * work.detector_operations(spec, resnet50, 720, spec.rois)
+    operations = 3 * spec.batch * detection.detector_operations(spec, resnet50, 720, spec.rois)
     assert operations / (8 * 0.6 * 15.7e12) == pytest.approx(published_s, rel=0.15)
 
 
@@ -124,7 +126,7 @@ def test_operations_of_a_c4_detector_by_hand(subject):
         {"head": "c4", "iterations": 1, "sides_train": (224,), "side_test": 224, "side_max": 224}
     )
     res5 = 2 * 7 * 7 * (512 * 256 * 9 + 3 * 512 * 512 * 9 + 512 * 256)
-    found = [work.detector_operations(spec, backbone, 224, proposals) for proposals in (0, 10)]
+    found = [detection.detector_operations(spec, backbone, 224, proposals) for proposals in (0, 10)]
     assert found[1] - found[0] == pytest.approx(10 * res5, rel=1e-6)
     rpn = 2 * 14 * 14 * 256 * 256 * 9
     assert found[0] == pytest.approx(work.forward_operations(backbone, 224) - res5 + rpn, rel=1e-6)
@@ -141,8 +143,8 @@ def test_work_of_a_detector(subject):
     ]
     cell = load_cell("voc0712_detection", words)
     spec = cell.config.course()
-    train = work.detector_operations(spec, backbone, 600, spec.rois)
-    test = work.detector_operations(spec, backbone, 800, 1000)
+    train = detection.detector_operations(spec, backbone, 600, spec.rois)
+    test = detection.detector_operations(spec, backbone, 800, 1000)
     _, each = work_of(cell, backbone, NOWHERE)
     assert each.detection == pytest.approx(16 * train * (3 * 100 + 20) + 50 * test)
     assert each.library == "detectron2"
@@ -155,6 +157,47 @@ def test_every_cell_of_the_paper_has_a_price(subject):
         assert one.seconds > 15 and one.memory > 0 and one.disk >= 0, name
         other = price(subject, cell, 1, NOWHERE, NAMED["h100"])  # has fewer cores to decode with
         assert other.seconds < 1.15 * one.seconds and other.disk == one.disk
+
+
+def test_every_protocol_has_a_price():
+    assert set(cells._COUNTED) == set(tasks.names())
+
+
+def test_work_of_logistic_regression(subject):
+    """DTD: 1,880 training and 1,880 test images of its first split; the price of a penalty is the measured one."""
+    backbone = subject.backbones[0]
+    shared, each = work_of(load_cell("dtd_logistic"), backbone, NOWHERE)
+    train, test, classes = images_of(load_cell("dtd_logistic"), NOWHERE)
+    assert shared.views == train + test and shared.disk == (train + test) * 512 * 4
+    one = 8 * 4 * train * 512 * classes
+    assert each.products == pytest.approx(45 * (0.8 + 0.5 + 0.2) * one, rel=0.2)
+
+
+def test_work_of_few_shots(subject):
+    cell = load_cell("dtd_fewshot", ["ways=[5]", "shots=[1]", "episodes=600"])
+    _, each = work_of(cell, subject.backbones[0], NOWHERE)
+    assert each.products == 600 * (8 * 4 * 5 * 5 * 5 + 4 * 5 * 15 * 5 * 512)
+
+
+def test_work_of_fine_tuning_on_a_grid(subject):
+    """21 trainings of 5,000 steps of 64 crops; 20 of them are looked at on the fifth that is held out."""
+    backbone = subject.backbones[0]
+    shared, each = work_of(load_cell("dtd_finetune", ["holdout=0.2"]), backbone, NOWHERE)
+    train, test, _ = images_of(load_cell("dtd_finetune"), NOWHERE)
+    assert shared == Work() and each.crops == 21 * 5000 * 64
+    assert each.views == 20 * int(0.2 * train) + test
+    assert each.training == 3 * each.crops * work.forward_operations(backbone, 224)
+
+
+def test_work_of_linear_segmentation(subject):
+    """Windows of 512 every 341 pixels cover 512 x 683 in two; a C5 of stride 16 costs more than one of stride 32."""
+    backbone = subject.backbones[0]
+    _, each = work_of(load_cell("ade20k_linear_segmentation"), backbone, NOWHERE)
+    assert each.crops == 40_000 * 16 and each.views == 2000
+    one = each.forward / (each.crops + 2 * 2000)
+    assert one > 1.1 * work.forward_operations(backbone, 512) and each.training == 0
+    _, squashed = work_of(load_cell("voc12_linear_segmentation"), backbone, NOWHERE)
+    assert squashed.crops == 2200 * 120 and squashed.views == 1449
 
 
 def test_an_unknown_protocol_has_none(subject):

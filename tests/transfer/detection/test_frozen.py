@@ -13,7 +13,7 @@ from torch import nn
 from backbench.config import build, digest
 from backbench.errors import BackbenchError
 from benchmarks import plan
-from benchmarks.price import work
+from benchmarks.price import detection as pricing
 from model_zoo import export
 from transfer.detection import engines
 from transfer.detection.job import Job
@@ -134,6 +134,6 @@ def test_a_frozen_trunk_costs_its_forward_passes_only(cell, trained_like):
     backbone, one = trained_like("resnet18"), plan.load_cell(cell, ["spec.sides_train=[600]"])
     other = plan.load_cell(cell, ["spec.sides_train=[600]", "frozen=true"])
     counts = (100, 10, 20)
-    whole, part = (work._detection(each.config, backbone, counts)[1].detection for each in (one, other))
+    whole, part = (pricing.detection(each.config, backbone, counts)[1].detection for each in (one, other))
     spec = one.config.spec
-    assert whole - part == pytest.approx(2 * 16 * spec.iterations * work.trunk_operations(spec, backbone, 600))
+    assert whole - part == pytest.approx(2 * 16 * spec.iterations * pricing.trunk_operations(spec, backbone, 600))

@@ -12,7 +12,7 @@ from backbench.data import catalogue
 from backbench.data.catalogue import DataPlaces
 from backbench.errors import ConfigError, DataError
 from benchmarks import plan
-from benchmarks.price.work import images_of
+from benchmarks.price.cells import images_of
 from transfer.detection import run
 from transfer.detection.annotations import native_data
 from transfer.detection.annotations.layouts import read_coco
