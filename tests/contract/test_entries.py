@@ -22,14 +22,14 @@ CELLS = {
     "imagenet_knn", "imagenet_linear", "places205_linear", "inat18_linear", "imagenet_semi1", "imagenet_semi10",
     "voc07_svm", "voc07_lowshot", "stl10_linear", "stl10_knn", "imagenet100_linear", "imagenet100_knn",
     "imagenet_uniformity", "voc0712_detection", "coco_instance_segmentation", "voc0712_detection_mmdet",
-    "coco_instance_segmentation_mmdet", "voc07_logistic", "eurosat_fewshot",
+    "coco_instance_segmentation_mmdet", "voc07_logistic", "eurosat_fewshot", "voc12_segmentation",
 }  # fmt: skip
 # Ericsson et al. 2021, Tables 1 to 3.
 MANY_SHOT = ("fgvc_aircraft", "caltech101", "stanford_cars", "cifar10", "cifar100", "dtd", "oxford_flowers", "food101",
              "oxford_pets", "sun397")  # fmt: skip
 CELLS |= {f"{data}_{protocol}" for data in MANY_SHOT for protocol in ("logistic", "finetune", "fewshot")}
 METRICS = {"top1", "top5", "top1_k5", "top1_k20", "top1_k200", "mAP", "mAP_11pt", "AP", "AP50", "AP75", "box_AP",
-           "mask_AP", "mean_per_class", "top1_5way_5shot", "top1_5way_20shot", "alignment", "uniformity",
+           "mask_AP", "mIoU", "mean_per_class", "top1_5way_5shot", "top1_5way_20shot", "alignment", "uniformity",
            *(f"mAP_k{k}" for k in (1, 2, 4, 8, 16))}  # fmt: skip
 
 # Numbers printed in each table of the paper, without dashes. Tables 6 and 13 have the same rows.
