@@ -30,7 +30,7 @@ COMMANDS = {
     "card": Command("benchmarks.card", "write a model card (README.md) from records"),
     "zoo": Command("model_zoo.__main__", "list, show, download, check and convert checkpoints"),
     "data": Command("backbench.data.__main__", "check, unpack and list data sets"),
-    "engines": Command("transfer.detection.__main__", "check or install the detection engines"),
+    "engines": Command("transfer.detection.__main__", "check or install the engines of detection and segmentation"),
     "speed": Command("benchmarks.speed.__main__", "measure speed on this machine, beside peers and limits"),
     "evidence": Command("benchmarks.evidence.__main__", "measure a claim of the MSBReg paper again"),
     "demo": Command("benchmarks.demo", "pretrain on rendered scenes and measure the result; needs no data"),

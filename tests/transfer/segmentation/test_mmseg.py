@@ -25,6 +25,7 @@ from model_zoo.export import ExportError
 from model_zoo.reading import load_torch
 from transfer.detection.job import Job
 from transfer.detection.training import checkpoints, course
+from transfer.detection.training.accumulation import split
 from transfer.segmentation import lists
 from transfer.segmentation.engines import mmseg as engine
 from transfer.segmentation.engines.mmseg import protocol
@@ -295,6 +296,19 @@ def test_other_ways_to_test(tmp_path, train, fields):
     model = engine.train(spec, narrow(), train, job(tmp_path))
     (found,) = engine.segment(model, spec, train, [1], job(tmp_path))
     assert found.shape == train.label(1).shape
+
+
+def test_losses_of_parts_average_to_that_of_the_batch(tmp_path, train):
+    """All crops have one size, so `accumulate` changes nothing but BatchNorm, which is in evaluation mode here."""
+    spec, mine = tiny(auxiliary=True), job(tmp_path)
+    taught = engine.new_course(spec, narrow(), train, mine)
+    (batch,) = islice(taught.loader(0), 1)
+    model = taught.model.eval()
+    with torch.no_grad():
+        whole = taught.losses(model, batch)
+        parts = [taught.losses(model, part) for part in split(batch, 4)]
+    for name, value in whole.items():
+        torch.testing.assert_close(torch.stack([part[name] for part in parts]).mean(), value)
 
 
 def killed_after(count: int, monkeypatch) -> None:
