@@ -93,8 +93,10 @@ const numbers = [...document.querySelectorAll("td[data-of]")].map((cell) => {
   small.className ||= cell.closest("#matrix") ? "difference" : "words";
   return { cell, row, column, small, nodes: [...small.childNodes], title: cell.title, isNoise: "noise" in cell.dataset };
 });
-const made = at("made");
-const ofReport = made && { name: made.firstElementChild.textContent, said: made.lastElementChild.textContent, isShown: !made.hidden };
+const named = [...document.querySelectorAll(".to")].map((node) => {
+  return { node, name: node.querySelector("b").textContent, isShown: !node.hidden };
+});
+const madeOfReport = at("made")?.textContent;
 
 function differ() {
   const option = at("baseline").selectedOptions[0];
@@ -104,13 +106,11 @@ function differ() {
     if (isOwn) putBack(one);
     else write(one, to?.[one.column]?.[one.row] ?? ["", 0, 0], option.label);
   }
-  if (made) {
-    const own = { name: option.label, said: chosen.said[option.value] ?? "", isShown: to };
-    const { name, said, isShown } = isOwn ? ofReport : own;
-    made.firstElementChild.textContent = name;
-    made.lastElementChild.textContent = said;
-    made.hidden = !isShown;
+  for (const { node, name, isShown } of named) {
+    node.querySelector("b").textContent = isOwn ? name : option.label;
+    node.hidden = isOwn ? !isShown : !to;
   }
+  if (at("made")) at("made").textContent = isOwn ? madeOfReport : chosen.said[option.value] ?? "";
   at("tested").hidden = !isOwn && !to;
   at("untested").hidden = isOwn || Boolean(to);
 }

@@ -237,13 +237,14 @@ def test_differences_are_to_the_chosen_row(page, written):
         assert hover.endswith(f"{text} to alpha (resnet50)" + (", within the noise" if noise else ""))
         assert in_drawer == text + (", within the noise" if noise else "")
     assert {found.is_noise for found in of_alpha.values()} == {True, False}
-    assert page.locator("#made b").inner_text() == "alpha (resnet50)"
+    assert page.locator(".to b").first.inner_text() == "alpha (resnet50)"
     assert page.locator("#tested").is_visible() and not page.locator("#untested").is_visible()
     page.emulate_media(media="print")
     assert page.locator("#matrix .difference:visible").first.inner_text().strip() in {one[0] for one in found.values()}
     page.emulate_media(media="screen")
+    assert {node.text_content() for node in page.locator(".to b").all()} == {"alpha (resnet50)"}
     page.get_by_label("Colour by difference to").select_option(label="random:resnet50")
-    assert differences(page) == before and page.locator("#made b").inner_text() == "random:resnet50"
+    assert differences(page) == before and page.locator(".to b").first.inner_text() == "random:resnet50"
 
 
 def test_differences_to_a_row_that_is_left_out_are_not_shown(visit, tmp_path, monkeypatch):
