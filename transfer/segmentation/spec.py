@@ -19,13 +19,12 @@ class SegmentationSpec(Config):
 
     head: Literal["fcn", "upernet"]  # on C5, or on C2 to C5 with pyramid pooling
     strides: tuple[Step, Step, Step, Step] = (1, 2, 2, 2)  # of the four stages, after the stem's 4
-    # Of the stages' 3x3 convolutions (in basic blocks the first of the two). The first block of a dilated stage has half of
-    # it: torchvision's replace_stride_with_dilation, MMSegmentation's contract_dilation.
-    dilations: tuple[Dilation, Dilation, Dilation, Dilation] = (1, 1, 1, 1)
+    # Of a block's 3x3 convolution, in basic blocks the first of two: torchvision's replace_stride_with_dilation.
+    dilations: tuple[Dilation, Dilation, Dilation, Dilation] = (1, 1, 1, 1)  # of the stages; half in a first block
     channels: Annotated[int, Field(gt=0)] = 512  # of the head's convolutions
     convs: Annotated[int, Field(gt=0)] = 2  # 3x3 convolutions of the FCN head
     head_dilation: Annotated[int, Field(gt=0)] = 1  # of these
-    concat_input: bool = False  # the FCN head sees C5 once more after them, through another 3x3 convolution
+    concat_input: bool = False  # C5 joins their output, and one more 3x3 convolution follows
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of channels before the classifier, also of the auxiliary head
     auxiliary: bool = True  # an FCN head of one 3x3 convolution of 256 channels on C4, with loss weight 0.4
     align_corners: bool = False  # in every bilinear interpolation
