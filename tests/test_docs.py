@@ -83,8 +83,8 @@ def check_names(module: str, args: argparse.Namespace) -> None:
     if module in ("benchmarks.run_all", "benchmarks.run_one"):
         for name in {pair.partition("=")[0] for pair in args.data} - set(catalogue.known()):  # the reader's own folder
             assert re.fullmatch("[a-z0-9_]+", name), name
-            masks = "_segmentation" in (getattr(args, "tasks", "") or getattr(args, "cell", ""))
-            like = "ade20k" if masks else "imagenet"
+            cells = getattr(args, "tasks", "") or getattr(args, "cell", "")
+            like = "ade20k" if "_segmentation" in cells else "coco" if "_detection" in cells else "imagenet"
             catalogue.OWN[name] = catalogue.info(like).model_copy(update={"title": name, "counts": {}})
     if module == "benchmarks.run_all":
         suite = plan.load_suite(args.suite or "paper")
