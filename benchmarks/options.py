@@ -107,7 +107,7 @@ def run_parser(prog: str = "benchmarks/run_all.py") -> argparse.ArgumentParser:
                    "module:function; can be repeated; checkpoints with the same NAME form one row, with mean and "
                    "spread")  # fmt: skip
     add_options(p, "every checkpoint file that --ckpt names")
-    p.add_argument("--suite", help="demo or paper (default: paper when data are given, else demo)")
+    p.add_argument("--suite", help="demo, demo_all, paper or your own (default: paper when data are given, else demo)")
     p.add_argument("--tasks", metavar="a,b", help="only these cells")
     _add_shared(p)
     p.add_argument("--baselines", default="", metavar="a,b", help="random: the same architecture, with new weights for "

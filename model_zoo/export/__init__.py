@@ -46,7 +46,7 @@ def get(name: str) -> ModuleType:
 
 
 def refuse_trunk(arch: Architecture, engine: str) -> None:
-    """Raise ExportError for an architecture that neither engine can build.
+    """Raise ExportError for an architecture that no engine can build.
 
     Raises:
         ExportError: not a ResNet, or a stem, max-pool or padding that differs from torchvision's.

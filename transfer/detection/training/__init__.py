@@ -1,1 +1,1 @@
-"""Training loop and checkpoints shared by both engines."""
+"""Training loop and checkpoints shared by all engines, that of segmentation too."""

@@ -1,4 +1,4 @@
-"""Shared by both engines: log of losses, error for losses that are not finite, PreciseBN."""
+"""Shared by all engines: log of losses, error for losses that are not finite, PreciseBN."""
 
 from __future__ import annotations
 
