@@ -14,6 +14,7 @@ from model_zoo.resnet import build
 
 
 @pytest.mark.slow
+@pytest.mark.sample(0)
 def test_every_cell_of_the_paper_is_rehearsed(tmp_path, warm_cells):
     arch = Architecture(name="resnet18", width=0.25)
     zoo.save(tmp_path / "tiny.pth", build(arch, seed=0).state_dict(), arch, InputSpec(size=32))

@@ -168,7 +168,7 @@ def assert_equal(out: Path, uninterrupted: Path) -> None:
 @pytest.mark.parametrize(
     ("way", "step", "workers", "after"), plan(), ids=[f"{p[0]} in step {p[1]}, {i}" for i, p in enumerate(plan())]
 )
-@pytest.mark.sample(1)
+@pytest.mark.sample(0)
 def test_a_killed_pretraining_resumes_to_the_same_bits(whole, tmp_path, way, step, workers, after):
     config, uninterrupted = whole
     config = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})

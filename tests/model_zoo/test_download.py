@@ -2,12 +2,13 @@
 
 import contextlib
 import hashlib
-import json
-import multiprocessing
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+import warm
 from servers import DATA, OTHER, SHA, answer, cut, good, plain, serving, status
 
 from backbench import http
@@ -338,24 +339,26 @@ def test_ctrl_c_ends_what_is_under_way(server, tmp_path):
     assert 0 < (tmp_path / ".slow.pth.part").stat().st_size < len(DATA)
 
 
-def _fetch_elsewhere(wanted, cache, queue):
-    os.environ["BACKBENCH_CACHE"] = cache
-    queue.put(fetch.fetch(Entry(**wanted)).read_bytes() == DATA)
+FETCH = """
+import sys
+from model_zoo import fetch
+from model_zoo.architecture import Architecture
+from model_zoo.entries import Entry
+url, sha256 = sys.argv[1:]
+arch = Architecture(name="resnet50")
+print(fetch.fetch(Entry(name="some_r50", method="Some", arch=arch, pretrained_on="ImageNet", url=url, sha256=sha256)))
+"""
 
 
 @pytest.mark.slow
 def test_two_processes_fetch_once(server, tmp_path):
     server.script = [lambda h: (threading.Event().wait(0.3), good(h))]
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    wanted = json.loads(entry(server).model_dump_json(exclude={"arch", "input", "recipe"}))
-    fields = {**wanted, "arch": Architecture(name="resnet50"), "mirrors": (), "see": (), "notes": (), "published": ()}
-    started = [context.Process(target=_fetch_elsewhere, args=(fields, str(tmp_path / "c"), queue)) for _ in range(2)]
-    for process in started:
-        process.start()
-    assert [queue.get(timeout=120) for _ in started] == [True, True]
-    for process in started:
-        process.join()
+    wanted = entry(server)
+    with ThreadPoolExecutor(2) as both:
+        words = ["-c", FETCH, str(wanted.url), str(wanted.sha256)]
+        done = list(both.map(lambda _: warm.run(words, cwd=warm.ROOT), range(2)))
+    assert [one.returncode for one in done] == [0, 0], done
+    assert all(Path(one.stdout.strip()).read_bytes() == DATA for one in done)
     assert len(server.seen) == 1
 
 

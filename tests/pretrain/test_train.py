@@ -397,6 +397,7 @@ def losses_so_far(out: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method, views", [("msbreg", 2), ("byol", 3)])
+@pytest.mark.sample(1)
 def test_one_view_per_pass_equals_all_in_one(shared_photos, recipe, tmp_path, method, views):
     base = (*PROOF, f"method.views={views}", "optim.epochs=0.4", f"method.name={method}")
     for name, override in (("all", "run.views_per_pass=0"), ("one", "run.views_per_pass=1")):
@@ -420,6 +421,7 @@ def test_two_runs_of_one_recipe_are_the_same_and_another_seed_is_not(shared_phot
 
 @pytest.mark.slow
 @pytest.mark.parametrize("override", ["run.amp=bf16", "run.channels_last=true"])
+@pytest.mark.sample(1)
 def test_other_arithmetic_stays_near(shared_photos, recipe, tmp_path, override):
     """All images in one batch: BatchNorm over six images magnifies bf16's rounding to several percent."""
     for name, more in (("plain", []), ("other", [override])):

@@ -39,7 +39,7 @@ from transfer.detection.job import Job
 from transfer.detection.scoring import coco_eval
 from transfer.detection.spec import DetectionSpec
 from transfer.detection.training import checkpoints
-from transfer.detection.training.mmengine_schedules import schedules
+from transfer.detection.training.mmengine_course import schedules
 from transfer.detection.training.steps import rle
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -615,6 +615,7 @@ def as_found(split: DetectionSplit, found: list[Detections], file: Path) -> Dete
 
 
 @pytest.mark.slow
+@pytest.mark.sample(0)
 def test_mmdetections_own_tool_measures_our_checkpoint_as_we_do(tmp_path):
     """With COCO's metric."""
     spec, test = course("fpn", iterations=1, precise_bn=0, score_threshold=0.0), demo_split("fpn", "test", 3)

@@ -51,7 +51,7 @@ def command(name: str, out: Path, *overrides: str) -> list[str]:
     return [str(ROOT / "benchmarks" / "run_one.py"), *values]
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(0)
 def test_a_killed_run_goes_on(name, tmp_path):
     """Iterations and rates continue exactly, the loss log has each iteration once, no checkpoint is lost."""
     course = [
@@ -129,7 +129,7 @@ def built(name, backbone, split, job, spec) -> nn.Module:
     return engine.build(engine.write_native(spec, backbone, split, job), backbone, job.device)
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(0)
 def test_two_processes_are_one_detector(name, tmp_path, trained_like, scenes, short):
     in_two(__file__, "spread", name, str(tmp_path))
     ranks = [load_torch(tmp_path / f"rank{rank}.pth") for rank in range(2)]

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow  # trains and detects
 DETECTION = [
     name
     for base in plan.cell_names()
-    if hasattr(plan.load_cell(base).config, "spec")
+    if hasattr(plan.load_cell(base).config, "engine")
     for name in (base, f"{base}_mmdet")
 ]
 

@@ -126,7 +126,7 @@ def test_the_rate_follows_its_formula(schedule, tmp_path, train):
 
 
 def course_schedules(cfg, optimizer):
-    from transfer.detection.training.mmengine_schedules import schedules
+    from transfer.detection.training.mmengine_course import schedules
 
     return schedules(cfg, optimizer)
 

@@ -28,17 +28,16 @@ from backbench.progress import track
 from model_zoo.backbone import Backbone
 from model_zoo.export import FEATURE_TOLERANCE, ExportError, feature_difference
 from model_zoo.export import mmdet as exporter
-from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume, mmengine_warnings, notices
+from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume, notices
 from transfer.detection.annotations import native_data
 from transfer.detection.annotations.split import BITMAPS, Detections, DetectionSplit, mask_format, trainable
 from transfer.detection.engines import absent
 from transfer.detection.engines.mmdet.protocol import configuration, test_pipeline
 from transfer.detection.job import Job
 from transfer.detection.spec import DetectionSpec
-from transfer.detection.training import checkpoints, course
+from transfer.detection.training import checkpoints, course, mmengine_course
 from transfer.detection.training.course import ESTIMATE, Course
 from transfer.detection.training.draws import after
-from transfer.detection.training.mmengine_schedules import schedules
 from transfer.detection.training.steps import rle
 
 NATIVE = "mmdet_config.py"  # a file mmdet.py would shadow the package for Python started in its folder
@@ -118,25 +117,16 @@ def train(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: J
 
 def new_course(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit, job: Job) -> Course:
     """Build the detector with its optimiser, schedule and loader, and write the native configuration."""
-    from mmengine.optim import build_optim_wrapper
-    from mmengine.runner import set_random_seed
-
     from transfer.detection.engines.mmdet.parts import losses
 
     cfg = write_native(spec, backbone, train, job)
-    set_random_seed(job.seed)
-    model = build(cfg, backbone, job.device)
-    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
-    schedulers = schedules(cfg, optimizer)
-    return Course(
-        label="mmdet",
-        model=model,
-        optimizer=optimizer,
-        parts={"state_dict": model, "optimizer": optimizer, "param_schedulers": schedulers},
-        advance=schedulers.step,
-        losses=lambda forward, batch: losses(model, batch, forward),
-        loader=lambda start: train_loader(cfg, start, job),
-        seed=lambda start: set_random_seed((job.seed + 7919 * start) % 2**31, diff_rank_seed=True),
+    return mmengine_course.new(
+        "mmdet",
+        cfg,
+        lambda: build(cfg, backbone, job.device),
+        losses,
+        lambda start: train_loader(cfg, start, job),
+        job.seed,
     )
 
 
@@ -163,13 +153,7 @@ def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
     """
     from mmdet.registry import MODELS
 
-    mmengine_warnings.quiet()
-    with contextlib.redirect_stdout(io.StringIO()):
-        model = MODELS.build(cfg.model)
-        try:
-            model.init_weights()
-        except AssertionError as error:  # mmengine found no tensor below the prefix
-            raise BackbenchError(f"{cfg.model.backbone.init_cfg.checkpoint}: {error}") from None
+    model = mmengine_course.built(cfg, MODELS)
     exporter.check_engine_state(backbone, model.state_dict())
     difference = feature_difference(backbone, lambda x: trunk_stages(model.eval(), x))
     if not difference <= FEATURE_TOLERANCE:

@@ -27,12 +27,11 @@ from backbench.progress import track
 from model_zoo.backbone import Backbone
 from model_zoo.export import FEATURE_TOLERANCE, ExportError, check_state, feature_difference, in_rgb
 from model_zoo.export import mmdet as exporter
-from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume, mmengine_warnings, notices
+from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume, notices
 from transfer.detection.engines import absent
 from transfer.detection.job import Job
-from transfer.detection.training import checkpoints, course
+from transfer.detection.training import checkpoints, course, mmengine_course
 from transfer.detection.training.course import Course
-from transfer.detection.training.mmengine_schedules import schedules
 from transfer.segmentation import lists
 from transfer.segmentation.annotations.split import SegmentationSplit
 from transfer.segmentation.dilation import dilated
@@ -124,25 +123,16 @@ def train(spec: SegmentationSpec, backbone: Backbone, train: SegmentationSplit, 
 
 def new_course(spec: SegmentationSpec, backbone: Backbone, train: SegmentationSplit, job: Job) -> Course:
     """Build the network with its optimiser, schedule and loader, and write the native configuration."""
-    from mmengine.optim import build_optim_wrapper
-    from mmengine.runner import set_random_seed
-
     from transfer.segmentation.engines.mmseg.parts import losses
 
     cfg = write_native(spec, backbone, train, job)
-    set_random_seed(job.seed)
-    model = build(cfg, backbone, job.device)
-    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
-    schedulers = schedules(cfg, optimizer)
-    return Course(
-        label="mmseg",
-        model=model,
-        optimizer=optimizer,
-        parts={"state_dict": model, "optimizer": optimizer, "param_schedulers": schedulers},
-        advance=schedulers.step,
-        losses=lambda forward, batch: losses(model, batch, forward),
-        loader=lambda start: train_loader(cfg, start, spec, job),
-        seed=lambda start: set_random_seed((job.seed + 7919 * start) % 2**31, diff_rank_seed=True),
+    return mmengine_course.new(
+        "mmseg",
+        cfg,
+        lambda: build(cfg, backbone, job.device),
+        losses,
+        lambda start: train_loader(cfg, start, spec, job),
+        job.seed,
     )
 
 
@@ -170,13 +160,7 @@ def build(cfg: Any, backbone: Backbone, device: torch.device) -> nn.Module:
     """
     from mmseg.registry import MODELS
 
-    mmengine_warnings.quiet()
-    with contextlib.redirect_stdout(io.StringIO()):
-        model = MODELS.build(cfg.model)
-        try:
-            model.init_weights()
-        except AssertionError as error:  # mmengine found no tensor below the prefix
-            raise BackbenchError(f"{cfg.model.backbone.init_cfg.checkpoint}: {error}") from None
+    model = mmengine_course.built(cfg, MODELS)
     check_state(exporter.bare(backbone), model.state_dict(), replace(exporter.PLACES, engine="MMSegmentation"))
     trunk: Any = in_rgb(backbone).build()
     reference = dilated(trunk, cfg.model.backbone.strides, cfg.model.backbone.dilations)
