@@ -162,8 +162,8 @@ def pixel_loss(logits_BKhw: Tensor, labels_BHW: Tensor, course: Course) -> Tenso
         labels_BHW = F.interpolate(labels_BHW[:, None].float(), size=(course.loss_side, course.loss_side))[:, 0].long()
     logits = F.interpolate(logits_BKhw, size=labels_BHW.shape[-2:], mode="bilinear", align_corners=False)
     total = F.cross_entropy(logits, labels_BHW, ignore_index=IGNORE, reduction="sum")
-    pixels = labels_BHW.numel() if course.loss_over == "all" else int((labels_BHW != IGNORE).sum())
-    count = distributed.all_reduce_sum(torch.tensor(float(pixels), device=logits.device))
+    counted = torch.ones_like(labels_BHW) if course.loss_over == "all" else labels_BHW != IGNORE
+    count = distributed.all_reduce_sum(counted.sum().float())
     return total / count.clamp(min=1)
 
 

@@ -92,6 +92,7 @@ def iterate(course: Course, spec: Length, identity: dict[str, Any], start: int, 
         losses = backward(course, forward, split(batch, job.accumulate), iteration, saved)
         total = functools.reduce(operator.add, losses.values())
         parts = {name: float(value) for name, value in losses.items()}
+        # Read before the step, so that the weights stay good. The engines' own proposals wait for a GPU many times a step.
         refuse_not_finite(total, parts, iteration, rate(optimizer), saved)
         optimizer.step()
         if iteration % job.log_every == 0 or iteration == spec.iterations - 1:
