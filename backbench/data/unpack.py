@@ -198,7 +198,7 @@ def route_of(name: str, val_labels: Path | None = None, devkit: Path | None = No
         "voc12": _voc12,
         "cityscapes": _matching(
             r"(?:^|/)(leftImg8bit/(?:train|val)/[^/]+/[^/]+_leftImg8bit\.png"
-            r"|gtFine/(?:train|val)/[^/]+/[^/]+_gtFine_label(?:Train)?Ids\.png)$"
+            r"|gtFine/(?:train|val)/[^/]+/[^/]+_gtFine_(?:label(?:Train)?|instance)Ids\.png)$"
         ),
         "ade20k": _matching(
             r"(?:^|/)ADEChallengeData2016/((?:images|annotations)/(?:training|validation)/[^/]+\.(?:jpg|png)"

@@ -92,7 +92,7 @@ PUBLISHED = [  # data set, archive, members that keep their place, those that mo
                                               "__MACOSX/SegmentationClassAug/._1.png": None}),
     ("cityscapes", "leftImg8bit_trainvaltest.zip", ["leftImg8bit/train/ulm/a_leftImg8bit.png"],
      {"leftImg8bit/test/bonn/a_leftImg8bit.png": None}),
-    ("cityscapes", "gtFine_trainvaltest.zip", ["gtFine/val/ulm/a_gtFine_labelIds.png"],
+    ("cityscapes", "gtFine_trainvaltest.zip", ["gtFine/val/ulm/a_gtFine_labelIds.png", "gtFine/val/ulm/a_gtFine_instanceIds.png"],
      {"gtFine/val/ulm/a_gtFine_color.png": None}),
     ("ade20k", "ADEChallengeData2016.zip", ["ADEChallengeData2016/images/training/a.jpg",
      "ADEChallengeData2016/annotations/validation/a.png", "ADEChallengeData2016/objectInfo150.txt"],

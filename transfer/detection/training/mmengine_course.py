@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from backbench.errors import BackbenchError
 from transfer.detection.adapt import mmengine_warnings
@@ -41,19 +41,19 @@ def built(cfg: Any, models: Any) -> nn.Module:
     """
     mmengine_warnings.quiet()
     with contextlib.redirect_stdout(io.StringIO()):
-        model: Any = models.build(cfg.model)
+        model: nn.Module = models.build(cfg.model)
         try:
-            model.init_weights()
+            model.init_weights()  # type: ignore[operator]
         except AssertionError as error:  # mmengine found no tensor below the prefix
             raise BackbenchError(f"{cfg.model.backbone.init_cfg.checkpoint}: {error}") from None
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def new(
     label: str,
     cfg: Any,
     build: Callable[[], nn.Module],
-    losses: Callable[[Any, Any, Callable[..., Any]], Any],
+    losses: Callable[[Any, Any, nn.Module | None], dict[str, Tensor]],
     loader: Callable[[int], Iterator[Any]],
     seed: int,
 ) -> Course:
