@@ -209,7 +209,7 @@ def one_process(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", FITS)
-@pytest.mark.sample(1)
+@pytest.mark.sample(0)
 def test_training_in_two_processes_equals_one(two_ranks, one_process, case):
     images, batch, rate, norm, _ = FITS[case]
     expected = one_process[case]
