@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None, *, prog: str = "backbench demo") -> int:
     """Pretrain if no finished run exists, then run the demo suite; returns the exit code."""
     args = parser(prog).parse_args(argv)
     from benchmarks import run_all
+    from benchmarks.report import __main__ as report
     from pretrain import run as pretraining
 
     suite = "demo_all" if args.all else "demo"
@@ -44,4 +45,8 @@ def main(argv: list[str] | None = None, *, prog: str = "backbench demo") -> int:
     frozen = run_all.main([*words, "--baselines", "random", "--tasks", "imagenet_knn,imagenet_linear"])
     if frozen == INTERRUPTED:
         return frozen
-    return run_all.main([*words, "--tasks", "voc0712_detection"]) or frozen
+    detector = run_all.main([*words, "--tasks", "voc0712_detection"])
+    if detector == INTERRUPTED:
+        return detector
+    # each of the two runs reported its own cells: the page is of both
+    return report.main([str(results), "--curves", f"msbreg={run / 'metrics.jsonl'}"]) or detector or frozen

@@ -12,6 +12,10 @@ function say(words) {
   if (at("said")) at("said").textContent = words;
 }
 
+function counted(number, word) {
+  return `${number} ${word}${number === 1 ? "" : "s"}`;
+}
+
 /* What is shown */
 
 function isShownColumn(head) {
@@ -42,7 +46,7 @@ function show() {
   }
   rows.forEach((row) => (row.hidden = !isShownRow(row)));
   table.classList.toggle("with-differences", isChecked("differences"));
-  say(`${rows.filter((row) => !row.hidden).length} rows, ${shownColumns().length} columns`);
+  say(`${counted(rows.filter((row) => !row.hidden).length, "row")}, ${counted(shownColumns().length, "column")}`);
   hint();
 }
 
