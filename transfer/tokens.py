@@ -32,6 +32,12 @@ def without_tokens(backbone: Backbone) -> str | None:
     )
 
 
+def patch_tokens(module: nn.Module, x_N3SS: Tensor) -> Tensor:
+    """Return the patch tokens (N, T, C) of a timm transformer after its last norm, without class and register tokens."""
+    network = cast(_Transformer, module)
+    return network.forward_features(x_N3SS)[:, network.num_prefix_tokens :]
+
+
 class Tokens(nn.Module):
     """A backbone's module with tokens as output."""
 
@@ -43,5 +49,4 @@ class Tokens(nn.Module):
         """Return (N, T, C): C5's cells in rows, or the patch tokens after the last norm, without class and register tokens."""
         if hasattr(self.module, "stages"):
             return cast(_Staged, self.module).stages(x_N3SS)[-1].flatten(2).transpose(1, 2)
-        network = cast(_Transformer, self.module)
-        return network.forward_features(x_N3SS)[:, network.num_prefix_tokens :]
+        return patch_tokens(self.module, x_N3SS)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from backbench.config import Config
+from transfer.linear_rule import refuse_unsorted, scaled_fields
 
 
 class DetectionSpec(Config):
@@ -49,8 +49,7 @@ class DetectionSpec(Config):
         longest = max(self.side_test, *self.sides_train)
         if self.side_max < longest:
             raise ValueError(f"side_max={self.side_max} is less than a shorter side, {longest}; raise it")
-        if any(later <= earlier for earlier, later in pairwise(self.milestones)):
-            raise ValueError(f"milestones={list(self.milestones)} do not rise; give each iteration once, in order")
+        refuse_unsorted(self.milestones)
         return self  # milestones after the last iteration are allowed, so that `iterations` can be set alone
 
 
@@ -62,16 +61,5 @@ def scaled(spec: DetectionSpec, batch: int) -> DetectionSpec:
     """
     if batch == spec.batch:
         return spec
-    k, milestones = batch / spec.batch, [0]
-    for m in spec.milestones:  # if rounding makes two equal, the second moves by one: every drop stays
-        milestones.append(max(milestones[-1] + 1, round(m / k)))
-    return DetectionSpec.model_validate(
-        spec.model_dump()
-        | {
-            "batch": batch,
-            "lr": spec.lr * k,
-            "iterations": max(1, round(spec.iterations / k)),
-            "milestones": tuple(milestones[1:]),
-            "warmup": round(spec.warmup / k),
-        }
-    )
+    warmup = round(spec.warmup / (batch / spec.batch))
+    return DetectionSpec.model_validate(spec.model_dump() | scaled_fields(spec, batch) | {"warmup": warmup})

@@ -12,6 +12,7 @@ from model_zoo.architecture import Architecture
 from model_zoo.backbone import Backbone
 from model_zoo.blocks import ResNet
 from transfer.segmentation.dilation import dilated
+from transfer.tokens import patch_tokens
 
 # Strides and dilations of the four stages, by how many times C5's stride is divided.
 _DIVIDED = {1: ((1, 2, 2, 2), (1, 1, 1, 1)), 2: ((1, 2, 2, 1), (1, 1, 1, 2)), 4: ((1, 2, 1, 1), (1, 1, 2, 4))}
@@ -35,11 +36,11 @@ class Tokens(nn.Module):
 
     def __init__(self, vit: Any, patch: int) -> None:
         super().__init__()
-        self.vit, self.patch, self.prefix = vit, patch, int(vit.num_prefix_tokens)
+        self.vit, self.patch = vit, patch
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, C, H / patch, W / patch)."""
-        tokens = self.vit.forward_features(x)[:, self.prefix :]
+        tokens = patch_tokens(self.vit, x)
         return tokens.transpose(1, 2).unflatten(2, (x.shape[2] // self.patch, x.shape[3] // self.patch))
 
 

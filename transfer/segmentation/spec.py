@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from backbench.config import Config
+from transfer.linear_rule import refuse_unsorted, scaled_fields
 
 Side = Annotated[int, Field(ge=32)]
 Step = Annotated[int, Field(ge=1, le=2)]
@@ -68,8 +68,7 @@ class SegmentationSpec(Config):
             raise ValueError(f"stride_test={list(self.stride_test)} leaves gaps between windows of {list(self.crop)}")
         if self.milestones and self.schedule == "poly":
             raise ValueError("schedule 'poly' takes no milestones; set schedule=steps or leave them out")
-        if any(later <= earlier for earlier, later in pairwise(self.milestones)):
-            raise ValueError(f"milestones={list(self.milestones)} do not rise; give each iteration once, in order")
+        refuse_unsorted(self.milestones)
         if self.lr_min > self.lr:
             raise ValueError(f"lr_min={self.lr_min:g} is above lr={self.lr:g}; lower it")
         if self.head == "upernet" and (self.concat_input, self.convs, self.head_dilation) != (False, 2, 1):
@@ -84,16 +83,5 @@ def scaled(spec: SegmentationSpec, batch: int) -> SegmentationSpec:
     """
     if batch == spec.batch:
         return spec
-    k, milestones = batch / spec.batch, [0]
-    for m in spec.milestones:  # if rounding makes two equal, the second moves by one: every drop stays
-        milestones.append(max(milestones[-1] + 1, round(m / k)))
-    return SegmentationSpec.model_validate(
-        spec.model_dump()
-        | {
-            "batch": batch,
-            "lr": spec.lr * k,
-            "lr_min": spec.lr_min * k,
-            "iterations": max(1, round(spec.iterations / k)),
-            "milestones": tuple(milestones[1:]),
-        }
-    )
+    lr_min = spec.lr_min * (batch / spec.batch)
+    return SegmentationSpec.model_validate(spec.model_dump() | scaled_fields(spec, batch) | {"lr_min": lr_min})
