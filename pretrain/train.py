@@ -20,7 +20,7 @@ from model_zoo import backbone as zoo
 from model_zoo.anatomy import feature_dim
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.resnet import build
-from pretrain import checkpoint, methods
+from pretrain import checkpoint, methods, small_maps
 from pretrain.config import PretrainConfig
 from pretrain.data import batches, make_loader, open_split, prepare
 from pretrain.log import Log
@@ -228,6 +228,8 @@ def build_all(config: PretrainConfig, device: torch.device) -> checkpoint.Traine
         online = Online(backbone, heads, memory)
     batchnorm.synchronise_batchnorm(online, device)  # replaces layers in place
     online = online.to(device, dtype(config))
+    if device.type == "cpu" and not config.run.compile:
+        small_maps.use_small_maps(online.backbone)
     if config.run.channels_last:
         online = online.to(memory_format=torch.channels_last)
     target = Target(online).train() if isinstance(method.target, Ema) else None
