@@ -1,7 +1,7 @@
 """On a CPU, convolutions over maps smaller than their kernel get the weights' gradient from one matrix product.
 
-PyTorch's CPU library (oneDNN) adds one product per image into the whole weight there: for 512 channels on a map of one pixel, as
-ResNet's last stage has on images of 32 pixels, that is 9 MB of memory traffic per image and half the time of a training step.
+PyTorch's CPU library (oneDNN) adds one product per image into the whole weight there. For 512 channels on a map of one pixel,
+as ResNet's last stage has on images of 32 pixels, that is 9 MB of traffic per image and half the time of a training step.
 """
 
 from __future__ import annotations
