@@ -177,8 +177,13 @@ def warn(text: str) -> None:
         say(f"warning: {text}")
 
 
-def _built_in(package: ModuleType) -> list[str]:
-    return [found.name for found in pkgutil.iter_modules(package.__path__)]
+def _built_in(package: ModuleType) -> frozenset[str]:
+    return _modules_in(tuple(package.__path__))
+
+
+@functools.cache
+def _modules_in(path: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(found.name for found in pkgutil.iter_modules(path))
 
 
 def _outside(kind: str, package: ModuleType) -> dict[str, Callable[[], ModuleType]]:

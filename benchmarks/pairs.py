@@ -38,7 +38,7 @@ def protocols() -> plugins.Parts[Protocol]:
 def names() -> list[str]:
     """Return every cell: cell files, and pairs without a file."""
     own = files().found
-    return sorted({*own, *(pair for pair in _pairs() if pair not in _standing_for(own))})
+    return sorted({*own, *(_pairs().keys() - _standing_for(own).keys())})
 
 
 def called(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("BACKBENCH_CACHE") or default)
 
 
+@functools.cache
 def configs_folder() -> Path:
     """Return the folder of recipes, cells and suites: a checkout's `configs/`, or `backbench/configs` of a wheel.
 
