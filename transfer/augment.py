@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from backbench.data.splits import ImageSplit
 from backbench.data.transforms import Interpolation
 from model_zoo.architecture import InputSpec
+from transfer.draws import draws_of
 from transfer.features import normalise
 from transfer.protocol import RunContext
 from transfer.supervised import Batches, Order
@@ -71,9 +72,7 @@ class SeededViews(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, int]:
         epoch, index = key
         image = self.split.source.pil(index)
-        words = np.random.SeedSequence((self.seed, epoch, index)).generate_state(2, np.uint32)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+        with draws_of(self.seed, epoch, index):
             pixels = np.array(self.views[epoch % len(self.views)](image))
         label = -1 if self.split.labels is None else int(self.split.labels[index])
         return pixels, label

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from model_zoo.architecture import InputSpec
+from transfer.draws import draws_of
 from transfer.features import normalise
 from transfer.protocol import RunContext
 from transfer.segmentation.annotations.split import IGNORE, SegmentationSplit
@@ -147,9 +148,7 @@ class SeededPairs(Dataset[tuple[np.ndarray, np.ndarray]]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         epoch, index = key
         image, labels = self.split.source.pil(index), self.split.label(index)
-        words = np.random.SeedSequence((self.seed, epoch, index)).generate_state(2, np.uint32)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+        with draws_of(self.seed, epoch, index):
             return self.view(image, labels)
 
 
