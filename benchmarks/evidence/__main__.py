@@ -30,7 +30,7 @@ def parser(prog: str = "backbench evidence") -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder of runs, results and tables; studies share it (default: evidence)",
     )
-    p.add_argument("--jobs", type=int, default=1, metavar="N", help="pretrainings at a time (default: 1)")
+    p.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at a time (default: 1)")
     p.add_argument("--dry-run", action="store_true", help="list the pretrainings with their steps; trains nothing")
     return p
 
@@ -55,7 +55,8 @@ def main(argv: list[str] | None = None, *, prog: str = "backbench evidence") -> 
     if args.dry_run:
         print(_plan(chosen, trainings, args.out, images))
         return 0
-    if code := runs.train(trainings, args.out, jobs=args.jobs) or runs.measure(trainings, args.data, args.out):
+    code = runs.train(trainings, args.out, jobs=args.jobs)
+    if code or (code := runs.measure(trainings, args.data, args.out, jobs=args.jobs)):
         return code
     _write(Path(args.study).stem, chosen, trainings, args.out, images)
     return 0

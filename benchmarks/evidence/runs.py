@@ -97,14 +97,14 @@ def train(runs: Sequence[Run], out: Path, *, jobs: int) -> int:
     return 0
 
 
-def measure(runs: Sequence[Run], root: Path, out: Path) -> int:
-    """Measure every model, and as many untrained networks as there are seeds; return the exit code."""
+def measure(runs: Sequence[Run], root: Path, out: Path, *, jobs: int) -> int:
+    """Measure every model, and as many untrained networks as there are seeds, `jobs` at a time; return the exit code."""
     models = {run.name: folder(out, run) / "model.pth" for run in runs if is_done(out, run)}
     if not models:
         return 0
     seeds = len({run.seed for run in runs})
     words = ["--out", str(out / "results"), "--data", f"imagenet={root}", "--tasks", ",".join(CELLS)]
-    words += ["--baselines", "random", "--seeds", str(seeds)]
+    words += ["--baselines", "random", "--seeds", str(seeds), "--jobs", str(jobs)]
     for name, model in models.items():
         words += ["--ckpt", f"{name}={model}"]
     return run_all.main([*words, "*.data.expect=any", "imagenet_knn.k=[20]"])
