@@ -28,6 +28,20 @@ def as_json(pairs: Sequence[Pair], left_out: Sequence[str], resamples: int) -> d
     }
 
 
+def from_json(made: Mapping[str, Any]) -> list[Pair]:
+    """Return the pairs that `as_json` wrote."""
+    return [
+        Pair(
+            pair["diagnostic"],
+            pair["transfer"],
+            tuple(pair["backbones"]),
+            Correlation(**pair["spearman"]),
+            Correlation(**pair["kendall"]),
+        )
+        for pair in made["pairs"]
+    ]
+
+
 def markdown(pairs: Sequence[Pair]) -> str:
     """Return a table for each transfer number, the best predictor first."""
     lines: list[str] = []

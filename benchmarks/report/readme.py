@@ -18,12 +18,12 @@ from benchmarks.speed import sentence
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MEASURED = ROOT / "benchmarks" / "measured"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md")  # the pages with such tables
+PAGES = (ROOT / "README.md", ROOT / "docs" / "evidence.md", ROOT / "docs" / "measured.md")  # the pages with such tables
 
 _BLOCK = re.compile(
-    r"<!-- (measured|compare|speed|evidence)(?::([\w.-]+))? -->\n((?:(?!<!-- ).)*)<!-- /\1 -->", re.DOTALL
+    r"<!-- (measured|compare|speed|evidence|predictors)(?::([\w.-]+))? -->\n((?:(?!<!-- ).)*)<!-- /\1 -->", re.DOTALL
 )
-_BEGIN = re.compile(r"<!-- (?:measured|compare|speed|evidence)\b")
+_BEGIN = re.compile(r"<!-- (?:measured|compare|speed|evidence|predictors)\b")
 _NUMBER = re.compile(r"[<>~+-]?\d[\d.,]*\s*(%|\[.*\]|\(.*\)|± ?[\d.,]+.*)?")
 
 
@@ -60,15 +60,22 @@ def evidence(folder: Path) -> str:
     return "\n".join(tables.markdown(made) for made in found)
 
 
+def predictors(folder: Path) -> str:
+    """Return the rank correlations of diagnostics and transfer numbers that are stored in the folder."""
+    from benchmarks.evidence import predictors_page  # matplotlib: slow to import
+
+    return predictors_page.markdown(predictors_page.from_json(json.loads(read_text(folder / "predictors.json"))))
+
+
 def update(readme: Path, measured_root: Path = MEASURED) -> str:
-    """Return the page with every block rewritten: `<!-- measured:NAME -->`, `<!-- compare:NAME -->`, `<!-- speed -->` and
-    `<!-- evidence -->`.
+    """Return the page with every block rewritten: `<!-- measured:NAME -->`, `<!-- compare:NAME -->`, `<!-- speed -->`,
+    `<!-- evidence -->` and `<!-- predictors -->`.
 
     Raises:
         BackbenchError: a block has no end or no results.
     """
     text = read_text(readme)
-    made = {"measured": measured, "compare": compared, "speed": speed, "evidence": evidence}
+    made = {"measured": measured, "compare": compared, "speed": speed, "evidence": evidence, "predictors": predictors}
 
     def rewritten(found: re.Match[str]) -> str:
         kind, name = found[1], found[2] or found[1]

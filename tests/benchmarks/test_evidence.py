@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,12 +14,47 @@ from PIL import Image
 from pretraining import smooth_image
 
 from backbench.errors import BackbenchError, ConfigError
+from benchmarks.evidence import CELLS, UNTRAINED, collected, runs, study, tables, verdicts
 from benchmarks.evidence import __main__ as command
-from benchmarks.evidence import collected, runs, study, tables, verdicts
 from benchmarks.evidence.verdicts import Verdict
+from benchmarks.report import readme
 from benchmarks.statistics.crossed import Crossed, crossed
 from pretrain import run as pretraining
 from pretrain.plan import plan_steps
+
+# ---------------------------------------------------------------- the studies that were run
+
+EVIDENCE = readme.MEASURED / "evidence"
+
+
+@pytest.mark.parametrize("file", sorted(EVIDENCE.glob("*.json")), ids=lambda file: file.stem)
+def test_the_numbers_of_a_study_follow_from_its_records(file):
+    made = json.loads(file.read_text())
+    measured = verdicts.Measured(EVIDENCE / "results")
+    names = {}
+    for result in made["results"]:
+        names[result["budget"], result["arm"]] = result["runs"]
+        for cell in CELLS:
+            assert result[cell] == [measured.right(run, cell).mean() for run in result["runs"]]
+        if result["arm"] != UNTRAINED:
+            assert result["monitored"] == [collected._last(EVIDENCE / "runs" / run) for run in result["runs"]]
+    for verdict in made["verdicts"]:
+        claim = made["claims"][verdict["claim"]]
+        better, worse = (
+            np.stack([measured.right(run, verdict["cell"]) for run in names[verdict["budget"], claim[side]]])
+            for side in ("better", "worse")
+        )
+        again = Verdict(verdict["claim"], verdict["budget"], verdict["cell"], crossed(better - worse))
+        assert verdict["interval"] == pytest.approx(asdict(again.interval)) and verdict["verdict"] == again.word
+
+
+@pytest.mark.parametrize("file", sorted(EVIDENCE.glob("*.json")), ids=lambda file: file.stem)
+def test_a_study_that_was_run_is_the_one_that_is_shipped(file):
+    made = json.loads(file.read_text())
+    shipped = study.read(file.stem).model_dump(mode="json")
+    assert set(made["budgets"]) <= set(shipped.pop("budgets"))
+    assert {key: made[key] for key in shipped} == shipped
+
 
 # ---------------------------------------------------------------- studies
 

@@ -15,6 +15,7 @@ from backbench.errors import BackbenchError
 from benchmarks.evidence import correlated, predictors
 from benchmarks.evidence.derived import with_derived
 from benchmarks.records import store
+from benchmarks.report import readme
 
 LOWER = ("alpha_req", "uniformity", "alignment")
 TRANSFER = (10.0, 20.0, 30.0, 40.0, 50.0, 60.0)  # top1 of the six backbones
@@ -91,6 +92,11 @@ def test_the_same_records_give_the_same_files(results, tmp_path):
         run(results, tmp_path / out)
     for name in ("predictors.json", "predictors.md", "predictors.svg"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+
+
+def test_a_page_made_from_the_json_is_the_same(results, tmp_path):
+    run(results, tmp_path / "out")
+    assert readme.predictors(tmp_path / "out") == (tmp_path / "out" / "predictors.md").read_text()
 
 
 def test_alpha_is_judged_by_its_distance_from_one_too():
