@@ -67,7 +67,7 @@ def small_maps(setup: Setup) -> Comparison:
     from pretrain.small_maps import use_small_maps
 
     views = 16 if setup.quick else 128
-    theirs = build(Architecture(name="resnet18")).to(setup.device, memory_format=torch.channels_last)
+    theirs = build(Architecture(name="resnet18")).to(setup.device).to(memory_format=torch.channels_last)
     ours = copy.deepcopy(theirs)
     use_small_maps(ours)
     x = torch.randn(views, 3, 32, 32, device=setup.device).contiguous(memory_format=torch.channels_last)
