@@ -55,8 +55,10 @@ def main(argv: list[str] | None = None, *, prog: str = "backbench evidence") -> 
     if args.dry_run:
         print(_plan(chosen, trainings, args.out, images))
         return 0
-    code = runs.train(trainings, args.out, jobs=args.jobs)
-    if code or (code := runs.measure(trainings, args.data, args.out, jobs=args.jobs)):
+    code = runs.train(trainings, args.out, jobs=args.jobs) or runs.measure(
+        trainings, args.data, args.out, jobs=args.jobs
+    )
+    if code:
         return code
     _write(Path(args.study).stem, chosen, trainings, args.out, images)
     return 0

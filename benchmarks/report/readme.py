@@ -20,10 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 MEASURED = ROOT / "benchmarks" / "measured"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "evidence.md", ROOT / "docs" / "measured.md")  # the pages with such tables
 
-_BLOCK = re.compile(
-    r"<!-- (measured|compare|speed|evidence|predictors)(?::([\w.-]+))? -->\n((?:(?!<!-- ).)*)<!-- /\1 -->", re.DOTALL
-)
-_BEGIN = re.compile(r"<!-- (?:measured|compare|speed|evidence|predictors)\b")
+_KINDS = "measured|compare|speed|evidence|predictors"
+_BLOCK = re.compile(rf"<!-- ({_KINDS})(?::([\w.-]+))? -->\n((?:(?!<!-- ).)*)<!-- /\1 -->", re.DOTALL)
+_BEGIN = re.compile(rf"<!-- (?:{_KINDS})\b")
 _NUMBER = re.compile(r"[<>~+-]?\d[\d.,]*\s*(%|\[.*\]|\(.*\)|± ?[\d.,]+.*)?")
 
 
