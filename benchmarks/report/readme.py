@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from backbench.errors import BackbenchError
 from backbench.files import read_text
@@ -54,9 +57,14 @@ def speed(folder: Path) -> str:
 
 
 def evidence(folder: Path) -> str:
-    """Return the tables of the studies whose numbers are in the folder."""
+    """Return the tables of the studies whose numbers are in the folder, in the order of the paper's tables."""
     found = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
-    return "\n".join(tables.markdown(made) for made in found)
+    return "\n".join(tables.markdown(made) for made in sorted(found, key=_place_in_the_paper))
+
+
+def _place_in_the_paper(study: Mapping[str, Any]) -> float:
+    number = re.search(r"\d+", study["source"])
+    return int(number[0]) if number else math.inf
 
 
 def predictors(folder: Path) -> str:

@@ -94,6 +94,14 @@ def test_a_block_without_results_is_an_error(tmp_path: Path) -> None:
         readme.update(written(tmp_path, "<!-- measured:nothing -->\n<!-- /measured -->\n"))
 
 
+def test_studies_stand_in_the_order_of_the_papers_tables() -> None:
+    """All methods beside each other (Table 1) come first; a study of no table comes last."""
+    headings = re.findall(r"^\*\*.+\*\* \((.+)\)\. ", readme.evidence(readme.MEASURED / "evidence"), re.MULTILINE)
+    numbers = [int(heading.removeprefix("Table ")) for heading in headings if heading.startswith("Table ")]
+    assert len(numbers) >= 5 and numbers == sorted(numbers)
+    assert all(not heading.startswith("Table ") for heading in headings[len(numbers) :])
+
+
 def test_a_comparison_in_the_readme(tmp_path: Path) -> None:
     """A line for each headline, with the interval where scores per item are stored."""
     text = readme.update(written(tmp_path, "<!-- compare:photos -->\n<!-- /compare -->\n"))
