@@ -17,7 +17,7 @@ from backbench.data import catalogue
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# The slowest files, slowest first: when they start first, two workers end at about the same time.
+# The slowest files, slowest first: when they start first, the workers end at about the same time.
 LONG = (
     "hardening/test_kills", "transfer/detection/test_processes", "pretrain/test_train", "transfer/test_two_processes",
     "transfer/detection/test_mmdet", "pretrain/test_slurm", "benchmarks/test_speed", "pretrain/test_elastic",

@@ -63,8 +63,8 @@ def evidence(folder: Path) -> str:
 
 
 def _place_in_the_paper(study: Mapping[str, Any]) -> float:
-    number = re.search(r"\d+", study["source"])
-    return int(number[0]) if number else math.inf
+    number = re.search(r"Table (\d+)", study["source"])
+    return int(number[1]) if number else math.inf
 
 
 def predictors(folder: Path) -> str:
