@@ -81,7 +81,7 @@ def plot(pairs: Sequence[Pair]) -> str:
         for y, pair in enumerate(group):
             axes.plot([pair.spearman.low, pair.spearman.high], [y, y], color=OURS, linewidth=2)
             axes.plot(pair.spearman.value, y, "o", color=INK, markersize=4)
-        axes.set_yticks(range(len(group)), [printable(pair.diagnostic, 60) for pair in group], parse_math=False)
+        axes.set_yticks(range(len(group)), [printable(_row_title(pair), 60) for pair in group], parse_math=False)
         axes.tick_params(labelsize=7)
         axes.invert_yaxis()
         axes.axvline(0, color=INK, linewidth=0.5)
@@ -92,3 +92,9 @@ def plot(pairs: Sequence[Pair]) -> str:
     all_axes[-1, 0].set_xlabel("Spearman's rank correlation, 95% interval over draws of the backbones", fontsize=8)
     figure.tight_layout()
     return svg(figure, "rank correlations with their intervals, a panel for each transfer number")
+
+
+def _row_title(pair: Pair) -> str:
+    """The diagnostic's title, without its data where the panel's title names the same."""
+    _, bracket, data = pair.transfer.partition(" (")
+    return pair.diagnostic.removesuffix(bracket + data)

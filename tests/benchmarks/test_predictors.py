@@ -164,6 +164,21 @@ def test_other_data_are_told_apart(results, tmp_path):
     assert by_diagnostic(found)["imagenet_diagnostics rankme"]["spearman"]["value"] == 1
 
 
+def test_the_plot_names_data_once_where_both_numbers_have_the_same(tmp_path):
+    own = {"manifest": "n", "published": False, "counts": (30, 20)}
+    on_own = [diagnosed(i, {"rankme": 1.0 + i}, **own) for i in range(6)]
+    records = [transferred(i, value, **own) for i, value in enumerate(TRANSFER)]
+    records += [transferred(i, value, cell="voc07_svm") for i, value in enumerate(TRANSFER)]
+    run(folder(tmp_path / "results", [*on_own, *records]), tmp_path / "out")
+    drawn = re.findall(
+        r">([^<>]*imagenet_diagnostics rankme[^<>]*)</text>", (tmp_path / "out" / "predictors.svg").read_text()
+    )
+    assert sorted(drawn) == [
+        "imagenet_diagnostics rankme",
+        "imagenet_diagnostics rankme (ImageNet layout, 30/20 images)",
+    ]
+
+
 def test_a_rehearsal_is_not_compared_with_a_measurement(results, tmp_path):
     rehearsals = [transferred(i, 61.0 - value, profile="smoke", config="s") for i, value in enumerate(TRANSFER)]
     found = run(folder(results, rehearsals), tmp_path / "out")
