@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from benchmarks.evidence.runs import Run
     from benchmarks.evidence.study import Study
 
+_DATA = "give --data DIR, an image folder with the folders train and val"
+
 
 def parser(prog: str = "backbench evidence") -> argparse.ArgumentParser:
     """Return the parser of the command."""
@@ -45,8 +47,10 @@ def main(argv: list[str] | None = None, *, prog: str = "backbench evidence") -> 
     args = parser(prog).parse_args(words)
     if args.jobs < 1:
         raise BackbenchError(f"--jobs {args.jobs}: give 1 or more")
-    if args.data is None or not (args.data / "train").is_dir() or not (args.data / "val").is_dir():
-        raise BackbenchError("give --data DIR, an image folder with the folders train and val")
+    if args.data is None:
+        raise BackbenchError(_DATA)
+    if absent := [part for part in ("train", "val") if not (args.data / part).is_dir()]:
+        raise BackbenchError(f"{args.data} has no folder {' and no folder '.join(absent)}: {_DATA}")
     from benchmarks.evidence import runs, study
 
     chosen = study.read(args.study)

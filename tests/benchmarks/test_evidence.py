@@ -110,8 +110,14 @@ def test_a_wrong_study_is_refused(fields, sentence):
 def test_an_unknown_study_names_the_nearest(tmp_path):
     with pytest.raises(ConfigError, match="no study 'ablaton'; did you mean 'ablation'"):
         study.read("ablaton")
-    with pytest.raises(BackbenchError, match="give --data DIR, an image folder with the folders train and val"):
-        command.main(["ablation", "--data", str(tmp_path)])
+
+
+def test_a_folder_without_splits_is_named(tmp_path):
+    (tmp_path / "train").mkdir()
+    for words, start in ([], ""), (["--data", str(tmp_path)], f"{tmp_path} has no folder val: "):
+        with pytest.raises(BackbenchError) as caught:
+            command.main(["ablation", *words])
+        assert str(caught.value) == f"{start}give --data DIR, an image folder with the folders train and val"
 
 
 # ---------------------------------------------------------------- the interval
