@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from backbench.errors import BackbenchError
-from backbench.files import read_text
+from backbench.files import read_json, read_text
 from backbench.files.atomic import atomic_write_text
 from benchmarks.evidence import tables
 from benchmarks.records.store import items_path, read_all, read_paths
@@ -53,12 +52,12 @@ def compared(folder: Path) -> str:
 
 def speed(folder: Path) -> str:
     """Return the figures of the speed benchmarks, one sentence each."""
-    return "".join(f"- {sentence(json.loads(file.read_text()))}\n" for file in sorted(folder.glob("*.json")))
+    return "".join(f"- {sentence(read_json(file))}\n" for file in sorted(folder.glob("*.json")))
 
 
 def evidence(folder: Path) -> str:
     """Return the tables of the studies whose numbers are in the folder, in the order of the paper's tables."""
-    found = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    found = [read_json(file) for file in sorted(folder.glob("*.json"))]
     return "\n".join(tables.markdown(made) for made in sorted(found, key=_place_in_the_paper))
 
 
@@ -71,7 +70,7 @@ def predictors(folder: Path) -> str:
     """Return the rank correlations of diagnostics and transfer numbers that are stored in the folder."""
     from benchmarks.evidence import predictors_page  # matplotlib: slow to import
 
-    return predictors_page.markdown(predictors_page.from_json(json.loads(read_text(folder / "predictors.json"))))
+    return predictors_page.markdown(predictors_page.from_json(read_json(folder / "predictors.json")))
 
 
 def update(readme: Path, measured_root: Path = MEASURED) -> str:
