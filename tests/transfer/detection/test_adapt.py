@@ -10,9 +10,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import warm
 
 from transfer.detection import engines
-from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume, notices
+from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume, notices, text_models
 
 
 @pytest.fixture
@@ -332,3 +333,31 @@ def test_notices_of_the_engines_are_silent_and_other_warnings_are_not():
         torch.functional.meshgrid(torch.arange(2), torch.arange(3))  # as the anchor generators call it
         warnings.warn("torch.meshgrid: something else", UserWarning, stacklevel=1)
     assert [str(warning.message) for warning in seen] == ["torch.meshgrid: something else"]
+
+
+# ---------------------------------------------------------------- text models
+
+
+def test_a_module_left_out_is_absent_in_the_block_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "transformers")
+    with text_models.left_out(), pytest.raises(ImportError):
+        importlib.import_module("transformers")
+    assert "transformers" not in sys.modules
+    there = types.ModuleType("transformers")
+    monkeypatch.setitem(sys.modules, "transformers", there)
+    with text_models.left_out():
+        assert importlib.import_module("transformers") is there
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["transfer.detection.engines.mmdet", "transfer.segmentation.engines.mmseg"])
+def test_an_engine_starts_without_transformers_and_leaves_it_importable(engine):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    if reason := importlib.import_module(engine).missing():
+        pytest.skip(reason)
+    lines = (
+        f"import sys, {engine} as engine; engine.prepare(); print('transformers' in sys.modules); import transformers"
+    )
+    done = warm.run(["-c", lines], modules=warm.ENGINES)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr

@@ -86,5 +86,5 @@ def test_own_classes_by_path(name: str, layout: str, scenes: Callable[..., Detec
     assert record.status == "ok" and 0 <= record.metrics[metric].value <= 100
     assert record.data.counts == {"train": 4, "test": 3, "classes": 3}
     native = next(file for file in (tmp_path / "out").rglob("*") if file.name in ("detectron2.yaml", "mmdet_config.py"))
-    classes = "NUM_CLASSES: 3" if name == "detectron2" else "num_classes=3"
+    classes = "NUM_CLASSES: 3" if name == "detectron2" else "'num_classes': 3"
     assert classes in native.read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import pprint
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -47,6 +48,12 @@ def built(cfg: Any, models: Any) -> nn.Module:
         except AssertionError as error:  # mmengine found no tensor below the prefix
             raise BackbenchError(f"{cfg.model.backbone.init_cfg.checkpoint}: {error}") from None
     return model
+
+
+def native_text(cfg: Any) -> str:
+    """Return the configuration as Python that MMEngine reads. Its own `pretty_text` takes a second for the layout."""
+    values = cfg.to_dict().items()
+    return "".join(f"{key} = {pprint.pformat(value, width=120, sort_dicts=False)}\n" for key, value in values)
 
 
 def new(

@@ -28,7 +28,7 @@ from backbench.progress import track
 from model_zoo.backbone import Backbone
 from model_zoo.export import FEATURE_TOLERANCE, ExportError, feature_difference
 from model_zoo.export import mmdet as exporter
-from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume, notices
+from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume, notices, text_models
 from transfer.detection.annotations import native_data
 from transfer.detection.annotations.split import BITMAPS, Detections, DetectionSplit, mask_format, trainable
 from transfer.detection.engines import absent
@@ -52,9 +52,10 @@ def prepare() -> None:
         detectron2_v06.apply()  # mmdet imports an installed Detectron2
     mmcv_lite.apply()
     mmengine_resume.apply()
-    from mmengine.registry import init_default_scope
+    with text_models.left_out():
+        from mmengine.registry import init_default_scope
 
-    import transfer.detection.engines.mmdet.parts  # noqa: F401 (registers)
+        import transfer.detection.engines.mmdet.parts  # noqa: F401 (registers)
 
     init_default_scope("mmdet")
 
@@ -140,7 +141,7 @@ def write_native(spec: DetectionSpec, backbone: Backbone, train: DetectionSplit,
     if distributed.is_main():
         exporter.write(backbone, job.folder / "backbone.pth")
         native_data.write(usable, job)
-        atomic_write_text(job.folder / NATIVE, cfg.pretty_text)
+        atomic_write_text(job.folder / NATIVE, mmengine_course.native_text(cfg))
     distributed.barrier()
     return cfg
 

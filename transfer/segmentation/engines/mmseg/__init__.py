@@ -27,7 +27,7 @@ from backbench.progress import track
 from model_zoo.backbone import Backbone
 from model_zoo.export import FEATURE_TOLERANCE, ExportError, check_state, feature_difference, in_rgb
 from model_zoo.export import mmdet as exporter
-from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume, notices
+from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume, notices, text_models
 from transfer.detection.engines import absent
 from transfer.detection.job import Job
 from transfer.detection.training import checkpoints, course, mmengine_course
@@ -49,9 +49,10 @@ def prepare() -> None:
         detectron2_v06.apply()  # mmseg imports an installed mmdet, which imports an installed Detectron2
     mmcv_lite.apply()
     mmengine_resume.apply()
-    from mmengine.registry import init_default_scope
+    with text_models.left_out():
+        from mmengine.registry import init_default_scope
 
-    import transfer.segmentation.engines.mmseg.parts  # noqa: F401 (registers)
+        import transfer.segmentation.engines.mmseg.parts  # noqa: F401 (registers)
 
     init_default_scope("mmseg")
 
@@ -147,7 +148,7 @@ def write_native(spec: SegmentationSpec, backbone: Backbone, train: Segmentation
         lists.hold(split, file)
     if distributed.is_main():
         exporter.write(backbone, job.folder / "backbone.pth")
-        atomic_write_text(job.folder / NATIVE, cfg.pretty_text)
+        atomic_write_text(job.folder / NATIVE, mmengine_course.native_text(cfg))
     distributed.barrier()
     return cfg
 
