@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
+import gc
 import io
 import json
 import os
@@ -20,6 +22,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -36,16 +40,24 @@ _LENGTH = struct.Struct("!I")
 
 
 class Server:
-    """The process that has imported the modules; it ends with this one."""
+    """The process that has imported the modules. All workers of a run of the tests share it; it ends with the last."""
 
     def __init__(self, modules: Sequence[str]) -> None:
-        mine, its = socket.socketpair()
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])}
-        command = [sys.executable, __file__, str(its.fileno()), *modules]
-        self.process = subprocess.Popen(command, pass_fds=[its.fileno()], env={**environment, "OMP_NUM_THREADS": "1"})
-        its.close()
-        self.socket, self.pid, self.lock = mine, self.process.pid, threading.Lock()
-        atexit.register(mine.close)
+        run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+        address = f"\0backbench-{run}-{zlib.crc32(' '.join(modules).encode())}"  # in Linux's namespace: leaves no file
+        for _ in range(20):
+            _start(address, modules)
+            self.socket = socket.socket(socket.AF_UNIX)
+            with contextlib.suppress(ConnectionError, EOFError):  # it is about to listen, or ended with its last worker
+                self.socket.connect(address)
+                self.pid = int(_read(self.socket.fileno(), 12))
+                break
+            self.socket.close()
+            time.sleep(0.1)
+        else:
+            raise RuntimeError("the process that forks does not start; its error is above")
+        self.lock = threading.Lock()
+        atexit.register(self.socket.close)
 
     def fork(self, request: Mapping[str, object], files: Sequence[int]) -> tuple[int, int]:
         """Return the fork's process number and a pipe that delivers its exit status."""
@@ -58,6 +70,22 @@ class Server:
         finally:
             os.close(writing)
         return int(_read(reading, 12)), reading
+
+
+def _start(address: str, modules: Sequence[str]) -> None:
+    """Start the process that listens at the address, unless there is one."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        try:
+            listener.bind(address)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return
+        listener.listen()
+        os.set_inheritable(listener.fileno(), True)
+        path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+        command = [sys.executable, __file__, str(listener.fileno()), *modules]
+        os.posix_spawn(sys.executable, command, {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
 
 
 _servers: dict[tuple[str, ...], Server] = {}
@@ -164,37 +192,62 @@ def _read(pipe: int, size: int) -> bytes:
 # ---------------------------------------------------------------- in the process that forks
 
 
-def serve(connection: socket.socket) -> None:
-    """Fork for every request until the other side has ended."""
+def serve(listener: socket.socket) -> None:
+    """Fork for every request of every worker until the last worker has ended."""
     waking, waker = os.pipe()
     os.set_blocking(waker, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(waker)
+    workers: dict[socket.socket, set[int]] = {}  # the forks that each has asked for
     children: dict[int, int] = {}
     while True:
-        ready, _, _ = select.select([connection, waking], [], [])
+        ready, _, _ = select.select([listener, waking, *workers], [], [])
         if waking in ready:
             os.read(waking, 512)
             _tell(children)
-        if connection in ready:
-            head, files, _, _ = socket.recv_fds(connection, _LENGTH.size, 4)
-            if not head:
-                for pid in children:  # nothing outlives the tests
+        if listener in ready:
+            worker = listener.accept()[0]
+            worker.sendall(b"%12d" % os.getpid())
+            workers[worker] = set()
+        for worker in workers.keys() & set(ready):
+            request = _request(worker)
+            if request is None:
+                for pid in workers.pop(worker) & children.keys():  # nothing outlives the tests
                     os.kill(pid, signal.SIGKILL)
-                return
-            data = b""
-            while len(data) < _LENGTH.unpack(head)[0]:
-                data += connection.recv(_LENGTH.unpack(head)[0] - len(data))
+                worker.close()
+                if not workers:
+                    return
+                continue
+            wanted, files = request
             pid = os.fork()
             if not pid:
                 signal.set_wakeup_fd(-1)
-                for file in (connection.fileno(), waking, waker, files[3], *children.values()):
+                for file in (
+                    listener.fileno(),
+                    *(w.fileno() for w in workers),
+                    waking,
+                    waker,
+                    files[3],
+                    *children.values(),
+                ):
                     os.close(file)
-                _become(json.loads(data), files[:3])
+                _become(wanted, files[:3])
             for file in files[:3]:
                 os.close(file)
             children[pid] = files[3]
+            workers[worker].add(pid)
             os.write(files[3], b"%12d" % pid)
+
+
+def _request(worker: socket.socket) -> tuple[dict[str, object], list[int]] | None:
+    """Return the next request and its open files: stdin, stdout, stderr and the pipe for the status. None at the end."""
+    head, files, _, _ = socket.recv_fds(worker, _LENGTH.size, 4)
+    if not head:
+        return None
+    data = b""
+    while len(data) < _LENGTH.unpack(head)[0]:
+        data += worker.recv(_LENGTH.unpack(head)[0] - len(data))
+    return json.loads(data), files
 
 
 def _tell(children: dict[int, int]) -> None:
@@ -274,6 +327,8 @@ if __name__ == "__main__":
             if function:
                 getattr(module, function)()
     atexit._clear()
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy every page
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     serve(socket.socket(fileno=int(sys.argv[1])))
     os._exit(0)
