@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+unexport PYTHONDONTWRITEBYTECODE # else each of the tests' processes compiles every module and test again
 
 .PHONY: demo test quick hardening speed gpu docs clean
 
