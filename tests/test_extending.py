@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import worked_examples
+from backbones import initial
 from PIL import Image
 
 from backbench import plugins
@@ -17,7 +18,6 @@ from benchmarks import plan
 from model_zoo import entries, formats
 from model_zoo.architecture import Architecture
 from model_zoo.load import load
-from model_zoo.resnet import build
 from pretrain import config as pretrain_config
 from pretrain import methods
 from transfer.protocol import RunContext
@@ -53,7 +53,7 @@ def test_the_data_set_makes_cells(folder):
 
 def test_the_task_measures(flowers, tmp_path):
     cell = plan.load_cell("flowers102_nearest_mean", ["data.expect=any"])
-    torch.save(build(Architecture(name="resnet18", width=0.25), seed=0).state_dict(), tmp_path / "a.pth")
+    torch.save(initial(Architecture(name="resnet18", width=0.25)), tmp_path / "a.pth")
     splits = cell.task.splits(cell.config, DataPlaces(None, {"flowers102": flowers}))
     ctx = RunContext(splits=splits, seed=0, device=torch.device("cpu"), cache=tmp_path / "cache")
     assert cell.task.run(load(tmp_path / "a.pth"), cell.config, ctx)["top1"].value == 100.0
@@ -72,7 +72,7 @@ def test_the_layout_is_recognised_and_read(flowers, monkeypatch):
 
 def test_the_checkpoint_layout_is_read(folder):
     arch = Architecture(name="resnet18", width=0.25)
-    state = build(arch, seed=0).state_dict()
+    state = initial(arch)
     torch.save(formats.modules()["mylab"].example(state, arch), folder / "b.pth")
     loaded = load(folder / "b.pth")
     assert loaded.format == "mylab" and torch.equal(loaded.state["conv1.weight"], state["conv1.weight"])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from backbones import initial
 
 from backbench import plugins
 from backbench.data import catalogue, layouts
@@ -16,7 +17,6 @@ from model_zoo import entries, formats
 from model_zoo.__main__ import main as zoo
 from model_zoo.architecture import Architecture
 from model_zoo.load import load
-from model_zoo.resnet import build
 from pretrain import methods
 from transfer import tasks
 
@@ -101,7 +101,7 @@ def test_a_data_layout(folder, image_folder):
 
 def test_a_checkpoint_layout(folder, tmp_path):
     (folder / "formats" / "mine.py").write_text(FORMAT)
-    state = build(Architecture(name="resnet18", width=0.25), seed=0).state_dict()
+    state = initial(Architecture(name="resnet18", width=0.25))
     torch.save(formats.modules()["mine"].example(state, None), tmp_path / "a.pth")
     assert load(tmp_path / "a.pth").format == "mine"
 

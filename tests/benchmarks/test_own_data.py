@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from backbones import initial
 
 import backbench
 from backbench import plugins
@@ -14,14 +15,13 @@ from benchmarks import plan, run_all, run_one
 from benchmarks.records import store
 from benchmarks.report import render, table
 from model_zoo.architecture import Architecture
-from model_zoo.resnet import build
 
 FIELDS = ["k=[1,3]", "headline_k=3", "size=32", "resize=32"]
 
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    torch.save(build(Architecture(name="resnet18", width=0.25), seed=0).state_dict(), tmp_path / "tiny.pth")
+    torch.save(initial(Architecture(name="resnet18", width=0.25)), tmp_path / "tiny.pth")
     return tmp_path / "tiny.pth"
 
 

@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from backbones import initial
 from waits import wait_for
 
 from backbench.errors import ConfigError
@@ -16,14 +17,13 @@ from backbench.files.locks import held
 from benchmarks import planned, run_all, status
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import save
-from model_zoo.resnet import build
 
 
 @pytest.fixture
 def words(tmp_path, image_folder):
     """The words of a run of one small cell, on SLURM."""
     ckpt, small = tmp_path / "photos.pth", Architecture(name="resnet18", width=0.25)
-    save(ckpt, build(small, seed=0).state_dict(), small, InputSpec(size=32))
+    save(ckpt, initial(small), small, InputSpec(size=32))
     fields = [f"imagenet_knn.{word}" for word in ("data.expect=any", "k=[1,3]", "headline_k=3")]
     return ["--ckpt", str(ckpt), "--tasks", "imagenet_knn", "--data", f"imagenet={image_folder}", "--out",
             str(tmp_path / "out"), "--launcher", "slurm", *fields]  # fmt: skip

@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 import pytest
 import warm
+from backbones import initial
 
 from backbench.errors import BackbenchError
 from backbench.files.locks import held
@@ -15,7 +16,6 @@ from benchmarks import planned, status
 from benchmarks.records import store
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import save
-from model_zoo.resnet import build
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +114,7 @@ def test_a_folder_that_is_not_there_is_a_sentence(out):
 @pytest.mark.slow
 def test_two_launchers_on_one_folder_measure_a_cell_once(out, image_folder, tmp_path):
     small = Architecture(name="resnet18", width=0.25)
-    save(tmp_path / "photos.pth", build(small, seed=0).state_dict(), small, InputSpec(size=32))
+    save(tmp_path / "photos.pth", initial(small), small, InputSpec(size=32))
     words = ["benchmarks/run_one.py", "--ckpt", str(tmp_path / "photos.pth"), "--cell", "imagenet_knn", "--out", str(out),
              "--data", f"imagenet={image_folder}", "--workers", "0", "data.expect=any", "k=[1]", "headline_k=1"]  # fmt: skip
     said = [(tmp_path / f"said{number}").open("w+b") for number in range(2)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import pytest
+from backbones import initial
 
 from backbench.errors import BackbenchError, ConfigError
 from benchmarks import report, run_all, run_one, starting, subjects
@@ -12,12 +13,11 @@ from benchmarks.launchers import local
 from benchmarks.records import store
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import save
-from model_zoo.resnet import build
 
 
 @functools.cache
 def _state(seed, width=0.25):
-    return build(Architecture(name="resnet18", width=width), seed=seed).state_dict()
+    return initial(Architecture(name="resnet18", width=width), seed)
 
 
 def checkpoint(path, seed=0, width=0.25):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from backbones import initial
 
 from backbench.data import demo
 from backbench.data.catalogue import DataPlaces
@@ -10,14 +11,13 @@ from benchmarks import plan, run_all
 from benchmarks.records.store import items_path, read_all
 from model_zoo import backbone as zoo
 from model_zoo.architecture import Architecture, InputSpec
-from model_zoo.resnet import build
 
 
 @pytest.mark.slow
 @pytest.mark.sample(0)
 def test_every_cell_of_the_paper_is_rehearsed(tmp_path, warm_cells):
     arch = Architecture(name="resnet18", width=0.25)
-    zoo.save(tmp_path / "tiny.pth", build(arch, seed=0).state_dict(), arch, InputSpec(size=32))
+    zoo.save(tmp_path / "tiny.pth", initial(arch), arch, InputSpec(size=32))
     out = tmp_path / "results"
     places = DataPlaces(demo.root())
     cells = [plan.load_cell(name, (), "smoke") for name in plan.load_suite("paper").cells]

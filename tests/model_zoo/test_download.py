@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import warm
+from backbones import initial
 from servers import DATA, OTHER, SHA, answer, cut, good, plain, serving, status
 
 from backbench import http
@@ -20,7 +21,6 @@ from model_zoo.backbone import save
 from model_zoo.entries import Entry
 from model_zoo.fetch import pins
 from model_zoo.load import load
-from model_zoo.resnet import build
 
 
 @pytest.fixture
@@ -370,7 +370,7 @@ def model(tmp_path):
     """Return the bytes of a complete backbone."""
     path = tmp_path / "made.pth"
     arch = Architecture(name="resnet18", width=0.25)
-    save(path, build(arch, 0).state_dict(), arch, InputSpec())
+    save(path, initial(arch), arch, InputSpec())
     return path.read_bytes()
 
 

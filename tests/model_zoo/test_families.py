@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from backbones import initial, tiny
 from safetensors.torch import save_file
 from torch import nn
 
@@ -15,7 +16,6 @@ from backbench.errors import CheckpointError
 from model_zoo import formats
 from model_zoo.architecture import Architecture
 from model_zoo.load import load
-from model_zoo.resnet import build
 
 pytestmark = pytest.mark.slow  # the libraries take seconds to import
 
@@ -45,12 +45,12 @@ def assert_same_features(path, expected, **fields):
 
 @pytest.fixture(scope="module")
 def state():
-    return dict(unlike_fresh(build(ARCH, seed=0)).state_dict())
+    return dict(unlike_fresh(tiny(ARCH).build()).state_dict())
 
 
 @pytest.fixture(scope="module")
 def twin():
-    return dict(build(ARCH, seed=1).state_dict())
+    return initial(ARCH, 1)
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_lightnings_own_checkpoint(tmp_path):
 
 def test_a_folder_of_the_hub(tmp_path, state):
     """Input and stride placement are read from a folder for `from_pretrained`."""
-    bottleneck = build(Architecture(name="resnet50", width=0.25), seed=0).state_dict()
+    bottleneck = initial(Architecture(name="resnet50", width=0.25))
     tensors = formats.modules()["huggingface"].example(bottleneck, Architecture(name="resnet50", width=0.25))
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet", "downsample_in_bottleneck": True}))
@@ -214,7 +214,7 @@ H = torch.zeros(8, 8)
 def documented(s, t):
     """Return (layout, file) by family, with the network `s` and its twin `t`."""
     blocks = {"conv1": "0.Conv", "bn1": "0.bn"}
-    sequence = dict(nn.Sequential(*list(unlike_fresh(build(ARCH, seed=0)).children())).state_dict())
+    sequence = dict(nn.Sequential(*list(unlike_fresh(tiny(ARCH).build()).children())).state_dict())
     return {
         "SimSiam": ("prefixed", {"state_dict": {**under("module.encoder.", s), "module.encoder.fc.0.weight": H,
                                                 "module.predictor.0.weight": H}, "arch": "resnet50"}),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from backbones import initial
 from safetensors.torch import save_file
 from torchvision.models.resnet import Bottleneck, ResNet
 
@@ -16,14 +17,13 @@ from backbench.errors import BackbenchError, CheckpointError
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import FORMAT, save
 from model_zoo.load import UNKNOWABLE, default_name, load
-from model_zoo.resnet import build
 
 ARCH = {"name": "resnet18", "width": 0.25}  # narrow, so that it is written quickly
 
 
 @functools.cache
 def _state(name, seed, width, stem):
-    return build(Architecture(name=name, width=width, stem=stem), seed=seed).state_dict()
+    return initial(Architecture(name=name, width=width, stem=stem), seed)
 
 
 def make_state(name="resnet18", seed=0, width=0.25, stem="7x7"):

@@ -11,12 +11,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from backbones import initial
 
 from backbench.errors import CheckpointError
 from model_zoo import reading
 from model_zoo.architecture import Architecture
 from model_zoo.load import load
-from model_zoo.resnet import build
 
 
 class Call:
@@ -31,7 +31,7 @@ class Call:
 
 @pytest.fixture(scope="module")
 def state():
-    return dict(build(Architecture(name="resnet18", width=0.25), seed=0).state_dict())
+    return initial(Architecture(name="resnet18", width=0.25))
 
 
 @pytest.fixture

@@ -5,19 +5,19 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from backbones import initial
 
 from backbench.errors import CheckpointError
 from model_zoo.architecture import Architecture
 from model_zoo.formats import simclr_tensorflow
 from model_zoo.load import load
-from model_zoo.resnet import build
 
 ARCH = Architecture(name="resnet50", width=0.5)
 
 
 @pytest.fixture(scope="module")
 def state():
-    return build(ARCH, seed=4).state_dict()
+    return initial(ARCH, 4)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from backbones import make_backbone
+from backbones import initial, make_backbone, tiny
 from pydantic import ValidationError
 from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
@@ -179,7 +179,7 @@ def test_fresh_layers_follow_one_rule():
 def test_everything_that_is_written_can_be_read(fields, tmp_path, capsys):
     """Test our own file, its card, and a random baseline with its architecture."""
     arch = Architecture(name="resnet50", width=0.25, **fields)
-    backbone = Backbone("x", arch, shaken(build(arch, seed=0)).state_dict(), InputSpec(size=64), "x", "x")
+    backbone = Backbone("x", arch, shaken(tiny(arch).build()).state_dict(), InputSpec(size=64), "x", "x")
     save(tmp_path / "model.pth", backbone.state, arch, backbone.input)
     found = load(tmp_path / "model.pth")
     assert (found.arch, found.weights_sha256) == (arch, backbone.weights_sha256)
@@ -205,7 +205,7 @@ def test_the_young_fields_leave_no_trace_where_they_say_nothing():
 def test_openmmlabs_deep_stem(key, container, tmp_path):
     """mmpretrain's and mmdet's ResNetV1c and V1d name the stem `stem.0` to `stem.7`."""
     arch = Architecture(name="resnet18", width=0.25, **D)
-    state = shaken(build(arch, seed=0)).state_dict()
+    state = shaken(tiny(arch).build()).state_dict()
     tensors = {}
     for name, tensor in state.items():
         place = name.replace("conv1.", "stem.", 1) if name.startswith("conv1.") else name
@@ -265,7 +265,7 @@ def test_images_are_not_divided_by_nothing(std):
 
 def test_a_sidecar_may_state_what_is_narrower(tmp_path):
     """No published network has narrower 3x3 convolutions: they need a sidecar."""
-    state = build(Architecture(name="resnet50", base_width=8), seed=0).state_dict()
+    state = initial(Architecture(name="resnet50", base_width=8))
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=r"has shape \(8, 64, 1, 1\), resnet50 needs \(64, 64, 1, 1\)"):
         load(tmp_path / "x.pth")

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from backbones import initial
 
 from backbench.spectra import effective_rank
 from model_zoo import verify
@@ -50,14 +51,14 @@ def test_a_sound_one_has_no_warnings(look):
 
 
 def test_an_untrained_one(look):
-    card = look(build(ARCH, seed=5).state_dict())
+    card = look(initial(ARCH, 5))
     assert card["batchnorm"].startswith("UNTRAINED")
     assert any("hardly trained" in line for line in card["warnings"])
     assert any("statistics are those of a fresh network" in line for line in card["warnings"])
 
 
 def test_folded_statistics_are_not_called_a_fresh_networks_alone(look):
-    state = build(ARCH, seed=5).state_dict()
+    state = initial(ARCH, 5)
     state["bn1.weight"] *= 1.5
     assert "folded" in look(state)["batchnorm"]
 

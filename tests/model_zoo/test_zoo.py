@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from backbones import initial
 
 from backbench.errors import BackbenchError, CheckpointError, ConfigError
 from backbench.files import hashes
@@ -16,7 +17,6 @@ from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.entries import Entry
 from model_zoo.fetch import pins
 from model_zoo.load import load
-from model_zoo.resnet import build
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCH = Architecture(name="resnet18", width=0.25, stride_in_1x1=False, pool_padding="end")
@@ -31,7 +31,7 @@ def make(name="some_r18", **fields):
 @pytest.fixture
 def zoo(tmp_path, monkeypatch):
     """Create a zoo of two entries; one has a local file."""
-    state = build(ARCH, seed=3).state_dict()
+    state = initial(ARCH, 3)
     folder = tmp_path / "mine"
     folder.mkdir()
     torch.save({"state_dict": {f"module.encoder_q.{k}": t for k, t in state.items()}}, folder / "some_r18.pth")
@@ -57,7 +57,7 @@ def test_what_a_layout_states_stands_where_the_entry_says_nothing(tmp_path, monk
     from model_zoo.formats import simclr_tensorflow
 
     name = Architecture(name="resnet18")
-    torch.save(simclr_tensorflow.example(build(name, seed=3).state_dict(), name), tmp_path / "some_r18.pth")
+    torch.save(simclr_tensorflow.example(initial(name, 3), name), tmp_path / "some_r18.pth")
     monkeypatch.setenv("BACKBENCH_ZOO", str(tmp_path))
     monkeypatch.setenv("BACKBENCH_CACHE", str(tmp_path / "cache"))
 

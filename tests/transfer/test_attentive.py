@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from backbones import tiny
 from torch import nn
 
 from backbench.config import build
@@ -12,7 +13,6 @@ from backbench.data.catalogue import DataPlaces, load
 from benchmarks import plan
 from model_zoo import load as zoo
 from model_zoo.architecture import Architecture, InputSpec
-from model_zoo.backbone import Backbone
 from model_zoo.external import ExternalArchitecture, of_network
 from model_zoo.resnet import build as build_trunk
 from transfer import supervised, tasks
@@ -223,7 +223,7 @@ def test_a_network_without_tokens_is_refused():
         backbone, config_of()
     )
     arch = Architecture(name="resnet18", width=0.25)
-    ours = Backbone("tiny", arch, build_trunk(arch, seed=0).state_dict(), InputSpec(size=32), "test", "backbench")
+    ours = tiny(arch)
     assert attentive.unfit(ours, config_of()) is None
     assert "128 channels do not divide into attention heads of 48" in attentive.unfit(ours, config_of(head_width=48))
 
@@ -235,7 +235,7 @@ def test_a_network_without_tokens_is_refused():
 def measure(image_folder, tmp_path):
     """Measure a tiny network on 24 images; returns the numbers and the context."""
     arch = Architecture(name="resnet18", width=0.25)
-    backbone = Backbone("tiny", arch, build_trunk(arch, seed=0).state_dict(), InputSpec(size=64), "test", "backbench")
+    backbone = tiny(arch, size=64)
     places = DataPlaces(None, {"imagenet": image_folder})
     splits = {role: load("imagenet", role, places) for role in ("train", "test")}
 

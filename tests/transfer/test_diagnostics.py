@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from backbones import tiny
 
 from backbench.config import build
 from backbench.data import catalogue
@@ -16,9 +17,8 @@ from backbench.spectra import Undefined, lidar
 from benchmarks import plan
 from benchmarks.records.reading import impossible
 from benchmarks.records.schema import MetricRecord
-from model_zoo.architecture import Architecture, InputSpec
+from model_zoo.architecture import Architecture
 from model_zoo.backbone import Backbone
-from model_zoo.resnet import build as build_trunk
 from transfer import features, view_features
 from transfer.augment import SeededViews
 from transfer.protocol import RunContext
@@ -30,7 +30,7 @@ ANY = {"data": {"name": "imagenet", "expect": "any"}, "lidar_views": 3}
 @pytest.fixture(scope="module")
 def backbone():
     arch = Architecture(name="resnet18", width=0.25)
-    return Backbone("tiny", arch, build_trunk(arch, seed=0).state_dict(), InputSpec(size=32), "test", "backbench")
+    return tiny(arch)
 
 
 @pytest.fixture

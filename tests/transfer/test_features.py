@@ -10,6 +10,7 @@ import PIL
 import pytest
 import torch
 import torchvision
+from backbones import initial
 from PIL import Image
 from torch import nn
 from torchvision import transforms
@@ -33,7 +34,7 @@ pytest_plugins = ["feature_runs"]
 
 def make_backbone(seed=0, width=0.25, **spec):
     arch = Architecture(name="resnet18", width=width)
-    state = {key: tensor.clone() for key, tensor in build(arch, seed=seed).state_dict().items()}
+    state = initial(arch, seed)
     generator = torch.Generator().manual_seed(seed)
     for key, tensor in state.items():  # statistics that tell eval mode from train mode
         if key.endswith("running_mean"):

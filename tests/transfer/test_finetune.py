@@ -7,13 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from backbones import tiny
 from torch import nn
 
 from backbench.config import build
 from backbench.data.catalogue import DataPlaces, load
-from model_zoo.architecture import Architecture, InputSpec
-from model_zoo.backbone import Backbone
-from model_zoo.resnet import build as build_trunk
+from model_zoo.architecture import Architecture
 from transfer import tasks
 from transfer.heads import Heads
 from transfer.protocol import RunContext
@@ -87,7 +86,7 @@ def test_the_grid_is_the_sources():
 def measure(image_folder, tmp_path):
     """Fine-tune a tiny network on 24 images."""
     arch = Architecture(name="resnet18", width=0.25)
-    backbone = Backbone("tiny", arch, build_trunk(arch, seed=0).state_dict(), InputSpec(size=32), "test", "backbench")
+    backbone = tiny(arch)
     places = DataPlaces(None, {"imagenet": image_folder})
     splits = {role: load("imagenet", role, places) for role in ("train", "test")}
 

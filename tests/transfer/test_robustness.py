@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from backbones import tiny
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -18,9 +19,7 @@ from benchmarks import plan, run_all
 from benchmarks.records import store
 from benchmarks.report.paired import interval
 from benchmarks.report.scores import Scores
-from model_zoo.architecture import Architecture, InputSpec
-from model_zoo.backbone import Backbone
-from model_zoo.resnet import build as build_trunk
+from model_zoo.architecture import Architecture
 from transfer.features import extract
 from transfer.protocol import RunContext
 from transfer.tasks import linear_probe, robustness
@@ -64,7 +63,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def backbone():
     arch = Architecture(name="resnet18", width=0.25)
-    return Backbone("tiny", arch, build_trunk(arch, seed=0).state_dict(), InputSpec(size=32), "test", "backbench")
+    return tiny(arch)
 
 
 @pytest.fixture
@@ -228,7 +227,7 @@ def test_the_temperature_never_sees_a_reported_image(measure, root, tmp_path):
         Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(file, "JPEG")
     places = {"imagenet": there / "imagenet", "imagenet_a": there / "imagenet_a"}
     arch = Architecture(name="resnet18", width=0.25)
-    same = Backbone("tiny", arch, build_trunk(arch, seed=0).state_dict(), InputSpec(size=32), "test", "backbench")
+    same = tiny(arch)
     again = backbench.measure(same, "imagenet_robustness", data=places, expect="any", workers=0, sets=["a"], **FIELDS)
     assert again.task.tuned == first and first["temperature_on"] == "18 images held out of train"
 

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from backbones import tiny
 from torch import nn
 
 from backbench.config import build
 from backbench.data.splits import ImageSplit, Subset
 from backbench.errors import ConfigError
 from model_zoo.architecture import Architecture, InputSpec
-from model_zoo.backbone import Backbone
-from model_zoo.resnet import build as build_trunk
 from transfer import supervised, tasks
 from transfer.heads import Classifier, Heads, items_of
 from transfer.protocol import RunContext
@@ -574,8 +573,8 @@ def test_a_resume_file_belongs_to_one_training(tmp_path):
     rows = Subset(source := _Named(10), np.arange(10))
     split = ImageSplit("made", "train", rows, np.arange(10) % 2, ("a", "b"))
     arch = Architecture(name="resnet18", width=0.25)
-    backbone = Backbone("tiny", arch, build_trunk(arch, seed=0).state_dict(), InputSpec(size=32), "test", "backbench")
-    other = Backbone("tiny", arch, build_trunk(arch, seed=1).state_dict(), InputSpec(size=32), "test", "backbench")
+    backbone = tiny(arch)
+    other = tiny(arch, seed=1)
     ctx = RunContext(splits={"train": split}, seed=0, device=CPU, cache=tmp_path)
     config = linear_probe.Config()
     file = ctx.resume_file(backbone, config, 1)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import warm
+from backbones import initial, tiny
 from PIL import Image
 from torch import nn
 
@@ -21,7 +22,6 @@ from backbench.data.catalogue import DataPlaces, load
 from backbench.data.splits import ImageSplit, Subset
 from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone, save
-from model_zoo.resnet import build as build_trunk
 from transfer import features, supervised
 from transfer.heads import Classifier, Heads
 from transfer.protocol import RunContext
@@ -95,7 +95,7 @@ def train_killed(folder: Path) -> dict[str, torch.Tensor]:
 
 def backbone() -> Backbone:
     arch = Architecture(name="resnet18", width=0.25)
-    return Backbone("tiny", arch, build_trunk(arch, seed=0).state_dict(), InputSpec(size=32), "test", "backbench")
+    return tiny(arch)
 
 
 class _Counting:
@@ -278,7 +278,7 @@ def test_a_protocol_in_two_processes_gives_the_numbers_of_one(two_ranks, one_pro
 )
 @pytest.mark.sample(1)
 def test_a_job_of_two_processes_writes_one_record(folder, tmp_path, cell, fields):
-    state = build_trunk(Architecture(name="resnet18", width=0.25), seed=0).state_dict()
+    state = initial(Architecture(name="resnet18", width=0.25))
     save(tmp_path / "tiny.pth", state, Architecture(name="resnet18", width=0.25), InputSpec(size=32))
     more = ["--ckpt", "tiny.pth", "--cell", cell, "--data", f"imagenet={folder / 'images'}", "--workers", "0"]
     more += ["data.expect=any", *fields]

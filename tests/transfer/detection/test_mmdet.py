@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import warm
+from backbones import initial
 from PIL import Image
 
 from backbench import distributed
@@ -27,7 +28,6 @@ from model_zoo.architecture import Architecture, InputSpec
 from model_zoo.backbone import Backbone
 from model_zoo.export import ExportError
 from model_zoo.reading import load_torch
-from model_zoo.resnet import build as build_trunk
 from transfer.detection.adapt import mmengine_warnings
 from transfer.detection.annotations import native_data
 from transfer.detection.annotations import pixels as reading
@@ -55,7 +55,7 @@ def _ready():
 
 def backbone(name: str = "resnet18", seed: int = 0, **arch) -> Backbone:
     architecture = Architecture(name=name, **arch)
-    return Backbone("random", architecture, build_trunk(architecture, seed).state_dict(), InputSpec(), "", "random")
+    return Backbone("random", architecture, initial(architecture, seed), InputSpec(), "", "random")
 
 
 def course(head: str, **fields) -> DetectionSpec:
