@@ -137,8 +137,9 @@ def pretraining_plot(metrics: Path) -> str | None:
             axes.set_title(title, fontsize=8)
             axes.set_xlabel("epoch", fontsize=8)
             axes.tick_params(labelsize=7)
-            if len(names) > 1:
-                axes.legend(fontsize=7)
+            if len(names) > 1:  # below: the first values of a loss fill the panel's corners
+                where: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.22), "ncols": len(names)}
+                axes.legend(fontsize=7, handlelength=1.2, columnspacing=1.0, **where)
         figure.tight_layout()
         return svg(figure, "curves of a pretraining by epoch")
 
