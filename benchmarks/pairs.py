@@ -41,6 +41,11 @@ def names() -> list[str]:
     return sorted({*own, *(_pairs().keys() - _standing_for(own).keys())})
 
 
+def exists(name: str) -> bool:
+    """Return whether a name, as `called` returns it, is a cell's."""
+    return name in files().found or name in _pairs()
+
+
 def called(name: str) -> str:
     """Return the cell file's name for a pair (`voc07_svm` for `voc_svm`), or the name itself."""
     own = files().found

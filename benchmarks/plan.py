@@ -66,8 +66,8 @@ def cell_names() -> list[str]:
 
 def is_cell(name: str) -> bool:
     """Return whether a name is a cell's, with or without an engine at its end, or a pair that a cell file states."""
-    known, (base, engine) = cell_names(), base_and_engine(name)
-    return any(pairs.called(n) in known for n in ((name, base) if engine else (name,)))
+    base, engine = base_and_engine(name)
+    return any(pairs.exists(pairs.called(n)) for n in ((name, base) if engine else (name,)))
 
 
 def suites() -> plugins.Parts[Suite]:
@@ -96,12 +96,11 @@ def load_cell(name: str, overrides: Sequence[str] = (), profile: Profile = "full
         ConfigError: the cell, task, preset or field is unknown (with the nearest name), or a value is out of range.
     """
     base, engine = pairs.called(name), None
-    if base not in cell_names():
-        known = cell_names()
+    if not pairs.exists(base):
         base, engine = base_and_engine(name)
         base = pairs.called(base)
-        if base not in known or engine is None:
-            raise ConfigError(pairs.why_not(name) or f"unknown cell '{printable(name)}'{nearest(name, known)}")
+        if engine is None or not pairs.exists(base):
+            raise ConfigError(pairs.why_not(name) or f"unknown cell '{printable(name)}'{nearest(name, cell_names())}")
     values = pairs.fields(base)
     task_name = values.pop("task", None)
     if not isinstance(task_name, str):

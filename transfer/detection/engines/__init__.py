@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import importlib.metadata
 import importlib.util
 import pkgutil
+from collections.abc import Iterable
 from typing import Protocol, cast
 
 from backbench.errors import ConfigError, nearest
@@ -30,6 +33,15 @@ def absent(modules: tuple[str, ...]) -> str | None:
     """Return why an engine that needs these modules cannot be used, or None."""
     lacking = [name for name in modules if importlib.util.find_spec(name) is None]
     return f"{', '.join(lacking)} not installed: python -m transfer.detection install" if lacking else None
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the installed packages' versions, by name. Reads these alone: the metadata of all take a third of a second."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def names() -> list[str]:

@@ -31,7 +31,7 @@ from model_zoo.export import mmdet as exporter
 from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume, notices, text_models
 from transfer.detection.annotations import native_data
 from transfer.detection.annotations.split import BITMAPS, Detections, DetectionSplit, mask_format, trainable
-from transfer.detection.engines import absent
+from transfer.detection.engines import absent, versions
 from transfer.detection.engines.mmdet.protocol import configuration, test_pipeline
 from transfer.detection.job import Job
 from transfer.detection.spec import DetectionSpec
@@ -67,12 +67,9 @@ def missing() -> str | None:
 
 def version() -> str:
     """Return the versions of the three packages and of the NMS and ROIAlign they call."""
-    from importlib.metadata import distributions
-
-    there = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
-    names = ("mmdet", "mmcv", "mmcv-lite", "mmengine")
-    operators = "compiled" if compiled() else f"torchvision {there['torchvision']}"
-    return ", ".join([*(f"{name} {there[name]}" for name in names if name in there), f"operators {operators}"])
+    there = versions(("mmdet", "mmcv", "mmcv-lite", "mmengine"))
+    operators = "compiled" if compiled() else f"torchvision {versions(['torchvision'])['torchvision']}"
+    return ", ".join([*(f"{name} {version}" for name, version in there.items()), f"operators {operators}"])
 
 
 def compiled() -> bool:

@@ -28,7 +28,7 @@ from model_zoo.backbone import Backbone
 from model_zoo.export import FEATURE_TOLERANCE, ExportError, check_state, feature_difference, in_rgb
 from model_zoo.export import mmdet as exporter
 from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume, notices, text_models
-from transfer.detection.engines import absent
+from transfer.detection.engines import absent, versions
 from transfer.detection.job import Job
 from transfer.detection.training import checkpoints, course, mmengine_course
 from transfer.detection.training.course import Course
@@ -64,11 +64,8 @@ def missing() -> str | None:
 
 def version() -> str:
     """Return the versions of the three packages. FCN and UPerNet call none of mmcv's compiled operators."""
-    from importlib.metadata import distributions
-
-    there = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
-    names = {"mmsegmentation": "mmseg", "mmcv": "mmcv", "mmcv-lite": "mmcv-lite", "mmengine": "mmengine"}
-    return ", ".join(f"{short} {there[name]}" for name, short in names.items() if name in there)
+    there = versions(("mmsegmentation", "mmcv", "mmcv-lite", "mmengine"))
+    return ", ".join(f"{'mmseg' if name == 'mmsegmentation' else name} {version}" for name, version in there.items())
 
 
 def compiled() -> bool:
