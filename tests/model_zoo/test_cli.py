@@ -51,14 +51,14 @@ def test_verify_says_what_the_file_is(moco, capsys):
 
 def test_verify_sees_trained_statistics(tmp_path, capsys):
     arch = Architecture(name="resnet18", width=0.25)
-    state = initial(arch)
+    state = build(arch, seed=0).state_dict()
     state["bn1.running_mean"] += 0.5
     state["layer4.1.conv1.weight"] *= 3
     save(tmp_path / "model.pth", state, arch, InputSpec(size=32))
     main(["verify", str(tmp_path / "model.pth"), "--json"])
     card = json.loads(capsys.readouterr().out)
     assert "UNTRAINED" not in card["batchnorm"]
-    assert "2.99 times" in card["batchnorm"]
+    assert "3.00 times" in card["batchnorm"]
     assert card["notes"] == ["none"]
 
 
