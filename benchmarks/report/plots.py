@@ -138,8 +138,10 @@ def pretraining_plot(metrics: Path) -> str | None:
             axes.set_xlabel("epoch", fontsize=8)
             axes.tick_params(labelsize=7)
             if len(names) > 1:  # below: the first values of a loss fill the panel's corners
-                where: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.22), "ncols": len(names)}
-                axes.legend(fontsize=7, handlelength=1.2, columnspacing=1.0, **where)
+                axes.legend(
+                    loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=len(names), fontsize=7,
+                    handlelength=1.2, columnspacing=1.0,
+                )  # fmt: skip
         figure.tight_layout()
         return svg(figure, "curves of a pretraining by epoch")
 

@@ -23,7 +23,8 @@ def _drawn(arch, seed):
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
         state = Trunk(arch).state_dict()
-    for name, shape in ((name, tensor.shape) for name, tensor in state.items()):
+    for name, tensor in state.items():
+        shape = tensor.shape
         if name.endswith("num_batches_tracked"):
             state[name] = torch.tensor(0)
         elif len(shape) > 1:

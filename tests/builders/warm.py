@@ -244,10 +244,7 @@ def _request(worker: socket.socket) -> tuple[dict[str, object], list[int]] | Non
     head, files, _, _ = socket.recv_fds(worker, _LENGTH.size, 4)
     if not head:
         return None
-    data = b""
-    while len(data) < _LENGTH.unpack(head)[0]:
-        data += worker.recv(_LENGTH.unpack(head)[0] - len(data))
-    return json.loads(data), files
+    return json.loads(_read(worker.fileno(), _LENGTH.unpack(head)[0])), files
 
 
 def _tell(children: dict[int, int]) -> None:

@@ -1,7 +1,7 @@
 """Import MMDetection and MMSegmentation without Hugging Face's transformers, which only their text models use.
 
-Both import it with themselves where it is installed: a third of their start. Each takes it for absent when the import
-fails. Remove this when they import it where they use it.
+Where it is installed, importing either of them imports it, which is a third of their start. They take it for absent when
+the import fails. Remove this when they import it where they use it.
 """
 
 from __future__ import annotations

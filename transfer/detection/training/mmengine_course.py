@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.util
 import io
 import pprint
 from collections.abc import Callable, Iterator
@@ -12,7 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from backbench.errors import BackbenchError
-from transfer.detection.adapt import mmengine_warnings
+from transfer.detection.adapt import (
+    detectron2_v06,
+    mmcv_lite,
+    mmengine_resume,
+    mmengine_warnings,
+    notices,
+    text_models,
+)
 from transfer.detection.training.course import Course
 
 
@@ -32,6 +41,20 @@ class Schedules(list[Any]):
         """Load the list of states."""
         for scheduler, state in zip(self, states, strict=True):
             scheduler.load_state_dict(state)
+
+
+def prepare(parts: str, scope: str) -> None:
+    """Apply the adaptations, import the module that registers missing parts, and make the scope's registries the default."""
+    notices.apply()
+    if importlib.util.find_spec("detectron2") is not None:
+        detectron2_v06.apply()  # an installed mmdet imports it, and mmseg imports an installed mmdet
+    mmcv_lite.apply()
+    mmengine_resume.apply()
+    with text_models.left_out():
+        from mmengine.registry import init_default_scope
+
+        importlib.import_module(parts)
+    init_default_scope(scope)
 
 
 def built(cfg: Any, models: Any) -> nn.Module:

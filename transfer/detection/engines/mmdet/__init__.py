@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
+import importlib.metadata
 import io
 from collections.abc import Iterator
 from typing import Any
@@ -28,7 +28,7 @@ from backbench.progress import track
 from model_zoo.backbone import Backbone
 from model_zoo.export import FEATURE_TOLERANCE, ExportError, feature_difference
 from model_zoo.export import mmdet as exporter
-from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume, notices, text_models
+from transfer.detection.adapt import mmcv_lite
 from transfer.detection.annotations import native_data
 from transfer.detection.annotations.split import BITMAPS, Detections, DetectionSplit, mask_format, trainable
 from transfer.detection.engines import absent, versions
@@ -47,17 +47,7 @@ PACKAGES = ("mmengine", "mmcv", "mmdet", "addict", "yapf", "terminaltables", "sh
 
 def prepare() -> None:
     """Apply the adaptations, register missing parts and make MMDetection's registries the default scope."""
-    notices.apply()
-    if importlib.util.find_spec("detectron2") is not None:
-        detectron2_v06.apply()  # mmdet imports an installed Detectron2
-    mmcv_lite.apply()
-    mmengine_resume.apply()
-    with text_models.left_out():
-        from mmengine.registry import init_default_scope
-
-        import transfer.detection.engines.mmdet.parts  # noqa: F401 (registers)
-
-    init_default_scope("mmdet")
+    mmengine_course.prepare("transfer.detection.engines.mmdet.parts", "mmdet")
 
 
 def missing() -> str | None:
@@ -68,8 +58,8 @@ def missing() -> str | None:
 def version() -> str:
     """Return the versions of the three packages and of the NMS and ROIAlign they call."""
     there = versions(("mmdet", "mmcv", "mmcv-lite", "mmengine"))
-    operators = "compiled" if compiled() else f"torchvision {versions(['torchvision'])['torchvision']}"
-    return ", ".join([*(f"{name} {version}" for name, version in there.items()), f"operators {operators}"])
+    operators = "compiled" if compiled() else f"torchvision {importlib.metadata.version('torchvision')}"
+    return ", ".join([*(f"{name} {number}" for name, number in there.items()), f"operators {operators}"])
 
 
 def compiled() -> bool:

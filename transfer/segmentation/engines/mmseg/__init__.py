@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -27,7 +26,7 @@ from backbench.progress import track
 from model_zoo.backbone import Backbone
 from model_zoo.export import FEATURE_TOLERANCE, ExportError, check_state, feature_difference, in_rgb
 from model_zoo.export import mmdet as exporter
-from transfer.detection.adapt import detectron2_v06, mmcv_lite, mmengine_resume, notices, text_models
+from transfer.detection.adapt import mmcv_lite
 from transfer.detection.engines import absent, versions
 from transfer.detection.job import Job
 from transfer.detection.training import checkpoints, course, mmengine_course
@@ -44,17 +43,7 @@ PACKAGES = ("mmengine", "mmcv", "mmseg", "addict", "yapf", "termcolor", "ftfy", 
 
 def prepare() -> None:
     """Apply the adaptations, register missing parts and make MMSegmentation's registries the default scope."""
-    notices.apply()
-    if importlib.util.find_spec("detectron2") is not None:
-        detectron2_v06.apply()  # mmseg imports an installed mmdet, which imports an installed Detectron2
-    mmcv_lite.apply()
-    mmengine_resume.apply()
-    with text_models.left_out():
-        from mmengine.registry import init_default_scope
-
-        import transfer.segmentation.engines.mmseg.parts  # noqa: F401 (registers)
-
-    init_default_scope("mmseg")
+    mmengine_course.prepare("transfer.segmentation.engines.mmseg.parts", "mmseg")
 
 
 def missing() -> str | None:
@@ -65,7 +54,7 @@ def missing() -> str | None:
 def version() -> str:
     """Return the versions of the three packages. FCN and UPerNet call none of mmcv's compiled operators."""
     there = versions(("mmsegmentation", "mmcv", "mmcv-lite", "mmengine"))
-    return ", ".join(f"{'mmseg' if name == 'mmsegmentation' else name} {version}" for name, version in there.items())
+    return ", ".join(f"{'mmseg' if name == 'mmsegmentation' else name} {number}" for name, number in there.items())
 
 
 def compiled() -> bool:
